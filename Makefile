@@ -1,0 +1,61 @@
+# Everything runs in .venv, which `make setup` fills with the versions of constraints.txt.
+PYTHON ?= python3
+SOAK_ROUNDS ?= 10
+
+venv := .venv
+bin := $(venv)/bin
+installed := $(venv)/.installed
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test lint bench soak docs clean
+
+help:  ## Show this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1 \t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup: $(installed)  ## Install everything into .venv; does nothing when nothing changed
+
+$(installed): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo "Python 3.10 or newer is needed; name one: make setup PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || $(MAKE) --no-print-directory debian-venv
+	@$(bin)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(venv)
+	@echo "installing into $(venv): a minute or two, more where torch comes with CUDA"
+	$(bin)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@
+
+# Debian ships Python without the part that makes virtual environments.
+.PHONY: debian-venv
+debian-venv:
+	@command -v apt-get >/dev/null && test "$$(id -u)" = 0 \
+		|| { echo "$(PYTHON) cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	apt-get update -qq
+	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-venv
+
+demo: setup  ## Preempt a real fine-tuning, resume it, compare it with one that was left alone
+	$(bin)/python examples/demo.py
+
+test: setup lint  ## Lint, then all tests but those marked gpu or soak
+	$(bin)/python -m pytest
+
+lint: setup  ## Format, lint, types, layers
+	$(bin)/ruff format --check .
+	$(bin)/ruff check .
+	$(bin)/mypy
+	$(bin)/lint-imports
+
+bench: setup  ## What a save costs the training loop
+	$(bin)/python benchmarks/stall.py
+
+soak: setup  ## The tests with real processes, SOAK_ROUNDS times; stops at the first failure
+	@for round in $$(seq $(SOAK_ROUNDS)); do \
+		echo "round $$round of $(SOAK_ROUNDS)"; \
+		$(bin)/python -m pytest -m 'not gpu' tests/multiprocess tests/drills || exit 1; \
+	done
+
+docs: setup  ## Build docs/ into site/; a broken link is an error
+	$(bin)/mkdocs build --strict
+
+clean:  ## Remove .venv and everything that was built
+	rm -rf $(venv) build dist site demo-output .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

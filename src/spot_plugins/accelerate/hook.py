@@ -1,0 +1,332 @@
+"""The hook itself: it translates what a training loop says into calls of the session and decides nothing."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from accelerate import Accelerator
+
+from ..config import from_environment
+from ..data import end_shielded_workers
+from ..errors import ConfigError, Preempted
+from ..events import Hook
+from ..saving import Part
+from ..session import SpotSession
+from ..state import RngPart
+from .position import PositionPart, StreamsPart
+from .prepared import NamedPart, check_supported, num_prepared, prepared_parts
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """How far the training is."""
+
+    step: int
+    """Optimizer steps done, over all process lives of the run."""
+
+    epoch: int
+    """The epoch that is trained, or comes next; counted from 0."""
+
+    batches: int
+    """Batches of this epoch that this rank has trained on."""
+
+    resumed: bool
+    """Whether this process went on from a checkpoint."""
+
+
+class SpotHook:
+    """
+    Save on steps or seconds, leave safely when the machine is taken, and go on where the loop was.
+
+    A loop with everything in it::
+
+        with SpotHook(accelerator, "s3://bucket/run-7", every_steps=100) as spot:
+            model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
+            progress = spot.resume()
+            for epoch in spot.epochs(num_epochs):
+                for batch in spot.batches(loader):
+                    with accelerator.accumulate(model):
+                        ...
+                    spot.after_step()
+                with spot.pause():
+                    for batch in validation_loader:
+                        spot.check()
+                        ...
+
+    After a SIGTERM the state is saved and stored, and :exc:`~spot_plugins.errors.Preempted` (exit code 143) leaves
+    the block. Leaving the block at its end saves the end of the training and waits until it is stored.
+
+    A step is what Accelerate calls one: :meth:`after_step` counts where ``accelerator.sync_gradients``, also when
+    an overflow made the scaler leave out the update. Nothing is saved within gradient accumulation.
+
+    A resumed program runs its loop again from the head of the epoch, but with what is left of the batches. So what
+    stands behind :meth:`after_step` in the body is not repeated for the saved step; what stands behind the last
+    batch of an epoch is, in a resume from there. The same samples in the same order come from any loader, but
+    random numbers drawn *within* a data set are the same only with :func:`spot_plugins.data.elastic_loader`.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        url: str | None = None,
+        *,
+        every_steps: int | None = None,
+        every_seconds: float | None = None,
+        grace_seconds: float | None = None,
+        keep_last: int | None = None,
+        keep_every: int | None = None,
+        local_dir: str | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        hooks: Sequence[Hook] = (),
+    ) -> None:
+        """
+        Check the settings, and that the store can be used. Every rank calls this.
+
+        *accelerator* is the one that will prepare model, optimizer, scheduler and loaders. *hooks* are called with
+        every :data:`~spot_plugins.events.Event` of this rank. See :class:`~spot_plugins.config.SpotConfig` for the
+        settings; ``SPOT_*`` variables fill in missing ones.
+
+        Raises:
+            ConfigError: A setting is missing or cannot work.
+        """
+        check_supported(accelerator)
+        config = from_environment(
+            url=url,
+            every_steps=every_steps,
+            every_seconds=every_seconds,
+            grace_seconds=grace_seconds,
+            keep_last=keep_last,
+            keep_every=keep_every,
+            local_dir=local_dir,
+            storage_options=storage_options,
+        )
+        self._accelerator = accelerator
+        self._session = SpotSession(config, hooks=hooks)
+        self._registered: list[Any] = []
+        self._streams = StreamsPart()
+        self._position = PositionPart(accelerator, self._streams)
+        self._num_prepared: int | None = None  # None: not resumed yet
+        self._step = 0
+        self._resumed = False
+        self._step_is_open = False  # an optimizer has stepped and after_step() was not called
+        self._paused = False
+
+    def __enter__(self) -> SpotHook:
+        """Take SIGTERM as a notice, if this is the main thread."""
+        if threading.current_thread() is threading.main_thread():
+            self._session.watch_signals()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Save the end of the training and wait until it is stored; after an error, let go."""
+        try:
+            with _workers_end_first():
+                if exc is not None:
+                    self._session.fail(exc)
+                elif self._num_prepared is not None:
+                    self._session.finish(self._step)
+        finally:
+            self._session.close()
+
+    @property
+    def progress(self) -> Progress:
+        """How far the training is now."""
+        return Progress(
+            step=self._step,
+            epoch=self._position.epoch,
+            batches=self._position.num_batches,
+            resumed=self._resumed,
+        )
+
+    def register(self, name: str, part: Part) -> None:
+        """
+        Save and restore something of the user's own as well. Comes before :meth:`resume`.
+
+        What ``accelerator.prepare`` returned and what ``accelerator.register_for_checkpointing`` was given need
+        not be registered.
+
+        Args:
+            name: A word, the same in every process life.
+            part: An object with ``state_dict()`` and ``load_state_dict()``.
+        """
+        self._session.register(name, part)
+        self._registered.append(part)
+
+    def resume(self) -> Progress:
+        """
+        Go on from the newest committed step, if there is one. Comes behind ``prepare``, once, on every rank.
+
+        Returns:
+            How far the training is: ``Progress(step=0, epoch=0, batches=0, resumed=False)`` on a first run.
+
+        Raises:
+            ConfigError: Nothing is prepared, or something that is trained would not be saved.
+            NothingToResumeError, IncompatibleCheckpointError, StoreError, UnsafeStateError: See
+                :meth:`spot_plugins.session.SpotSession.resume`.
+        """
+        if self._num_prepared is not None:
+            raise RuntimeError("resume() was called already")
+        parts = [
+            *prepared_parts(self._accelerator, self._registered),
+            NamedPart("position", self._position),
+            NamedPart("rng", self._streams),
+        ]
+        self._position.adopt_loaders()
+        for named in parts:
+            self._session.register(named.name, named.part, replicated=named.replicated)
+        for optimizer in self._accelerator._optimizers:
+            optimizer.optimizer.register_step_post_hook(self._on_optimizer_step)
+        step = self._session.resume()
+        self._step = step or 0
+        self._resumed = step is not None
+        self._num_prepared = num_prepared(self._accelerator)
+        return self.progress
+
+    def epochs(self, num_epochs: int) -> Iterator[int]:
+        """
+        Yield the epochs that are not done yet, counted from 0.
+
+        The one in which the saved step lies comes again, also when all of its batches are done: the program's own
+        code behind them may not be.
+        """
+        self._check_resumed()
+        for epoch in range(self._position.epoch, num_epochs):
+            self._position.enter_epoch(epoch)
+            yield epoch
+        self._position.enter_epoch(max(self._position.epoch, num_epochs))
+
+    def batches(self, loader: Any) -> Iterator[Any]:
+        """
+        Yield the batches of *loader* in the present epoch, on a resume behind the last one trained on.
+
+        Where the loop is left early by ``break``, decide that from :attr:`progress` at the head of the body: a
+        counter of the program's own begins at 0 again.
+
+        Args:
+            loader: What ``accelerator.prepare`` returned. Of several loaders each has its own place; each may be
+                gone through once per epoch.
+
+        Raises:
+            ConfigError: *loader* is not prepared, or something was prepared too late to be restored.
+            RuntimeError: The calls are out of order.
+        """
+        self._check_resumed()
+        num_late = num_prepared(self._accelerator) - (self._num_prepared or 0)
+        if num_late > 0:
+            raise ConfigError(
+                f"{num_late} models, optimizers or schedulers were prepared after spot.resume(), so they are neither "
+                f"restored nor saved. Prepare everything before"
+            )
+        return self._position.batches(loader)
+
+    def after_step(self) -> None:
+        """
+        Say that a batch is trained on: behind ``optimizer.step()``, ``scheduler.step()`` and all that belongs to it.
+
+        Under gradient accumulation call it for every batch; it does nothing until the gradients are applied.
+
+        Raises:
+            Preempted: After a notice, once all is safe or the time is up.
+            UnsafeStateError: Some state has no pickle-free form.
+        """
+        self._check_resumed()
+        if not self._accelerator.sync_gradients:
+            return
+        self._step_is_open = False
+        self._step += 1
+        self._position.mark_step()
+        if self._step == 1 and not self._position.used and self._accelerator._dataloaders:
+            warnings.warn(
+                "no batch came from spot.batches(loader), so the place in the data is not saved: a resumed run would "
+                "train on the first samples again. Write `for batch in spot.batches(loader)`",
+                stacklevel=2,
+            )
+        with _workers_end_first():
+            self._session.after_step(self._step)
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """
+        Stand still behind a step, for example to validate, and be able to leave from within at :meth:`check`.
+
+        Enter it right behind :meth:`after_step`, behind the last batch of an epoch, or at the head of the loop's
+        body. The state is staged first, so that a notice has nothing left to copy. Random numbers that are drawn
+        within come from a copy of the streams, also those that making an iterator draws: the training goes on the
+        same whether the pause was completed or not.
+
+        After leaving from a pause behind an epoch's last batch, or at the head of the body, the resumed program
+        comes by again and repeats it. A pause that follows :meth:`after_step` in the body is not repeated; if the
+        training depends on what it finds out, write it at the head of the body.
+
+        Raises:
+            Preempted: As :meth:`after_step`; at the end, if there was a notice.
+        """
+        self._check_resumed()
+        streams = RngPart()
+        state = streams.state_dict()
+        self._enter_pause()
+        try:
+            yield
+        except Exception:
+            self._exit_pause()  # the program may catch it and train on
+            raise
+        finally:
+            streams.load_state_dict(state)
+        self._exit_pause()
+
+    def check(self) -> None:
+        """
+        Within :meth:`pause`, as often as convenient: leave if there is a notice. Elsewhere it does nothing.
+
+        Raises:
+            Preempted: As :meth:`after_step`.
+        """
+        if self._paused:
+            with _workers_end_first():
+                self._session.in_pause()
+
+    def _enter_pause(self) -> None:
+        if self._step_is_open or not self._accelerator.sync_gradients:
+            warnings.warn(
+                "pause() in the middle of a step: the state cannot be saved here, so a notice has to wait for the next "
+                "after_step(). Enter it behind after_step(), where accelerator.sync_gradients is True",
+                stacklevel=4,
+            )
+            return
+        self._session.enter_pause(self._step)
+        self._paused = True
+
+    def _exit_pause(self) -> None:
+        if self._paused:
+            self._paused = False
+            with _workers_end_first():
+                self._session.exit_pause()
+
+    def _on_optimizer_step(self, *args: Any) -> None:
+        self._step_is_open = True
+
+    def _check_resumed(self) -> None:
+        if self._num_prepared is None:
+            raise RuntimeError("call spot.resume() first, behind accelerator.prepare()")
+
+
+@contextmanager
+def _workers_end_first() -> Iterator[None]:
+    """
+    End the workers of loaders before :exc:`Preempted` goes on to the program.
+
+    On its way it closes the iterators of the loops that it leaves, and torch would wait for each busy worker there.
+    """
+    try:
+        yield
+    except Preempted:
+        end_shielded_workers()
+        raise

@@ -1,0 +1,129 @@
+"""What an ``Accelerator`` has prepared, as parts to save. Everything private of Accelerate is in this module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Final
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
+from torch import nn
+
+from ..errors import ConfigError
+from ..saving import Part
+from ..state import ModelPart, OptimizerPart
+
+_REPLICATED: Final = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
+"""Where every rank holds the whole state."""
+
+
+@dataclass(frozen=True, slots=True)
+class NamedPart:
+    """Something to register with the session."""
+
+    name: str
+    part: Part
+    replicated: tuple[str, ...] = ()
+
+
+def check_supported(accelerator: Accelerator) -> None:
+    """Raise :exc:`ConfigError` if the state is cut into shards, which cannot be saved yet."""
+    kind = accelerator.distributed_type
+    plan = accelerator.parallelism_config
+    if kind not in _REPLICATED or (plan is not None and plan.total_size != plan.dp_replicate_size):
+        raise ConfigError(
+            f"distributed_type={kind.value} with {plan or 'no parallelism_config'} spreads the state over the ranks, "
+            f"which cannot be saved yet. Use one process or plain data parallelism (DDP); FSDP comes with the next "
+            f"release"
+        )
+
+
+def prepared_parts(accelerator: Accelerator, registered: list[Any]) -> Iterator[NamedPart]:
+    """
+    Yield a part for each model, optimizer and scheduler, in the order in which they were prepared.
+
+    Args:
+        accelerator: After ``prepare``.
+        registered: What the user registers as well.
+
+    Raises:
+        ConfigError: Nothing was prepared, or something that is trained would not be saved.
+    """
+    if not accelerator._models and not registered and not accelerator._custom_objects:
+        raise ConfigError(
+            "no model is prepared, so there is nothing to save: call accelerator.prepare(...) before spot.resume()"
+        )
+    _check_owners(accelerator, registered)
+    for index, model in enumerate(accelerator._models):
+        yield NamedPart(f"model-{index}", ModelPart(model), ModelPart.replicated)
+    for index, optimizer in enumerate(accelerator._optimizers):
+        part = OptimizerPart(optimizer, _model_of(optimizer, accelerator))
+        yield NamedPart(f"optimizer-{index}", part, OptimizerPart.replicated)
+    for index, scheduler in enumerate(accelerator._schedulers):
+        yield NamedPart(f"scheduler-{index}", scheduler)
+    for index, custom in enumerate(accelerator._custom_objects):
+        yield NamedPart(f"custom-{index}", custom)
+    if accelerator.scaler is not None:
+        yield NamedPart("scaler", accelerator.scaler)
+    yield NamedPart("accelerator", CountersPart(accelerator))
+
+
+def num_prepared(accelerator: Accelerator) -> int:
+    """Return how many objects there are whose state would have to be saved."""
+    kinds = (accelerator._models, accelerator._optimizers, accelerator._schedulers, accelerator._custom_objects)
+    return sum(len(kind) for kind in kinds)
+
+
+def prepared_loaders(accelerator: Accelerator) -> list[Any]:
+    """Return the loaders, in the order in which they were prepared."""
+    loaders: list[Any] = accelerator._dataloaders
+    return loaders
+
+
+class CountersPart:
+    """
+    What Accelerate counts: batches within gradient accumulation, and how often each loader was gone through.
+
+    The latter decides the order of a loader that shuffles, such as one for validation that nobody else tracks.
+    """
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the counters."""
+        iterations = [getattr(loader, "iteration", 0) for loader in prepared_loaders(self._accelerator)]
+        return {"step": self._accelerator.step, "iterations": iterations}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Set the counters. A loader that is new to the run keeps its own."""
+        self._accelerator.step = state["step"]
+        for loader, iteration in zip(prepared_loaders(self._accelerator), state["iterations"], strict=False):
+            loader.iteration = iteration
+
+
+def _model_of(optimizer: Any, accelerator: Accelerator) -> nn.Module:
+    """Return the model that gives names to the optimizer's parameters: the first that has one of them."""
+    trained = set(_parameters_of(optimizer))
+    for model in accelerator._models:
+        if not trained.isdisjoint(model.parameters()):
+            return model  # type: ignore[no-any-return]
+    return nn.Module()
+
+
+def _check_owners(accelerator: Accelerator, registered: list[Any]) -> None:
+    modules = [*accelerator._models, *accelerator._custom_objects, *registered]
+    saved = {parameter for module in modules if isinstance(module, nn.Module) for parameter in module.parameters()}
+    for index, optimizer in enumerate(accelerator._optimizers):
+        num_lost = sum(parameter not in saved for parameter in _parameters_of(optimizer))
+        if num_lost:
+            raise ConfigError(
+                f"optimizer {index} trains {num_lost} parameters of no prepared model, so they would not be saved. "
+                f"Pass their module to accelerator.prepare(), or to spot.register(name, module)"
+            )
+
+
+def _parameters_of(optimizer: Any) -> Iterator[nn.Parameter]:
+    for group in optimizer.param_groups:
+        yield from group["params"]

@@ -1,0 +1,13 @@
+"""
+How all ranks choose the same step to save, without a collective and without a wait in a quiet step.
+
+:class:`Solo` is the agreement of one rank with itself; :class:`Crew` that of many.
+"""
+
+from __future__ import annotations
+
+from .crew import Crew
+from .decision import Agreement, Decision, Notice
+from .solo import Solo
+
+__all__ = ["Agreement", "Crew", "Decision", "Notice", "Solo"]

@@ -1,0 +1,308 @@
+"""
+Many ranks agree over a board of notes.
+
+Each rank has a background thread that reads numbered messages. In a quiet step the training thread takes
+one uncontended lock. Whoever waits, waits only for background threads, so nobody can wait in a circle.
+
+*Planned saves.* A little before one is due rank 0 proposes a boundary ahead of all ranks; every rank
+answers ``ready``, ``busy`` (its earlier save is still being pushed) or ``late`` (it is past that
+boundary); rank 0 gives the verdict. A rank that reaches the boundary before the verdict waits for it there.
+
+*Notices.* The notified rank sends one message. On every rank the background thread answers, under the lock
+that the training thread takes at a boundary, with the next boundary that this rank will reach, or the one
+it stands at. The largest answer is the boundary at which all save and leave. A rank that comes to its own
+answer before the largest is known waits there. This answer must not depend on the training thread: one that
+waits at boundary k for another to *arrive* somewhere deadlocks, because that one may need its gradients of
+step k + 1 to get there.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Literal, cast
+
+from ..ranks import Board, BoardClosedError, Ranks
+from ..triggers import PeriodicTrigger
+from .decision import Decision, Notice
+
+logger = logging.getLogger(__name__)
+
+MIN_LEAD: Final = 2
+LEAD_S: Final = 0.05
+"""How long before a save rank 0 proposes it, in boundaries and in seconds, whichever is more: time enough for
+the answers, so that nobody waits."""
+
+MAX_LEAD_S: Final = 2.0
+"""How far that grows, by doubling, when a rank was past the proposed boundary or busy."""
+
+VERDICT_WAIT_S: Final = 10.0
+"""Longest wait at a boundary for a verdict. Only a dead rank takes that long; the job is about to fail."""
+
+CLOSE_WAIT_S: Final = 2.0
+"""Longest wait for the threads to end. Only a board that hangs takes that long."""
+
+
+@dataclass(slots=True)
+class _Planned:
+    """A proposal for a boundary that this rank has not passed."""
+
+    trigger: Literal["steps", "seconds"]
+    verdict: Literal["save", "defer"] | None = None
+
+
+class Crew:
+    """The :class:`~.decision.Agreement` of a job of many processes."""
+
+    def __init__(
+        self,
+        ranks: Ranks,
+        board: Board,
+        trigger: PeriodicTrigger,
+        ready: Callable[[], bool],
+        deferred: Callable[[int], None],
+        leave_in_pause: Callable[[], None],
+    ) -> None:
+        self._ranks = ranks
+        self._board = board
+        self._trigger = trigger
+        self._ready = ready
+        self._deferred = deferred
+        self._leave_in_pause = leave_in_pause
+        self._changed = threading.Condition()
+        self._reached = 0
+        self._paused = False
+        self._closed = False
+        self._loss = ""  # why there is no board any more
+        # By boundary: rank 0 may propose the next one when another rank has yet to come to the last one.
+        self._planned: dict[int, _Planned] = {}
+        self._notice: Notice | None = None
+        self._answer: int | None = None
+        self._leave_at: int | None = None
+        self._lead_s = LEAD_S
+        self._told_deferred = False
+        self._num_failed = 0  # proposals since the last save
+        # how fast the training goes; of the training thread alone:
+        self._stride = 1
+        self._step_s = 0.0
+        self._last: tuple[int, float] | None = None
+        self._thread = threading.Thread(target=self._follow, name="spot-agreement", daemon=True)
+        self._thread.start()
+
+    @property
+    def notice(self) -> Notice | None:
+        """See :class:`~.decision.Agreement`."""
+        return self._notice
+
+    def notify(self, notice: Notice) -> None:
+        """See :class:`~.decision.Agreement`."""
+        if self._notice is None and not self._closed:
+            left_s = notice.deadline - time.monotonic()
+            self._send({"kind": "notice", "source": notice.source, "left_s": left_s})
+        with self._changed:
+            if self._closed and self._notice is None:
+                self._notice = notice
+                self._leave_alone()
+
+    def at_boundary(self, step: int) -> Decision | None:
+        """See :class:`~.decision.Agreement`."""
+        with self._changed:
+            boundary = self._reached + 1
+            self._wait_decided(boundary)
+            self._reached = boundary
+            planned = self._planned.pop(boundary, None)
+            if self._leave_at is not None and self._leave_at <= boundary:
+                return Decision("notice")
+        if self._loss:  # not said when it happens: the end of the training takes the board away too
+            logger.error("the ranks can no longer agree, nothing will be saved from now on: %s", self._loss)
+            self._loss = ""
+        if planned is not None and planned.verdict == "save":
+            return Decision(planned.trigger)
+        if self._ranks.rank == 0:
+            if planned is not None and planned.verdict == "defer":
+                self._defer(step)
+            self._measure(step)
+            self._plan(step)
+        return None
+
+    def _wait_decided(self, boundary: int) -> None:
+        """Wait, with the lock, while it is open what happens at *boundary*."""
+        if not self._undecided(boundary):
+            return
+        wait_s = VERDICT_WAIT_S if self._notice is None else self._notice.deadline - time.monotonic()
+        if not self._changed.wait_for(lambda: not self._undecided(boundary), max(0.0, wait_s)):
+            logger.error("a rank does not answer; boundary %s is decided without it", boundary)
+            if self._notice is not None:
+                self._leave_at = boundary
+
+    def _undecided(self, boundary: int) -> bool:
+        if self._closed:
+            return False
+        planned = self._planned.get(boundary)
+        if planned is not None and planned.verdict is None:
+            return True
+        return self._answer is not None and self._answer <= boundary and self._leave_at is None
+
+    def saved(self, step: int) -> None:
+        """See :class:`~.decision.Agreement`."""
+        self._told_deferred = False
+        self._num_failed = 0
+        self._trigger.reset(step)
+        if self._ranks.rank == 0:
+            self._measure(step)
+            self._plan(step)
+
+    def _measure(self, step: int) -> None:
+        now = time.monotonic()
+        if self._last is not None and step > self._last[0]:
+            self._stride = step - self._last[0]
+            self._step_s = now - self._last[1]
+        self._last = (step, now)
+
+    def _plan(self, step: int) -> None:
+        """On rank 0, behind *step*: propose a boundary when a periodic save is near."""
+        if self._planned or self._notice is not None:
+            return
+        steps_left = self._trigger.steps_left(step)
+        if steps_left <= self._lead(self._lead_s) * self._stride:
+            ahead, trigger = math.ceil(steps_left / self._stride), "steps"
+        elif self._trigger.due(step) == "seconds":
+            ahead, trigger = self._lead(self._lead_s), "seconds"
+        else:
+            return
+        if self._num_failed:
+            ahead = max(ahead, min(MIN_LEAD * 2**self._num_failed, self._lead(MAX_LEAD_S)))
+        if not self._ready():
+            if self._trigger.due(step) is not None:
+                self._defer(step)
+            return
+        boundary = self._reached + max(1, ahead)
+        # Known to this rank at once, so that its training thread cannot run past it.
+        self._planned[boundary] = _Planned(cast("Literal['steps', 'seconds']", trigger))
+        self._send({"kind": "plan", "boundary": boundary, "trigger": trigger})
+
+    def _lead(self, seconds: float) -> int:
+        """Return how many boundaries training passes in *seconds*, but at least a few."""
+        return max(MIN_LEAD, math.ceil(seconds / self._step_s)) if self._step_s else MIN_LEAD
+
+    def _defer(self, step: int) -> None:
+        if not self._told_deferred:
+            self._told_deferred = True
+            self._deferred(step)
+
+    def enter_pause(self) -> None:
+        """See :class:`~.decision.Agreement`."""
+        with self._changed:
+            self._paused = True
+
+    def in_pause(self) -> Decision | None:
+        """See :class:`~.decision.Agreement`."""
+        with self._changed:
+            return Decision("notice") if self._leave_at == self._reached and self._notice else None
+
+    def exit_pause(self) -> Decision | None:
+        """See :class:`~.decision.Agreement`."""
+        with self._changed:
+            self._paused = False
+            # Answered while standing here? Then it is open whether all leave here: wait for the others' threads.
+            self._wait_decided(self._reached)
+        return self.in_pause()
+
+    def close(self) -> None:
+        """See :class:`~.decision.Agreement`."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        # Our own thread reads it too, and ends. The board of a machine that vanished may hold up either of the two.
+        waker = threading.Thread(target=self._send, args=({"kind": "bye"},), name="spot-bye", daemon=True)
+        waker.start()
+        deadline = time.monotonic() + CLOSE_WAIT_S
+        for thread in (self._thread, waker):
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _send(self, message: dict[str, Any]) -> None:
+        try:
+            number = self._board.take_number("messages")
+            self._board.post(f"message/{number}", {**message, "number": number, "rank": self._ranks.rank})
+        except BoardClosedError as error:
+            self._lost(error)
+
+    def _follow(self) -> None:
+        number = 0
+        try:
+            while not self._closed:
+                number += 1
+                message = cast("dict[str, Any]", self._board.read(f"message/{number}"))
+                if message["kind"] == "plan":
+                    self._on_plan(message)
+                elif message["kind"] == "notice":
+                    self._on_notice(message)
+        except BoardClosedError as error:
+            self._lost(error)
+
+    def _on_plan(self, message: dict[str, Any]) -> None:
+        number, boundary = message["number"], message["boundary"]
+        with self._changed:
+            if self._ranks.rank != 0 and boundary > self._reached:  # on rank 0 it was armed when it was proposed
+                self._planned[boundary] = _Planned(message["trigger"])
+            planned = self._planned.get(boundary)
+        answer = "late" if planned is None else "ready" if self._ready() else "busy"
+        self._board.post(f"answer/{number}/{self._ranks.rank}", answer)
+        if self._ranks.rank == 0:
+            answers = set(self._answers(number))
+            verdict = "late" if "late" in answers else "defer" if "busy" in answers else "save"
+            self._board.post(f"verdict/{number}", verdict)
+        verdict = cast("str", self._board.read(f"verdict/{number}"))
+        with self._changed:
+            self._num_failed += verdict != "save"
+            if verdict == "late":
+                self._planned.pop(boundary, None)
+                # Ranks that do not wait for each other's gradients run further ahead.
+                self._lead_s = min(2 * self._lead_s, MAX_LEAD_S)
+            else:
+                assert planned is not None, "a rank without the plan answers late"
+                planned.verdict = "save" if verdict == "save" else "defer"
+            self._changed.notify_all()
+
+    def _on_notice(self, message: dict[str, Any]) -> None:
+        with self._changed:
+            if self._notice is not None:
+                return
+            self._notice = Notice(message["source"], time.monotonic() + message["left_s"])
+            answer = self._answer = self._next_stop()
+        number = message["number"]
+        self._board.post(f"answer/{number}/{self._ranks.rank}", answer)
+        if self._ranks.rank == 0:
+            self._board.post(f"verdict/{number}", max(cast("list[int]", self._answers(number))))
+        verdict = cast("int", self._board.read(f"verdict/{number}"))
+        with self._changed:
+            self._leave_at = verdict
+            leaves_in_pause = self._paused and verdict == self._reached
+            self._changed.notify_all()
+        if leaves_in_pause:
+            self._leave_in_pause()
+
+    def _next_stop(self) -> int:
+        """The boundary that this rank comes to next, or stands at in a pause. Call with the lock held."""
+        return self._reached if self._paused else self._reached + 1
+
+    def _answers(self, number: int) -> list[Any]:
+        return [self._board.read(f"answer/{number}/{rank}") for rank in range(self._ranks.world_size)]
+
+    def _lost(self, error: BoardClosedError) -> None:
+        with self._changed:
+            if self._closed:
+                return
+            self._closed = True
+            self._loss = str(error)
+            self._leave_alone()
+            self._changed.notify_all()
+
+    def _leave_alone(self) -> None:
+        """Once there is nobody to agree with, obey a notice without the others. Call with the lock held."""
+        if self._closed and self._leave_at is None and self._notice is not None:
+            self._leave_at = self._next_stop()

@@ -1,0 +1,69 @@
+"""What an agreement answers, and the form that both kinds share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Word that the machine of at least one rank will be taken."""
+
+    source: str
+    deadline: float
+    """Monotonic time at which it is taken, as far as this rank knows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Save the step that was just done. All ranks get the same decision at the same boundary."""
+
+    trigger: Literal["steps", "seconds", "notice"]
+
+
+class Agreement(Protocol):
+    """
+    Chooses the boundaries at which all ranks save.
+
+    A *boundary* is the end of an optimizer step, counted from 1 in this process life. The training thread
+    calls :meth:`at_boundary` at each; other threads may call :meth:`notify` at any time.
+    """
+
+    def at_boundary(self, step: int) -> Decision | None:
+        """Return what to do at the end of *step*: in a quiet step None, at once."""
+        ...
+
+    def notify(self, notice: Notice) -> None:
+        """Tell all ranks of a notice. From any thread, any number of times; the first one counts."""
+        ...
+
+    def enter_pause(self) -> None:
+        """
+        The training thread stands still behind its last boundary, for example in validation.
+
+        It may be caught in a collective there, waiting for a rank that has left. So when all agree to leave
+        with the state of this boundary, an agreement of several ranks also says so from a thread of its own.
+        """
+        ...
+
+    def in_pause(self) -> Decision | None:
+        """Ask, within a pause, whether to leave with the state of the last boundary."""
+        ...
+
+    def exit_pause(self) -> Decision | None:
+        """The training thread goes on. May answer as :meth:`in_pause` does."""
+        ...
+
+    @property
+    def notice(self) -> Notice | None:
+        """The notice that all ranks know of, or None."""
+        ...
+
+    def saved(self, step: int) -> None:
+        """*step* is being saved, for whatever reason: periodic triggers count from here."""
+        ...
+
+    def close(self) -> None:
+        """Stop taking part."""
+        ...

@@ -1,0 +1,58 @@
+"""One rank: the decision is its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..triggers import PeriodicTrigger
+from .decision import Decision, Notice
+
+
+class Solo:
+    """The :class:`~.decision.Agreement` of a job of one process."""
+
+    def __init__(self, trigger: PeriodicTrigger, ready: Callable[[], bool], deferred: Callable[[int], None]) -> None:
+        self._trigger = trigger
+        self._ready = ready
+        self._deferred = deferred
+        self._told_deferred = False
+        self._notice: Notice | None = None
+
+    @property
+    def notice(self) -> Notice | None:
+        """See :class:`~.decision.Agreement`."""
+        return self._notice
+
+    def notify(self, notice: Notice) -> None:
+        """See :class:`~.decision.Agreement`."""
+        self._notice = self._notice or notice
+
+    def at_boundary(self, step: int) -> Decision | None:
+        """See :class:`~.decision.Agreement`."""
+        if self._notice is not None:
+            return Decision("notice")
+        if (due := self._trigger.due(step)) is None:
+            return None
+        if self._ready():
+            return Decision(due)
+        if not self._told_deferred:
+            self._told_deferred = True
+            self._deferred(step)
+        return None
+
+    def enter_pause(self) -> None:
+        """See :class:`~.decision.Agreement`."""
+
+    def in_pause(self) -> Decision | None:
+        """See :class:`~.decision.Agreement`."""
+        return None if self._notice is None else Decision("notice")
+
+    exit_pause = in_pause
+
+    def saved(self, step: int) -> None:
+        """See :class:`~.decision.Agreement`."""
+        self._told_deferred = False
+        self._trigger.reset(step)
+
+    def close(self) -> None:
+        """See :class:`~.decision.Agreement`."""

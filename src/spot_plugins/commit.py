@@ -1,0 +1,111 @@
+"""
+How a step becomes visible, and how a new process life fences off the old one.
+
+There is no leader and no collective: each rank puts its own manifest after its blobs. A checkpoint is
+committed when the manifests of all ranks it names exist, whoever wrote the last one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from dataclasses import dataclass
+
+from .errors import StoreError, SupersededError
+from .keys import (
+    ATTEMPTS_PREFIX,
+    STEPS_PREFIX,
+    StepId,
+    attempt_key,
+    parse_attempt_key,
+    parse_rank_manifest_key,
+    rank_manifest_key,
+)
+from .manifest import RankManifest
+from .store.base import ObjectStore
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class CommittedStep:
+    """A checkpoint that a reader may use."""
+
+    step_id: StepId
+    world_size: int
+    """How many ranks wrote it; their manifests all exist."""
+
+
+def claim_attempt(store: ObjectStore, description: bytes) -> int:
+    """
+    Claim the next attempt of the run for this process life, and return its number, counted from 1.
+
+    Call it on one rank only. Of several racing claimants each gets its own number; the highest wins,
+    and :func:`commit` refuses for all others.
+    """
+    attempt = newest_attempt(store) + 1
+    while True:
+        try:
+            if store.put_if_absent(attempt_key(attempt), description):
+                return attempt
+        except StoreError as error:
+            if error.retryable:
+                raise
+            logger.warning(
+                "this store has no put-if-absent (%s): two processes that start on one URL in the same "
+                "moment cannot be told apart",
+                error.reason,
+            )
+            store.put(attempt_key(attempt), description)
+            return attempt
+        attempt += 1
+
+
+def newest_attempt(store: ObjectStore) -> int:
+    """Return the highest attempt claimed so far, 0 if none."""
+    claimed = (parse_attempt_key(key) for key in store.keys(ATTEMPTS_PREFIX))
+    return max((attempt for attempt in claimed if attempt is not None), default=0)
+
+
+def check_newest(store: ObjectStore, attempt: int) -> None:
+    """
+    Refuse to go on if another process life has taken over.
+
+    Raises:
+        SupersededError: A newer attempt than *attempt* has been claimed.
+    """
+    if (newest := newest_attempt(store)) > attempt:
+        raise SupersededError(attempt, newest)
+
+
+def commit(manifest: RankManifest, store: ObjectStore) -> None:
+    """
+    Make this rank's part of a step visible. No rank waits for another here.
+
+    1. every rank: refuse if a newer attempt has claimed the run;
+    2. every rank: put its manifest, after all blobs that it names.
+
+    The step becomes visible with the put that makes the set of manifests complete, whichever rank does
+    it; that put is the commit point.
+
+    Raises:
+        SupersededError: A newer attempt runs; nothing was written.
+        StoreError: The put failed. That is "unknown", not "no": the step may yet be visible, and if it
+            is, it is whole.
+    """
+    check_newest(store, manifest.step_id.attempt)
+    store.put(rank_manifest_key(manifest.step_id, manifest.rank, manifest.world_size), manifest.encode())
+
+
+def committed_steps(store: ObjectStore) -> list[CommittedStep]:
+    """Return all committed checkpoints, the newest first: the higher step, then the later attempt."""
+    ranks: defaultdict[tuple[StepId, int], set[int]] = defaultdict(set)
+    for key in store.keys(STEPS_PREFIX):
+        if (found := parse_rank_manifest_key(key)) is not None:
+            ranks[found.step_id, found.world_size].add(found.rank)
+    whole = [
+        CommittedStep(step_id, world_size)
+        for (step_id, world_size), present in ranks.items()
+        if len(present) == world_size > max(present)  # no set of all ranks: a name alone may say any number
+    ]
+    return sorted(whole, key=lambda step: step.step_id, reverse=True)

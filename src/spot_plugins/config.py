@@ -1,0 +1,128 @@
+"""Settings, checked once, before anything starts."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Final
+
+from .errors import ConfigError
+
+DEFAULT_GRACE_S: Final = 30.0  # what torchrun, GCP, Azure and Kubernetes give by default
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpotConfig:
+    """What to save, when, and where to."""
+
+    url: str
+    """Where the run lives, as an fsspec URL: ``s3://bucket/run-7``, ``file:///data/run-7``. One run per URL."""
+
+    every_steps: int | None = None
+    """Save after this many optimizer steps. None: not on steps."""
+
+    every_seconds: float | None = None
+    """Save after this many seconds of rank 0's clock, whichever comes first. None: not on time."""
+
+    grace_seconds: float = DEFAULT_GRACE_S
+    """Seconds between a SIGTERM and the end of the machine."""
+
+    keep_last: int = 2
+    """Committed checkpoints to keep; the newest one is never removed."""
+
+    keep_every: int | None = None
+    """Also keep every checkpoint whose step is a multiple of this. None: no others."""
+
+    local_dir: str | None = None
+    """Directory on a fast local disk for the first copy. None: a folder in the system's temporary directory,
+    or none at all when *url* is itself a local path."""
+
+    storage_options: Mapping[str, Any] = field(default_factory=dict)
+    """Passed to the fsspec file system, for example ``{"endpoint_url": ...}``. May hold secrets: never printed."""
+
+    def __repr__(self) -> str:
+        shown = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "storage_options"}
+        shown["url"] = printable_url(self.url)
+        return f"SpotConfig({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
+
+    def __post_init__(self) -> None:
+        _require(isinstance(self.url, str), "url", self.url, "must be a string, such as 's3://bucket/run'")
+        _require(self.url != "", "url", self.url, "names no place: give one, such as s3://bucket/run")
+        _require(isinstance(self.local_dir, str | None), "local_dir", self.local_dir, "must be a string or None")
+        if self.every_steps is None and self.every_seconds is None:
+            raise ConfigError(
+                "every_steps=None and every_seconds=None: nothing would be saved before a notice, and a "
+                "machine can vanish without one. Set at least one of them"
+            )
+        if self.every_steps is not None:
+            _require_count("every_steps", self.every_steps)
+        if self.every_seconds is not None:
+            _require_seconds("every_seconds", self.every_seconds)
+        _require_seconds("grace_seconds", self.grace_seconds)
+        _require_count("keep_last", self.keep_last)
+        if self.keep_every is not None:
+            _require_count("keep_every", self.keep_every)
+
+
+def from_environment(**settings: Any) -> SpotConfig:
+    """
+    Build a :class:`SpotConfig` from *settings*, filling in what is missing from ``SPOT_*`` variables.
+
+    ``SPOT_URL``, ``SPOT_EVERY_STEPS``, ``SPOT_EVERY_SECONDS``, ``SPOT_GRACE_SECONDS``, ``SPOT_KEEP_LAST``,
+    ``SPOT_KEEP_EVERY`` and ``SPOT_LOCAL_DIR`` stand for the field of that name. A setting that is given, even
+    as a default of the caller's own, is never overridden; one that is None counts as missing.
+
+    Raises:
+        ConfigError: A variable does not parse, or a setting cannot work.
+    """
+    given = {name: value for name, value in settings.items() if value is not None}
+    for name, parse in _PARSERS.items():
+        text = os.environ.get(f"SPOT_{name.upper()}")
+        if name not in given and text:
+            try:
+                given[name] = parse(text)
+            except ValueError:
+                raise ConfigError(f"SPOT_{name.upper()}={text!r} is not {_ARTICLE[parse]}") from None
+    if "url" not in given:
+        raise ConfigError("url is missing: pass it, or set SPOT_URL, for example to s3://bucket/run-7")
+    return SpotConfig(**given)
+
+
+def printable_url(url: str) -> str:
+    """Return *url* without its user, password and query: a signed URL carries its signature there."""
+    return _SECRET_IN_URL.sub("***", url)
+
+
+_SECRET_IN_URL: Final = re.compile(r"(?<=://)[^/]*(?=@)|(?<=\?).*")
+_PARSERS: Final[dict[str, Any]] = {
+    "url": str,
+    "every_steps": int,
+    "every_seconds": float,
+    "grace_seconds": float,
+    "keep_last": int,
+    "keep_every": int,
+    "local_dir": str,
+}
+_ARTICLE: Final[dict[Any, str]] = {int: "a whole number", float: "a number", str: "a string"}
+
+
+def _require(holds: bool, name: str, value: object, remedy: str) -> None:
+    if not holds:
+        raise ConfigError(f"{name}={value!r} {remedy}")
+
+
+def _require_count(name: str, value: Any) -> None:
+    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    _require(is_whole, name, value, "must be a whole number")
+    _require(value >= 1, name, value, "must be at least 1")
+
+
+def _require_seconds(name: str, value: Any) -> None:
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    _require(is_number, name, value, "must be a number of seconds")
+    _require(value > 0, name, value, "must be above 0")
+    _require(math.isfinite(value), name, value, "must be finite")

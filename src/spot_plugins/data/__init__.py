@@ -1,0 +1,8 @@
+"""Exact data position: the order of samples, the loader that keeps it, where it stands, and its workers."""
+
+from .loader import elastic_loader
+from .position import LoaderPosition
+from .sampler import ElasticSampler
+from .workers import end_shielded_workers, shield_workers
+
+__all__ = ["ElasticSampler", "LoaderPosition", "elastic_loader", "end_shielded_workers", "shield_workers"]

@@ -1,0 +1,171 @@
+"""
+What happened, as values. Who cares subscribes: ``SpotSession(hooks=[...])``.
+
+Every event is frozen and says which step it is about. Durations end in ``_s`` (seconds), sizes in
+``_bytes``. A hook runs on the thread that raised the event: it must neither block nor raise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttemptStarted:
+    """A process life of the run has begun and claimed its number."""
+
+    attempt: int
+    world_size: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Resumed:
+    """State was restored; training goes on behind *step*."""
+
+    step: int
+    from_attempt: int
+    num_bytes: int
+    """Bytes that this rank read."""
+    from_local_bytes: int
+    """How many of them came from the local disk."""
+    load_s: float
+    """Seconds from the first look at the store to the last restored object."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointRejected:
+    """A committed step could not be used; an older one is tried next."""
+
+    step: int
+    attempt: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NoticeReceived:
+    """Word came that the machine will be taken."""
+
+    source: str
+    """For example ``SIGTERM``."""
+    grace_s: float
+    """Seconds from the notice to the deadline."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Staged:
+    """The state of *step* is in host memory; training goes on."""
+
+    step: int
+    trigger: str
+    """Why it was saved: ``steps``, ``seconds``, ``notice``, ``explicit``, ``end`` or ``pause``."""
+    num_bytes: int
+    """Bytes that this rank staged."""
+    stall_s: float
+    """Seconds that the training thread stood still for it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SaveDeferred:
+    """A periodic save was due, but an earlier one is still being pushed. It is tried again."""
+
+    step: int
+    num_deferred: int
+    """Deferred saves since the session began, this one included."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WrittenLocally:
+    """All blobs of this rank are on the local disk."""
+
+    step: int
+    num_bytes: int
+    write_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LocalWriteFailed:
+    """The local disk took no copy; the push to the store goes on from memory."""
+
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PushFailing:
+    """The store refuses or does not answer; the pusher keeps trying the newest staged step."""
+
+    step: int
+    num_tries: int
+    """Failed tries of this step so far."""
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Committed:
+    """This rank's part of *step* is stored. The step is visible once all ranks say so."""
+
+    step: int
+    num_bytes: int
+    """Bytes that this rank stored."""
+    push_s: float
+    """Seconds from the end of staging to this rank's manifest."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SaveAbandoned:
+    """*step* will never be committed: a newer one took its place, or it could not be stored."""
+
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Superseded:
+    """A newer attempt runs; this one writes no manifest any more."""
+
+    attempt: int
+    newest: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pruned:
+    """An old checkpoint was removed from the store."""
+
+    step: int
+    attempt: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Leaving:
+    """The process is about to end because of a notice."""
+
+    step: int | None
+    """Last step this rank saved, or None."""
+    durable: bool
+    """Whether this rank's part of it reached the store in time."""
+    left_s: float
+    """Seconds that remained until the deadline; negative when it was missed."""
+
+
+Event: TypeAlias = (
+    AttemptStarted
+    | Resumed
+    | CheckpointRejected
+    | NoticeReceived
+    | Staged
+    | SaveDeferred
+    | WrittenLocally
+    | LocalWriteFailed
+    | PushFailing
+    | Committed
+    | SaveAbandoned
+    | Superseded
+    | Pruned
+    | Leaving
+)
+"""A union, one member per kind of event."""
+
+Hook: TypeAlias = Callable[[Event], None]
+"""Called on the thread that raised the event. Must not block or raise."""

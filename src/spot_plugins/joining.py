@@ -1,0 +1,98 @@
+"""How a process life joins its run: the store is proven to work, and the attempt is claimed, once for all ranks."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import tempfile
+from dataclasses import dataclass
+from typing import cast
+
+import xxhash
+
+from . import __version__
+from .clock import SystemClock
+from .commit import claim_attempt
+from .config import SpotConfig
+from .errors import ConfigError, StoreError
+from .keys import RUN_KEY
+from .manifest import FORMAT, Json, canonical_json
+from .ranks import Board, Ranks, exchange
+from .store import LocalStore, ObjectStore, check_writable, is_local, open_store, patiently
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """This process' place in the run."""
+
+    url: str
+    """The run's URL, absolute: the pusher process works in another directory."""
+    store: ObjectStore
+    local_dir: str | None
+    """Directory of the first copies, or None for none."""
+    attempt: int
+    """Number of this process life, counted from 1."""
+
+    @property
+    def local(self) -> LocalStore | None:
+        """The store of the first copies."""
+        return None if self.local_dir is None else LocalStore(self.local_dir)
+
+
+def join_run(config: SpotConfig, ranks: Ranks, board: Board) -> Membership:
+    """
+    Prove that the store can be used, and claim the next attempt. Every rank calls this; rank 0 does the work.
+
+    Raises:
+        ConfigError: The URL cannot work, or the store refuses to be written to. On every rank.
+        StoreError: The store does not answer. On every rank.
+    """
+    url = os.path.abspath(config.url) if is_local(config.url) and "://" not in config.url else config.url
+    if url.startswith("memory:"):
+        raise ConfigError(f"url={url!r} would be gone with this process: give a directory, such as file:///data/run")
+    store = open_store(url, config.storage_options)
+    attempt, refusal = 0, None
+    outage: list[Json] = []
+    if ranks.rank == 0:
+        try:
+            patiently(lambda: check_writable(store))
+            attempt = patiently(lambda: _claim(store, ranks.world_size))
+        except ConfigError as error:
+            refusal = str(error)
+        except StoreError as error:
+            outage += [error.operation, error.key, error.reason]
+    found = exchange(ranks, board, "joining", [attempt, refusal, outage])[0]
+    attempt, refusal, lost = cast("tuple[int, str | None, list[str]]", found)
+    if refusal is not None:
+        raise ConfigError(refusal)
+    if lost:
+        raise StoreError(lost[0], lost[1], lost[2])
+    return Membership(url, store, _local_dir(config, url), attempt)
+
+
+def _claim(store: ObjectStore, world_size: int) -> int:
+    now = SystemClock().utc().isoformat(timespec="seconds")
+    run = {"format": FORMAT, "created_at": now, "software": f"spot_plugins {__version__}"}
+    life = {"host": platform.node(), "world_size": world_size, "started_at": now}
+    try:
+        store.put_if_absent(RUN_KEY, canonical_json(run))
+    except StoreError as error:
+        if error.retryable:
+            raise
+        store.put(RUN_KEY, canonical_json(run))  # claim_attempt says what it means that the store cannot do that
+    return claim_attempt(store, canonical_json(life))
+
+
+def _local_dir(config: SpotConfig, url: str) -> str | None:
+    """Return the directory that was asked for, or one per user and run; None if the run itself is on a local disk."""
+    if config.local_dir is not None:
+        return os.path.abspath(config.local_dir)
+    if is_local(url):
+        return None
+    own = os.path.join(tempfile.gettempdir(), f"spot_plugins-{os.getuid()}")
+    with contextlib.suppress(OSError):  # a disk that cannot be written to is an event of the first push
+        os.makedirs(own, mode=0o700, exist_ok=True)
+        if os.stat(own).st_uid != os.getuid():
+            raise ConfigError(f"local_dir={own!r} belongs to somebody else, who could read the weights: give another")
+    return os.path.join(own, xxhash.xxh3_64_hexdigest(url.encode()))

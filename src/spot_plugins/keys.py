@@ -1,0 +1,77 @@
+"""
+Names of the objects of a run. The layout is the contract of ``docs/format.md``.
+
+Steps and attempts are zero-padded, so that a store's lexical order is the numerical order.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+
+RUN_KEY: Final = "run.json"
+ATTEMPTS_PREFIX: Final = "attempts/"
+STEPS_PREFIX: Final = "steps/"
+
+_STEP_DIR = re.compile(r"steps/(\d{10,})-(\d{6,})/")
+_RANK_MANIFEST = re.compile(r"steps/(\d{10,})-(\d{6,})/rank-(\d{5,})-of-(\d{5,})\.json")
+_ATTEMPT = re.compile(r"attempts/(\d{6,})\.json")
+
+
+class StepId(NamedTuple):
+    """
+    One checkpoint: what was trained, and by which attempt. Orders by step, then by attempt.
+
+    Two attempts may both save a step; they never share objects.
+    """
+
+    step: int
+    attempt: int
+
+    @property
+    def prefix(self) -> str:
+        """The prefix of all keys of this checkpoint, with a trailing slash."""
+        return f"{STEPS_PREFIX}{self.step:010d}-{self.attempt:06d}/"
+
+
+class RankManifestKey(NamedTuple):
+    """What the key of one rank's manifest says."""
+
+    step_id: StepId
+    rank: int
+    world_size: int
+
+
+def attempt_key(attempt: int) -> str:
+    """Return the key that claims *attempt*."""
+    return f"{ATTEMPTS_PREFIX}{attempt:06d}.json"
+
+
+def parse_attempt_key(key: str) -> int | None:
+    """Return the attempt that *key* claims, or None if it claims none."""
+    match = _ATTEMPT.fullmatch(key)
+    return int(match[1]) if match else None
+
+
+def blob_key(step_id: StepId, rank: int, index: int) -> str:
+    """Return the key of the *index*-th blob of *rank*."""
+    return f"{step_id.prefix}r{rank:05d}-b{index:04d}.safetensors"
+
+
+def rank_manifest_key(step_id: StepId, rank: int, world_size: int) -> str:
+    """Return the key of the manifest of *rank*, one of *world_size*."""
+    return f"{step_id.prefix}rank-{rank:05d}-of-{world_size:05d}.json"
+
+
+def parse_step_id(key: str) -> StepId | None:
+    """Return the checkpoint that the object *key* belongs to, or None if to none."""
+    match = _STEP_DIR.match(key)
+    return StepId(int(match[1]), int(match[2])) if match else None
+
+
+def parse_rank_manifest_key(key: str) -> RankManifestKey | None:
+    """Return what *key* says if it names a rank's manifest, else None."""
+    match = _RANK_MANIFEST.fullmatch(key)
+    if match is None:
+        return None
+    return RankManifestKey(StepId(int(match[1]), int(match[2])), int(match[3]), int(match[4]))

@@ -1,0 +1,254 @@
+"""The callback itself: it translates hooks into calls of the session and decides nothing."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+
+from ..config import from_environment
+from ..data import end_shielded_workers
+from ..errors import ConfigError, Preempted
+from ..events import Hook
+from ..session import SpotSession
+from ..state import ModelPart, OptimizerPart, RngPart
+from .loops import LoopsPart, validation_is_due
+from .metrics import MetricsPart
+from .parts import CallbacksPart, CheckpointHooksPart, DeferredPart, FrozenPart
+from .position import PositionPart
+
+
+class SpotCheckpoint(Callback):
+    """
+    Save on steps or seconds, leave safely when the machine is taken, and resume by itself in ``trainer.fit``.
+
+    Add it to the trainer's callbacks and call ``fit`` without ``ckpt_path``: when there is a checkpoint at *url*,
+    training goes on behind it. After a SIGTERM the state is saved and stored, and
+    :exc:`~spot_plugins.errors.Preempted` (exit code 143) leaves ``fit``.
+
+    It moves itself behind all other callbacks, so that what it saves is what they have left.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        every_steps: int | None = None,
+        every_seconds: float | None = None,
+        grace_seconds: float | None = None,
+        keep_last: int | None = None,
+        keep_every: int | None = None,
+        local_dir: str | None = None,
+        storage_options: Mapping[str, Any] | None = None,
+        hooks: Sequence[Hook] = (),
+    ) -> None:
+        """
+        Take the settings of :class:`~spot_plugins.config.SpotConfig`; ``SPOT_*`` variables fill in missing ones.
+
+        *hooks* are called with every :data:`~spot_plugins.events.Event` of this rank.
+
+        Raises:
+            ConfigError: A setting is missing or cannot work.
+        """
+        self._config = from_environment(
+            url=url,
+            every_steps=every_steps,
+            every_seconds=every_seconds,
+            grace_seconds=grace_seconds,
+            keep_last=keep_last,
+            keep_every=keep_every,
+            local_dir=local_dir,
+            storage_options=storage_options,
+        )
+        self._hooks = tuple(hooks)
+        self._fit: _Fit | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check the settings against the store, before anything is built, and take SIGTERM."""
+        if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return  # a trial of a few batches must not become the beginning of the run
+        _check_strategy(trainer)
+        # A new list: Lightning is iterating over the old one right now.
+        others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
+        trainer.callbacks = [*others, self]  # type: ignore[attr-defined]
+        session = SpotSession(self._config, hooks=self._hooks)
+        # Now: configure_optimizers() may ask how many steps there will be, and that makes the loaders.
+        position = PositionPart(trainer)
+        rng = DeferredPart(RngPart())
+        self._fit = _Fit(session, LoopsPart(trainer), position, rng)
+        self._watch_signals()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Restore everything that exists by now; data and random streams follow in :meth:`on_train_start`."""
+        if (fit := self._fit) is None:
+            return
+        session = fit.session
+        session.register("model", ModelPart(pl_module), replicated=("parameters",))
+        session.register("frozen", FrozenPart(pl_module))
+        session.register("callbacks", CallbacksPart(trainer, pl_module, self))  # they may make groups in an optimizer
+        for index, optimizer in enumerate(trainer.optimizers):
+            session.register(f"optimizer-{index}", OptimizerPart(optimizer, pl_module), replicated=("state",))
+        for index, config in enumerate(trainer.lr_scheduler_configs):
+            session.register(f"scheduler-{index}", config.scheduler)
+        session.register("precision", trainer.precision_plugin)
+        session.register("loops", fit.loops)
+        session.register("checkpoint-hooks", CheckpointHooksPart(trainer, pl_module, self))
+        session.register("metrics", MetricsPart(trainer, pl_module))
+        if trainer.datamodule is not None:  # type: ignore[attr-defined]
+            session.register("datamodule", trainer.datamodule)  # type: ignore[attr-defined]
+        session.register("position", fit.position)
+        session.register("rng", fit.rng)
+        if session.resume() is not None:
+            # What a ckpt_path brought is older: it was where the first run began.
+            trainer._checkpoint_connector._loaded_checkpoint = {}
+        fit.last_step = trainer.global_step
+        self._wrap_module_hook(trainer, pl_module)
+
+    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take SIGTERM back: Lightning has just put its own handler, which broadcasts, in front of ours."""
+        self._watch_signals()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Put data, loops and, last of all, the random streams where they were."""
+        if (fit := self._fit) is None:
+            return
+        self._watch_signals()
+        _start_persistent_validation_workers(trainer)
+        fit.position.settle()
+        fit.loops.settle()
+        fit.rng.settle()
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Begin the epoch's position before its iterator is made."""
+        if self._fit is not None:
+            self._fit.position.begin_epoch()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Leave the pause, should validation have run without a batch."""
+        self._exit_pause()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Report the step, unless the module's own hook of this name is still to come."""
+        if not _overrides_batch_end(pl_module):
+            self._boundary(trainer)
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Leave from within validation, if there is a notice."""
+        if self._fit is not None and self._fit.paused:
+            self._fit.session.in_pause()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave, or go on training."""
+        self._exit_pause()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the end of the training and wait until it is stored."""
+        if self._fit is not None:
+            self._exit_pause()
+            self._fit.session.finish(trainer.global_step)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let go; what is staged is still pushed. Lightning does not call :meth:`teardown` now."""
+        try:
+            if self._fit is not None:
+                self._fit.session.fail(exception)
+        except Preempted as preempted:
+            exception = preempted
+            raise
+        finally:
+            self._close(pl_module)
+            if isinstance(exception, Preempted):
+                end_shielded_workers()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let go."""
+        self._close(pl_module)
+
+    def _boundary(self, trainer: Trainer) -> None:
+        fit, step = self._fit, trainer.global_step
+        if fit is None or step == fit.last_step:  # under gradient accumulation the step repeats from batch to batch
+            return
+        fit.last_step = step
+        fit.session.after_step(step)
+        if validation_is_due(trainer):
+            fit.paused = True
+            fit.session.enter_pause(step)
+
+    def _exit_pause(self) -> None:
+        if self._fit is not None and self._fit.paused:
+            self._fit.paused = False
+            self._fit.session.exit_pause()
+
+    def _wrap_module_hook(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Callbacks run before the module's own ``on_train_batch_end``: what that changes belongs to the step."""
+        if not _overrides_batch_end(pl_module):
+            return
+        original = pl_module.on_train_batch_end
+
+        def on_train_batch_end(*args: Any, **kwargs: Any) -> None:
+            original(*args, **kwargs)
+            self._boundary(trainer)
+
+        pl_module.__dict__["on_train_batch_end"] = on_train_batch_end
+
+    def _close(self, pl_module: LightningModule) -> None:
+        fit, self._fit = self._fit, None
+        if fit is not None:
+            fit.session.close()
+            fit.position.close()
+            pl_module.__dict__.pop("on_train_batch_end", None)
+
+    def _watch_signals(self) -> None:
+        if self._fit is not None and threading.current_thread() is threading.main_thread():
+            self._fit.session.watch_signals()
+
+
+@dataclass
+class _Fit:
+    """What belongs to one call of ``trainer.fit``. There is none in ``validate`` and the like."""
+
+    session: SpotSession
+    loops: LoopsPart
+    position: PositionPart
+    rng: DeferredPart
+    last_step: int = 0
+    paused: bool = False
+
+
+def _check_strategy(trainer: Trainer) -> None:
+    strategy = trainer.strategy
+    supported = isinstance(strategy, SingleDeviceStrategy | DDPStrategy)
+    if not supported or isinstance(strategy, DeepSpeedStrategy):
+        raise ConfigError(
+            f"strategy={type(strategy).__name__} shards its state, which cannot be saved yet. Use one device or "
+            f"strategy='ddp'; FSDP comes with the next release"
+        )
+
+
+def _overrides_batch_end(pl_module: LightningModule) -> bool:
+    return type(pl_module).on_train_batch_end is not LightningModule.on_train_batch_end
+
+
+def _start_persistent_validation_workers(trainer: Trainer) -> None:
+    """
+    Make the iterators of persistent validation workers now, with the random streams as they were.
+
+    Making one draws from torch's stream, once per process life. In a resumed life that would be one draw more
+    than in a life that was never interrupted.
+    """
+    loaders = trainer.fit_loop.epoch_loop.val_loop._combined_loader
+    rng = RngPart()
+    state = rng.state_dict()
+    for loader in loaders.flattened if loaders is not None else ():
+        if isinstance(loader, torch.utils.data.DataLoader) and loader.persistent_workers and loader._iterator is None:
+            iter(loader)
+    rng.load_state_dict(state)

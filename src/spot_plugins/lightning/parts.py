@@ -1,0 +1,125 @@
+"""Small pieces of Lightning's state, each with ``state_dict`` and ``load_state_dict``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BaseFinetuning
+
+from ..saving import Part
+
+
+class DeferredPart:
+    """Keeps the restored state of *part* until :meth:`settle`: what comes between would change it again."""
+
+    def __init__(self, part: Part) -> None:
+        self._part = part
+        self._state: Any = None
+
+    def state_dict(self) -> Any:
+        """Return the state of the part."""
+        return self._part.state_dict()
+
+    def load_state_dict(self, state: Any) -> None:
+        """Keep *state*."""
+        self._state = state
+
+    def settle(self) -> None:
+        """Give the part its kept state, if there is one."""
+        if self._state is not None:
+            self._part.load_state_dict(self._state)
+            self._state = None
+
+
+class FrozenPart:
+    """What callbacks that freeze layers have switched off by now: in the next life they begin with all of it again."""
+
+    def __init__(self, pl_module: LightningModule) -> None:
+        self._module = pl_module
+
+    def state_dict(self) -> dict[str, list[str]]:
+        """Return the names of the parameters without gradient, and of the modules without running statistics."""
+        return {
+            "parameters": [name for name, value in self._module.named_parameters() if not value.requires_grad],
+            "statistics": [name for name, module in self._normalizing() if not module.track_running_stats],
+        }
+
+    def load_state_dict(self, frozen: dict[str, list[str]]) -> None:
+        """Switch these off and all others on."""
+        for name, value in self._module.named_parameters():
+            value.requires_grad_(name not in frozen["parameters"])
+        for name, module in self._normalizing():
+            module.track_running_stats = name not in frozen["statistics"]
+
+    def _normalizing(self) -> Iterator[tuple[str, Any]]:
+        return (item for item in self._module.named_modules() if hasattr(item[1], "track_running_stats"))
+
+
+class CallbacksPart:
+    """The other callbacks' ``state_dict``. One that is new to the run begins fresh, as in Lightning."""
+
+    def __init__(self, trainer: Trainer, pl_module: LightningModule, own: Callback) -> None:
+        self._trainer = trainer
+        self._module = pl_module
+        self._callbacks = [callback for callback in trainer.callbacks if callback is not own]  # type: ignore[attr-defined]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of every callback that has any, by its ``state_key``."""
+        states = {callback.state_key: callback.state_dict() for callback in self._callbacks}
+        return {key: state for key, state in states.items() if state}
+
+    def load_state_dict(self, states: dict[str, Any]) -> None:
+        """Give every callback its state back."""
+        for callback in self._callbacks:
+            if callback.state_key in states:
+                callback.load_state_dict(states[callback.state_key])
+                if isinstance(callback, BaseFinetuning):
+                    # In this hook, which came too early, it makes the optimizer's groups of its state.
+                    callback.on_fit_start(self._trainer, self._module)
+
+
+class CheckpointHooksPart:
+    """What the module's and the callbacks' ``on_save_checkpoint`` do to a checkpoint."""
+
+    def __init__(self, trainer: Trainer, pl_module: LightningModule, own: Callback) -> None:
+        self._trainer = trainer
+        self._module = pl_module
+        self._callbacks = [callback for callback in trainer.callbacks if callback is not own]  # type: ignore[attr-defined]
+
+    def state_dict(self) -> dict[str, Any]:
+        """
+        Call the hooks with a checkpoint that has the usual keys, and return the keys that they added or changed.
+
+        Tensors of the module in it are not stored twice: the encoder knows them by their memory.
+        """
+        checkpoint = self._usual()
+        before = {**checkpoint, "state_dict": dict(checkpoint["state_dict"])}
+        for callback in self._callbacks:
+            callback.on_save_checkpoint(self._trainer, self._module, checkpoint)
+        self._module.on_save_checkpoint(checkpoint)
+        weights = checkpoint["state_dict"]
+        if _same_objects(weights, before["state_dict"]):
+            del checkpoint["state_dict"]
+        return {key: value for key, value in checkpoint.items() if key not in before or key == "state_dict"}
+
+    def load_state_dict(self, changed: dict[str, Any]) -> None:
+        """Call the loading hooks with what the saving ones changed, if they changed anything."""
+        if not changed:
+            return
+        checkpoint = {**self._usual(), **changed}
+        for callback in self._callbacks:
+            callback.on_load_checkpoint(self._trainer, self._module, checkpoint)
+        self._module.on_load_checkpoint(checkpoint)
+
+    def _usual(self) -> dict[str, Any]:
+        return {
+            "epoch": self._trainer.current_epoch,
+            "global_step": self._trainer.global_step,
+            "state_dict": self._module.state_dict(),
+        }
+
+
+def _same_objects(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return one.keys() == other.keys() and all(one[key] is other[key] for key in one)

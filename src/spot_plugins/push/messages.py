@@ -1,0 +1,145 @@
+"""
+What the training process and its pusher say to each other, over a socket pair.
+
+A message is a JSON object behind its length in 8 bytes; a file descriptor may travel with it.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+import struct
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+from .. import events
+from ..events import Event
+from ..keys import StepId, blob_key
+from ..manifest import Blob, Json, RankManifest, TensorSlice
+
+_LENGTH: Final = struct.Struct("<Q")
+_TOLD_BY_PUSHER: Final = (
+    events.WrittenLocally,
+    events.LocalWriteFailed,
+    events.PushFailing,
+    events.Committed,
+    events.SaveAbandoned,
+    events.Superseded,
+    events.Pruned,
+)
+_EVENT_TYPES: Final = {kind.__name__: kind for kind in _TOLD_BY_PUSHER}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PushSettings:
+    """What a pusher needs to know once."""
+
+    url: str
+    storage_options: dict[str, Any]
+    local_dir: str | None
+    rank: int
+    world_size: int
+    attempt: int
+    keep_last: int
+    keep_every: int | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BlobImage:
+    """Where in the shared buffer the finished bytes of one blob lie."""
+
+    offset: int
+    num_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PushJob:
+    """One staged step of one rank. The buffer belongs to the pusher until it says ``released``."""
+
+    step: int
+    buffer: int
+    """Number of the shared buffer."""
+    blobs: tuple[BlobImage, ...]
+    tensors: tuple[TensorSlice, ...]
+    state: Json
+    again: bool = False
+    """Whether an earlier push of this step was lost: it may have been committed before."""
+
+    def manifest(self, settings: PushSettings, hashes: list[str]) -> RankManifest:
+        """Return the manifest of this job, given the hash of each blob."""
+        step_id = StepId(self.step, settings.attempt)
+        blobs = tuple(
+            Blob(key=blob_key(step_id, settings.rank, index), num_bytes=image.num_bytes, xxh3_128=digest)
+            for index, (image, digest) in enumerate(zip(self.blobs, hashes, strict=True))
+        )
+        return RankManifest(
+            step_id=step_id,
+            rank=settings.rank,
+            world_size=settings.world_size,
+            blobs=blobs,
+            tensors=self.tensors,
+            state=self.state,
+        )
+
+
+def encode_job(job: PushJob) -> dict[str, Any]:
+    """Return *job* as a message body. Training waits for it; ``asdict`` copies, and takes ten times as long."""
+    body = _fields(job)
+    return body | {"blobs": [_fields(blob) for blob in job.blobs], "tensors": [_fields(each) for each in job.tensors]}
+
+
+def _fields(value: PushJob | BlobImage | TensorSlice) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in value.__slots__}
+
+
+def decode_job(body: dict[str, Any]) -> PushJob:
+    """Read what :func:`encode_job` wrote."""
+    tensors = (
+        TensorSlice(**{**entry, **{name: tuple(entry[name]) for name in ("shape", "offsets", "lengths")}})
+        for entry in body["tensors"]
+    )
+    blobs = (BlobImage(**image) for image in body["blobs"])
+    return PushJob(**{**body, "blobs": tuple(blobs), "tensors": tuple(tensors)})
+
+
+def encode_event(event: Event) -> dict[str, Any]:
+    """Return *event* as a message body."""
+    assert isinstance(event, _TOLD_BY_PUSHER)
+    return {"event": type(event).__name__, "fields": asdict(event)}
+
+
+def decode_event(body: dict[str, Any]) -> Event:
+    """Read what :func:`encode_event` wrote."""
+    return _EVENT_TYPES[body["event"]](**body["fields"])
+
+
+def send(sock: socket.socket, message: dict[str, Any], fd: int | None = None) -> None:
+    """Send one message, with a descriptor if given. Raises :exc:`OSError` when the other side is gone."""
+    data = json.dumps(message).encode()
+    socket.send_fds(sock, [_LENGTH.pack(len(data))], [] if fd is None else [fd])
+    sock.sendall(data)
+
+
+def receive(sock: socket.socket) -> tuple[dict[str, Any], int | None]:
+    """
+    Wait for one message. Return it and the descriptor that came along, now this process' own.
+
+    Raises:
+        EOFError: The other side is gone.
+    """
+    head, fds, _, _ = socket.recv_fds(sock, _LENGTH.size, 1)
+    head += _read(sock, _LENGTH.size - len(head)) if head else b""
+    if not head:
+        raise EOFError
+    message = json.loads(_read(sock, _LENGTH.unpack(head)[0]))
+    return message, fds[0] if fds else None
+
+
+def _read(sock: socket.socket, num_bytes: int) -> bytes:
+    data = bytearray()
+    while len(data) < num_bytes:
+        chunk = sock.recv(min(num_bytes - len(data), 1 << 20))
+        if not chunk:
+            raise EOFError
+        data += chunk
+    return bytes(data)

@@ -1,0 +1,132 @@
+"""
+The pusher process: ``python -m spot_plugins.push.worker FD``. One per rank, in its own session.
+
+It hashes what is staged, writes it to the local disk, puts it to the store and commits it. It outlives a
+trainer that died and finishes what was staged. It never ends the training: what goes wrong is an event.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import signal
+import socket
+import sys
+import threading
+from collections import deque
+from typing import Any, Final
+
+from ..events import Event
+from ..store import LocalStore, open_store
+from . import messages
+from .messages import PushJob, PushSettings
+from .pushing import StepPush
+
+LINGER_S: Final = 600.0
+"""How long a pusher whose trainer is gone keeps trying to store what was staged."""
+
+NICENESS: Final = 10  # measured: SCHED_IDLE makes a push six times slower, 10 hardly does
+
+
+class Worker:
+    """Reads jobs on the main thread, so that the trainer never waits, and pushes on another."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._send_lock = threading.Lock()
+        self._changed = threading.Condition()
+        self._waiting: deque[PushJob] = deque()
+        self._pushing: StepPush | None = None
+        self._trainer_gone = False
+        self._hopeless = False
+        self._buffers: dict[int, mmap.mmap] = {}
+        body, _ = messages.receive(sock)
+        self._settings = settings = PushSettings(**body)
+        self._store = open_store(settings.url, settings.storage_options)
+        self._local = None if settings.local_dir is None else LocalStore(settings.local_dir)
+
+    def run(self) -> None:
+        """Serve until the trainer is gone and all that was staged is stored or hopeless."""
+        pusher = threading.Thread(target=self._push_all, name="spot-push")
+        pusher.start()
+        try:
+            while True:
+                self._obey(*messages.receive(self._sock))
+        except (EOFError, OSError):
+            pass
+        finally:  # after a bug here, too: nothing may wait for ever for jobs that nobody reads
+            with self._changed:
+                self._trainer_gone = True
+                self._changed.notify_all()
+        pusher.join(LINGER_S)
+        with self._changed:
+            self._hopeless = True
+            self._hasten()
+        pusher.join()
+
+    def _obey(self, body: dict[str, Any], fd: int | None) -> None:
+        match body:
+            case {"buffer": int(number), "num_bytes": int(num_bytes)}:
+                assert fd is not None
+                self._buffers[number] = mmap.mmap(fd, num_bytes)
+                os.close(fd)
+            case {"drop_buffer": int(number)}:
+                del self._buffers[number]
+            case {"hurry": True}:
+                with contextlib.suppress(OSError):  # raising it back takes a right we may not have
+                    os.setpriority(os.PRIO_PROCESS, 0, 0)
+            case _:
+                job = messages.decode_job(body)
+                with self._changed:
+                    self._waiting.append(job)  # two, when a fast training was ahead of this process' start
+                    self._hasten()
+                    self._changed.notify_all()
+
+    def _push_all(self) -> None:
+        while (job := self._next_job()) is not None:
+            memory = memoryview(self._buffers[job.buffer])
+            push = StepPush(job, self._settings, memory, store=self._store, local=self._local, tell=self._tell)
+            with self._changed:
+                self._pushing = push
+                self._hasten()
+            try:
+                push.run()
+            finally:
+                with self._changed:
+                    self._pushing = None
+                self._say({"released": job.buffer, "step": job.step})
+
+    def _hasten(self) -> None:
+        """Tell the push under way not to wait for a failing store. Call with the lock held."""
+        if self._pushing is None:
+            return
+        if self._hopeless:
+            self._pushing.give_up("the trainer is gone and the store did not take it in time")
+        elif self._waiting:
+            self._pushing.give_up("a newer step is staged and the store does not answer")
+
+    def _next_job(self) -> PushJob | None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._trainer_gone)
+            return self._waiting.popleft() if self._waiting else None
+
+    def _tell(self, event: Event) -> None:
+        self._say(messages.encode_event(event))
+
+    def _say(self, message: dict[str, Any]) -> None:
+        with self._send_lock, contextlib.suppress(OSError):  # nobody listens to a pusher that outlived its trainer
+            messages.send(self._sock, message)
+
+
+def main() -> None:
+    """Entry point. The one argument is the descriptor of the socket to the trainer."""
+    # Such a signal means the trainer; we end when the work is done. Up to here the signals are blocked.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.nice(NICENESS)
+    Worker(socket.socket(fileno=int(sys.argv[1]))).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,420 @@
+"""The one deep module: what a host needs, and nothing of how it is done."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from . import events
+from .agreement import Agreement, Crew, Decision, Notice, Solo
+from .clock import Clock, SystemClock
+from .config import SpotConfig
+from .data import end_shielded_workers
+from .errors import Preempted, SpotError, StoreError
+from .events import Event, Hook
+from .joining import join_run
+from .lifecycle import StepState
+from .notices import SignalNotices
+from .push import Pusher, PushSettings
+from .ranks import Board, BoardClosedError, Ranks, current_ranks
+from .resuming import apply_state, load_newest
+from .saving import Part, Parts, Saver, StagedStep
+from .triggers import PeriodicTrigger, Trigger
+
+logger = logging.getLogger(__name__)
+
+LEAVE_MARGIN: Final = 0.1
+"""Share of the grace kept for leaving itself: raising, teardown, exit."""
+
+STUCK_S: Final = 1.0
+"""How long the training thread may take to leave a pause once all ranks are done."""
+
+FINISH_WAIT_S: Final = 600.0
+"""Longest wait for the last push of a training that ended well; behind it the pusher goes on alone."""
+
+MEETING_MARGIN_S: Final = 0.5
+"""How much longer than until its deadline the thread that meets the other ranks may take."""
+
+POLL_S: Final = 0.02
+"""How often the wait for the last push looks for notices."""
+
+
+class SpotSession:
+    """
+    One process life of one run: saves on triggers, leaves on a notice, resumes at the start.
+
+    A host registers the parts of its training, then calls, on every rank and always from the training thread:
+    :meth:`resume` once; :meth:`after_step` at the end of every optimizer step; :meth:`finish` when the
+    training is done, or :meth:`close` when it failed. Between steps it may stand still in
+    :meth:`enter_pause` ... :meth:`exit_pause`, for example in validation.
+    """
+
+    def __init__(
+        self,
+        config: SpotConfig,
+        *,
+        ranks: Ranks | None = None,
+        hooks: Sequence[Hook] = (),
+        clock: Clock | None = None,
+    ) -> None:
+        """
+        Check that the run's store can be used. Every rank calls this.
+
+        Args:
+            config: What to save, when and where to.
+            ranks: The processes of the job; those of ``torch.distributed`` if None.
+            hooks: Called with every :data:`~spot_plugins.events.Event` of this rank.
+            clock: For the time trigger of tests.
+
+        Raises:
+            ConfigError: A setting cannot work: unknown URL scheme, missing package, no permission.
+            StoreError: The store does not answer.
+        """
+        self._config = config
+        self._hooks = tuple(hooks)
+        self._ranks = ranks or current_ranks()
+        self._board: Board = self._ranks.open_board()
+        self._run = run = join_run(config, self._ranks, self._board)
+        self._parts = Parts()
+        self._pusher = Pusher(
+            PushSettings(
+                url=run.url,
+                storage_options=dict(config.storage_options),
+                local_dir=run.local_dir,
+                rank=self._ranks.rank,
+                world_size=self._ranks.world_size,
+                attempt=run.attempt,
+                keep_last=config.keep_last,
+                keep_every=config.keep_every,
+            ),
+            self._tell,
+        )
+        self._pusher.start()
+        self._saver = Saver(self._parts, self._ranks, self._pusher)
+        self._signals = SignalNotices(self._on_sigterm)
+        self._num_deferred = 0
+        self._last_saved: int | None = None
+        self._paused_step: int | None = None
+        self._held: StagedStep | None = None
+        self._leaving = threading.Lock()
+        self._left: int | None = None
+        self._training_thread_leaves = threading.Event()
+        self._closed = False
+        self._agreement = self._open_agreement(clock or SystemClock())  # last: its thread uses all of the above
+        self._tell(events.AttemptStarted(attempt=run.attempt, world_size=self._ranks.world_size))
+
+    @property
+    def attempt(self) -> int:
+        """Number of this process life of the run, counted from 1."""
+        return self._run.attempt
+
+    @property
+    def notice(self) -> Notice | None:
+        """The notice received by any rank, or None."""
+        return self._agreement.notice
+
+    def register(self, name: str, part: Part, *, replicated: tuple[str, ...] = ()) -> None:
+        """
+        Add something to save and restore, before :meth:`resume`.
+
+        Args:
+            name: A word, the same in every process life.
+            part: An object with ``state_dict()`` and ``load_state_dict()``.
+            replicated: Top-level keys of its state whose tensors are equal on all ranks; the ranks share
+                the work of storing them.
+        """
+        self._parts.add(name, part, replicated)
+
+    def watch_signals(self) -> None:
+        """Take SIGTERM as a notice. Call it from the main thread; again, to take it back from a host."""
+        if self._signals.installed:
+            self._signals.retake()
+        else:
+            self._signals.install()
+
+    def resume(self) -> int | None:
+        """
+        Restore the newest committed step that is intact, on all ranks.
+
+        Returns:
+            The step behind which training goes on, or None on a first run.
+
+        Raises:
+            NothingToResumeError, IncompatibleCheckpointError, StoreError: See
+                :func:`spot_plugins.resuming.load_newest`.
+            UnsafeStateError: A registered part has state that could not be saved later.
+        """
+        self._parts.capture()  # refuse what cannot be saved now, not at the first save
+        started = time.monotonic()
+        run = self._run
+        loaded = load_newest(run.store, run.local, run.url, self._ranks, self._board, self._tell)
+        if loaded is not None:
+            apply_state(loaded, list(self._parts.items()))
+        step = loaded.step_id.step if loaded is not None else None
+        self._last_saved = step
+        self._agreement.saved(step or 0)
+        if loaded is not None:
+            event = events.Resumed(
+                step=loaded.step_id.step,
+                from_attempt=loaded.step_id.attempt,
+                num_bytes=loaded.num_bytes,
+                from_local_bytes=loaded.from_local_bytes,
+                load_s=time.monotonic() - started,
+            )
+            logger.info("resumed behind step %s, %.1f s, %s bytes", event.step, event.load_s, event.num_bytes)
+            self._tell(event)
+        return step
+
+    def after_step(self, step: int) -> None:
+        """
+        Say that optimizer step *step* is done. In a quiet step this costs microseconds.
+
+        Raises:
+            Preempted: After a notice, once all is safe or the time is up.
+            UnsafeStateError: Some state has no pickle-free form.
+        """
+        decision = self._agreement.at_boundary(step)
+        if decision is None:
+            return
+        if decision.trigger == "notice":
+            self._leave(step)
+        self._save(step, decision.trigger)
+
+    def save(self, step: int) -> None:
+        """
+        Save *step* now, whatever the triggers say. Call it on every rank behind the same step.
+
+        Raises:
+            UnsafeStateError: Some state has no pickle-free form.
+            StoreError: Two earlier saves are still on their way and did not end within the grace.
+        """
+        self._save(step, "explicit")
+
+    def enter_pause(self, step: int) -> None:
+        """
+        Say that training will stand still behind *step*, for example in validation.
+
+        The state is staged first: a notice in the pause then has nothing left to copy, even when weights are
+        swapped meanwhile (as averaging callbacks do), and pushes exactly *step*. Every rank calls it behind the
+        same step.
+        """
+        with self._leaving:  # a notice from now on waits until the state is staged
+            self._paused_step = step
+            self._agreement.enter_pause()
+            if not self._is_saved(step):
+                try:
+                    self._held = self._stage(step, "pause", deadline=0.0)
+                except StoreError:  # training never waits for the store, not even here
+                    logger.warning("two saves are still on their way: a notice in this pause cannot save %s", step)
+
+    def in_pause(self) -> None:
+        """
+        Within a pause, as often as convenient: leave if there is a notice.
+
+        Raises:
+            Preempted: As :meth:`after_step`.
+        """
+        self._leave_paused(self._agreement.in_pause())
+
+    def exit_pause(self) -> None:
+        """
+        Say that training goes on.
+
+        Raises:
+            Preempted: As :meth:`after_step`.
+        """
+        self._leave_paused(self._agreement.exit_pause())
+        self._paused_step = None
+        self._held = None
+
+    def finish(self, step: int) -> None:
+        """
+        Say that training is done, behind *step*: save it and wait until it is stored. Then close.
+
+        Raises:
+            Preempted: A notice came before the end was stored.
+        """
+        if self._agreement.notice is not None:
+            self._leave(step)
+        deadline = time.monotonic() + FINISH_WAIT_S
+        for _ in range(2):  # again, if the pusher process died with it
+            self._wait(lambda: self._saver.has_room, step, deadline)
+            if self._saver.has_room and not self._pusher.superseded:
+                self._save(step, "end")
+            self._wait(lambda: self._pusher.settled(step), step, deadline)
+            if self._is_saved(step):
+                break
+        if not self._pusher.settled(step):
+            logger.error("step %s is still not stored; the pusher process goes on trying", step)
+        elif not self._is_saved(step):
+            logger.error("step %s is not stored, and will not be", step)
+        self._wait_for_others(time.monotonic() + self._config.grace_seconds)
+        self.close()
+
+    def fail(self, error: BaseException) -> None:
+        """
+        Say that training failed with *error*, then close.
+
+        Raises:
+            Preempted: All ranks had agreed to leave: then the error only says that another rank is gone.
+        """
+        paused, notice = self._paused_step, self._agreement.notice
+        if paused is not None and notice is not None and not isinstance(error, Preempted):
+            self._leave_paused(self._agreement.exit_pause())
+        self.close()
+
+    def close(self) -> None:
+        """Stop. What is staged is still pushed, by the pusher process. May be called twice."""
+        if self._closed:
+            return
+        self._closed = True
+        self._agreement.close()
+        self._pusher.close()
+        self._saver.close()
+        self._signals.uninstall()
+        self._board.close()
+
+    def _is_saved(self, step: int) -> bool:
+        """Whether *step* is stored or on its way. Only then must it not be saved again: it may be visible."""
+        return step == self._last_saved and not self._pusher.abandoned(step)
+
+    def _save(self, step: int, trigger: Trigger) -> None:
+        if not self._is_saved(step):
+            self._saver.push(self._stage(step, trigger, time.monotonic() + self._config.grace_seconds))
+            self._last_saved = step
+        self._agreement.saved(step)
+
+    def _wait(self, done: Callable[[], bool], step: int, deadline: float) -> None:
+        """Wait until *done* or *deadline*; leave with *step* if a notice comes meanwhile."""
+        while not done() and time.monotonic() < deadline:
+            if self._agreement.notice is not None:
+                self._leave(step)
+            time.sleep(POLL_S)
+
+    def _stage(self, step: int, trigger: Trigger, deadline: float) -> StagedStep:
+        started = time.monotonic()
+        staged = self._saver.stage(step, deadline)
+        event = events.Staged(
+            step=step,
+            trigger=trigger,
+            num_bytes=staged.num_bytes,
+            stall_s=time.monotonic() - started,
+        )
+        logger.info("staged step %s (%s), %.3f s, %s bytes", step, trigger, event.stall_s, event.num_bytes)
+        self._tell(event)
+        return staged
+
+    def _leave_paused(self, decision: Decision | None) -> None:
+        if decision is not None:
+            assert self._paused_step is not None
+            self._leave(self._paused_step)
+
+    def _leave(self, step: int) -> None:
+        """Save *step*, make it durable within the grace, and raise :exc:`Preempted`."""
+        self._training_thread_leaves.set()
+        self._make_durable(step)
+        self._signals.uninstall(for_good=True)
+        self.close()
+        raise Preempted(self._last_saved)
+
+    def _leave_in_pause(self) -> None:
+        """
+        The same, on a thread of the agreement, while the training thread stands in a pause.
+
+        If that thread is caught in a collective with a rank that is gone, it would never come to leave.
+        """
+        assert self._paused_step is not None
+        self._make_durable(self._paused_step)
+        if not self._training_thread_leaves.wait(STUCK_S):
+            logger.warning("the training thread is stuck in the pause; ending the process")
+            end_shielded_workers()
+            self._board.close()
+            os._exit(Preempted.EXIT_CODE)
+
+    def _make_durable(self, step: int) -> None:
+        """Push *step*, and wait until it is stored and all ranks have come so far, or the time is up."""
+        with self._leaving:
+            if self._left == step:  # the other thread has done it
+                return
+            notice = self._agreement.notice
+            assert notice is not None
+            deadline = notice.deadline - LEAVE_MARGIN * self._config.grace_seconds
+            self._pusher.hurry()
+            durable = self._push_last(step, deadline)
+            if not durable and not self._pusher.superseded:  # again, if the pusher process died with it
+                durable = self._push_last(step, deadline)
+            saved = self._last_saved
+            left_s = notice.deadline - time.monotonic()
+            logger.warning(
+                "leaving because of %s: step %s is %s, %.1f s left",
+                notice.source,
+                saved,
+                "stored" if durable else "NOT stored yet",
+                left_s,
+            )
+            self._tell(events.Leaving(step=saved, durable=durable, left_s=left_s))
+            self._wait_for_others(deadline)
+            self._left = step
+
+    def _wait_for_others(self, deadline: float) -> None:
+        """Let all ranks come to their end: launchers kill the rest as soon as one process has left."""
+        # A thread, because the board of a machine that vanished may hold up whoever reads it.
+        meeting = threading.Thread(target=self._meet_others, args=(deadline,), name="spot-end", daemon=True)
+        meeting.start()
+        meeting.join(max(0.0, deadline - time.monotonic()) + MEETING_MARGIN_S)
+
+    def _meet_others(self, deadline: float) -> None:
+        with contextlib.suppress(BoardClosedError):  # too late, or rank 0 is gone
+            self._board.post(f"left/{self._ranks.rank}", True)
+            for rank in range(self._ranks.world_size):
+                self._board.read(f"left/{rank}", max(0.0, deadline - time.monotonic()))
+
+    def _push_last(self, step: int, deadline: float) -> bool:
+        """Push *step* unless that is done, and wait. Return whether the last saved step is stored."""
+        try:
+            if not self._is_saved(step):
+                self._saver.push(self._last_staged(step, deadline))
+                self._last_saved = step
+        except SpotError as error:
+            logger.error("step %s could not be saved before leaving: %s", step, error)
+        if (saved := self._last_saved) is None:
+            return False
+        return self._pusher.wait_settled(saved, deadline) in (StepState.COMMITTED, None)
+
+    def _last_staged(self, step: int, deadline: float) -> StagedStep:
+        if self._held is not None:
+            return self._held
+        if self._paused_step is not None:
+            raise StoreError("put", "", "it was not staged before the pause, and weights may be swapped since", False)
+        return self._stage(step, "notice", deadline)
+
+    def _on_sigterm(self, received_at: float) -> None:
+        grace_s = self._config.grace_seconds
+        self._agreement.notify(Notice("SIGTERM", received_at + grace_s))
+        self._tell(events.NoticeReceived(source="SIGTERM", grace_s=grace_s))
+
+    def _open_agreement(self, clock: Clock) -> Agreement:
+        trigger = PeriodicTrigger(self._config.every_steps, self._config.every_seconds, clock)
+        if self._ranks.world_size == 1:
+            return Solo(trigger, self._is_ready, self._on_deferred)
+        return Crew(self._ranks, self._board, trigger, self._is_ready, self._on_deferred, self._leave_in_pause)
+
+    def _is_ready(self) -> bool:
+        return self._saver.has_room and not self._pusher.busy
+
+    def _on_deferred(self, step: int) -> None:
+        self._num_deferred += 1
+        logger.info("step %s is not saved: an earlier one is still being pushed", step)
+        self._tell(events.SaveDeferred(step=step, num_deferred=self._num_deferred))
+
+    def _tell(self, event: Event) -> None:
+        for hook in self._hooks:
+            try:
+                hook(event)
+            except Exception:
+                logger.exception("a hook failed on %s; training goes on", type(event).__name__)

@@ -1,0 +1,224 @@
+"""The way out: Python state to JSON and tensors. ``tree.py`` explains the tags."""
+
+from __future__ import annotations
+
+import base64
+import math
+import struct
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import PurePath
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import torch
+
+from ..errors import UnsafeStateError
+from ..manifest import Json, canonical_json
+from .tables import ARRAY_DTYPES, FACTORIES, FLOATS, NUMPY_SCALARS, PATHS, TENSOR_DTYPES
+
+MAX_DEPTH: Final = 64  # far below the recursion limits of Python and of JSON readers
+
+_MIN_INT: Final = -(2**63)  # beyond these, JSON readers other than Python's lose digits or fail
+_MAX_INT: Final = 2**64 - 1
+
+_NUMPY_NAMES: Final[dict[type, str]] = {dtype.type: name for name, dtype in NUMPY_SCALARS.items()}
+_FLOAT_NAMES: Final = {bits: name for name, bits in FLOATS.items()}
+
+_Memory: TypeAlias = tuple[torch.device, int, torch.dtype, tuple[int, ...], tuple[int, ...]]
+
+
+class Encoder:
+    """One pass over a state. Methods return the JSON of *value*, which is found at *path*."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, torch.Tensor] = {}
+        self._name_of: dict[_Memory, str] = {}
+
+    def encode(self, value: Any, path: str) -> Json:
+        """Return the JSON of *value*; add its tensors to ``tensors``."""
+        kind = type(value)
+        if path.count("/") > MAX_DEPTH:  # each level adds one
+            raise UnsafeStateError(path, f"{_type_name(kind)} nested deeper than {MAX_DEPTH} levels")
+        encoder = _ENCODERS.get(kind)
+        if encoder is None:
+            raise UnsafeStateError(path, _type_name(kind))
+        return encoder(self, value, path)
+
+    def _child(self, value: Any, path: str, key: str | int) -> Json:
+        # Most values are plain: they get no path and no further call, which halves the time of it all.
+        kind = type(value)
+        if kind is str or kind is bool or value is None:
+            return value  # type: ignore[no-any-return]
+        if (kind is float and math.isfinite(value)) or (kind is int and _MIN_INT <= value <= _MAX_INT):
+            return value  # type: ignore[no-any-return]
+        segment = _segment(key) if type(key) is str else str(key)
+        return self.encode(value, f"{path}/{segment}" if path else segment)
+
+    def _plain(self, value: bool | str | None, path: str) -> Json:
+        return value
+
+    def _int(self, value: int, path: str) -> Json:
+        return value if _MIN_INT <= value <= _MAX_INT else {"$int": hex(value)}
+
+    def _float(self, value: float, path: str) -> Json:
+        if math.isfinite(value):
+            return value
+        bits = struct.pack(">d", value).hex()
+        return {"$float": _FLOAT_NAMES.get(bits, bits)}
+
+    def _complex(self, value: complex, path: str) -> Json:
+        return {"$complex": [self._float(value.real, path), self._float(value.imag, path)]}
+
+    def _bytes(self, value: bytes, path: str) -> Json:
+        return {"$bytes": base64.b64encode(value).decode()}
+
+    def _list(self, value: list[Any] | tuple[Any, ...] | deque[Any], path: str) -> list[Json]:
+        return [self._child(item, path, index) for index, item in enumerate(value)]
+
+    def _tuple(self, value: tuple[Any, ...], path: str) -> Json:
+        return {"$tuple": self._list(value, path)}
+
+    def _deque(self, value: deque[Any], path: str) -> Json:
+        return {"$deque": [self._list(value, path), value.maxlen]}
+
+    def _dict(self, value: dict[Any, Any], path: str) -> dict[str, Json]:
+        keys = [*value]
+        if not all(type(key) is str and key[:1] != "$" for key in keys):
+            return {"$dict": [self._pair(key, item, path) for key, item in value.items()]}
+        body = {key: self._child(item, path, key) for key, item in value.items()}
+        in_order = sorted(keys)
+        if keys != in_order:
+            place = {key: index for index, key in enumerate(in_order)}
+            body["$order"] = [place[key] for key in keys]
+        return body
+
+    def _pair(self, key: Any, item: Any, path: str) -> Json:
+        document = self._hashable(key, path, "dict with a key of type")
+        segment = key if type(key) is str else canonical_json(document).decode().strip()
+        return [document, self._child(item, path, segment)]
+
+    def _ordered_dict(self, value: OrderedDict[Any, Any], path: str) -> Json:
+        return {"$ordered_dict": self._dict(value, path)}
+
+    def _counter(self, value: Counter[Any], path: str) -> Json:
+        return {"$counter": self._dict(value, path)}
+
+    def _defaultdict(self, value: defaultdict[Any, Any], path: str) -> Json:
+        for name, factory in FACTORIES.items():
+            if value.default_factory is factory:
+                return {"$defaultdict": [name, self._dict(value, path)]}
+        name = getattr(value.default_factory, "__qualname__", repr(value.default_factory))
+        raise UnsafeStateError(path, f"collections.defaultdict with the factory {name}")
+
+    def _set(self, value: set[Any] | frozenset[Any], path: str) -> Json:
+        kind = type(value).__name__
+        elements = [self._hashable(item, path, f"{kind} with an element of type") for item in value]
+        return {f"${kind}": sorted(elements, key=canonical_json)}
+
+    def _hashable(self, value: Any, path: str, role: str) -> Json:
+        # A tensor is hashable, but by identity: as a key it would be lost. Nor do keys have a place, and
+        # with it a name for the tensor.
+        aside = Encoder()
+        try:
+            document = aside.encode(value, path)
+        except UnsafeStateError as error:
+            raise UnsafeStateError(path, f"{role} {error.type_name}") from None
+        if aside.tensors:
+            raise UnsafeStateError(path, f"{role} torch.Tensor")
+        return document
+
+    def _tensor(self, value: torch.Tensor, path: str) -> Json:
+        if value.layout is not torch.strided or value.is_nested:
+            raise UnsafeStateError(path, f"torch.Tensor ({'nested' if value.is_nested else value.layout})")
+        if value.dtype not in TENSOR_DTYPES:
+            raise UnsafeStateError(path, f"torch.Tensor ({value.dtype})")
+        if value.is_meta:
+            raise UnsafeStateError(path, "torch.Tensor (on the meta device, without data)")
+        tensor = value.detach()
+        if tensor.is_conj() or tensor.is_neg():  # the bytes in memory are not yet the values
+            tensor = tensor.resolve_conj().resolve_neg()
+        if tensor.dtype is torch.complex128:
+            return {"$complex128": self._name(torch.view_as_real(tensor), path)}
+        return {"$tensor": self._name(tensor, path)}
+
+    def _name(self, tensor: torch.Tensor, path: str) -> str:
+        # Not by identity: each state_dict() wraps the same memory anew.
+        address = tensor.data_ptr()
+        memory = (tensor.device, address, tensor.dtype, tensor.shape, tensor.stride())
+        if address and memory in self._name_of:
+            return self._name_of[memory]
+        name = path or "tensor"
+        number = 2
+        while name in self.tensors or name == "__metadata__":  # {0: a, "0": b}; a word of safetensors
+            name = f"{path}%{number}"
+            number += 1
+        self.tensors[name] = tensor
+        self._name_of[memory] = name
+        return name
+
+    def _array(self, value: np.ndarray[Any, Any], path: str) -> Json:
+        if value.dtype.str not in ARRAY_DTYPES:
+            raise UnsafeStateError(path, f"numpy.ndarray of dtype {value.dtype}")
+        native = value.astype(value.dtype.newbyteorder("="), copy=False)
+        if not (native.flags.writeable and native.flags.c_contiguous):  # torch has no view of these
+            native = native.copy()
+        return {"$numpy": [value.dtype.str, self._tensor(torch.from_numpy(native), path)]}
+
+    def _numpy_scalar(self, value: np.generic[Any], path: str) -> Json:
+        little = np.asarray(value, dtype=value.dtype.newbyteorder("<"))
+        return {"$numpy_scalar": [_NUMPY_NAMES[type(value)], little.tobytes().hex()]}
+
+    def _size(self, value: torch.Size, path: str) -> Json:
+        return {"$size": [*value]}
+
+    def _dtype(self, value: torch.dtype, path: str) -> Json:
+        return {"$dtype": str(value).removeprefix("torch.")}
+
+    def _device(self, value: torch.device, path: str) -> Json:
+        return {"$device": str(value)}
+
+    def _path(self, value: PurePath, path: str) -> Json:
+        return {"$path": [type(value).__name__, str(value)]}
+
+    def _timedelta(self, value: timedelta, path: str) -> Json:
+        return {"$timedelta": [value.days, value.seconds, value.microseconds]}
+
+
+_ENCODERS: Final[dict[type, Callable[[Encoder, Any, str], Json]]] = {
+    **dict.fromkeys((type(None), bool, str), Encoder._plain),
+    int: Encoder._int,
+    float: Encoder._float,
+    complex: Encoder._complex,
+    bytes: Encoder._bytes,
+    list: Encoder._list,
+    tuple: Encoder._tuple,
+    deque: Encoder._deque,
+    dict: Encoder._dict,
+    OrderedDict: Encoder._ordered_dict,
+    Counter: Encoder._counter,
+    defaultdict: Encoder._defaultdict,
+    set: Encoder._set,
+    frozenset: Encoder._set,
+    torch.Tensor: Encoder._tensor,
+    torch.nn.Parameter: Encoder._tensor,
+    np.ndarray: Encoder._array,
+    **dict.fromkeys(_NUMPY_NAMES, Encoder._numpy_scalar),
+    torch.Size: Encoder._size,
+    torch.dtype: Encoder._dtype,
+    torch.device: Encoder._device,
+    **dict.fromkeys(PATHS.values(), Encoder._path),
+    timedelta: Encoder._timedelta,
+}
+"""By exact type: a subclass may mean more than its base, so it is refused."""
+
+
+def _segment(key: str) -> str:
+    if not key.isascii():  # half a surrogate pair is a string, but not one that others can read
+        key = key.encode("utf-8", "backslashreplace").decode()
+    return key.replace("%", "%25").replace("/", "%2F") or "%"
+
+
+def _type_name(kind: type) -> str:
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"

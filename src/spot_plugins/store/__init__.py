@@ -1,0 +1,107 @@
+"""Where the bytes go: one protocol, and who implements it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import threading
+from collections.abc import Mapping
+from typing import Any, Final
+
+from ..errors import ConfigError
+from .base import ObjectStore
+from .failures import Secrets
+from .fsspec import OBJECT_STORES, FsspecStore
+from .local import LocalStore
+from .memory import MemoryStore
+from .patience import patiently
+from .probe import check_writable
+
+__all__ = [
+    "FsspecStore",
+    "LocalStore",
+    "MemoryStore",
+    "ObjectStore",
+    "check_writable",
+    "is_local",
+    "open_store",
+    "patiently",
+]
+
+logger = logging.getLogger(__name__)
+
+_LOCAL_SCHEMES: Final = ("file", "local", "")
+_EXTRAS: Final = {"gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure", "az": "azure"}
+_EXAMPLES: Final = "s3://bucket/run, gs://bucket/run, abfs://container/run, file:///data/run or a plain path"
+_LOST_SLASH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/(?!/)")
+
+_memory_stores: dict[str, MemoryStore] = {}
+_memory_lock = threading.Lock()
+
+
+def open_store(url: str, storage_options: Mapping[str, Any] | None = None) -> ObjectStore:
+    """
+    Return the store of the run at *url*. Asks nothing of the service; :func:`check_writable` does.
+
+    Args:
+        url: A plain path or ``file://`` for a directory; ``memory://name`` for a store that all callers in
+            this process share by that name; any other URL that fsspec knows.
+        storage_options: Passed to the fsspec file system; a directory needs none. Never printed.
+
+    Raises:
+        ConfigError: *url* cannot work, or the package for its scheme is missing. Says what to do.
+    """
+    scheme = _scheme(url)
+    if scheme in _LOCAL_SCHEMES:
+        return LocalStore(_local_path(url))
+    if scheme == "memory":
+        with _memory_lock:
+            return _memory_stores.setdefault(url.rstrip("/"), MemoryStore())
+    _check_scheme(url, scheme)
+    if scheme not in OBJECT_STORES:
+        logger.warning(
+            "%s:// is not known to show objects whole: a reader may see part of one, and two runs at one URL "
+            "will not notice each other",
+            scheme,
+        )
+    return FsspecStore(url, storage_options)
+
+
+def is_local(url: str) -> bool:
+    """Return whether *url* is a directory of this machine: a plain path, ``file://`` or ``local://``."""
+    return _scheme(url) in _LOCAL_SCHEMES
+
+
+def _scheme(url: str) -> str:
+    return url.partition("://")[0] if "://" in url else ""
+
+
+def _local_path(url: str) -> str:
+    if "://" in url:
+        path = url.partition("://")[2]
+        if not path.startswith("/"):
+            raise ConfigError(f"url={url!r} names a host, not a directory: give three slashes, as in file:///data/run")
+        return path
+    if _LOST_SLASH.match(url):
+        raise ConfigError(f"url={url!r} is no path, and as a URL it lacks a slash: give one such as {_EXAMPLES}")
+    return os.path.expanduser(url)
+
+
+def _check_scheme(url: str, scheme: str) -> None:
+    """Raise :exc:`ConfigError` unless fsspec can open *url*."""
+    shown = f"url={Secrets(url, {}).hide(url)!r}"
+    if "::" in url:
+        raise ConfigError(f"{shown} chains file systems, which may show old objects: give one alone")
+    if not url.partition("://")[2].strip("/"):
+        raise ConfigError(f"{shown} names no bucket: give one, as in {scheme}://bucket/run")
+    from fsspec import get_filesystem_class
+
+    try:
+        get_filesystem_class(scheme)
+    except ValueError:
+        raise ConfigError(f"{shown}: unknown scheme {scheme!r}; give {_EXAMPLES}") from None
+    except ImportError as error:
+        extra = _EXTRAS.get(scheme)
+        remedy = f'pip install "spot_plugins[{extra}]"' if extra else f"{error}"
+        raise ConfigError(f"{shown}: the package for {scheme}:// is missing. To get it: {remedy}") from error

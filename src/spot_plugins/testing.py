@@ -1,0 +1,90 @@
+"""Ranks as threads of one process: what several processes agree on, tested in milliseconds."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from .ranks import Board, MemoryBoard
+
+Result = TypeVar("Result")
+
+
+def run_thread_ranks(
+    world_size: int, body: Callable[[ThreadRanks], Result], *, timeout_s: float = 60.0
+) -> list[Result]:
+    """
+    Call *body* once per rank, each call on a thread of its own.
+
+    Args:
+        world_size: Number of ranks.
+        body: Gets the rank's :class:`ThreadRanks`, which is a :class:`~spot_plugins.ranks.Ranks`.
+        timeout_s: How long all of them together may take.
+
+    Returns:
+        What *body* returned, in rank order.
+
+    Raises:
+        BaseException: What *body* raised first on any rank, at once, ``SystemExit`` included. The threads of the
+            other ranks are left alone; they end with the process at the latest.
+        TimeoutError: Some ranks did not return. The message names them.
+    """
+    boards: list[MemoryBoard] = []
+    lock = threading.Lock()
+    ended: queue.SimpleQueue[tuple[int, Result | None, BaseException | None]] = queue.SimpleQueue()
+
+    def run(rank: int) -> None:
+        try:
+            ended.put((rank, body(ThreadRanks(rank, world_size, boards, lock)), None))
+        except BaseException as error:  # noqa: BLE001 - it is raised again, on the caller's thread
+            ended.put((rank, None, error))
+
+    for rank in range(world_size):
+        threading.Thread(target=run, args=(rank,), name=f"rank-{rank}", daemon=True).start()
+    results: dict[int, Result] = {}
+    deadline = time.monotonic() + timeout_s
+    while len(results) < world_size:
+        try:
+            rank, result, error = ended.get(timeout=max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            late = sorted(set(range(world_size)) - set(results))
+            raise TimeoutError(f"ranks {late} of {world_size} did not return within {timeout_s} s") from None
+        if error is not None:
+            raise error
+        results[rank] = result  # type: ignore[assignment]
+    return [results[rank] for rank in range(world_size)]
+
+
+class ThreadRanks:
+    """One of several ranks that are threads of this process. Made by :func:`run_thread_ranks`."""
+
+    def __init__(self, rank: int, world_size: int, boards: list[MemoryBoard], lock: threading.Lock) -> None:
+        self.rank = rank
+        self.world_size = world_size
+        self._boards = boards
+        self._lock = lock
+        self._num_opened = 0
+
+    def open_board(self) -> Board:
+        """Return the board that all ranks share: the first with everybody's first call, and so on."""
+        with self._lock:
+            if self._num_opened == len(self._boards):
+                self._boards.append(MemoryBoard())
+            board = self._boards[self._num_opened]
+            self._num_opened += 1
+        return board if self.rank == 0 else _Guest(board)
+
+
+class _Guest:
+    """The board as all ranks but 0 have it: their closing does not end it."""
+
+    def __init__(self, board: MemoryBoard) -> None:
+        self.post = board.post
+        self.read = board.read
+        self.take_number = board.take_number
+
+    def close(self) -> None:
+        """Do nothing."""

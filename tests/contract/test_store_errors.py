@@ -1,0 +1,644 @@
+"""What goes wrong in stores, and how it is said."""
+
+from __future__ import annotations
+
+import logging
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+import time
+import traceback
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+import fsspec
+import pytest
+from fsspec.implementations.local import LocalFileSystem
+from servers import FaultProxy
+
+from spot_plugins.errors import ConfigError, StoreError
+from spot_plugins.store import FsspecStore, LocalStore, MemoryStore, check_writable, is_local, open_store
+from spot_plugins.store.failures import Secrets
+from spot_plugins.store.s3 import s3_options
+
+MIB = 1024**2
+DEADLINE_S = 60
+TIMEOUTS = {"connect_timeout": 0.5, "read_timeout": 0.5}
+
+OPERATIONS = {
+    "put": lambda store: store.put("key", b"data"),
+    "put_if_absent": lambda store: store.put_if_absent(f"claim/{uuid.uuid4().hex}", b"data"),
+    "get": lambda store: store.get("there"),
+    "keys": lambda store: list(store.keys("")),
+    "delete": lambda store: store.delete("key"),
+}
+
+
+@pytest.fixture(params=OPERATIONS)
+def operation(request):
+    return OPERATIONS[request.param]
+
+
+@pytest.fixture(scope="module")
+def bucket(s3_server):
+    return s3_server.create_bucket("store-errors")
+
+
+@pytest.fixture(scope="module")
+def proxy(s3_server):
+    with FaultProxy(s3_server.endpoint_url) as proxy:
+        yield proxy
+
+
+@pytest.fixture(scope="module")
+def store_behind_proxy(s3_server, bucket, proxy):
+    options = s3_server.storage_options(endpoint_url=proxy.endpoint_url, **TIMEOUTS)
+    return open_store(f"{bucket}/run", options)
+
+
+@pytest.fixture
+def store(store_behind_proxy, proxy):
+    """A store behind the healthy proxy, with ``there`` in it."""
+    proxy.heal()
+    store_behind_proxy.put("there", b"data")
+    return store_behind_proxy
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        (lambda proxy: proxy.refuse(), "endpoint URL"),
+        (lambda proxy: proxy.hang(), "timeout"),
+        (lambda proxy: proxy.fail_with(500), "500"),
+        (lambda proxy: proxy.fail_with(503), "503"),
+        (lambda proxy: proxy.fail_with(507), "507"),
+        (lambda proxy: proxy.fail_with(429), "429"),
+    ],
+    ids=["refused", "hangs", "500", "503", "507 full", "429"],
+)
+def test_a_service_in_trouble_is_a_store_error_that_may_pass(store, proxy, operation, fault, said):
+    """
+    A service that is away, stuck, overloaded or full gives StoreError soon; when it is well again, so is the store.
+    """
+    fault(proxy)
+    before = time.monotonic()
+    with pytest.raises(StoreError, match=said) as caught:
+        operation(store)
+
+    assert time.monotonic() - before < 5
+    assert caught.value.retryable
+    proxy.heal()
+    operation(store)
+    assert store.get("there") == b"data"
+
+
+def test_a_service_that_stops_reading_in_the_middle_of_a_put_is_given_up(store, proxy):
+    """
+    An upload that gets stuck half-way, where no answer is due yet, gives StoreError as well.
+    """
+    before = proxy.num_forwarded
+    with ThreadPoolExecutor(1) as pool, ExitStack() as stack:
+        stack.callback(proxy.heal)  # or a put that is not given up would never end
+        proxy.slow(4 * MIB)
+        putting = pool.submit(store.put, "key", bytes(16 * MIB))
+        deadline = time.monotonic() + DEADLINE_S
+        while proxy.num_forwarded - before < MIB:
+            assert time.monotonic() < deadline
+        proxy.hang()
+
+        with pytest.raises(StoreError) as caught:
+            putting.result(timeout=5)
+
+    assert caught.value.retryable
+
+
+def test_a_slow_service_is_not_given_up(store, proxy):
+    """
+    A put that takes many times the read timeout succeeds as long as bytes move.
+    """
+    proxy.slow(2 * MIB)
+    before = time.monotonic()
+
+    store.put("key", bytes(4 * MIB))
+
+    assert time.monotonic() - before > 3 * TIMEOUTS["read_timeout"]
+    proxy.heal()
+    assert store.get("key") == bytes(4 * MIB)
+
+
+def test_a_hung_service_is_given_up_within_20_s_by_default():
+    """
+    Without a word about it from the user, connecting and waiting are bounded; the user's own bounds win.
+    """
+    ours = s3_options({})["config_kwargs"]
+    theirs = s3_options({"config_kwargs": {"read_timeout": 100, "max_pool_connections": 50}})["config_kwargs"]
+
+    assert ours["connect_timeout"] + ours["read_timeout"] <= 20
+    assert theirs["read_timeout"] == 100
+    assert theirs["max_pool_connections"] == 50
+    assert theirs["connect_timeout"] == ours["connect_timeout"]
+
+
+def test_requests_are_not_repeated(store, proxy, operation):
+    """
+    The caller knows how long it can wait, so the client asks once.
+    """
+    proxy.fail_with(503)
+    before = proxy.num_requests
+
+    with pytest.raises(StoreError):
+        operation(store)
+
+    assert proxy.num_requests - before == 1
+
+
+def test_a_large_object_travels_in_one_request(s3_server, bucket, proxy):
+    """
+    No multipart upload, which a killed writer would leave behind; no ranges, which may mix two objects.
+    """
+    proxy.heal()
+    store = open_store(f"{bucket}/run", s3_server.storage_options(endpoint_url=proxy.endpoint_url))
+    data = bytes(101 * MIB)  # beyond where s3fs begins to split
+    before = proxy.num_requests
+
+    store.put("large", data)
+    assert proxy.num_requests - before == 1
+    assert store.get("large") == data
+    assert proxy.num_requests - before == 2
+
+
+@pytest.mark.parametrize("wrong", [{"key": "wrong-key"}, {"secret": "wrong-secret"}], ids=["key", "secret"])
+def test_bad_credentials_cannot_be_retried(s3_server, bucket, operation, wrong):
+    """
+    A service that does not know the credentials gives a StoreError that says so, and not to try again.
+    """
+    store = open_store(f"{bucket}/run", s3_server.storage_options(**wrong))
+
+    with pytest.raises(StoreError, match="rejects these credentials") as caught:
+        operation(store)
+
+    assert not caught.value.retryable
+    with pytest.raises(ConfigError, match="rejects these credentials; give valid ones"):
+        check_writable(store)
+
+
+def test_a_missing_bucket_cannot_be_retried(s3_server, operation):
+    """
+    A missing bucket is not taken for a bucket without the object.
+    """
+    store = open_store("s3://no-such-bucket/run", s3_server.storage_options())
+
+    with pytest.raises(StoreError, match="bucket does not exist") as caught:
+        operation(store)
+
+    assert not caught.value.retryable
+    with pytest.raises(ConfigError, match=r"s3://no-such-bucket/run.*bucket does not exist; create it"):
+        check_writable(store)
+
+
+def test_a_refused_request_cannot_be_retried(store, proxy, operation):
+    """
+    An answer that blames the request, such as 403, will be the same the next time.
+    """
+    proxy.fail_with(403)
+
+    with pytest.raises(StoreError, match="403") as caught:
+        operation(store)
+
+    assert not caught.value.retryable
+
+
+def test_a_server_that_ignores_the_condition_has_no_put_if_absent(s3_server, bucket, proxy):
+    """
+    A server that answers every conditional put with success is found out: nobody is told that it won.
+    """
+    store = open_store(f"{bucket}/run", s3_server.storage_options(endpoint_url=proxy.endpoint_url))
+    proxy.fail_with(200)
+
+    with pytest.raises(StoreError, match="no put-if-absent") as caught:
+        store.put_if_absent("attempts/1", b"mine")
+
+    assert not caught.value.retryable
+
+
+def test_check_writable_passes_where_all_is_well(store, tmp_path):
+    """
+    A usable store passes, and keeps nothing of the check.
+    """
+    for each in (store, MemoryStore(), LocalStore(str(tmp_path / "run"))):
+        before = list(each.keys(""))
+
+        check_writable(each)
+
+        assert list(each.keys("")) == before
+    assert not (tmp_path / "run" / "probe").exists()
+
+
+def test_check_writable_lets_a_passing_failure_pass(store, proxy):
+    """
+    A service that is away for the moment is no wrong setting.
+    """
+    proxy.refuse()
+
+    with pytest.raises(StoreError):
+        check_writable(store)
+
+
+class StaleStore(MemoryStore):
+    """Lists what was there a moment ago."""
+
+    def keys(self, prefix):
+        return iter(())
+
+
+def test_check_writable_refuses_stale_listings():
+    """
+    A service that does not list what was just put cannot keep the promises.
+    """
+    with pytest.raises(ConfigError, match="read-after-write"):
+        check_writable(StaleStore())
+
+
+SECRET = "hunter2/very+secret"
+USER_URL = "http://mallory:hunter2@127.0.0.1:9/"
+
+
+@pytest.mark.parametrize(
+    ("url", "options"),
+    [
+        ("s3://bucket/run", {"key": SECRET, "secret": SECRET, "endpoint_url": "http://127.0.0.1:9"}),
+        ("s3://bucket/run", {"key": "key", "secret": SECRET, "endpoint_url": USER_URL}),
+        ("s3://mallory:hunter2@bucket/run", {"key": "key", "secret": SECRET, "endpoint_url": USER_URL}),
+        ("s3://bucket/run", {"key": "key", "secret": SECRET, "client_kwargs": {"endpoint_url": f"not a url {SECRET}"}}),
+        ("s3://bucket/run", {"key": SECRET, "username": SECRET}),
+        ("s3://bucket/run", {"no_such_option": SECRET}),
+        ("ftp://mallory:hunter2@127.0.0.1:9/run", {}),
+        ("http://127.0.0.1:9/run?sig=hunter2", {"token": SECRET}),
+    ],
+)
+def test_nothing_that_is_printed_holds_a_secret(operation, url, options):
+    """
+    Neither message, nor fields, nor traceback of an error, nor the store itself, shows credentials.
+    """
+    store = FsspecStore(url, options)
+
+    with pytest.raises(StoreError) as caught:
+        operation(store)
+
+    error = caught.value
+    copy = pickle.loads(pickle.dumps(error))
+    printed = [repr(store), repr(vars(copy)), "".join(traceback.format_exception(error))]
+    for text in printed:
+        # The source lines of this test, which a traceback quotes, name no secret.
+        assert "hunter2" not in text
+
+
+@pytest.mark.parametrize(
+    ("text", "hidden"),
+    [
+        (f"key {SECRET} is wrong", "key *** is wrong"),
+        ("path hunter2%2Fvery%2Bsecret/x", "path ***/x"),
+        ("at ftp://a:b@host/x", "at ftp://***@host/x"),
+        ("GET 'https://host/x?X-Amz-Signature=1&b=2' failed", "GET 'https://host/x?***' failed"),
+        ("user mallory, password swordfish", "user ***, password ***"),
+        ("http://127.0.0.1:8333 in eu-west-1", "http://127.0.0.1:8333 in eu-west-1"),
+    ],
+)
+def test_secrets_are_hidden_wherever_they_stand(text, hidden):
+    """
+    Values of options, however deep and however spelled, and users and queries in any URL, are replaced.
+    """
+    options = {
+        "client_kwargs": {"verify": [SECRET], "endpoint_url": "http://127.0.0.1:8333", "region_name": "eu-west-1"},
+        "anon": False,
+    }
+
+    assert Secrets("ftp://mallory:swordfish@host/run", options).hide(text) == hidden
+
+
+def test_opening_asks_nothing_of_the_service():
+    """
+    A store is made without a word on the network: the service may be away at that time.
+    """
+    store = open_store("s3://bucket/run", {"key": "key", "secret": "word", "endpoint_url": "http://127.0.0.1:9"})
+
+    assert repr(store) == "FsspecStore('s3://bucket/run')"
+    with pytest.raises(StoreError):
+        store.put("key", b"")
+
+
+@pytest.mark.parametrize(
+    ("url", "said"),
+    [
+        ("nope://bucket/run", r"url='nope://bucket/run': unknown scheme 'nope'; give s3://bucket/run"),
+        ("s3://", r"url='s3://' names no bucket: give one, as in s3://bucket/run"),
+        ("s3:/bucket/run", r"url='s3:/bucket/run' is no path, and as a URL it lacks a slash: give .*s3://bucket/run"),
+        ("file://data/run", r"url='file://data/run' names a host.*three slashes, as in file:///data/run"),
+        ("simplecache::s3://bucket/run", r"chains file systems.*give one alone"),
+        ("nope://mallory:hunter2@host/run", r"url='nope://\*\*\*@host/run'"),
+    ],
+)
+def test_a_url_that_cannot_work_is_refused_with_advice(url, said):
+    """
+    The message names the setting, its value and what to write instead.
+    """
+    with pytest.raises(ConfigError, match=said) as caught:
+        open_store(url)
+
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "package", "remedy"),
+    [
+        ("gs://bucket/run", "gcsfs", 'pip install "spot_plugins[gcs]"'),
+        ("gcs://bucket/run", "gcsfs", 'pip install "spot_plugins[gcs]"'),
+        ("abfs://container/run", "adlfs", 'pip install "spot_plugins[azure]"'),
+        ("az://container/run", "adlfs", 'pip install "spot_plugins[azure]"'),
+        ("sftp://host/run", "paramiko", "paramiko"),
+    ],
+)
+def test_a_missing_package_is_named_with_its_remedy(url, package, remedy, monkeypatch):
+    """
+    A known scheme whose package is not installed says what to install.
+    """
+    monkeypatch.setitem(sys.modules, package, None)  # what Python itself does for "not there"
+
+    with pytest.raises(ConfigError) as caught:
+        open_store(url)
+
+    assert repr(url) in str(caught.value)
+    assert remedy in str(caught.value)
+
+
+def test_local_urls_are_told_from_others():
+    """
+    A plain path, file:// and local:// are directories of this machine, and open as such.
+    """
+    for url in ("/data/run", "data/run", "~/run", "file:///data/run", "local:///data/run"):
+        assert is_local(url)
+        assert isinstance(open_store(url), LocalStore)
+    for url in ("s3://bucket/run", "memory://run"):
+        assert not is_local(url)
+    assert repr(open_store("file:///data/run")) == "LocalStore('/data/run')"
+    assert repr(open_store("run")) == f"LocalStore({os.path.abspath('run')!r})"
+    assert repr(open_store("~/run")) == f"LocalStore({os.path.expanduser('~/run')!r})"
+
+
+def test_memory_is_shared_by_name():
+    """
+    All who open one memory URL in a process see the same objects, and those of another see others.
+    """
+    open_store("memory://one").put("key", b"data")
+
+    assert open_store("memory://one/").get("key") == b"data"
+    assert list(open_store("memory://other").keys("")) == []
+
+
+def test_a_directory_costs_no_import_of_a_service():
+    """
+    A pusher that writes to a directory loads neither fsspec nor a client library, nor torch.
+    """
+    program = (
+        "import sys; from spot_plugins.store import *; list(open_store('file:///nowhere/run').keys(''));"
+        "print({'fsspec', 's3fs', 'botocore', 'aiohttp', 'torch'} & set(sys.modules))"
+    )
+
+    assert run_python(program) == "set()\n"
+
+
+def test_a_file_system_that_writes_in_place_can_be_used_with_a_warning(tmp_path, caplog):
+    """
+    Any file system of fsspec can hold a run; what it does not promise is said.
+    """
+    with caplog.at_level(logging.WARNING):
+        assert isinstance(open_store("ftp://127.0.0.1:9/run"), FsspecStore)
+    assert "not known to show objects whole" in caplog.text
+
+    store = FsspecStore(f"file://{tmp_path}/runs/run-7")
+    store.put("steps/1/a", memoryview(b"data"))
+    store.put("steps/2", b"")
+
+    assert store.get("steps/1/a") == b"data"
+    assert list(store.keys("")) == ["steps/1/a", "steps/2"]
+    assert list(store.keys("steps/1")) == ["steps/1/a"]
+    assert list(store.keys("none/")) == []
+    store.delete("steps/1/a")
+    store.delete("steps/1/a")
+    with pytest.raises(KeyError):
+        store.get("steps/1/a")
+    with pytest.raises(StoreError, match="file:// has no put-if-absent") as caught:
+        store.put_if_absent("attempts/1", b"mine")
+    assert not caught.value.retryable
+
+
+class CachingFileSystem(LocalFileSystem):
+    """Remembers its listings, as the clients of many services do."""
+
+    protocol = "caching"
+
+    def ls(self, path, detail=False, **kwargs):
+        path = self._strip_protocol(path)
+        if path not in self.dircache:
+            self.dircache[path] = super().ls(path, detail=True)
+        return self.dircache.get(path, super().ls(path, detail=True))
+
+
+def test_listings_are_never_remembered(tmp_path):
+    """
+    A listing shows what another process has put since the last one, whatever the file system remembers.
+    """
+    fsspec.register_implementation("caching", CachingFileSystem, clobber=True)
+    ours, theirs = (FsspecStore(f"caching://{tmp_path}") for _ in range(2))
+    ours.put("first", b"")
+    assert list(ours.keys("")) == ["first"]
+
+    theirs.put("second", b"")
+
+    assert list(ours.keys("")) == ["first", "second"]
+
+
+def test_a_directory_below_a_file_is_a_wrong_setting(tmp_path):
+    """
+    A place where no directory can be is refused before training, with the reason.
+    """
+    (tmp_path / "file").write_bytes(b"")
+
+    with pytest.raises(ConfigError, match=rf"LocalStore\('{tmp_path}/file/run'\).*is a file, not a directory"):
+        check_writable(open_store(f"{tmp_path}/file/run"))
+    with pytest.raises(ConfigError, match="cannot be made; choose another"):
+        check_writable(open_store("/proc/run"))
+
+
+def test_an_object_in_the_way_of_a_folder_is_an_error(tmp_path):
+    """
+    Where files cannot do what objects can, nothing is lost and the error says what is in the way.
+    """
+    store = LocalStore(str(tmp_path))
+    store.put("a", b"object")
+
+    for put in (store.put, store.put_if_absent):
+        with pytest.raises(StoreError, match="is a file, not a directory") as caught:
+            put("a/b", b"below")
+        assert not caught.value.retryable
+    assert store.get("a") == b"object"
+    assert list(store.keys("")) == ["a"]
+
+
+def test_a_file_system_without_hard_links_has_no_put_if_absent(tmp_path, monkeypatch):
+    """
+    On FAT and some network mounts put_if_absent says that it cannot be had, and writes nothing.
+    """
+
+    def link(source, target):
+        raise PermissionError(1, "Operation not permitted")  # what link(2) says there
+
+    monkeypatch.setattr(os, "link", link)
+    store = LocalStore(str(tmp_path))
+
+    with pytest.raises(StoreError, match="no put-if-absent") as caught:
+        store.put_if_absent("attempts/1", b"mine")
+
+    assert not caught.value.retryable
+    assert list(store.keys("")) == []
+
+
+@pytest.mark.parametrize("operation", ["put", "put_if_absent"])
+def test_bytes_are_on_the_disk_before_their_name(tmp_path, monkeypatch, operation):
+    """
+    Even when the power goes, an object that has its name has its bytes, and one that was put has its name.
+    """
+    calls = []
+
+    def record(name):
+        original = getattr(os, name)
+
+        def call(*args):
+            calls.append(name)
+            return original(*args)
+
+        monkeypatch.setattr(os, name, call)
+
+    store = LocalStore(str(tmp_path))
+    store.put("steps/1/first", b"")  # makes the directories
+    for name in ("write", "fsync", "replace", "link"):
+        record(name)
+
+    getattr(store, operation)("steps/1/second", b"data")
+
+    assert calls == ["write", "fsync", "replace" if operation == "put" else "link", "fsync"]
+
+
+def test_what_killed_writers_left_is_removed_later(tmp_path):
+    """
+    Unfinished files of long ago go with the first put; those that may still be written stay; none is listed.
+    """
+    unfinished = tmp_path / ".spot-tmp"
+    unfinished.mkdir()
+    for name, age_s in (("old", 2 * 3600), ("new", 60)):
+        (unfinished / name).write_bytes(b"half")
+        os.utime(unfinished / name, (time.time() - age_s,) * 2)
+    store = LocalStore(str(tmp_path))
+    assert list(store.keys("")) == []
+
+    store.put("key", b"data")
+
+    assert [path.name for path in unfinished.iterdir()] == ["new"]
+    assert list(store.keys("")) == ["key"]
+
+
+def test_deletion_leaves_no_empty_directories(tmp_path):
+    """
+    Pruned checkpoints leave nothing to list, but the directory of the run stays.
+    """
+    store = LocalStore(str(tmp_path / "run"))
+    store.put("steps/1/deep/a", b"")
+    store.put("steps/2/b", b"")
+
+    store.delete("steps/1/deep/a")
+    assert not (tmp_path / "run" / "steps" / "1").exists()
+    store.delete("steps/2/b")
+
+    assert not (tmp_path / "run" / "steps").exists()
+    assert (tmp_path / "run").is_dir()
+
+
+FULL_DISK = """
+import os, subprocess, sys
+from spot_plugins.errors import ConfigError, StoreError
+from spot_plugins.store import LocalStore, check_writable
+root = sys.argv[1]
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", root], check=True)
+store = LocalStore(root)
+store.put("old", b"old")
+def show(operation, *args):
+    try:
+        operation(*args)
+    except (StoreError, ConfigError) as error:
+        print(type(error).__name__, getattr(error, "retryable", ""), error)
+show(store.put, "new", bytes(1024**2))
+print(list(store.keys("")), os.listdir(os.path.join(root, ".spot-tmp")), store.get("old"))
+subprocess.run(["mount", "-o", "remount,ro", root], check=True)
+show(store.put, "new", b"")
+show(store.delete, "old")
+show(check_writable, store)
+print(store.get("old"))
+"""
+
+
+def test_a_full_and_a_read_only_disk_say_so(tmp_path):
+    """
+    A full disk may have room later, a read-only one will not; what was stored stays readable.
+    """
+    lines = in_namespace(FULL_DISK, tmp_path, "--map-root-user", "--mount")
+
+    assert lines[0].startswith(f"StoreError True cannot put 'new': the disk is full, at {tmp_path}")
+    assert lines[1] == "['old'] [] b'old'"
+    assert lines[2].startswith("StoreError False cannot put 'new': the file system is read-only; choose another")
+    assert lines[3].startswith("StoreError False cannot delete 'old': the file system is read-only")
+    assert lines[4].startswith("ConfigError")
+    assert "the file system is read-only; choose another directory" in lines[4]
+    assert lines[5] == "b'old'"
+
+
+NO_PERMISSION = """
+import sys
+from spot_plugins.errors import ConfigError
+from spot_plugins.store import LocalStore, check_writable
+try:
+    check_writable(LocalStore(sys.argv[1]))
+except ConfigError as error:
+    print(error)
+"""
+
+
+def test_a_directory_without_write_permission_says_so(tmp_path):
+    """
+    No permission is a wrong setting, and says what to do about it.
+    """
+    tmp_path.chmod(0o555)
+
+    # In a user namespace of its own even root is bound by permissions.
+    (line,) = in_namespace(NO_PERMISSION, tmp_path)
+
+    assert "no permission; choose another directory or have its owner allow it" in line
+    assert str(tmp_path) in line
+
+
+def in_namespace(program, root, *flags):
+    """Run *program* with *root* as its argument in a user namespace. Return the lines that it printed."""
+    unshare = shutil.which("unshare")
+    if unshare is None or subprocess.run([unshare, "--user", *flags, "true"], capture_output=True).returncode:
+        pytest.skip("this machine allows no user namespaces")
+    return run_python(program, str(root), wrapper=(unshare, "--user", *flags)).splitlines()
+
+
+def run_python(program, *args, wrapper=()):
+    command = [*wrapper, sys.executable, "-c", program, *args]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(
+        command, env=environment, stdout=subprocess.PIPE, text=True, check=True, timeout=DEADLINE_S
+    ).stdout

@@ -1,0 +1,50 @@
+"""The recipes run, from a preemption to the end, in their smallest form."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from launching import exit_codes, launch
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+SMALLEST = ["--batch-size", "4", "--max-tokens", "8", "--epochs", "2", "--every-steps", "20"]
+
+
+def start(recipe, num_steps, folder):
+    arguments = ["--url", f"file://{folder}/run", "--csv", f"{folder}/log.csv", "--events", f"{folder}/events.jsonl"]
+    return launch(
+        "example_run",
+        (str(EXAMPLES / recipe), [*arguments, *SMALLEST, "--samples", str(2 * num_steps)]),
+        environment={"HF_HUB_OFFLINE": "1"},
+        output=folder / "output.txt",
+    )
+
+
+def rows(folder):
+    log = folder / "log.csv"
+    return [line.split(",") for line in log.read_text().splitlines()] if log.exists() else []
+
+
+# As many steps as leave time for the signal before the end.
+@pytest.mark.parametrize(("recipe", "num_steps"), [("lightning_finetune.py", 24), ("accelerate_lora_finetune.py", 48)])
+def test_a_preempted_recipe_goes_on_to_its_end(recipe, num_steps, tmp_path):
+    """A SIGTERM in mid-epoch ends it with code 143; the same command again trains every other step once, to the end."""
+    process = start(recipe, num_steps, tmp_path)
+    deadline = time.monotonic() + 60
+    while len(rows(tmp_path)) < 3 and process.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    if process.is_alive():
+        os.kill(process.pid, signal.SIGTERM)
+    assert exit_codes([process]) == [143], (tmp_path / "output.txt").read_text()[-3000:]
+    assert exit_codes([start(recipe, num_steps, tmp_path)]) == [0], (tmp_path / "output.txt").read_text()[-3000:]
+
+    assert [int(step) for step, _, _ in rows(tmp_path)] == list(range(1, num_steps + 1))
+    losses = [float(loss) for _, loss, _ in rows(tmp_path)]
+    assert sum(losses[-8:]) < sum(losses[:8]), "it must learn something"
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in events].count("Resumed") == 1

@@ -1,0 +1,328 @@
+"""The pusher process: it finishes what was staged whatever becomes of the trainer, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import uuid
+from contextlib import closing, contextmanager, suppress
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from hearing import Heard, until, until_gone, until_idle
+from launching import exit_codes, launch
+from servers import FaultProxy
+from steps import Holder, assert_same, load, numbers, state_of
+
+from spot_plugins.config import SpotConfig
+from spot_plugins.events import AttemptStarted, Committed, Resumed, SaveAbandoned, Superseded
+from spot_plugins.keys import parse_rank_manifest_key
+from spot_plugins.push import PushSettings, messages
+from spot_plugins.session import SpotSession
+from spot_plugins.store import LocalStore, open_store
+
+
+@pytest.fixture(scope="module")
+def bucket(s3_server):
+    return s3_server.create_bucket("pusher-process")
+
+
+@pytest.fixture
+def proxy(s3_server):
+    with FaultProxy(s3_server.endpoint_url) as proxy:
+        yield proxy
+
+
+@contextmanager
+def session_at(url, state=None, **settings):
+    heard = Heard()
+    session = SpotSession(SpotConfig(url=str(url), **{"every_steps": 1, **settings}), hooks=[heard])
+    holder = Holder(state_of(1) if state is None else state)
+    session.register("part", holder, replicated=("both",))
+    try:
+        yield session, heard
+    finally:
+        session.close()
+
+
+def parent_of(pid):
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+@pytest.mark.parametrize("death", ["kill", "group", "error", "worker"])
+def test_a_trainer_that_dies_right_after_a_save_leaves_it_to_the_pusher(death, s3_server, bucket, proxy, tmp_path):
+    """
+    Not one byte had reached the store when the trainer died, by a signal to it, to its whole group and to the pusher
+    itself, or by an error. The pusher stores and commits the step, then ends; also when a child that the trainer had
+    forked lives on.
+    """
+    url = f"{bucket}/{uuid.uuid4().hex}"
+    options = s3_server.storage_options(endpoint_url=proxy.endpoint_url, connect_timeout=600, read_timeout=600)
+    settings = {"url": url, "every_steps": 1, "storage_options": options, "local_dir": str(tmp_path / "local")}
+    output = tmp_path / "output.txt"
+    trainer = launch("dying_trainer", (str(tmp_path), settings, death), environment={}, output=output)
+    until(lambda: said(tmp_path / "pusher") or not trainer.is_alive(), "the trainer is ready")
+    assert trainer.is_alive(), output.read_text()
+    pusher = int(said(tmp_path / "pusher"))
+    assert os.getsid(pusher) == os.getpgid(pusher) == pusher
+    assert os.getsid(pusher) != os.getsid(trainer.pid)
+
+    proxy.hang()
+    (tmp_path / "go").touch()
+    assert exit_codes([trainer]) == [1 if death == "error" else -signal.SIGKILL], output.read_text()
+    store = open_store(url, s3_server.storage_options())
+    assert numbers(store) == []
+    assert parent_of(pusher) != trainer.pid
+
+    proxy.heal()
+    until(lambda: numbers(store) == [1], "the pusher commits")
+    assert_same(load(store).state["part"], state_of(1))
+    try:
+        until(lambda: not Path(f"/proc/{pusher}/exe").exists() or is_zombie(pusher), "the pusher ends")
+    finally:
+        (tmp_path / "end").touch()
+        if death == "worker":
+            until_gone_or_zombie(int(said(tmp_path / "child")))
+
+
+def said(file):
+    return file.read_text() if file.exists() else ""
+
+
+def is_zombie(pid):
+    """Whether it has ended, and whoever adopted it has not looked yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except FileNotFoundError:
+        return True
+
+
+def until_gone_or_zombie(pid):
+    until(lambda: is_zombie(pid), f"process {pid} has ended")
+
+
+def test_the_pusher_ends_with_its_session_and_leaves_no_zombie(tmp_path):
+    """
+    With nothing to do it ends when the session is closed; with something, when that is stored. Nobody need wait.
+    """
+    with session_at(tmp_path / "idle") as (session, _):
+        idle = session._pusher.pid
+    with session_at(tmp_path / "busy") as (session, _):
+        session.save(1)
+        busy = session._pusher.pid
+
+    until_gone(idle)
+    until_gone(busy)
+    assert numbers(LocalStore(str(tmp_path / "busy"))) == [1]
+
+
+def test_closing_does_not_wait_for_the_store(s3_server, bucket, proxy, tmp_path):
+    """
+    close() returns while a put hangs for ever, as seen by this test's end; the pusher goes on with it.
+    """
+    url = f"{bucket}/{uuid.uuid4().hex}"
+    options = s3_server.storage_options(endpoint_url=proxy.endpoint_url, connect_timeout=600, read_timeout=600)
+    with session_at(url, storage_options=options, local_dir=str(tmp_path)) as (session, heard):
+        session.resume()
+        pusher = session._pusher.pid
+        proxy.hang()
+        session.save(1)
+        session.close()
+        assert Path(f"/proc/{pusher}").exists()
+        assert heard.of(Committed) == []
+
+    proxy.heal()
+    until(lambda: numbers(open_store(url, s3_server.storage_options())) == [1], "the pusher commits")
+    until_gone(pusher)
+
+
+def test_a_pusher_that_is_killed_is_replaced_at_the_next_save(tmp_path):
+    """
+    What it had is told as abandoned, once; training goes on, and the next save is pushed by another process.
+    """
+    with session_at(tmp_path) as (session, heard):
+        session.resume()
+        first = session._pusher.pid
+        os.kill(first, signal.SIGSTOP)
+        session.after_step(1)
+        os.kill(first, signal.SIGKILL)
+        lost = heard.wait(SaveAbandoned, step=1)
+        session.after_step(2)
+        heard.wait(Committed, step=2)
+        second = session._pusher.pid
+
+    assert "code -9" in lost.reason
+    assert second != first
+    assert numbers(LocalStore(str(tmp_path))) == [2]
+    assert len(heard.of(SaveAbandoned)) == 1
+    until_gone(first)
+
+
+def test_a_pusher_that_died_unnoticed_costs_nothing(tmp_path):
+    """
+    It died between two saves, and the next one comes at once, before anybody has noticed: that step is committed, and
+    is not told as abandoned before.
+    """
+    with session_at(tmp_path) as (session, heard):
+        session.resume()
+        for step in range(1, 9):
+            with suppress(ProcessLookupError):
+                os.kill(session._pusher.pid, signal.SIGKILL)
+            session.after_step(step)
+            until(
+                lambda step=step: heard.of(Committed, step=step) or heard.of(SaveAbandoned, step=step), "it is decided"
+            )
+            until_idle(session)
+        session.save(9)
+        heard.wait(Committed, step=9)
+
+    for step in range(1, 10):
+        assert len(heard.of(Committed, step=step)) + len(heard.of(SaveAbandoned, step=step)) == 1, step
+
+
+def test_a_pusher_that_cannot_be_started_does_not_end_the_training(tmp_path, monkeypatch):
+    """
+    A machine without room for another process: the save is told as abandoned, and a later one is stored.
+    """
+    with session_at(tmp_path) as (session, heard):
+        session.resume()
+        os.kill(session._pusher.pid, signal.SIGKILL)
+        until(lambda: session._pusher._sock is None, "its end is noticed")
+        with monkeypatch.context() as patch:
+            patch.setattr(subprocess, "Popen", refuse)
+            session.after_step(1)
+        assert "does not start" in heard.wait(SaveAbandoned, step=1).reason
+        session.after_step(2)
+        heard.wait(Committed, step=2)
+
+    assert numbers(LocalStore(str(tmp_path))) == [2]
+
+
+def refuse(*args, **kwargs):
+    raise BlockingIOError(11, "Resource temporarily unavailable")
+
+
+def test_an_older_attempt_commits_nothing_once_a_newer_has_started(tmp_path):
+    """
+    Two sessions of one run: from the moment the second one begins, the first one's pusher writes no manifest. It says
+    so, and its training goes on.
+    """
+    store = LocalStore(str(tmp_path))
+    with session_at(tmp_path) as (old, old_heard), session_at(tmp_path) as (new, new_heard):
+        assert (old.attempt, new.attempt) == (1, 2)
+        old.after_step(1)
+        superseded = old_heard.wait(Superseded)
+        assert "another process" in old_heard.wait(SaveAbandoned, step=1).reason
+        old.after_step(2)
+        new.after_step(1)
+        new_heard.wait(Committed, step=1)
+        old.finish(3)
+
+    assert superseded == Superseded(attempt=1, newest=2)
+    manifests = [found for found in map(parse_rank_manifest_key, store.keys("")) if found]
+    assert [found.step_id for found in manifests] == [(1, 2)]
+
+
+def test_the_pusher_is_small(tmp_path):
+    """
+    It loads no torch, and needs nothing of /dev/shm, which is tiny in containers; nor does the trainer for its buffers.
+    """
+    before = set(os.listdir("/dev/shm"))
+    with session_at(tmp_path, {"w": torch.zeros(1_000_000)}) as (session, heard):
+        session.save(1)
+        heard.wait(Committed)
+        maps = Path(f"/proc/{session._pusher.pid}/maps").read_text()
+        own_maps = Path("/proc/self/maps").read_text()
+
+        assert "memfd:spot-" in maps
+        assert "torch" not in maps
+        assert "/dev/shm" not in maps
+        assert not any("spot" in line and "/dev/shm" in line for line in own_maps.splitlines())
+        assert {name for name in set(os.listdir("/dev/shm")) - before if "spot" in name} == set()
+
+
+def num_fds(pid="self"):
+    return len(os.listdir(f"/proc/{pid}/fd"))
+
+
+def test_many_saves_leave_no_descriptor_open(tmp_path):
+    """
+    A hundred saves, of states that grow now and then, so that buffers are replaced: neither process has more open than
+    after the first ones.
+    """
+    with session_at(tmp_path, {"w": torch.zeros(1000)}) as (session, heard):
+        session.resume()
+        holder = dict(session._parts.items())["part"]
+        counts = []
+        for step in range(1, 101):
+            if step % 20 == 0:
+                holder.state = {"w": torch.zeros(20_000 * step)}
+            session.save(step)
+            if step % 10 == 0:
+                until_idle(session)
+                counts.append((num_fds(), num_fds(session._pusher.pid)))
+        heard.wait(Committed, step=100)
+
+    assert len(heard.of(Committed)) == 100
+    ours, theirs = zip(*counts, strict=True)
+    assert max(ours[1:]) <= ours[1] + 1, "a transient one of somebody else at most"
+    assert max(theirs[1:]) <= theirs[1] + 1
+
+
+def test_sessions_one_after_another_leave_nothing(tmp_path):
+    """
+    A notebook that opens many sessions in one process: each resumes from the one before, and all descriptors, threads
+    and processes are gone in the end.
+    """
+    before, pids = num_fds(), []
+    for life in range(1, 4):
+        with session_at(tmp_path) as (session, heard):
+            session.watch_signals()
+            assert session.resume() == (life - 1 or None)
+            pids.append(session._pusher.pid)
+            session.finish(life)
+        assert heard.of(AttemptStarted) == [AttemptStarted(attempt=life, world_size=1)]
+        assert len(heard.of(Resumed)) == (life > 1)
+
+    for pid in pids:
+        until_gone(pid)
+    assert num_fds() <= before
+    until(lambda: not [t for t in threading.enumerate() if t.name.startswith("spot-")], "all threads have ended")
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_bug_in_the_pusher_leaves_no_process_that_waits_for_ever(tmp_path):
+    """
+    A message that it does not understand ends it, as it would any process; it does not hang half alive.
+    """
+    ours, theirs = socket.socketpair()
+    settings = PushSettings(
+        url=str(tmp_path),
+        storage_options={},
+        local_dir=None,
+        rank=0,
+        world_size=1,
+        attempt=1,
+        keep_last=1,
+        keep_every=None,
+    )
+    with closing(ours), closing(theirs):
+        pusher = subprocess.Popen(
+            [sys.executable, "-m", "spot_plugins.push.worker", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stderr=subprocess.DEVNULL,
+        )
+        messages.send(ours, asdict(settings))
+        messages.send(ours, {"nobody": "says this"})
+        try:
+            assert pusher.wait(60) == 1
+        finally:
+            with suppress(ProcessLookupError):
+                pusher.kill()
+            pusher.wait()

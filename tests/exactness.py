@@ -1,0 +1,76 @@
+"""
+Whether an interrupted training, resumed, is bit for bit the one that was never interrupted. For every host's drills.
+
+A training writes to its folder, per rank: ``trace-RANK.jsonl``, one line per batch, ``[*what and where, samples,
+loss]``; ``events-RANK.jsonl``; and ``final-RANK.pt``, all the state there is at its end.
+"""
+
+from __future__ import annotations
+
+import json
+
+import torch
+
+
+class References:
+    """Trainings that are never interrupted, one per setting; several drills are compared with each."""
+
+    def __init__(self, train, make_folder):
+        """*train* takes a folder, settings and the exit code to expect; *make_folder* a name."""
+        self._train = train
+        self._make_folder = make_folder
+        self._done = {}
+
+    def __call__(self, settings):
+        """Return the folder of the training with *settings*."""
+        key = json.dumps(settings, sort_keys=True)
+        if key not in self._done:
+            folder = self._make_folder("reference")
+            self._train(folder, settings, expect=0)
+            self._done[key] = folder
+        return self._done[key]
+
+
+def lines(folder, name, rank):
+    """Return what *rank* wrote to the file *name*."""
+    return [json.loads(line) for line in (folder / f"{name}-{rank}.jsonl").read_text().splitlines()]
+
+
+def resumed_steps(folder, rank):
+    """Return the steps behind which the process lives of *rank* went on."""
+    return [event["step"] for event in lines(folder, "events", rank) if event["event"] == "Resumed"]
+
+
+def what_was_seen(folder, rank):
+    """Return what each batch saw; a batch that was trained on twice must have seen the same both times."""
+    seen = {}
+    for *key, samples, loss in lines(folder, "trace", rank):
+        first = seen.setdefault(tuple(key), (samples, loss))
+        assert first == (samples, loss), f"{key} saw something else the second time"
+    return seen
+
+
+def assert_same_training(folder, reference, ranks, left_out=()):
+    """Compare all that was seen, except *left_out*, and all state at the end."""
+    for rank in range(ranks):
+        expected = what_was_seen(reference, rank)
+        for key in left_out:
+            del expected[key]
+        assert what_was_seen(folder, rank) == expected
+        finals = (torch.load(place / f"final-{rank}.pt", weights_only=False) for place in (folder, reference))
+        _assert_equal(*finals)
+
+
+def _assert_equal(one, other, path=""):
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), path
+        for key in one:
+            _assert_equal(one[key], other[key], f"{path}/{key}")
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other), path
+        for index, pair in enumerate(zip(one, other, strict=True)):
+            _assert_equal(*pair, f"{path}/{index}")
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), path
+    else:
+        assert one == other or one is other, path

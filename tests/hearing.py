@@ -1,0 +1,57 @@
+"""What a session tells, to wait for; and what tests of real processes need to wait for."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+
+DEADLINE_S = 60.0
+
+
+class Heard:
+    """A hook that remembers every event. ``heard.wait(Committed, step=3)`` returns the first such event, or fails."""
+
+    def __init__(self):
+        self.events = []
+        self._changed = threading.Condition()
+
+    def __call__(self, event):
+        with self._changed:
+            self.events.append(event)
+            self._changed.notify_all()
+
+    def of(self, kind, **fields):
+        """The events of *kind* that have these values, in the order in which they came."""
+        with self._changed:
+            return [
+                event
+                for event in self.events
+                if isinstance(event, kind) and all(getattr(event, name) == value for name, value in fields.items())
+            ]
+
+    def wait(self, kind, **fields):
+        """Wait for the first such event and return it."""
+        with self._changed:
+            came = self._changed.wait_for(lambda: self.of(kind, **fields), DEADLINE_S)
+        assert came, f"no {kind.__name__}{fields} among {self.events[-20:]}"
+        return came[0]
+
+
+def until(condition, what):
+    """Wait until *condition* returns something true, and return it. Fails after a while: *what* did not happen."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not (result := condition()):
+        assert time.monotonic() < deadline, f"not within {DEADLINE_S} s: {what}"
+        time.sleep(0.005)
+    return result
+
+
+def until_idle(session):
+    """Wait until the pusher of *session* has nothing in hand, so that a save that is due is not deferred."""
+    until(lambda: not session._pusher._held, "the pusher has nothing in hand")
+
+
+def until_gone(pid):
+    """Wait until there is no process *pid*, not even a zombie."""
+    until(lambda: not Path(f"/proc/{pid}").exists(), f"process {pid} is gone")

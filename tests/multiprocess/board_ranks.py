@@ -1,0 +1,115 @@
+"""One rank of a job that uses a board. Run by test_board.py: ``main(rank, world_size, port, what it does)``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import torch.distributed as dist
+
+from spot_plugins.agreement import Crew, Notice
+from spot_plugins.clock import SystemClock
+from spot_plugins.ranks import BoardClosedError, TorchRanks, exchange
+from spot_plugins.triggers import PeriodicTrigger
+
+PATIENCE_S = 30.0
+
+
+def main(rank, world_size, port, what):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    dist.init_process_group("gloo", rank=rank, world_size=world_size)
+    ranks = TorchRanks()
+    globals()[what](ranks, ranks.open_board())
+    os._exit(0)  # without the end of the process group, which waits for ranks that were killed
+
+
+def take_part(ranks, board):
+    """Everything a board can do, from several threads at once."""
+    assert exchange(ranks, board, "hello", {"from": [ranks.rank, None]}) == [
+        {"from": [rank, None]} for rank in range(ranks.world_size)
+    ]
+    numbers = []
+    threads = [
+        threading.Thread(target=lambda: numbers.extend(board.take_number("n") for _ in range(20))) for _ in range(3)
+    ]
+    reader = threading.Thread(target=lambda: numbers.append(board.read("late")))
+    for thread in (reader, *threads):
+        thread.start()
+    for thread in threads:
+        thread.join()
+    board.post(f"done/{ranks.rank}", sorted(numbers))
+    taken = [number for rank in range(ranks.world_size) for number in board.read(f"done/{rank}")]
+    assert sorted(taken) == [*range(1, 60 * ranks.world_size + 1)]
+    assert reader.is_alive(), "one that waits holds up no other"
+    exchange(ranks, board, "all is read", None)
+    if ranks.rank == 0:
+        board.post("late", "now")
+    reader.join(PATIENCE_S)
+    assert numbers[-1] == "now"
+    assert_given_up(board)
+    board.close()
+
+
+def assert_given_up(board):
+    try:
+        board.read("never", 0.1)
+    except BoardClosedError:
+        assert board.take_number("given up") > 0, "the connection is still good"
+    else:
+        raise AssertionError("a note that nobody wrote was read")
+
+
+def lose_rank_0(ranks, board):
+    """Rank 0 ends; the others notice at once, whatever they do."""
+    exchange(ranks, board, "start", None)
+    if ranks.rank == 0:
+        board.close()
+        os._exit(0)
+    started = time.monotonic()
+    for use in (
+        lambda: board.read("never"),
+        lambda: board.take_number("n"),
+        lambda: board.read("never"),
+    ):
+        try:
+            use()
+        except BoardClosedError:
+            continue
+        raise AssertionError("rank 0 is gone")
+    board.close()
+    assert time.monotonic() - started < PATIENCE_S
+
+
+def outlive_a_machine(ranks, board):
+    """Rank 0 stands still, as on a machine that was taken without a word. A notice and the end come all the same."""
+    crew = Crew(ranks, board, PeriodicTrigger(1, None, SystemClock()), lambda: True, lambda step: None, lambda: None)
+    pid, *_ = exchange(ranks, board, "pid", os.getpid())
+    if ranks.rank == 0:
+        signal.pause()
+    os.kill(pid, signal.SIGSTOP)
+    started = time.monotonic()
+    threading.Thread(target=crew.notify, args=(Notice("test", started + 1.0),), daemon=True).start()
+    crew.at_boundary(1)
+    crew.close()
+    os.kill(pid, signal.SIGKILL)
+    assert time.monotonic() - started < PATIENCE_S
+
+
+def listen_to_ourselves(ranks, board):
+    """Found by 127.0.0.1, the board listens nowhere else. Anything else would show in the table of the kernel."""
+    inodes = {os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if fd_is_open(fd)}
+    listening = []
+    for table in ("tcp", "tcp6"):
+        with open(f"/proc/self/net/{table}") as file:
+            rows = [line.split() for line in file.readlines()[1:]]
+        listening += [row[1] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in inodes]
+    ports = {int(address.rpartition(":")[2], 16): address for address in listening}
+    if ranks.rank == 0:
+        assert ports[board._port].startswith("0100007F:"), ports
+    board.close()
+
+
+def fd_is_open(fd):
+    return os.path.islink(f"/proc/self/fd/{fd}")

@@ -1,0 +1,97 @@
+"""What a user may name, and what naming it loads. A change here is a change for every user."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import subprocess
+import sys
+
+import pytest
+
+import spot_plugins
+from spot_plugins import errors
+
+HEAVY = {"torch", "lightning", "pytorch_lightning", "accelerate", "transformers"}
+
+LIGHT_MODULES = [
+    "spot_plugins.errors",
+    "spot_plugins.config",
+    "spot_plugins.events",
+    "spot_plugins.clock",
+    "spot_plugins.manifest",
+    "spot_plugins.keys",
+    "spot_plugins.lifecycle",
+    "spot_plugins.store",
+    "spot_plugins.commit",
+    "spot_plugins.triggers",
+    "spot_plugins.notices",
+    "spot_plugins.push",
+    "spot_plugins.retention",
+]
+
+PUBLIC_NAMES = {
+    "spot_plugins.accelerate": {"SpotHook"},
+    "spot_plugins.data": {"ElasticSampler", "elastic_loader"},
+    "spot_plugins.lightning": {"SpotCheckpoint"},
+    "spot_plugins.session": {"SpotSession"},
+}
+
+ERRORS = {
+    "SpotError",
+    "ConfigError",
+    "StoreError",
+    "CommitError",
+    "CorruptCheckpointError",
+    "IncompatibleCheckpointError",
+    "NothingToResumeError",
+    "SupersededError",
+    "UnsafeStateError",
+    "Preempted",
+}
+
+
+def heavy_modules_with(*modules: str) -> set[str]:
+    """Return which of HEAVY are loaded in a new interpreter that imported *modules*."""
+    program = f"import sys, {', '.join(modules)}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return HEAVY & set(done.stdout.split())
+
+
+def with_submodules(name: str) -> list[str]:
+    """Return *name* and, if it is a package, everything in it."""
+    path = getattr(importlib.import_module(name), "__path__", [])
+    return [name, *(module.name for module in pkgutil.walk_packages(path, f"{name}."))]
+
+
+@pytest.mark.parametrize("module", LIGHT_MODULES)
+def test_the_pushers_modules_load_neither_torch_nor_a_host(module: str) -> None:
+    """The pusher starts once per rank: what it imports costs each rank that memory and time."""
+    assert heavy_modules_with(*with_submodules(module)) == set()
+
+
+def test_the_package_itself_loads_nothing_heavy() -> None:
+    """``import spot_plugins`` is what every process of every kind does first."""
+    assert heavy_modules_with("spot_plugins") == set()
+
+
+def test_the_session_loads_no_host() -> None:
+    """Who uses one host needs none of the others installed."""
+    assert heavy_modules_with("spot_plugins.session") <= {"torch"}
+
+
+@pytest.mark.parametrize("module", sorted(PUBLIC_NAMES))
+def test_the_public_names_are_where_the_readme_says(module: str) -> None:
+    """A user's import does not break from one release to the next."""
+    assert PUBLIC_NAMES[module] <= set(dir(importlib.import_module(module)))
+
+
+def test_the_errors_are_these() -> None:
+    """A user's ``except`` names one of these; none appears or goes away unnoticed."""
+    classes = [value for value in vars(errors).values() if isinstance(value, type)]
+    assert {cls.__name__ for cls in classes if issubclass(cls, BaseException)} == ERRORS
+
+
+def test_the_version_is_a_release_number() -> None:
+    """The version that the package states is one that an installer can compare."""
+    assert all(part.isdecimal() for part in spot_plugins.__version__.split("."))

@@ -1,0 +1,429 @@
+"""All ranks choose the same boundaries, whatever comes when. Ranks are threads; their trainings run in lockstep."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+import pytest
+
+from spot_plugins.agreement import Crew, Notice, Solo, crew
+from spot_plugins.clock import SystemClock
+from spot_plugins.testing import run_thread_ranks
+from spot_plugins.triggers import PeriodicTrigger
+
+NUM_STEPS = 24
+PATIENCE_S = 20.0
+
+
+@pytest.fixture(autouse=True)
+def fast_steps(monkeypatch):
+    """Steps take microseconds here: the lead of a proposal is counted in them alone."""
+    monkeypatch.setattr(crew, "LEAD_S", 0.0)
+    monkeypatch.setattr(crew, "MAX_LEAD_S", 0.001)
+
+
+class Gradients:
+    """Stands for the all-reduce of a step: nobody comes out before all went in. A rank that has left breaks it."""
+
+    def __init__(self, world_size):
+        self._barrier = threading.Barrier(world_size)
+
+    def reduce(self):
+        self._barrier.wait(PATIENCE_S)
+
+
+class ManualClock(SystemClock):
+    """Seconds that pass when a test says so."""
+
+    def __init__(self):
+        self.seconds = 0.0
+
+    def monotonic(self):
+        return self.seconds
+
+
+@dataclass
+class Life:
+    """What happened to one rank."""
+
+    saves: list = field(default_factory=list)
+    deferred: list = field(default_factory=list)
+    left_at: int | None = None
+    left_in_pause: bool = False
+
+
+class Training:
+    """One rank's training thread, with a place to interfere at every point of a step."""
+
+    def __init__(
+        self, ranks, gradients, *, every_steps=None, every_seconds=None, pause_every=0, ready=lambda rank: True
+    ):
+        self.life = Life()
+        self.rank = ranks.rank
+        self.step = 0
+        self.clock = ManualClock()
+        self.pause_every = pause_every
+        self.gradients = gradients
+        self.stuck = threading.Event()
+        self.crew = Crew(
+            ranks,
+            ranks.open_board(),
+            PeriodicTrigger(every_steps, every_seconds, self.clock),
+            lambda: ready(self.rank),
+            self.life.deferred.append,
+            self.leave_in_pause,
+        )
+        self.crew.saved(0)
+
+    def leave_in_pause(self):
+        self.life.left_in_pause = True
+        self.stuck.set()
+
+    def notify(self):
+        self.crew.notify(Notice("test", time.monotonic() + PATIENCE_S))
+
+    def wait_for_notice(self):
+        deadline = time.monotonic() + PATIENCE_S
+        while self.crew.notice is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+
+    def run(self, num_steps=NUM_STEPS, at=lambda place, step: None):
+        try:
+            for self.step in range(1, num_steps + 1):
+                at("before the step", self.step)
+                self.gradients.reduce()
+                at("behind the gradients", self.step)
+                if self.obey(self.crew.at_boundary(self.step)):
+                    return
+                self.clock.seconds += 1
+                at("at the boundary", self.step)
+                if self.pause_every and self.step % self.pause_every == 0 and self.pause(at):
+                    return
+        finally:
+            self.end()
+
+    def pause(self, at):
+        self.crew.enter_pause()
+        for _ in range(3):
+            at("in the pause", self.step)
+            if self.obey(self.crew.in_pause()):
+                return True
+        if self.obey(self.crew.exit_pause()):
+            return True
+        at("behind the pause", self.step)
+        return False
+
+    def obey(self, decision):
+        if decision is None:
+            return False
+        if decision.trigger == "notice":
+            self.life.left_at = self.step
+            return True
+        self.life.saves.append((self.step, decision.trigger))
+        self.crew.saved(self.step)
+        return False
+
+    def end(self):
+        self.gradients.reduce()  # as the session waits for the others before it closes
+        self.crew.close()
+
+
+def train(world_size, at=lambda training, place, step: None, num_steps=NUM_STEPS, **settings):
+    """Run the training on all ranks and return their lives."""
+    gradients = Gradients(world_size)
+
+    def body(ranks):
+        training = Training(ranks, gradients, **settings)
+        training.run(num_steps, lambda place, step: at(training, place, step))
+        return training.life
+
+    return run_thread_ranks(world_size, body, timeout_s=PATIENCE_S)
+
+
+def assert_same(lives):
+    """A rank that leaves in a pause may have saved that step already; the others save it as they leave."""
+    saved = [{step for step, _ in life.saves} | {life.left_at} for life in lives]
+    assert len({life.left_at for life in lives}) == 1, lives
+    assert all(steps == saved[0] for steps in saved), lives
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("every_steps", [1, 3, 5])
+def test_saves_on_steps_happen_at_the_same_boundaries(world_size, every_steps):
+    """Every rank saves the same steps, about as often as was asked for."""
+    lives = train(world_size, every_steps=every_steps)
+
+    assert_same(lives)
+    assert len(lives[0].saves) >= NUM_STEPS // (every_steps + 8)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_saves_on_seconds_happen_at_the_same_boundaries(world_size):
+    """Rank 0's clock decides for all; the clocks of the others do not matter."""
+
+    def at(training, place, step):
+        if training.rank != 0 and place == "at the boundary":
+            training.clock.seconds += 100
+
+    lives = train(world_size, at, every_seconds=4, num_steps=80)
+
+    assert_same(lives)
+    assert [trigger for _, trigger in lives[0].saves].count("seconds") == len(lives[0].saves) >= 2
+
+
+def test_steps_and_seconds_reset_each_other():
+    """A save for one reason is one for the other: the distance is never below the smaller of the two."""
+    lives = train(2, every_steps=7, every_seconds=5, num_steps=80)
+
+    steps = [0, *(step for step, _ in lives[0].saves)]
+    assert len(steps) > 2
+    assert min(after - before for before, after in itertools.pairwise(steps)) >= 5
+
+
+@pytest.mark.parametrize("busy_rank", [0, 1, 2])
+def test_one_busy_rank_defers_the_save_of_all(busy_rank):
+    """While any rank's push is under way nobody saves, rank 0 says so once, and the save comes when it is done."""
+    is_busy = threading.Event()
+    is_busy.set()
+
+    def at(training, place, step):
+        if place == "before the step" and step == 12:
+            is_busy.clear()
+
+    lives = train(3, at, every_steps=4, num_steps=40, ready=lambda rank: rank != busy_rank or not is_busy.is_set())
+
+    assert_same(lives)
+    assert 12 <= lives[0].saves[0][0] < 40
+    assert [len(life.deferred) for life in lives] == [1, 0, 0], "one save was due, and rank 0 speaks for all"
+    assert lives[0].deferred[0] >= 4
+
+
+PLACES = ["before the step", "behind the gradients", "at the boundary", "in the pause", "behind the pause"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("who", ["rank 0", "rank 1", "all"])
+def test_a_notice_anywhere_makes_all_leave_at_one_boundary(place, who):
+    """Wherever the notified ranks are, and how many they are: all leave behind one step, and soon."""
+    notified = {"rank 0": {0}, "rank 1": {1}, "all": {0, 1, 2}}[who]
+
+    def at(training, where, step):
+        if where == place and step == 6 and training.rank in notified:
+            training.notify()
+            training.wait_for_notice()
+
+    lives = train(3, at, pause_every=3)
+
+    assert_same(lives)
+    # Its own next boundary is 6 or 7. The other ranks may pass that one before they hear of it, but not the next.
+    assert lives[0].left_at in (6, 7, 8)
+
+
+def test_a_rank_that_is_stuck_in_a_pause_is_told_to_end():
+    """
+    One rank leaves in the pause; the others wait there for it in a collective and can ask for nothing. Their own
+    thread tells them.
+    """
+    gradients = Gradients(2)
+
+    def body(ranks):
+        training = Training(ranks, gradients)
+        gradients.reduce()
+        assert training.crew.at_boundary(1) is None
+        training.crew.enter_pause()
+        gradients.reduce()
+        if ranks.rank == 0:
+            training.notify()
+        told = training.stuck.wait(PATIENCE_S)
+        training.end()
+        return told
+
+    assert run_thread_ranks(2, body) == [True, True]
+
+
+def test_a_pause_that_only_some_ranks_have_left_does_not_hold_them_up():
+    """Rank 1 is training on when the notice comes. Rank 0, still in the pause, leaves a step later, as it does."""
+    gradients = Gradients(2)
+    trains_on = threading.Event()
+
+    def body(ranks):
+        training = Training(ranks, gradients)
+        gradients.reduce()
+        assert training.crew.at_boundary(1) is None
+        training.crew.enter_pause()
+        if ranks.rank == 1:
+            assert training.crew.exit_pause() is None
+            trains_on.set()
+            training.wait_for_notice()
+        else:
+            assert trains_on.wait(PATIENCE_S)
+            training.notify()
+            training.wait_for_notice()
+            assert training.crew.exit_pause() is None
+        gradients.reduce()
+        decision = training.crew.at_boundary(2)
+        training.end()
+        return decision.trigger, training.life.left_in_pause
+
+    assert run_thread_ranks(2, body) == [("notice", False)] * 2
+
+
+def interfere(rng):
+    """Return a hook that makes random ranks wait a little, and notify, at random places."""
+    notices = {
+        (rng.randrange(4), rng.choice(PLACES), rng.randrange(1, NUM_STEPS))
+        for _ in range(rng.choice([0, 1, 1, 1, 2, 4]))
+    }
+    if rng.random() < 0.2:  # the machine's manager tells all at once
+        place, step = rng.choice(PLACES), rng.randrange(1, NUM_STEPS)
+        notices |= {(rank, place, step) for rank in range(4)}
+    delays = [rng.randrange(4) for _ in range(97)]
+
+    def at(training, place, step):
+        if (training.rank, place, step) in notices:
+            if step % 2:
+                training.notify()
+            else:  # as from the thread of a signal
+                threading.Thread(target=training.notify).start()
+        deadline = time.monotonic() + 1e-4 * max(0, delays[(training.rank * 31 + step * 7 + len(place)) % 97] - 1)
+        while time.monotonic() < deadline:
+            pass
+
+    return at
+
+
+@pytest.fixture
+def hasty_threads():
+    """Threads take turns a hundred times as often as usual."""
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(5e-5)
+    yield
+    sys.setswitchinterval(usual)
+
+
+@pytest.mark.usefixtures("hasty_threads")
+@pytest.mark.parametrize("hundred", range(3))
+def test_no_schedule_makes_ranks_differ_or_hang(hundred):
+    """Random trainings with random notices at random places: the same saves, the same end, and always an end."""
+    ends = Counter()
+    idle = 0
+    for seed in range(100 * hundred, 100 * hundred + 100):
+        rng = random.Random(seed)
+        busy = {(rng.randrange(4), rng.randrange(40)) for _ in range(rng.choice([0, 0, 20]))}
+        asked = Counter()
+
+        def ready(rank, busy=busy, asked=asked):
+            asked[rank] += 1
+            return (rank, asked[rank]) not in busy
+
+        lives = train(
+            rng.choice([2, 2, 3, 4]),
+            interfere(rng),
+            every_steps=rng.choice([None, 1, 2, 5]),
+            every_seconds=rng.choice([3, 4]),
+            pause_every=rng.choice([0, 2, 3]),
+            ready=ready,
+        )
+        assert_same(lives)
+        ends[lives[0].left_at] += 1
+        idle += not lives[0].saves and lives[0].left_at is None
+    assert len(ends) > 10, "the notices came everywhere"
+    # Ranks may be busy, or past every proposed boundary, until so short a training ends; most are not.
+    assert idle < 25
+
+
+@pytest.mark.parametrize("notice_first", [False, True])
+def test_ranks_that_lose_the_board_go_on_alone(notice_first):
+    """Rank 0 is gone, and the board with it: the others wait for nothing, and a notice makes each leave alone."""
+    noticed = threading.Barrier(3)
+    gone = threading.Event()
+
+    def body(ranks):
+        board = ranks.open_board()
+        if ranks.rank == 0:  # takes no part, so that no notice is ever answered in full
+            noticed.wait(PATIENCE_S)
+            board.close()
+            gone.set()
+            return None
+        crew = Crew(
+            ranks, board, PeriodicTrigger(1, None, SystemClock()), lambda: True, lambda step: None, lambda: None
+        )
+        notice = Notice("test", time.monotonic() + PATIENCE_S)
+        if notice_first:
+            crew.notify(notice)
+        noticed.wait(PATIENCE_S)
+        assert gone.wait(PATIENCE_S)
+        started = time.monotonic()
+        first = crew.at_boundary(1)
+        if not notice_first:
+            assert first is None
+            crew.notify(notice)
+        second = crew.at_boundary(2)
+        crew.close()
+        assert time.monotonic() - started < PATIENCE_S / 2
+        return (second or first).trigger
+
+    assert run_thread_ranks(3, body)[1:] == ["notice", "notice"]
+
+
+@pytest.fixture
+def solo():
+    """Make a Solo with a clock of its own, and what it reports."""
+
+    def make(every_steps=None, every_seconds=None, ready=lambda: True):
+        clock, deferred = ManualClock(), []
+        return Solo(PeriodicTrigger(every_steps, every_seconds, clock), ready, deferred.append), clock, deferred
+
+    return make
+
+
+def test_one_rank_saves_exactly_when_due(solo):
+    """Alone there is nobody to ask: steps are saved at the very step."""
+    agreement, _, _ = solo(every_steps=3)
+
+    saves = []
+    for step in range(1, 10):
+        if agreement.at_boundary(step) is not None:
+            saves.append(step)
+            agreement.saved(step)
+
+    assert saves == [3, 6, 9]
+
+
+def test_one_rank_defers_once_and_saves_when_it_can(solo):
+    """One report per save that was due, however long the push takes."""
+    pushing = threading.Event()
+    pushing.set()
+    agreement, clock, deferred = solo(every_seconds=2, ready=lambda: not pushing.is_set())
+
+    clock.seconds = 2
+    assert [agreement.at_boundary(step) for step in (1, 2, 3)] == [None] * 3
+    assert deferred == [1]
+    pushing.clear()
+    assert agreement.at_boundary(4).trigger == "seconds"
+    agreement.saved(4)
+    pushing.set()
+    clock.seconds = 4
+    assert agreement.at_boundary(5) is None
+    assert deferred == [1, 5]
+
+
+def test_one_rank_leaves_at_the_next_boundary_or_in_a_pause(solo):
+    """A notice comes first, before what was planned; the first notice counts."""
+    agreement, _, _ = solo(every_steps=1)
+    assert agreement.in_pause() is None
+
+    agreement.notify(Notice("first", 1.0))
+    agreement.notify(Notice("second", 2.0))
+
+    assert agreement.at_boundary(1).trigger == "notice"
+    assert agreement.in_pause().trigger == "notice"
+    assert agreement.exit_pause().trigger == "notice"
+    assert agreement.notice.source == "first"

@@ -1,0 +1,73 @@
+"""The code of the documents does what they say, and the examples stay short."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import steps
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+
+from spot_plugins.config import SpotConfig
+from spot_plugins.session import SpotSession
+from spot_plugins.store import LocalStore
+
+ROOT = Path(__file__).parents[2]
+RECIPES = sorted(ROOT.glob("examples/*_finetune.py"))
+CONFIGURATIONS = sorted(ROOT.glob("examples/accelerate_configs/*.yaml"))
+
+
+def read_as_documented(folder, monkeypatch):
+    """Run the block of docs/format.md in *folder* and return the tensors that it finds."""
+    (block,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/format.md").read_text(), re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(folder)
+    found = {}
+    exec(block, found)
+    return found["tensors"]
+
+
+def test_the_documented_reader_reads_what_two_ranks_saved(tmp_path, monkeypatch):
+    """With json and safetensors alone, all tensors of the newest committed step come out, cut or not."""
+    store = LocalStore(str(tmp_path / "spot-run/accelerate"))
+    for rank in (0, 1):
+        steps.save(4, store, rank=rank, world_size=2)
+    steps.save(5, store, rank=0, world_size=2)  # rank 1 died before its part of step 5
+
+    tensors = read_as_documented(tmp_path, monkeypatch)
+
+    state = steps.state_of(4)
+    flat = {f"part/{kind}/{name}": tensor for kind in ("both", "own") for name, tensor in state[kind].items()}
+    assert tensors.keys() == flat.keys()
+    for name, tensor in flat.items():
+        assert torch.equal(tensors[name], tensor), name
+
+
+def test_the_documented_reader_reads_what_a_session_saved(tmp_path, monkeypatch):
+    """The same for a real session, with a tensor that is too long for one blob."""
+    config = SpotConfig(url=f"file://{tmp_path}/spot-run/accelerate", every_steps=1)
+    state = {"parameters": {"long": torch.arange(18_000_000).view(-1, 1000), "small": torch.randn(3, 4)}}
+    session = SpotSession(config)
+    session.register("model", steps.Holder(state), replicated=("parameters",))
+    session.resume()
+    session.finish(1)
+
+    tensors = read_as_documented(tmp_path, monkeypatch)
+
+    for name, tensor in state["parameters"].items():
+        assert torch.equal(tensors[f"model/parameters/{name}"], tensor), name
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_a_recipe_is_short(recipe):
+    """A recipe is read more than run: at most 150 lines."""
+    assert len(recipe.read_text().splitlines()) <= 150
+
+
+@pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.name)
+def test_accelerate_takes_the_configuration(path):
+    """Accelerate's own reader takes the file, which refuses keys that it does not know."""
+    config = load_config_from_file(str(path))
+    assert (config.fsdp_config.get("fsdp_version") == 2) == (path.stem == "fsdp2")
+    assert config.distributed_type.value == {"single_gpu": "NO", "ddp": "MULTI_GPU", "fsdp2": "FSDP"}[path.stem]

@@ -1,0 +1,541 @@
+"""The session of one process: what a host may call, in which order, and what it gets."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from contextlib import contextmanager
+
+import pytest
+import torch
+from hearing import Heard, until, until_idle
+from steps import Holder, assert_same, assert_whole, load, numbers, save, state_of
+
+from spot_plugins import session as session_module
+from spot_plugins.commit import claim_attempt
+from spot_plugins.config import SpotConfig
+from spot_plugins.errors import IncompatibleCheckpointError, Preempted, UnsafeStateError
+from spot_plugins.events import (
+    AttemptStarted,
+    Committed,
+    Leaving,
+    NoticeReceived,
+    Pruned,
+    Resumed,
+    SaveAbandoned,
+    SaveDeferred,
+    Staged,
+)
+from spot_plugins.keys import StepId
+from spot_plugins.session import SpotSession
+from spot_plugins.store import LocalStore
+
+
+@pytest.fixture(autouse=True)
+def sigterm():
+    """Whatever a session that left made of SIGTERM is undone: this process goes on."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def url(tmp_path):
+    return str(tmp_path / "run")
+
+
+@pytest.fixture
+def store(url):
+    return LocalStore(url)
+
+
+@contextmanager
+def training(url, *, state=None, hooks=(), **settings):
+    """A session with one part, and its events. Closed at the end, whatever happens."""
+    heard = Heard()
+    config = SpotConfig(url=url, **{"every_steps": 1_000_000, **settings})
+    session = SpotSession(config, hooks=[*hooks, heard])
+    try:
+        holder = Holder(state_of(0) if state is None else state)
+        session.register("part", holder, replicated=("both",))
+        yield session, holder, heard
+    finally:
+        session.close()
+
+
+def test_an_empty_run_has_nothing_to_resume(url):
+    """
+    A first run starts from scratch, is told so, and its parts are left alone.
+    """
+    with training(url) as (session, holder, heard):
+        assert session.resume() is None
+        assert session.attempt == 1
+        assert holder.num_loads == 0
+
+    assert heard.of(AttemptStarted) == [AttemptStarted(attempt=1, world_size=1)]
+    assert heard.of(Resumed) == []
+
+
+def test_what_was_saved_comes_back_in_the_next_life(url):
+    """
+    The second life has the next attempt and the state of the last step, bit for bit; its event says from where.
+    """
+    with training(url, state=state_of(3)) as (session, _, heard):
+        session.resume()
+        session.save(3)
+        committed = heard.wait(Committed, step=3)
+
+    with training(url) as (session, holder, heard):
+        assert session.resume() == 3
+        assert session.attempt == 2
+
+    assert_same(holder.state, state_of(3))
+    (resumed,) = heard.of(Resumed)
+    assert (resumed.step, resumed.from_attempt, resumed.num_bytes) == (3, 1, committed.num_bytes)
+
+
+@pytest.mark.parametrize("name", ["part", "", "a/b"])
+def test_a_name_that_cannot_be_a_part_is_refused(url, name):
+    """
+    Names of parts are words, and each is taken once.
+    """
+    with training(url) as (session, _, _), pytest.raises(ValueError, match=r"registered already|no name for a part"):
+        session.register(name, Holder({}))
+
+
+def test_parts_that_do_not_belong_together_name_both_sides(url):
+    """
+    A checkpoint with another part, or without one, is not applied at all; the message lists what each side lacks.
+    """
+    with training(url) as (session, _, heard):
+        session.register("scaler", Holder({}))
+        session.save(1)
+        heard.wait(Committed, step=1)
+
+    with training(url) as (session, holder, _):
+        session.register("ema", Holder({}))
+        with pytest.raises(IncompatibleCheckpointError) as caught:
+            session.resume()
+
+    assert "['scaler']" in str(caught.value)
+    assert "['ema']" in str(caught.value)
+    assert "same parts" in str(caught.value)
+    assert holder.num_loads == 0
+
+
+def test_a_part_that_refuses_its_state_is_named(url):
+    """
+    What a part raises on a state that does not fit becomes one error that names the part and what to do.
+    """
+
+    class Picky(Holder):
+        def load_state_dict(self, state):
+            raise RuntimeError("size mismatch for weight")
+
+    with training(url) as (session, _, heard):
+        session.register("model", Holder({}))
+        session.save(1)
+        heard.wait(Committed, step=1)
+
+    with training(url) as (session, _, _):
+        session.register("model", Picky({}))
+        with pytest.raises(IncompatibleCheckpointError, match=r"'model' does not fit: size mismatch.*settings"):
+            session.resume()
+
+
+def test_a_checkpoint_of_another_world_size_says_how_many_ranks_are_needed(url, store):
+    """
+    Until resuming on other numbers of ranks is supported, the message names both numbers.
+    """
+    for rank in range(2):
+        save(4, store, rank=rank, world_size=2)
+
+    with training(url) as (session, _, _), pytest.raises(IncompatibleCheckpointError, match=r"by 2 ranks.*has 1"):
+        session.resume()
+
+
+def test_state_that_cannot_be_saved_is_refused_before_the_first_step(url):
+    """
+    Not at the first save, hours later: resume() looks at it, and names the place.
+    """
+
+    class Custom:
+        pass
+
+    with (
+        training(url, state={"metrics": {"best": Custom()}}) as (session, _, _),
+        pytest.raises(UnsafeStateError, match=r"part/metrics/best.*Custom.*without pickle") as caught,
+    ):
+        session.resume()
+
+    assert caught.value.path == "part/metrics/best"
+
+
+def test_state_that_turns_unsafe_later_is_refused_when_it_is_saved(url, store):
+    """
+    Training is told with the key, instead of saving a checkpoint without it.
+    """
+    with training(url) as (session, holder, heard):
+        session.resume()
+        holder.state["later"] = object()
+        with pytest.raises(UnsafeStateError, match="part/later"):
+            session.save(1)
+        del holder.state["later"]
+        session.save(2)
+        heard.wait(Committed, step=2)
+
+    assert numbers(store) == [2]
+
+
+def test_a_save_takes_the_state_of_that_moment(url, store):
+    """
+    What training changes right after save() returned is not in the checkpoint, in tensors and elsewhere.
+    """
+    with training(url, state={"w": torch.full((50_000,), 1.0), "log": [1]}) as (session, holder, heard):
+        session.save(1)
+        holder.state["w"].fill_(2.0)
+        holder.state["log"].append(2)
+        heard.wait(Committed, step=1)
+
+    state = load(store).state["part"]
+    assert torch.equal(state["w"], torch.full((50_000,), 1.0))
+    assert state["log"] == [1]
+
+
+def test_finish_stores_the_last_step(url, store):
+    """
+    When finish() returns the last step is committed, though no trigger was due; and the process has not left.
+    """
+    with training(url, state=state_of(7)) as (session, _, heard):
+        session.resume()
+        for step in range(1, 8):
+            session.after_step(step)
+        session.finish(7)
+
+        assert numbers(store) == [7]
+        assert [(event.step, event.trigger) for event in heard.of(Staged)] == [(7, "end")]
+    assert_same(load(store).state["part"], state_of(7))
+
+
+def test_finish_does_not_save_twice(url):
+    """
+    A last step that is stored already is not stored again; neither is the one that was resumed from.
+    """
+    with training(url) as (session, _, heard):
+        session.resume()
+        session.save(7)
+        session.finish(7)
+        assert len(heard.of(Staged)) == 1
+
+    with training(url) as (session, _, heard):
+        assert session.resume() == 7
+        session.finish(7)
+        assert heard.of(Staged) == []
+
+
+def test_a_step_is_saved_once(url, store):
+    """
+    The objects of a committed step are never written again, which could leave it half new and half old.
+    """
+    with training(url, state=state_of(5)) as (session, holder, heard):
+        session.save(5)
+        heard.wait(Committed, step=5)
+        before = {key: store.get(key) for key in store.keys("steps/")}
+        holder.state = state_of(99)
+        session.save(5)
+        session.finish(5)
+
+        assert len(heard.of(Staged)) == 1
+    assert {key: store.get(key) for key in store.keys("steps/")} == before
+
+
+def test_only_so_many_checkpoints_are_kept(url, store):
+    """
+    keep_last and keep_every decide what stays in the store, through the whole session; what goes is told.
+    """
+    with training(url, every_steps=1, keep_last=2, keep_every=4) as (session, _, heard):
+        session.resume()
+        for step in range(1, 8):
+            until_idle(session)
+            session.after_step(step)
+        until_idle(session)
+        session.finish(7)
+
+    assert numbers(store) == [7, 6, 4]
+    assert [event.step for event in heard.of(Pruned)] == [1, 2, 3, 5]
+    assert_whole(store)
+
+
+def test_a_training_that_fell_back_is_saved_and_resumed_from(url, store):
+    """
+    Both newest checkpoints are damaged: training goes on from an older one, and what it saves then, though older by
+    number than the damaged ones, stays and is what the next life resumes from.
+    """
+    claim_attempt(store, b"")
+    for step in (5, 9, 10):
+        save(step, store, state=state_of(step), keep_last=2, keep_every=5)
+    for step in (9, 10):
+        store.put(f"{StepId(step, 1).prefix}r00000-b0000.safetensors", b"damaged")
+
+    with training(url, every_steps=1, keep_last=2, keep_every=5) as (session, holder, heard):
+        assert session.resume() == 5
+        for step in (6, 7):
+            until_idle(session)
+            holder.state = state_of(step)
+            session.after_step(step)
+            heard.wait(Committed, step=step)
+        until_idle(session)
+
+    with training(url) as (session, holder, _):
+        assert session.resume() == 7
+        assert_same(holder.state, state_of(7))
+
+
+def test_a_hook_that_raises_does_not_end_the_training(url, store, caplog):
+    """
+    The hook's error is logged, the other hooks hear the event, and everything is saved.
+    """
+
+    def broken(event):
+        raise RuntimeError("the dashboard is down")
+
+    with training(url, hooks=[broken], every_steps=1) as (session, _, heard):
+        session.resume()
+        session.after_step(1)
+        session.finish(1)
+        assert heard.of(Committed)
+
+    assert numbers(store) == [1]
+    assert "a hook failed on Staged" in caplog.text
+    assert "the dashboard is down" in caplog.text
+
+
+def test_a_notice_is_left_with_at_the_next_step(url, store):
+    """
+    SIGTERM: the step that is being trained is finished, saved, made durable; then Preempted, with code 143. A second
+    SIGTERM changes nothing.
+    """
+    with training(url, state=state_of(3)) as (session, _, heard):
+        session.watch_signals()
+        session.resume()
+        session.after_step(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        heard.wait(NoticeReceived, source="SIGTERM")
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Preempted) as caught:
+            session.after_step(3)
+
+        assert caught.value.code == 143
+        assert caught.value.step == 3
+        assert numbers(store) == [3]
+        (leaving,) = heard.of(Leaving)
+        assert (leaving.step, leaving.durable) == (3, True)
+        assert 0 < leaving.left_s <= 30
+        assert len(heard.of(NoticeReceived)) == 1
+    os.kill(os.getpid(), signal.SIGTERM)  # and another one while the process is on its way out
+
+
+def test_a_pause_holds_the_state_of_its_step(url, store):
+    """
+    Weights that are swapped in a pause are not what is saved: a notice in the pause stores the state from before it.
+    """
+    with training(url, state=state_of(4)) as (session, holder, heard):
+        session.watch_signals()
+        session.resume()
+        session.after_step(4)
+        session.enter_pause(4)
+        holder.state = state_of(99)
+        session.in_pause()
+        os.kill(os.getpid(), signal.SIGTERM)
+        heard.wait(NoticeReceived)
+        with pytest.raises(Preempted) as caught:
+            session.in_pause()
+
+        assert caught.value.step == 4
+    assert numbers(store) == [4]
+    assert_same(load(store).state["part"], state_of(4))
+
+
+def test_a_pause_without_a_notice_stores_nothing(url, store):
+    """
+    After exit_pause() training goes on and its later saves are whole; what was held for the pause is forgotten.
+    """
+    with training(url, every_steps=6, state=state_of(5)) as (session, holder, _):
+        session.resume()
+        session.after_step(5)
+        session.enter_pause(5)
+        session.in_pause()
+        session.exit_pause()
+        holder.state = state_of(6)
+        session.after_step(6)
+        session.finish(6)
+
+    assert numbers(store) == [6]
+    assert_same(load(store).state["part"], state_of(6))
+
+
+def test_a_notice_found_at_the_end_of_a_pause_is_left_with(url, store):
+    """
+    A host that never asks within its pause leaves when it ends.
+    """
+    with training(url) as (session, _, heard):
+        session.watch_signals()
+        session.resume()
+        session.after_step(2)
+        session.enter_pause(2)
+        os.kill(os.getpid(), signal.SIGTERM)
+        heard.wait(NoticeReceived)
+        with pytest.raises(Preempted):
+            session.exit_pause()
+
+    assert numbers(store) == [2]
+
+
+def test_finish_after_a_notice_is_preempted(url, store):
+    """
+    The end of a training is stored, but the process leaves with 143 if it was told to go.
+    """
+    with training(url) as (session, _, heard):
+        session.watch_signals()
+        session.resume()
+        session.after_step(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        heard.wait(NoticeReceived)
+        with pytest.raises(Preempted):
+            session.finish(2)
+
+    assert numbers(store) == [2]
+
+
+def test_a_save_that_comes_too_soon_is_deferred_and_made_up_for(url, store):
+    """
+    While a push is under way no other periodic save begins; it is told once, and made as soon as the push is done.
+    """
+    with training(url, every_steps=1) as (session, _, heard):
+        session.resume()
+        stopped = session._pusher.pid
+        os.kill(stopped, signal.SIGSTOP)
+        try:
+            for step in range(1, 6):
+                session.after_step(step)
+        finally:
+            os.kill(stopped, signal.SIGCONT)
+        until_idle(session)
+        session.after_step(6)
+        session.finish(6)
+
+    assert [event.step for event in heard.of(Staged)] == [1, 6]
+    assert heard.of(SaveDeferred) == [SaveDeferred(step=2, num_deferred=1)]
+    assert numbers(store)[0] == 6
+
+
+def test_the_last_step_is_pushed_again_when_its_pusher_died(url, store):
+    """
+    finish() does not take an abandoned push for a stored one, nor does the save before a preemption.
+    """
+    with training(url, state=state_of(8)) as (session, _, heard):
+        session.resume()
+        os.kill(session._pusher.pid, signal.SIGSTOP)
+        session.save(8)
+        os.kill(session._pusher.pid, signal.SIGKILL)
+        heard.wait(SaveAbandoned, step=8)
+        session.finish(8)
+
+    assert numbers(store) == [8]
+    assert_same(load(store).state["part"], state_of(8))
+
+
+def test_the_end_is_pushed_again_when_its_pusher_dies_with_it(url, store):
+    """
+    finish() waits for a push, the pusher dies: another one stores the end.
+    """
+    with training(url, state=state_of(8)) as (session, _, heard):
+        session.resume()
+        pusher = session._pusher.pid
+        os.kill(pusher, signal.SIGSTOP)
+        killer = threading.Thread(target=lambda: (heard.wait(Staged, step=8), os.kill(pusher, signal.SIGKILL)))
+        killer.start()
+        session.finish(8)
+        killer.join()
+
+    assert numbers(store) == [8]
+    assert_same(load(store).state["part"], state_of(8))
+
+
+def test_a_push_that_is_lost_while_leaving_is_made_again(url, store):
+    """
+    After a notice, a pusher that dies with the last step is replaced as long as there is time.
+    """
+    with training(url, state=state_of(8)) as (session, _, heard):
+        session.watch_signals()
+        session.resume()
+        pusher = session._pusher.pid
+        os.kill(pusher, signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGTERM)
+        heard.wait(NoticeReceived)
+        killer = threading.Thread(target=lambda: (heard.wait(Staged, step=8), os.kill(pusher, signal.SIGKILL)))
+        killer.start()
+        with pytest.raises(Preempted):
+            session.after_step(8)
+        killer.join()
+
+        assert heard.of(Leaving)[0].durable
+    assert numbers(store) == [8]
+
+
+def test_a_notice_while_the_end_is_being_stored_cuts_the_wait(url, monkeypatch):
+    """
+    finish() waits long for a slow store, but not beyond the deadline of a notice that comes meanwhile.
+    """
+    with training(url, grace_seconds=0.5) as (session, _, heard):
+        session.watch_signals()
+        session.resume()
+        pusher = session._pusher.pid
+        os.kill(pusher, signal.SIGSTOP)
+
+        def notice():
+            heard.wait(Staged, step=3)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        thread = threading.Thread(target=notice)
+        thread.start()
+        try:
+            with pytest.raises(Preempted):
+                session.finish(3)
+        finally:
+            thread.join()
+            os.kill(pusher, signal.SIGCONT)
+
+        assert heard.of(Leaving, step=3)[0].durable is False
+
+
+def test_finish_says_when_the_end_is_not_stored(url, caplog, monkeypatch):
+    """
+    A training that ends well with a store that does not take the last step leaves an error in the log, not silence.
+    """
+    monkeypatch.setattr(session_module, "FINISH_WAIT_S", 0.2)
+    with training(url) as (session, _, _), caplog.at_level(logging.ERROR):
+        session.resume()
+        pusher = session._pusher.pid
+        os.kill(pusher, signal.SIGSTOP)
+        try:
+            session.finish(3)
+        finally:
+            os.kill(pusher, signal.SIGCONT)
+
+    assert "step 3 is still not stored" in caplog.text
+
+
+def test_closing_twice_is_harmless_and_stores_what_was_staged(url, store):
+    """
+    close() waits for nothing; what is staged is stored by the pusher, which needs no trainer.
+    """
+    with training(url) as (session, _, _):
+        session.resume()
+        session.save(1)
+        session.close()
+        session.close()
+
+    until(lambda: numbers(store) == [1], "the staged step is committed")
