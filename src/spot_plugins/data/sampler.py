@@ -170,8 +170,7 @@ class ElasticSampler(DistributedSampler[int]):
         Let the next iteration begin where *state_dict* says, on any number of replicas.
 
         Raises:
-            ConfigError: It was made with another seed, another ``shuffle`` or for another number of samples:
-            the
+            ConfigError: It was made with another seed, another ``shuffle`` or for another number of samples: the
                 order it counts in is not this one.
         """
         here = self.state_dict()
