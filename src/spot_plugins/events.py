@@ -26,6 +26,8 @@ class Resumed:
 
     step: int
     from_attempt: int
+    from_world_size: int
+    """How many ranks had saved it."""
     num_bytes: int
     """Bytes that this rank read."""
     from_local_bytes: int

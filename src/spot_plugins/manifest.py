@@ -53,14 +53,16 @@ class TensorSlice:
     """Where the box begins, one per dimension; empty for a scalar."""
     lengths: tuple[int, ...]
     """Extent of the box, one per dimension."""
-    replicated: bool
-    """Whether all ranks hold the same tensor and split it, or this rank's own is meant."""
+    shared: bool
+    """Whether it is part of one tensor of all ranks, or of this rank's own, of which every rank has another."""
     blob: int
     """Index into the manifest's blobs."""
     start: int
     """First byte within the blob."""
     stop: int
     """One past the last byte within the blob."""
+    xxh3_128: str = ""
+    """Hash of these bytes, for who reads only them. Empty until they are pushed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, Final, cast
-
-import torch
-import xxhash
+from typing import TYPE_CHECKING, Any, cast
 
 from . import events
 from .commit import CommittedStep, committed_steps
 from .errors import (
+    ConfigError,
     CorruptCheckpointError,
     IncompatibleCheckpointError,
     NothingToResumeError,
@@ -21,28 +16,27 @@ from .errors import (
     StoreError,
 )
 from .events import Event
-from .keys import StepId, rank_manifest_key
-from .manifest import Blob, ManifestError, NewerFormatError, RankManifest, TensorSlice
+from .keys import StepId
 from .ranks import Board, Ranks, exchange
-from .staging import find_nonsense
-from .staging.plan import DTYPES
-from .state import decode
 from .store import LocalStore, ObjectStore, patiently
 
-NUM_GETS: Final = 8  # gets in flight
+if TYPE_CHECKING:
+    from .reading import LoadedStep, Wanted
 
-_TORCH_DTYPES: Final = {name: dtype for dtype, name in DTYPES.items()}
 
+def check_alike(ranks: Ranks, board: Board, held: str) -> None:
+    """
+    Compare *held*, a hash of what all ranks are to hold alike. Every rank calls this.
 
-@dataclass(frozen=True, slots=True)
-class LoadedStep:
-    """A step in host memory: complete, and every byte of it verified."""
-
-    step_id: StepId
-    state: dict[str, Any]
-    """State by the name of its part."""
-    num_bytes: int
-    from_local_bytes: int
+    Raises:
+        ConfigError: They do not. On every rank, and before a step is saved that nobody could put together.
+    """
+    found = exchange(ranks, board, "resume/alike", held)
+    if different := [rank for rank, other in enumerate(found) if other != found[0]]:
+        raise ConfigError(
+            f"ranks {different} hold other parameters than rank 0, so they cannot share the work of storing them. "
+            f"Build the same model on every rank; pipeline parallelism is not supported"
+        )
 
 
 def load_newest(
@@ -52,6 +46,7 @@ def load_newest(
     ranks: Ranks,
     board: Board,
     tell: Callable[[Event], None],
+    want: Wanted = lambda name, shape: None,
 ) -> LoadedStep | None:
     """
     Read the newest committed step that is intact on all ranks. Every rank calls this and gets the same step.
@@ -60,13 +55,16 @@ def load_newest(
     2. every rank: read its part of the newest and verify it;
     3. if anything is damaged on any rank: all take the one before.
 
+    A step of another number of ranks is as good: of tensors that the ranks share, each reads what it *wants*; of what
+    is each rank's own, those that are new get rank 0's.
+
     Returns:
         The step, or None when nothing was ever committed.
 
     Raises:
         NothingToResumeError: Steps were committed, but all of them are damaged. Training from scratch then
             would hide the loss, so it is left to a person.
-        IncompatibleCheckpointError: The newest step was written by newer software or by another number of ranks.
+        IncompatibleCheckpointError: The newest step was written by newer software.
         StoreError: The store does not answer.
     """
     found, problem = _attempt(lambda: _list_steps(store)) if ranks.rank == 0 else ([], None)
@@ -75,7 +73,9 @@ def load_newest(
     rejected: list[str] = []
     for number, (step, attempt, world_size) in enumerate(steps):
         committed = CommittedStep(StepId(step, attempt), world_size)
-        reader = _Reader(store, local, committed, ranks)
+        from .reading import StepReader  # it takes half a second, which a first run need not pay
+
+        reader = StepReader(store, local, committed, ranks, want)
         loaded, problem = _attempt(reader.read)
         problems = exchange(ranks, board, f"resume/read/{number}", problem)
         _raise_shared([p for p in problems if p is not None and p["kind"] != "damaged"])  # type: ignore[index, call-overload]
@@ -121,108 +121,12 @@ def _raise_shared(problems: list[Any]) -> None:
             raise StoreError(problem["operation"], problem["key"], problem["text"])
 
 
-class _Reader:
-    """Reads this rank's share of one committed step."""
-
-    def __init__(self, store: ObjectStore, local: LocalStore | None, committed: CommittedStep, ranks: Ranks) -> None:
-        self._store = store
-        self._local = local
-        self._committed = committed
-        self._ranks = ranks
-
-    def read(self) -> LoadedStep:
-        """Read and verify everything, then return it."""
-        step_id, world_size = self._committed.step_id, self._committed.world_size
-        if world_size != self._ranks.world_size:
-            raise IncompatibleCheckpointError(
-                step_id.step,
-                f"it was saved by {world_size} ranks and this job has {self._ranks.world_size}: start it with "
-                f"{world_size}. Resuming on another number of ranks is not supported yet",
-            )
-        with ThreadPoolExecutor(NUM_GETS, thread_name_prefix="spot-get") as pool:
-            manifests = list(pool.map(self._manifest, range(world_size)))
-            own = manifests[self._ranks.rank]
-            wanted = [(own, piece) for piece in own.tensors if not piece.replicated]
-            wanted += [(other, piece) for other in manifests for piece in other.tensors if piece.replicated]
-            if (nonsense := find_nonsense(wanted)) is not None:
-                raise CorruptCheckpointError(step_id.step, step_id.prefix, f"makes no sense: {nonsense}")
-            tensors = {piece.name: _empty(piece) for _, piece in wanted}
-            by_blob: defaultdict[Blob, list[TensorSlice]] = defaultdict(list)
-            for manifest, piece in wanted:
-                by_blob[manifest.blobs[piece.blob]].append(piece)
-            reads = [pool.submit(self._fill, blob, pieces, tensors) for blob, pieces in by_blob.items()]
-            from_local_bytes = sum(read.result() for read in reads)
-        try:
-            state = decode(own.state, tensors)
-        except ValueError as error:
-            raise CorruptCheckpointError(step_id.step, step_id.prefix, f"holds unreadable state: {error}") from error
-        if not isinstance(state, dict):
-            raise CorruptCheckpointError(step_id.step, step_id.prefix, "holds no state by the names of parts")
-        num_bytes = sum(blob.num_bytes for blob in by_blob)
-        return LoadedStep(step_id, state, num_bytes, from_local_bytes)
-
-    def _manifest(self, rank: int) -> RankManifest:
-        step_id = self._committed.step_id
-        key = rank_manifest_key(step_id, rank, self._committed.world_size)
-        try:
-            manifest = RankManifest.decode(patiently(lambda: self._store.get(key)))
-        except KeyError:
-            raise CorruptCheckpointError(step_id.step, key, "is gone") from None
-        except NewerFormatError as error:
-            raise IncompatibleCheckpointError(step_id.step, str(error)) from error
-        except ManifestError as error:
-            raise CorruptCheckpointError(step_id.step, key, f"is damaged: {error}") from error
-        if (manifest.step_id, manifest.rank, manifest.world_size) != (step_id, rank, self._committed.world_size):
-            raise CorruptCheckpointError(step_id.step, key, "is the manifest of another step or rank")
-        return manifest
-
-    def _fill(self, blob: Blob, slices: list[TensorSlice], tensors: dict[str, torch.Tensor]) -> int:
-        """Copy *slices* of *blob* to where they belong. Return how many bytes came from the local disk."""
-        bytes_, is_local = self._read(blob)
-        data = torch.frombuffer(bytes_, dtype=torch.uint8)
-        for piece in slices:
-            source = data[piece.start : piece.stop].view(_TORCH_DTYPES[piece.dtype]).view(piece.lengths)
-            target = tensors[piece.name]
-            for dim, (offset, length) in enumerate(zip(piece.offsets, piece.lengths, strict=True)):
-                target = target.narrow(dim, offset, length)
-            target.copy_(source)
-        return blob.num_bytes if is_local else 0
-
-    def _read(self, blob: Blob) -> tuple[bytearray, bool]:
-        """Return the verified bytes of *blob*, and whether an intact copy on the local disk gave them."""
-        if self._local is not None:
-            try:
-                data = self._local.get(blob.key)
-            except (KeyError, StoreError):
-                pass
-            else:
-                if _damage(data, blob) is None:
-                    return bytearray(data), True
-        try:
-            data = patiently(lambda: self._store.get(blob.key))
-        except KeyError:
-            raise CorruptCheckpointError(self._committed.step_id.step, blob.key, "is gone") from None
-        if (damage := _damage(data, blob)) is not None:
-            raise CorruptCheckpointError(self._committed.step_id.step, blob.key, damage)
-        return bytearray(data), False
-
-
-def _damage(data: bytes, blob: Blob) -> str | None:
-    """Return how *data* differs from what the manifest says of *blob*, or None."""
-    if len(data) != blob.num_bytes:
-        return f"has {len(data)} bytes instead of {blob.num_bytes}"
-    if xxhash.xxh3_128_hexdigest(data) != blob.xxh3_128:
-        return "has changed since it was written: its hash differs"
-    return None
-
-
-def _empty(piece: TensorSlice) -> torch.Tensor:
-    return torch.empty(piece.shape, dtype=_TORCH_DTYPES[piece.dtype])
-
-
-def apply_state(loaded: LoadedStep, parts: list[tuple[str, Any]]) -> None:
+def apply_state(loaded: LoadedStep, parts: list[tuple[str, Any]], rank: int) -> None:
     """
-    Give each part its state back.
+    Give each part of *rank* its state back.
+
+    Where there was no such rank when it was saved, a part may make rank 0's state its own first, by a method
+    ``for_new_rank(state, rank)``.
 
     Raises:
         IncompatibleCheckpointError: The checkpoint and the parts do not belong together.
@@ -236,8 +140,11 @@ def apply_state(loaded: LoadedStep, parts: list[tuple[str, Any]]) -> None:
             f"Register the same parts as when it was saved, or start anew at another URL",
         )
     for name, part in parts:
+        state = loaded.state[name]
         try:
-            part.load_state_dict(loaded.state[name])
+            if rank >= loaded.world_size and hasattr(part, "for_new_rank"):
+                state = part.for_new_rank(state, rank)
+            part.load_state_dict(state)
         except SpotError:
             raise
         except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+import xxhash
+
 from .errors import StoreError
 from .manifest import Json
+from .placement import Placement, whole
 from .push import BlobImage, Pusher, PushJob
 from .ranks import Ranks
 from .staging import Layout, SharedBuffer, Source, copy_into, plan_layout, signature
-from .state import encode
+from .state import Shard, encode
 
 logger = logging.getLogger(__name__)
 
@@ -44,8 +47,8 @@ class Parts:
         """
         Add *part*.
 
-        *replicated* names those of its top-level keys whose tensors are equal on all ranks: the ranks share the
-        work of storing them. Everything else is stored by each rank for itself.
+        *replicated* names those of its top-level keys whose tensors are equal on all ranks, unless they are spread over
+        them: the ranks share the work of storing them. Everything else is stored by each rank for itself.
         """
         if name in self._parts:
             raise ValueError(f"a part named {name!r} is registered already: choose another name")
@@ -58,7 +61,7 @@ class Parts:
         """Yield names and parts in the order in which they were added."""
         yield from self._parts.items()
 
-    def capture(self) -> tuple[Json, dict[str, Source]]:
+    def capture(self, world_size: int) -> tuple[Json, dict[str, Source]]:
         """
         Return the state of all parts as JSON, and its tensors, which are still the live ones.
 
@@ -66,8 +69,51 @@ class Parts:
             UnsafeStateError: Something in it has no pickle-free form.
         """
         document, tensors = encode({name: part.state_dict() for name, part in self._parts.items()})
-        prefixes = tuple(self._replicated)
-        return document, {name: Source(tensor, name.startswith(prefixes)) for name, tensor in tensors.items()}
+        prefixes, everybody = tuple(self._replicated), tuple(range(world_size))
+        sources: dict[str, Source] = {}
+        for name, tensor in tensors.items():
+            if isinstance(tensor, Shard):
+                sources[name] = Source(tensor.local, tensor.placement)
+            elif name.startswith(prefixes):
+                shape = tuple(tensor.shape)
+                sources[name] = Source(tensor, Placement(shape, (whole(shape),), everybody))
+            else:
+                sources[name] = Source(tensor)
+        return document, sources
+
+    def alike(self, world_size: int) -> str:
+        """Return a hash of what all ranks are to hold alike, by name, type and shape."""
+        _, sources = self.capture(world_size)
+        everybody = tuple(range(world_size))
+        held = sorted(
+            (name, str(tensor.dtype), placement.shape)
+            for name, (tensor, placement) in sources.items()
+            if placement is not None and placement.holders == everybody
+        )
+        return xxhash.xxh3_128_hexdigest(repr(held).encode())
+
+    def wanted(self) -> Callable[[str, tuple[int, ...]], Shard | None]:
+        """
+        Look at all parts, and return what tells which part of a tensor that the ranks share this rank wants back.
+
+        It is asked with the name and the shape of the tensor; None means all of it. What is spread over the ranks now
+        comes back as it is spread. State that an optimizer has yet to make goes with the parameter it belongs to.
+
+        Raises:
+            UnsafeStateError: Something in the state has no pickle-free form: refused now, not at the first save.
+        """
+        _, tensors = encode({name: part.state_dict() for name, part in self._parts.items()})
+        templates = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Shard)}
+        for name, part in self._parts.items():
+            for path, template in getattr(part, "templates", dict)().items():
+                templates[f"{name}/{path}"] = template
+
+        def want(name: str, shape: tuple[int, ...]) -> Shard | None:
+            owner = "/".join(name.split("/")[:3])  # of what an optimizer keeps: part/state/parameter
+            template = templates.get(name) or templates.get(owner)
+            return template if template is not None and template.placement.shape == shape else None
+
+        return want
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +153,7 @@ class Saver:
             UnsafeStateError: Some state has no pickle-free form.
             StoreError: No buffer became free in time.
         """
-        document, sources = self._parts.capture()
+        document, sources = self._parts.capture(self._ranks.world_size)
         layout = self._plan(sources)
         buffer = self._free_buffer(layout.num_bytes, deadline)
         copy_into(buffer, layout, sources)
@@ -138,7 +184,7 @@ class Saver:
     def _plan(self, sources: dict[str, Source]) -> Layout:
         new = signature(sources)
         if self._layout is None or new != self._signature:
-            self._layout = plan_layout(sources, self._ranks.rank, self._ranks.world_size)
+            self._layout = plan_layout(sources, self._ranks.rank)
             self._signature = new
         return self._layout
 

@@ -22,7 +22,7 @@ from .lifecycle import StepState
 from .notices import SignalNotices
 from .push import Pusher, PushSettings
 from .ranks import Board, BoardClosedError, Ranks, current_ranks
-from .resuming import apply_state, load_newest
+from .resuming import apply_state, check_alike, load_newest
 from .saving import Part, Parts, Saver, StagedStep
 from .triggers import PeriodicTrigger, Trigger
 
@@ -149,12 +149,13 @@ class SpotSession:
                 :func:`spot_plugins.resuming.load_newest`.
             UnsafeStateError: A registered part has state that could not be saved later.
         """
-        self._parts.capture()  # refuse what cannot be saved now, not at the first save
+        want = self._parts.wanted()
+        check_alike(self._ranks, self._board, self._parts.alike(self._ranks.world_size))
         started = time.monotonic()
         run = self._run
-        loaded = load_newest(run.store, run.local, run.url, self._ranks, self._board, self._tell)
+        loaded = load_newest(run.store, run.local, run.url, self._ranks, self._board, self._tell, want)
         if loaded is not None:
-            apply_state(loaded, list(self._parts.items()))
+            apply_state(loaded, list(self._parts.items()), self._ranks.rank)
         step = loaded.step_id.step if loaded is not None else None
         self._last_saved = step
         self._agreement.saved(step or 0)
@@ -162,6 +163,7 @@ class SpotSession:
             event = events.Resumed(
                 step=loaded.step_id.step,
                 from_attempt=loaded.step_id.attempt,
+                from_world_size=loaded.world_size,
                 num_bytes=loaded.num_bytes,
                 from_local_bytes=loaded.from_local_bytes,
                 load_s=time.monotonic() - started,

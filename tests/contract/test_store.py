@@ -92,6 +92,16 @@ def test_a_large_object_comes_back(store):
         assert hashlib.sha256(store.get("large")).digest() == hashlib.sha256(data).digest()
 
 
+@pytest.mark.parametrize(("start", "stop"), [(0, 10), (0, 3), (3, 7), (7, 10), (7, 99), (10, 12), (50, 60)])
+def test_a_range_is_a_part_of_the_object(store, start, stop):
+    """
+    As of a list in Python: what is behind the end is not there, and is no failure.
+    """
+    store.put("steps/range", b"0123456789")
+
+    assert store.get_range("steps/range", start, stop) == b"0123456789"[start:stop]
+
+
 def test_put_replaces(store):
     """
     A second put takes the place of the first, whichever is longer, and does not list it twice.
@@ -137,6 +147,8 @@ def test_an_object_that_is_not_there_is_a_key_error(store):
     for key in ("nothing", "steps", "steps/1", "steps/1/blo", "steps/1/blob/below", "steps/1/blob2"):
         with pytest.raises(KeyError):
             store.get(key)
+        with pytest.raises(KeyError):
+            store.get_range(key, 0, 1)
 
 
 def test_deletion_is_idempotent(store):

@@ -382,6 +382,4 @@ def test_rows_that_overlap_leave_no_memory_unwritten():
 
     results = load_on_all(store, 2)
 
-    # step 1 was saved by one rank, and there is no other to fall back to
-    assert [type(result) for result in results] == [IncompatibleCheckpointError] * 2
-    assert all("step 1" in str(result) for result in results)
+    assert [result.step_id.step for result in results] == [1, 1]

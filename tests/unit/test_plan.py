@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from math import prod
 
 import pytest
@@ -15,6 +16,7 @@ from steps import Holder, InlinePusher
 
 from spot_plugins.keys import StepId
 from spot_plugins.manifest import Blob, RankManifest
+from spot_plugins.placement import Placement, range_boxes, whole
 from spot_plugins.ranks import SingleRank
 from spot_plugins.saving import Parts, Saver
 from spot_plugins.staging import SharedBuffer, Source, copy_into, find_nonsense, plan, plan_layout, signature
@@ -48,11 +50,15 @@ def filled(dtype, shape, seed):
     return torch.randint(0, limit, (size,), generator=generator, dtype=torch.uint8).view(dtype).view(shape)
 
 
-def sources_of(kinds):
-    return {
-        name: Source(filled(dtype, shape, seed), replicated)
-        for seed, (name, (dtype, shape, replicated)) in enumerate(kinds.items())
-    }
+def on_all(tensor, world):
+    """*tensor*, which all of *world* ranks hold."""
+    shape = tuple(tensor.shape)
+    return Source(tensor, Placement(shape, (whole(shape),), tuple(range(world))))
+
+
+def sources_of(kinds, world):
+    tensors = {name: filled(dtype, shape, seed) for seed, (name, (dtype, shape, _)) in enumerate(kinds.items())}
+    return {name: on_all(tensor, world) if kinds[name][2] else Source(tensor) for name, tensor in tensors.items()}
 
 
 def as_bytes(tensor):
@@ -86,20 +92,20 @@ def test_the_ranks_together_store_every_row_of_a_replicated_tensor_exactly_once(
     """
     Nothing is missing, nothing is stored twice; what is a rank's own, that rank stores whole.
     """
-    sources = sources_of(kinds)
+    sources = sources_of(kinds, world)
     times_stored = {name: torch.zeros(source.tensor.shape, dtype=torch.int64) for name, source in sources.items()}
     seen_empty = dict.fromkeys(sources, 0)
     for rank in range(world):
-        for piece in plan_layout(sources, rank, world).slices:
+        for piece in plan_layout(sources, rank).slices:
             box = tuple(slice(o, o + n) for o, n in zip(piece.offsets, piece.lengths, strict=True))
             assert piece.shape == tuple(sources[piece.name].tensor.shape)
-            assert piece.replicated == sources[piece.name].replicated
+            assert piece.shared == (sources[piece.name].placement is not None)
             assert all(o + n <= extent for o, n, extent in zip(piece.offsets, piece.lengths, piece.shape, strict=True))
             times_stored[piece.name][box] += 1
             seen_empty[piece.name] += prod(piece.lengths) == 0
 
     for name, source in sources.items():
-        expected = 1 if source.replicated else world
+        expected = world if source.placement is None else 1
         assert torch.equal(times_stored[name], torch.full_like(times_stored[name], expected)), name
         assert seen_empty[name] == (expected if source.tensor.numel() == 0 else 0), name
 
@@ -109,14 +115,14 @@ def test_the_ranks_share_the_bytes_of_replicated_tensors_equally(kinds, world):
     """
     No rank stores more than its equal share and one row of the tensor where its share begins or ends.
     """
-    sources = {name: source._replace(replicated=True) for name, source in sources_of(kinds).items()}
+    sources = {name: on_all(source.tensor, world) for name, source in sources_of(kinds, world).items()}
     total = sum(source.tensor.nbytes for source in sources.values())
     longest_row = max(
         (s.tensor.nbytes // max(len(s.tensor) if s.tensor.ndim else 1, 1) for s in sources.values()), default=0
     )
 
     for rank in range(world):
-        stored = sum(piece.stop - piece.start for piece in plan_layout(sources, rank, world).slices)
+        stored = sum(piece.stop - piece.start for piece in plan_layout(sources, rank).slices)
         assert abs(stored - total / world) <= max(longest_row, 1)
 
 
@@ -126,9 +132,9 @@ def test_slices_are_aligned_and_blobs_are_small(kinds, world):
     Each slice begins at a multiple of its item size, each image at a page, and no blob is over the limit unless a
     single row is.
     """
-    sources = sources_of(kinds)
+    sources = sources_of(kinds, world)
     for rank in range(world):
-        layout = plan_layout(sources, rank, world)
+        layout = plan_layout(sources, rank)
         in_blob = [[piece for piece in layout.slices if piece.blob == index] for index in range(len(layout.blobs))]
         for (offset, size), header, pieces in zip(layout.blobs, layout.headers, in_blob, strict=True):
             assert offset % plan.BLOB_ALIGNMENT == 0
@@ -144,15 +150,62 @@ def test_slices_are_aligned_and_blobs_are_small(kinds, world):
         assert layout.num_bytes == max(ends[-1], 1)
 
 
+small_shapes = st.lists(st.integers(1, 5), max_size=4).map(tuple)
+
+
+@given(shape=small_shapes, data=st.data())
+def test_the_boxes_of_a_range_are_the_range(shape, data):
+    """
+    Wherever a run of elements begins and ends: its boxes hold these elements, in this order, and nothing else.
+    """
+    total = prod(shape)
+    start, stop = sorted(data.draw(st.tuples(st.integers(0, total), st.integers(0, total))))
+
+    boxes = range_boxes(shape, start, stop)
+
+    numbers = torch.arange(total).view(shape)
+    inside = [numbers[tuple(slice(o, o + n) for o, n in zip(*box, strict=True))].reshape(-1) for box in boxes]
+    assert torch.equal(torch.cat([torch.empty(0, dtype=torch.int64), *inside]), torch.arange(start, stop))
+    assert len(boxes) <= max(2 * len(shape) - 1, 1)
+
+
+@given(shape=small_shapes, data=st.data())
+def test_runs_that_ranks_hold_are_stored_where_they_are_and_make_the_whole(shape, data):
+    """
+    A tensor that is cut anywhere into runs of elements, each held by one rank or by two: what is stored is the
+    tensor, every element once; and each rank stores only what it holds.
+    """
+    tensor = filled(torch.float32, shape, 1)
+    cuts = data.draw(st.lists(st.integers(0, prod(shape)), min_size=1, max_size=3).map(sorted))
+    edges = [0, *cuts, prod(shape)]
+    stored = torch.zeros(shape, dtype=torch.int64)
+    copied = torch.zeros(shape)
+    for number, (start, stop) in enumerate(pairwise(edges)):
+        holders = data.draw(st.sampled_from([(2 * number,), (2 * number, 2 * number + 1)]))
+        held = tensor.reshape(-1)[start:stop].clone()
+        source = Source(held, Placement(shape, range_boxes(shape, start, stop), holders))
+        for rank in holders:
+            layout = plan_layout({"w": source}, rank)
+            blobs = staged({"w": source}, layout)
+            for piece in layout.slices:
+                box = tuple(slice(o, o + n) for o, n in zip(piece.offsets, piece.lengths, strict=True))
+                stored[box] += 1
+                values = torch.frombuffer(bytearray(blobs[piece.blob][piece.start : piece.stop]), dtype=torch.float32)
+                copied[box] = values.view(piece.lengths)
+
+    assert torch.equal(stored, torch.ones_like(stored))
+    assert as_bytes(copied) == as_bytes(tensor)
+
+
 @given(kinds=kinds, world=worlds)
 def test_every_blob_is_a_safetensors_file(kinds, world):
     """
     The public safetensors package reads each blob on its own, and finds the very bits of each slice, also of tensors
     that are split over blobs, of scalars, of empty ones and of all types.
     """
-    sources = sources_of(kinds)
+    sources = sources_of(kinds, world)
     for rank in range(world):
-        layout = plan_layout(sources, rank, world)
+        layout = plan_layout(sources, rank)
         blobs = staged(sources, layout)
         read = [safetensors.deserialize(blob) for blob in blobs]
         for index, entries in enumerate(read):
@@ -161,10 +214,11 @@ def test_every_blob_is_a_safetensors_file(kinds, world):
             by_name = dict(entries)
             for piece in pieces:
                 rows = piece.offsets[0] if piece.offsets else 0, piece.lengths[0] if piece.lengths else 1
-                whole = piece.lengths == piece.shape
-                name = piece.name if whole else f"{piece.name}[{rows[0]}:{sum(rows)}]"
+                is_whole = piece.lengths == piece.shape
+                place = ",".join(f"{o}:{o + n}" for o, n in zip(piece.offsets, piece.lengths, strict=True))
+                name = piece.name if is_whole else f"{piece.name}[{place}]"
                 tensor = sources[piece.name].tensor
-                expected = as_bytes(tensor if whole else tensor[rows[0] : sum(rows)])
+                expected = as_bytes(tensor if is_whole else tensor[rows[0] : sum(rows)])
                 assert bytes(by_name[name]["data"]) == expected
                 assert tuple(by_name[name]["shape"]) == piece.lengths
                 assert by_name[name]["dtype"] == piece.dtype
@@ -176,8 +230,8 @@ def test_a_reader_sees_when_a_slice_is_missing_or_there_twice(kinds, world, data
     """
     What was planned makes sense to a reader; with any slice left out, doubled or moved by a row it does not.
     """
-    sources = {name: source._replace(replicated=True) for name, source in sources_of(kinds).items()}
-    manifests = [as_manifest(plan_layout(sources, rank, world), rank, world) for rank in range(world)]
+    sources = {name: on_all(source.tensor, world) for name, source in sources_of(kinds, world).items()}
+    manifests = [as_manifest(plan_layout(sources, rank), rank, world) for rank in range(world)]
     pieces = [(manifest, piece) for manifest in manifests for piece in manifest.tensors]
     assert find_nonsense(pieces) is None
 
@@ -196,10 +250,10 @@ def test_boxes_that_only_touch_do_not_overlap():
     """
     Four quarters of a matrix are the matrix; with one of them moved by a column they are not.
     """
-    layout = plan_layout({"w": Source(torch.zeros(2, 2), False)}, 0, 1)
+    layout = plan_layout({"w": Source(torch.zeros(2, 2))}, 0)
     manifest = as_manifest(layout, 0, 1)
-    (whole,) = layout.slices
-    quarter = replace(whole, shape=(4, 4), lengths=(2, 2))
+    (matrix,) = layout.slices
+    quarter = replace(matrix, shape=(4, 4), lengths=(2, 2))
     corners = [(0, 0), (0, 2), (2, 0), (2, 2)]
 
     for wrong in (None, (0, 1), (1, 2), (1, 1)):
@@ -215,7 +269,7 @@ def test_parts_of_different_tensors_are_no_tensor(changes):
     """
     Two ranks that disagree about the type or the shape of a tensor did not store the same one.
     """
-    layout = plan_layout({"w": Source(torch.zeros(2, 2), False)}, 0, 1)
+    layout = plan_layout({"w": Source(torch.zeros(2, 2))}, 0)
     manifest = as_manifest(layout, 0, 1)
     parts = [
         replace(layout.slices[0], shape=(4, 4), offsets=offsets, lengths=(2, 2))
@@ -237,9 +291,9 @@ def test_safetensors_gives_the_tensors_back():
         "empty": torch.empty(0, 4),
         "strided": torch.arange(12).view(3, 4).T,
     }
-    sources = {name: Source(tensor, False) for name, tensor in tensors.items()}
+    sources = {name: Source(tensor) for name, tensor in tensors.items()}
 
-    (blob,) = staged(sources, plan_layout(sources, 0, 1))
+    (blob,) = staged(sources, plan_layout(sources, 0))
     read = safetensors.torch.load(blob)
 
     assert read.keys() == tensors.keys()
@@ -252,9 +306,9 @@ def test_a_blob_with_its_header_stays_within_the_limit():
     """
     The header counts: a tensor that alone would just fill a blob is cut.
     """
-    sources = {"w": Source(torch.zeros(SMALL_BLOB_BYTES // 16, 4), False)}
+    sources = {"w": Source(torch.zeros(SMALL_BLOB_BYTES // 16, 4))}
 
-    assert all(size <= SMALL_BLOB_BYTES for _, size in plan_layout(sources, 0, 1).blobs)
+    assert all(size <= SMALL_BLOB_BYTES for _, size in plan_layout(sources, 0).blobs)
 
 
 @given(kinds=kinds, world=worlds, data=st.data())
@@ -268,11 +322,11 @@ def test_the_signature_changes_when_the_layout_does(kinds, world, data):
         changed = data.draw(st.tuples(dtypes, shapes, st.just(not kinds[name][2])))
         field = data.draw(st.integers(0, 2))
         other_kinds[name] = (*kinds[name][:field], changed[field], *kinds[name][field + 1 :])
-    one, other = sources_of(kinds), sources_of(other_kinds)
+    one, other = sources_of(kinds, world), sources_of(other_kinds, world)
 
-    same = all(plan_layout(one, rank, world) == plan_layout(other, rank, world) for rank in range(world))
+    same = all(plan_layout(one, rank) == plan_layout(other, rank) for rank in range(world))
 
-    assert signature(one) == signature(sources_of(dict(kinds)))
+    assert signature(one) == signature(sources_of(dict(kinds), world))
     if not same:
         assert signature(one) != signature(other)
 
@@ -305,8 +359,8 @@ def test_the_saver_plans_once_and_again_when_the_state_changes(change):
 
     assert same is first
     assert other.layout != first
-    document, sources = parts.capture()
-    assert other.layout == plan_layout(sources, 0, 1)
+    document, sources = parts.capture(1)
+    assert other.layout == plan_layout(sources, 0)
     assert other.state == document
 
 

@@ -16,7 +16,7 @@ from steps import Holder, assert_same, assert_whole, load, numbers, save, state_
 from spot_plugins import session as session_module
 from spot_plugins.commit import claim_attempt
 from spot_plugins.config import SpotConfig
-from spot_plugins.errors import IncompatibleCheckpointError, Preempted, UnsafeStateError
+from spot_plugins.errors import ConfigError, IncompatibleCheckpointError, Preempted, UnsafeStateError
 from spot_plugins.events import (
     AttemptStarted,
     Committed,
@@ -31,6 +31,7 @@ from spot_plugins.events import (
 from spot_plugins.keys import StepId
 from spot_plugins.session import SpotSession
 from spot_plugins.store import LocalStore
+from spot_plugins.testing import run_thread_ranks
 
 
 @pytest.fixture(autouse=True)
@@ -52,13 +53,13 @@ def store(url):
 
 
 @contextmanager
-def training(url, *, state=None, hooks=(), **settings):
+def training(url, *, state=None, part=None, ranks=None, hooks=(), **settings):
     """A session with one part, and its events. Closed at the end, whatever happens."""
     heard = Heard()
     config = SpotConfig(url=url, **{"every_steps": 1_000_000, **settings})
-    session = SpotSession(config, hooks=[*hooks, heard])
+    session = SpotSession(config, ranks=ranks, hooks=[*hooks, heard])
     try:
-        holder = Holder(state_of(0) if state is None else state)
+        holder = part or Holder(state_of(0) if state is None else state)
         session.register("part", holder, replicated=("both",))
         yield session, holder, heard
     finally:
@@ -145,15 +146,54 @@ def test_a_part_that_refuses_its_state_is_named(url):
             session.resume()
 
 
-def test_a_checkpoint_of_another_world_size_says_how_many_ranks_are_needed(url, store):
+def test_fewer_ranks_go_on_with_what_more_had_saved(url, store):
     """
-    Until resuming on other numbers of ranks is supported, the message names both numbers.
+    What the ranks share comes back whole; of what was each rank's own, the rank of that number gets its own again.
     """
-    for rank in range(2):
-        save(4, store, rank=rank, world_size=2)
+    for rank in range(3):
+        save(4, store, rank=rank, world_size=3)
 
-    with training(url) as (session, _, _), pytest.raises(IncompatibleCheckpointError, match=r"by 2 ranks.*has 1"):
-        session.resume()
+    with training(url) as (session, holder, heard):
+        assert session.resume() == 4
+
+    assert_same(holder.state, state_of(4, rank=0))
+    (resumed,) = heard.of(Resumed)
+    assert resumed.from_world_size == 3
+
+
+def test_a_rank_that_is_new_begins_with_what_rank_0_had_and_may_make_it_its_own(url, store):
+    """
+    Saved by one rank, loaded by three: the part learns which of them are new.
+    """
+    save(4, store)
+
+    class Own(Holder):
+        def for_new_rank(self, state, rank):
+            return {**state, "name": f"new rank {rank}"}
+
+    def body(ranks):
+        with training(url, ranks=ranks, part=Own(state_of(0))) as (session, holder, _):
+            assert session.resume() == 4
+            return holder.state
+
+    for rank, state in enumerate(run_thread_ranks(3, body)):
+        assert_same(state, {**state_of(4), "name": f"new rank {rank}" if rank else "rank 0"})
+
+
+def test_ranks_that_do_not_hold_the_same_are_told_so(url):
+    """
+    Tensors that all ranks are said to hold alike, but do not: each would store a part that belongs to nothing.
+    """
+
+    def body(ranks):
+        state = {"both": {"weight": torch.zeros(2 + (ranks.rank == 2))}}
+        with (
+            training(url, ranks=ranks, state=state) as (session, _, _),
+            pytest.raises(ConfigError, match=r"ranks \[2\] hold other parameters than rank 0"),
+        ):
+            session.resume()
+
+    run_thread_ranks(3, body)
 
 
 def test_state_that_cannot_be_saved_is_refused_before_the_first_step(url):

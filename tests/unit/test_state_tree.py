@@ -22,8 +22,9 @@ from hypothesis import strategies as st
 
 from spot_plugins.errors import UnsafeStateError
 from spot_plugins.manifest import ManifestError, canonical_json
+from spot_plugins.placement import Box, Placement
 from spot_plugins.staging.plan import DTYPES
-from spot_plugins.state import decode, encode
+from spot_plugins.state import decode, encode, graft, named
 from spot_plugins.state.decoder import _DECODERS
 from spot_plugins.state.encoder import MAX_DEPTH
 
@@ -456,21 +457,56 @@ def test_nested_and_quantized_tensors_are_refused():
         assert (caught.value.path, caught.value.type_name) == ("a", f"torch.Tensor ({kind})")
 
 
-def test_a_distributed_tensor_is_refused():
+def test_what_a_distributed_tensor_is_taken_for(one_rank_mesh):
     """
-    A DTensor holds one rank's shard; taken for the whole it would be restored wrongly.
+    A DTensor is this rank's part of a tensor that the ranks share; one of partial sums is no tensor yet.
     """
-    from torch.distributed.tensor import DTensor, Replicate, init_device_mesh
+    from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
+
+    for placement in (Replicate(), Shard(0)):
+        _, tensors = encode({"weight": DTensor.from_local(torch.ones(2), one_rank_mesh, [placement])}, "model")
+        shard = tensors["model/weight"]
+        assert torch.equal(shard.local, torch.ones(2))
+        assert shard.placement == Placement((2,), (Box((0,), (2,)),), (0,))
+        assert isinstance(shard.like(torch.zeros(2)), DTensor)
+    for dtype, placement, reason in (
+        (torch.float32, Partial(), "sums that were not reduced yet"),
+        (torch.complex128, Replicate(), "complex128"),
+    ):
+        local = torch.ones(2, dtype=dtype)
+        with pytest.raises(UnsafeStateError, match=reason) as caught:
+            encode({"weight": DTensor.from_local(local, one_rank_mesh, [placement])}, "model")
+        assert caught.value.path == "model/weight"
+
+
+@pytest.fixture
+def one_rank_mesh():
+    from torch.distributed.tensor import init_device_mesh
 
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
-        mesh = init_device_mesh("cpu", (1,))
-        with pytest.raises(UnsafeStateError) as caught:
-            encode({"weight": DTensor.from_local(torch.ones(2), mesh, [Replicate()])}, "model")
+        yield init_device_mesh("cpu", (1,))
     finally:
         torch.distributed.destroy_process_group()
 
-    assert (caught.value.path, caught.value.type_name) == ("model/weight", "torch.distributed.tensor.DTensor")
+
+def test_a_graft_brings_what_was_unheard_of_and_nothing_else():
+    """
+    Of another rank's document comes what holds a tensor of these names, at its place and in its order.
+    """
+    own, _ = encode({"state": {"z": {"step": torch.ones(1)}}, "count": 1})
+    other, _ = encode({"state": {"z": 5, "b": {"step": torch.ones(1), "k": (1, 2)}, "a": [7]}, "count": 2, "more": 3})
+
+    document = graft(own, other, {"state/b/step"})
+
+    assert sorted(named(document)) == ["state/b/step", "state/z/step"]
+    tensors = {"state/z/step": torch.tensor([1.0]), "state/b/step": torch.tensor([2.0])}
+    decoded = decode(json.loads(canonical_json(document)), tensors)
+    assert decoded == {"state": {"z": {"step": 1.0}, "b": {"step": 2.0, "k": (1, 2)}}, "count": 1}
+    assert [*decoded["state"]] == ["z", "b"]
+    assert graft(own, [], {"state/b/step"}) is own
+    with pytest.raises(ManifestError, match="not an order"):
+        graft({"a": 1, "$order": [1]}, other, {"state/b/step"})
 
 
 def nest(depth):

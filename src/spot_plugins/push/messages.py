@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 import socket
 import struct
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Final
+
+from xxhash import xxh3_128_hexdigest
 
 from .. import events
 from ..events import Event
@@ -65,19 +67,23 @@ class PushJob:
     again: bool = False
     """Whether an earlier push of this step was lost: it may have been committed before."""
 
-    def manifest(self, settings: PushSettings, hashes: list[str]) -> RankManifest:
-        """Return the manifest of this job, given the hash of each blob."""
+    def manifest(self, settings: PushSettings, images: list[memoryview]) -> RankManifest:
+        """Return the manifest of this job, given the bytes of each blob."""
         step_id = StepId(self.step, settings.attempt)
         blobs = tuple(
-            Blob(key=blob_key(step_id, settings.rank, index), num_bytes=image.num_bytes, xxh3_128=digest)
-            for index, (image, digest) in enumerate(zip(self.blobs, hashes, strict=True))
+            Blob(key=blob_key(step_id, settings.rank, index), num_bytes=len(image), xxh3_128=xxh3_128_hexdigest(image))
+            for index, image in enumerate(images)
+        )
+        tensors = tuple(
+            replace(piece, xxh3_128=xxh3_128_hexdigest(images[piece.blob][piece.start : piece.stop]))
+            for piece in self.tensors
         )
         return RankManifest(
             step_id=step_id,
             rank=settings.rank,
             world_size=settings.world_size,
             blobs=blobs,
-            tensors=self.tensors,
+            tensors=tensors,
             state=self.state,
         )
 

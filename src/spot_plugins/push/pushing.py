@@ -10,8 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Final, TypeVar
 
-import xxhash
-
 from .. import events
 from ..commit import commit
 from ..errors import SpotError, StoreError, SupersededError
@@ -77,7 +75,7 @@ class StepPush:
     def run(self) -> None:
         """Push. Never raises: what goes wrong is an event."""
         try:
-            manifest = self._job.manifest(self._settings, [xxhash.xxh3_128_hexdigest(image) for image in self._images])
+            manifest = self._job.manifest(self._settings, self._images)
             if not (self._job.again and self._retry(lambda: self._is_stored(manifest))):
                 self._write_locally(manifest)
                 self._store_remotely(manifest)

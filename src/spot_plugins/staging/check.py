@@ -8,6 +8,7 @@ from math import prod
 from typing import Final
 
 from ..manifest import RankManifest, TensorSlice
+from ..placement import Box
 from .plan import DTYPES
 
 _ITEM_BYTES: Final = {name: dtype.itemsize for dtype, name in DTYPES.items()}
@@ -20,17 +21,21 @@ def find_nonsense(pieces: Iterable[tuple[RankManifest, TensorSlice]]) -> str | N
 
     Returns:
         Words for the first piece that lies outside its blob or its tensor, or for the first tensor of which parts
-        are missing, overlap, or disagree about its type and shape. None if every tensor is whole.
+        are missing, overlap, or disagree about its type and shape. None if every tensor is whole. That a part is
+        there twice is no nonsense: replicas that do not know of each other store it each.
     """
-    by_name: defaultdict[str, list[TensorSlice]] = defaultdict(list)
+    by_name: defaultdict[str, list[tuple[int, TensorSlice]]] = defaultdict(list)
     for manifest, piece in pieces:
         if not _is_possible(piece, manifest):
             return f"the place of {piece.name!r} is impossible"
-        by_name[piece.name].append(piece)
+        by_name[piece.name].append((manifest.rank, piece))
     for name, parts in by_name.items():
-        if len({(part.dtype, part.shape) for part in parts}) > 1:
+        if len({(part.dtype, part.shape) for _, part in parts}) > 1:
             return f"the parts of {name!r} are of different tensors"
-        if sum(prod(part.lengths) for part in parts) != prod(parts[0].shape) or _overlap(parts):
+        places = {(rank, Box(part.offsets, part.lengths)) for rank, part in parts}
+        boxes = {box for _, box in places}
+        num_elements = sum(box.num_elements for box in boxes)
+        if len(places) < len(parts) or num_elements != prod(parts[0][1].shape) or _overlap(boxes):
             return f"not all of {name!r} is there"
     return None
 
@@ -49,17 +54,18 @@ def _is_possible(piece: TensorSlice, manifest: RankManifest) -> bool:
     )
 
 
-def _overlap(parts: list[TensorSlice]) -> bool:
-    """Whether any two boxes have an element in common. Linear for runs of rows, which is what is written today."""
-    boxes = sorted((part for part in parts if prod(part.lengths)), key=lambda part: part.offsets)
-    for number, box in enumerate(boxes):
-        for other in boxes[number + 1 :]:
-            if box.offsets and other.offsets[0] >= box.offsets[0] + box.lengths[0]:
+def _overlap(boxes: Iterable[Box]) -> bool:
+    """Whether any two boxes have an element in common. Quick where they are cut along one dimension, as usual."""
+    full = [box for box in boxes if box.num_elements]
+    if not full or not full[0].offsets:
+        return len(full) > 1
+    dims = range(len(full[0].offsets))
+    along = max(dims, key=lambda dim: len({box.offsets[dim] for box in full}))
+    full.sort(key=lambda box: box.offsets[along])
+    for number, box in enumerate(full):
+        for other in full[number + 1 :]:
+            if other.offsets[along] >= box.offsets[along] + box.lengths[along]:
                 break
-            if all(a < b + m and b < a + n for a, n, b, m in zip(*_sides(box), *_sides(other), strict=True)):
+            if all(a < b + m and b < a + n for a, n, b, m in zip(*box, *other, strict=True)):
                 return True
     return False
-
-
-def _sides(box: TensorSlice) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    return box.offsets, box.lengths

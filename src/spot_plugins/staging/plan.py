@@ -1,13 +1,14 @@
 """
 Who stores which slice of which tensor, and where it lies in the blobs. Pure arithmetic, the same on all ranks.
 
-Tensors that all ranks hold alike are laid end to end and cut, at rows, into one part of equal bytes per
-rank; every rank computes the same cut, so nothing is exchanged. Tensors of one rank alone are stored whole.
+What several ranks hold alike is laid end to end and cut, at rows, into one part of equal bytes for each of them;
+every one computes the same cut, so nothing is exchanged. What one rank alone holds it stores whole.
 """
 
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
@@ -16,8 +17,10 @@ from typing import Final, NamedTuple
 import torch
 
 from ..manifest import TensorSlice
+from ..placement import Box, Placement, whole
 
 MAX_BLOB_BYTES: Final = 64 * 1024**2  # one whole-object put, no multipart upload to leave behind
+MAX_SLICE_BYTES: Final = 8 * 1024**2  # what a rank reads, and verifies, that wants a single row of it
 BLOB_ALIGNMENT: Final = 4096  # O_DIRECT and page-wise mapping of single blobs want it
 DATA_ALIGNMENT: Final = 64  # a view as any dtype needs 8; a cache line is as cheap
 _HEADER_BYTES: Final = 8 + 2 + DATA_ALIGNMENT  # of a header without entries, at most: length, braces, padding
@@ -44,11 +47,35 @@ DTYPES: Final[dict[torch.dtype, str]] = {
 
 
 class Source(NamedTuple):
-    """One tensor to be saved."""
+    """One tensor to be saved, or this rank's part of one."""
 
     tensor: torch.Tensor
-    replicated: bool
-    """Whether all ranks hold the same values and share the work."""
+    """The whole; or the elements of its placement: of the shape of the only box, or those of all, end to end."""
+    placement: Placement | None = None
+    """Which part of a tensor that the ranks share. None: it is this rank's own, and others have theirs."""
+
+    @property
+    def boxes(self) -> tuple[Box, ...]:
+        """Where the elements lie in the tensor."""
+        return (whole(tuple(self.tensor.shape)),) if self.placement is None else self.placement.boxes
+
+    def in_box(self, number: int) -> torch.Tensor:
+        """Return the elements in one of the boxes, in its shape."""
+        lengths = self.boxes[number].lengths
+        if self.tensor.shape == lengths:
+            return self.tensor
+        start = sum(box.num_elements for box in self.boxes[:number])
+        return self.tensor.reshape(-1)[start : start + prod(lengths)].view(lengths)
+
+
+class Origin(NamedTuple):
+    """Which elements of its source a slice is made of."""
+
+    box: int
+    """Index into the boxes of the source."""
+    start: int
+    """First row within the box; rows are indices of dimension 0. A scalar is one row."""
+    rows: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,41 +90,63 @@ class Layout:
     """The safetensors header of each blob; its image begins with it."""
     slices: tuple[TensorSlice, ...]
     """What is stored; byte ranges count from the start of the blob."""
+    origins: tuple[Origin, ...]
+    """Where each of the slices comes from."""
 
 
 class _Piece(NamedTuple):
+    """Some rows of a box."""
+
     name: str
-    tensor: torch.Tensor
-    replicated: bool
-    start: int
-    """First row; rows are indices of dimension 0. A scalar is one row."""
-    rows: int
+    source: Source
+    origin: Origin
+
+    @property
+    def box(self) -> Box:
+        """The place of these rows in the whole tensor."""
+        (offsets, lengths), (_, start, rows) = self.source.boxes[self.origin.box], self.origin
+        return Box((offsets[0] + start, *offsets[1:]), (rows, *lengths[1:])) if lengths else Box((), ())
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the whole tensor."""
+        placement = self.source.placement
+        return tuple(self.source.tensor.shape) if placement is None else placement.shape
+
+    @property
+    def num_bytes(self) -> int:
+        """What they take."""
+        return self.box.num_elements * self.source.tensor.element_size()
+
+    def rows(self, start: int, rows: int) -> _Piece:
+        """Return some of these rows."""
+        return self._replace(origin=self.origin._replace(start=self.origin.start + start, rows=rows))
 
 
 def signature(sources: Mapping[str, Source]) -> Hashable:
     """Return a value that is equal exactly if :func:`plan_layout` would give the same layout."""
-    return tuple((name, s.tensor.dtype, s.tensor.shape, s.replicated) for name, s in sources.items())
+    return tuple((name, s.tensor.dtype, s.tensor.shape, s.placement) for name, s in sources.items())
 
 
-def plan_layout(sources: Mapping[str, Source], rank: int, world_size: int) -> Layout:
+def plan_layout(sources: Mapping[str, Source], rank: int) -> Layout:
     """
     Decide what *rank* stores and where.
 
     Args:
-        sources: All tensors by name. Replicated ones must have equal names, types and shapes on all ranks.
+        sources: All that this rank holds, by name. All holders of a part must have it under the same name.
         rank: This rank.
-        world_size: Number of ranks that share the replicated tensors.
 
     Returns:
-        The layout. Over all ranks, the slices of a replicated tensor cover it exactly once.
+        The layout. Over all ranks, the slices of a shared tensor cover it exactly once.
     """
-    pieces = [*_share(sources, rank, world_size), *_own(sources)]
+    pieces = [*_share(sources, rank), *_own(sources)]
     # safetensors allows no gaps: the widest types first, so that each tensor is aligned to its own type
     pieces = [part for piece in pieces for part in _split(piece)]
-    pieces.sort(key=lambda piece: -piece.tensor.element_size())
+    pieces.sort(key=lambda piece: -piece.source.tensor.element_size())
     blobs: list[tuple[int, int]] = []
     headers: list[bytes] = []
     slices: list[TensorSlice] = []
+    origins: list[Origin] = []
     end = 0
     for group in _fill_blobs(pieces):
         header = _header(group)
@@ -105,58 +154,67 @@ def plan_layout(sources: Mapping[str, Source], rank: int, world_size: int) -> La
         position = len(header)
         for piece in group:
             slices.append(_slice(piece, blob=len(blobs), start=position))
-            position += _num_bytes(piece)
+            origins.append(piece.origin)
+            position += piece.num_bytes
         blobs.append((offset, position))
         headers.append(header)
         end = offset + position
-    return Layout(max(end, 1), tuple(blobs), tuple(headers), tuple(slices))
+    return Layout(max(end, 1), tuple(blobs), tuple(headers), tuple(slices), tuple(origins))
 
 
-def _share(sources: Mapping[str, Source], rank: int, world_size: int) -> Iterator[_Piece]:
-    """Yield this rank's rows of the replicated tensors. A row belongs to the rank where its first byte falls."""
-    replicated = sorted((name, source.tensor) for name, source in sources.items() if source.replicated)
-    total = sum(tensor.numel() * tensor.element_size() for _, tensor in replicated)
-    first_byte, last_byte = rank * total // world_size, (rank + 1) * total // world_size
-    position = 0
-    for name, tensor in replicated:
-        rows = tensor.shape[0] if tensor.ndim else 1
-        size = tensor.numel() * tensor.element_size()
-        if size == 0:
-            if rank == 0:
-                yield _Piece(name, tensor, True, 0, rows)
-            continue
-        row_bytes = size // rows
-        start = min(max(-(-(first_byte - position) // row_bytes), 0), rows)
-        stop = min(max(-(-(last_byte - position) // row_bytes), 0), rows)
-        if start < stop:
-            yield _Piece(name, tensor, True, start, stop - start)
-        position += size
+def _share(sources: Mapping[str, Source], rank: int) -> Iterator[_Piece]:
+    """Yield this rank's rows of what it shares. A row belongs to the holder where its first byte falls."""
+    held_alike: defaultdict[tuple[int, ...], list[_Piece]] = defaultdict(list)
+    for name, source in sorted(sources.items()):
+        if source.placement is not None:
+            held_alike[source.placement.holders] += _boxes(name, source)
+    for holders, pieces in held_alike.items():
+        index = holders.index(rank)
+        total = sum(piece.num_bytes for piece in pieces)
+        first_byte, last_byte = index * total // len(holders), (index + 1) * total // len(holders)
+        position = 0
+        for piece in pieces:
+            rows, size = piece.origin.rows, piece.num_bytes
+            if size == 0:
+                if index == 0:
+                    yield piece
+                continue
+            row_bytes = size // rows
+            start = min(max(-(-(first_byte - position) // row_bytes), 0), rows)
+            stop = min(max(-(-(last_byte - position) // row_bytes), 0), rows)
+            if start < stop:
+                yield piece.rows(start, stop - start)
+            position += size
 
 
 def _own(sources: Mapping[str, Source]) -> Iterator[_Piece]:
     for name, source in sources.items():
-        if not source.replicated:
-            rows = source.tensor.shape[0] if source.tensor.ndim else 1
-            yield _Piece(name, source.tensor, False, 0, rows)
+        if source.placement is None:
+            yield from _boxes(name, source)
+
+
+def _boxes(name: str, source: Source) -> Iterator[_Piece]:
+    for number, (_, lengths) in enumerate(source.boxes):
+        yield _Piece(name, source, Origin(number, 0, lengths[0] if lengths else 1))
 
 
 def _split(piece: _Piece) -> Iterator[_Piece]:
-    """Cut a piece into runs of rows that fit into a blob; a longer row stays whole."""
-    size = _num_bytes(piece)
-    room = MAX_BLOB_BYTES - _HEADER_BYTES - _entry_bytes(piece)
+    """Cut a piece into runs of rows that fit into a slice; a longer row stays whole."""
+    size, rows = piece.num_bytes, piece.origin.rows
+    room = min(MAX_SLICE_BYTES, MAX_BLOB_BYTES - _HEADER_BYTES - _entry_bytes(piece))
     if size <= room or size == 0:
         yield piece
         return
-    step = max(room // (size // piece.rows), 1)
-    for start in range(0, piece.rows, step):
-        yield piece._replace(start=piece.start + start, rows=min(step, piece.rows - start))
+    step = max(room // (size // rows), 1)
+    for start in range(0, rows, step):
+        yield piece.rows(start, min(step, rows - start))
 
 
 def _fill_blobs(pieces: list[_Piece]) -> Iterator[list[_Piece]]:
     group: list[_Piece] = []
     size = _HEADER_BYTES
     for piece in pieces:
-        added = _entry_bytes(piece) + _num_bytes(piece)
+        added = _entry_bytes(piece) + piece.num_bytes
         if group and size + added > MAX_BLOB_BYTES:
             yield group
             group, size = [], _HEADER_BYTES
@@ -166,50 +224,50 @@ def _fill_blobs(pieces: list[_Piece]) -> Iterator[list[_Piece]]:
         yield group
 
 
-def _num_bytes(piece: _Piece) -> int:
-    return prod(_lengths(piece)) * piece.tensor.element_size()
-
-
-def _lengths(piece: _Piece) -> tuple[int, ...]:
-    return (piece.rows, *piece.tensor.shape[1:]) if piece.tensor.ndim else ()
-
-
 def _header(group: list[_Piece]) -> bytes:
     """Return length and JSON of a safetensors header, padded with spaces so that the data is aligned."""
     entries: dict[str, object] = {}
     position = 0
     for piece in group:
         entries |= _entry(piece, position)
-        position += _num_bytes(piece)
+        position += piece.num_bytes
     text = json.dumps(entries, separators=(",", ":")).encode()
     padded = -(-(8 + len(text)) // DATA_ALIGNMENT) * DATA_ALIGNMENT - 8
     return padded.to_bytes(8, "little") + text.ljust(padded)
 
 
 def _entry(piece: _Piece, position: int) -> dict[str, object]:
-    whole = piece.rows == (piece.tensor.shape[0] if piece.tensor.ndim else 1)
-    name = piece.name if whole else f"{piece.name}[{piece.start}:{piece.start + piece.rows}]"
-    offsets = [position, position + _num_bytes(piece)]
-    return {name: {"dtype": DTYPES[piece.tensor.dtype], "shape": _lengths(piece), "data_offsets": offsets}}
+    offsets = [position, position + piece.num_bytes]
+    dtype = DTYPES[piece.source.tensor.dtype]
+    return {_name_in_blob(piece): {"dtype": dtype, "shape": piece.box.lengths, "data_offsets": offsets}}
+
+
+def _name_in_blob(piece: _Piece) -> str:
+    """Return the name, with the place of the piece, as one would write it in Python, if it is not all of the tensor."""
+    (offsets, lengths), shape = piece.box, piece.shape
+    if lengths == shape:
+        return piece.name
+    cut = ",".join(f"{first}:{first + n}" for first, n in zip(offsets, lengths, strict=True))
+    return f"{piece.name}[{cut}]"
 
 
 def _entry_bytes(piece: _Piece) -> int:
     """Return how long the header's entry of *piece*, or of some of its rows, is at most."""
-    rows = piece.start + piece.rows
-    widest = {f"{piece.name}[{rows}:{rows}]": [*_entry(piece, MAX_BLOB_BYTES).values()]}
+    longest = ",".join(f"{extent}:{extent}" for extent in piece.shape)
+    widest = {f"{piece.name}[{longest}]": [*_entry(piece, MAX_BLOB_BYTES).values()]}
     return len(json.dumps(widest))  # with spaces: more than enough
 
 
 def _slice(piece: _Piece, *, blob: int, start: int) -> TensorSlice:
-    lengths = _lengths(piece)
+    offsets, lengths = piece.box
     return TensorSlice(
         name=piece.name,
-        dtype=DTYPES[piece.tensor.dtype],
-        shape=tuple(piece.tensor.shape),
-        offsets=(piece.start, *(0 for _ in lengths[1:])) if lengths else (),
+        dtype=DTYPES[piece.source.tensor.dtype],
+        shape=piece.shape,
+        offsets=offsets,
         lengths=lengths,
-        replicated=piece.replicated,
+        shared=piece.source.placement is not None,
         blob=blob,
         start=start,
-        stop=start + _num_bytes(piece),
+        stop=start + piece.num_bytes,
     )

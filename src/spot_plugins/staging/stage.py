@@ -20,10 +20,10 @@ def copy_into(buffer: SharedBuffer, layout: Layout, sources: Mapping[str, Source
     for (offset, _), header in zip(layout.blobs, layout.headers, strict=True):
         buffer.bytes[offset : offset + len(header)] = torch.frombuffer(bytearray(header), dtype=torch.uint8)
     with torch.no_grad():
-        for piece in layout.slices:
-            tensor = sources[piece.name].tensor
+        for piece, origin in zip(layout.slices, layout.origins, strict=True):
+            tensor = sources[piece.name].in_box(origin.box)
             if piece.lengths:
-                tensor = tensor[piece.offsets[0] : piece.offsets[0] + piece.lengths[0]]
+                tensor = tensor[origin.start : origin.start + origin.rows]
             start = layout.blobs[piece.blob][0] + piece.start
             target = buffer.bytes[start : start + piece.stop - piece.start].view(tensor.dtype)
             target.view(piece.lengths).copy_(tensor, non_blocking=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .parts import ModelPart, OptimizerPart, RngPart
-from .tree import decode, encode
+from .shard import Shard
+from .tree import decode, encode, graft, named
 
-__all__ = ["ModelPart", "OptimizerPart", "RngPart", "decode", "encode"]
+__all__ = ["ModelPart", "OptimizerPart", "RngPart", "Shard", "decode", "encode", "graft", "named"]

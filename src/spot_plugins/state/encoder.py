@@ -9,14 +9,18 @@ from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import PurePath
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
 import torch
 
 from ..errors import UnsafeStateError
 from ..manifest import Json, canonical_json
+from .shard import Shard, is_dtensor, shard_of
 from .tables import ARRAY_DTYPES, FACTORIES, FLOATS, NUMPY_SCALARS, PATHS, TENSOR_DTYPES
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 MAX_DEPTH: Final = 64  # far below the recursion limits of Python and of JSON readers
 
@@ -33,8 +37,8 @@ class Encoder:
     """One pass over a state. Methods return the JSON of *value*, which is found at *path*."""
 
     def __init__(self) -> None:
-        self.tensors: dict[str, torch.Tensor] = {}
-        self._name_of: dict[_Memory, str] = {}
+        self.tensors: dict[str, torch.Tensor | Shard] = {}
+        self._name_of: dict[_Memory | int, str] = {}
 
     def encode(self, value: Any, path: str) -> Json:
         """Return the JSON of *value*; add its tensors to ``tensors``."""
@@ -42,9 +46,11 @@ class Encoder:
         if path.count("/") > MAX_DEPTH:  # each level adds one
             raise UnsafeStateError(path, f"{_type_name(kind)} nested deeper than {MAX_DEPTH} levels")
         encoder = _ENCODERS.get(kind)
-        if encoder is None:
-            raise UnsafeStateError(path, _type_name(kind))
-        return encoder(self, value, path)
+        if encoder is not None:
+            return encoder(self, value, path)
+        if is_dtensor(value):
+            return self._dtensor(value, path)
+        raise UnsafeStateError(path, _type_name(kind))
 
     def _child(self, value: Any, path: str, key: str | int) -> Json:
         # Most values are plain: they get no path and no further call, which halves the time of it all.
@@ -53,8 +59,8 @@ class Encoder:
             return value  # type: ignore[no-any-return]
         if (kind is float and math.isfinite(value)) or (kind is int and _MIN_INT <= value <= _MAX_INT):
             return value  # type: ignore[no-any-return]
-        segment = _segment(key) if type(key) is str else str(key)
-        return self.encode(value, f"{path}/{segment}" if path else segment)
+        name = segment(key) if type(key) is str else str(key)
+        return self.encode(value, f"{path}/{name}" if path else name)
 
     def _plain(self, value: bool | str | None, path: str) -> Json:
         return value
@@ -129,13 +135,35 @@ class Encoder:
             raise UnsafeStateError(path, f"{role} torch.Tensor")
         return document
 
-    def _tensor(self, value: torch.Tensor, path: str) -> Json:
+    def _dtensor(self, value: DTensor, path: str) -> Json:
+        try:
+            shard = shard_of(value.detach())  # type: ignore[arg-type]
+        except ValueError as error:
+            raise UnsafeStateError(path, f"DTensor of which {error}") from error
+        return self._named(id(value), shard, path)
+
+    def _shard(self, value: Shard, path: str) -> Json:
+        return self._named(id(value), value, path)
+
+    def _named(self, identity: int, shard: Shard, path: str) -> Json:
+        """Name *shard*. It is met again by identity: of a small tensor this rank may have no memory at all."""
+        if identity not in self._name_of:
+            self._check(shard.local, path)
+            if shard.local.dtype is torch.complex128:
+                raise UnsafeStateError(path, "sharded torch.Tensor (torch.complex128)")
+            self._name_of[identity] = self._new_name(shard, path)
+        return {"$tensor": self._name_of[identity]}
+
+    def _check(self, value: torch.Tensor, path: str) -> None:
         if value.layout is not torch.strided or value.is_nested:
             raise UnsafeStateError(path, f"torch.Tensor ({'nested' if value.is_nested else value.layout})")
         if value.dtype not in TENSOR_DTYPES:
             raise UnsafeStateError(path, f"torch.Tensor ({value.dtype})")
         if value.is_meta:
             raise UnsafeStateError(path, "torch.Tensor (on the meta device, without data)")
+
+    def _tensor(self, value: torch.Tensor, path: str) -> Json:
+        self._check(value, path)
         tensor = value.detach()
         if tensor.is_conj() or tensor.is_neg():  # the bytes in memory are not yet the values
             tensor = tensor.resolve_conj().resolve_neg()
@@ -149,13 +177,16 @@ class Encoder:
         memory = (tensor.device, address, tensor.dtype, tensor.shape, tensor.stride())
         if address and memory in self._name_of:
             return self._name_of[memory]
+        self._name_of[memory] = name = self._new_name(tensor, path)
+        return name
+
+    def _new_name(self, tensor: torch.Tensor | Shard, path: str) -> str:
         name = path or "tensor"
         number = 2
         while name in self.tensors or name == "__metadata__":  # {0: a, "0": b}; a word of safetensors
             name = f"{path}%{number}"
             number += 1
         self.tensors[name] = tensor
-        self._name_of[memory] = name
         return name
 
     def _array(self, value: np.ndarray[Any, Any], path: str) -> Json:
@@ -203,6 +234,7 @@ _ENCODERS: Final[dict[type, Callable[[Encoder, Any, str], Json]]] = {
     frozenset: Encoder._set,
     torch.Tensor: Encoder._tensor,
     torch.nn.Parameter: Encoder._tensor,
+    Shard: Encoder._shard,
     np.ndarray: Encoder._array,
     **dict.fromkeys(_NUMPY_NAMES, Encoder._numpy_scalar),
     torch.Size: Encoder._size,
@@ -214,7 +246,8 @@ _ENCODERS: Final[dict[type, Callable[[Encoder, Any, str], Json]]] = {
 """By exact type: a subclass may mean more than its base, so it is refused."""
 
 
-def _segment(key: str) -> str:
+def segment(key: str) -> str:
+    """Return *key* as it stands in the name of a tensor, between two slashes."""
     if not key.isascii():  # half a surrogate pair is a string, but not one that others can read
         key = key.encode("utf-8", "backslashreplace").decode()
     return key.replace("%", "%25").replace("/", "%2F") or "%"

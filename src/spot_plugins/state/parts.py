@@ -8,23 +8,30 @@ on all data-parallel ranks; all others are each rank's own.
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Mapping
 from copy import copy, deepcopy
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
 import torch
 from torch import nn
+
+from ..errors import UnsafeStateError
+from .encoder import segment
+from .flat import FlatPiece, clean_name, flat_model_state, flat_pieces, is_flat, load_extra_state
+from .shard import Shard, is_dtensor, local_part, relabelled, shard_of
 
 
 class ModelPart:
     """
     Parameters, buffers and extra state of a module, by fully qualified name.
 
-    The names are those of the plain module: what DDP and ``torch.compile`` add to them is left out, so a
-    checkpoint can be loaded with and without them. Buffers that are not persistent are not saved, as usual.
+    The names are those of the plain module: what DDP, FSDP and ``torch.compile`` add to them is left out, so a
+    checkpoint can be loaded with and without them. What is spread over the ranks (DTensors, FSDP1's flat parameters)
+    stays where it is: no communication is needed. Buffers that are not persistent are not saved, as usual.
     """
 
     replicated: ClassVar[tuple[str, ...]] = ("parameters",)
@@ -36,15 +43,21 @@ class ModelPart:
         """
         Return ``{"parameters": ..., "buffers": ..., "extra": ...}``, each by name.
 
-        It is the module's own ``state_dict()``, sorted into three, so hooks and overrides count. What is
-        neither a parameter nor a buffer, such as the result of ``get_extra_state()``, is extra.
+        It is the module's own ``state_dict()``, sorted into three, so hooks and overrides count; but not under FSDP1,
+        whose hooks would gather everything. What is neither a parameter nor a buffer, such as the result of
+        ``get_extra_state()``, is extra.
         """
-        parameters = {name for name, _ in self._module.named_parameters(remove_duplicate=False)}
+        if is_flat(self._module):
+            return flat_model_state(self._module)
+        parameters = dict(self._module.named_parameters(remove_duplicate=False))
         buffers = {name for name, _ in self._module.named_buffers(remove_duplicate=False)}
         state: dict[str, Any] = {"parameters": {}, "buffers": {}, "extra": {}}
+        spread: dict[int, Any] = {}
         for name, value in self._module.state_dict().items():
             kind = "parameters" if name in parameters else "buffers" if name in buffers else "extra"
-            state[kind][_plain_name(name)] = value
+            if is_dtensor(value) and name in parameters:  # tied ones are one, also where this rank has no part of it
+                value = spread.setdefault(id(parameters[name]), value)
+            state[kind][clean_name(name)] = value
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -55,10 +68,13 @@ class ModelPart:
             ValueError: Names, shapes or types of tensors differ. The message lists all of them; the module is
                 unchanged.
         """
+        if is_flat(self._module):
+            self._load_flat(state)
+            return
         # Parameters and buffers are copied from; what becomes of the extra state is up to the module.
         saved = {**state["parameters"], **state["buffers"], **deepcopy(state["extra"])}
         here = self._module.state_dict()
-        own_names = {_plain_name(name): name for name in here}
+        own_names = {clean_name(name): name for name in here}
         _require_same("model", saved.keys(), own_names.keys())
         _require_same_kinds(saved, {name: here[own] for name, own in own_names.items()})
         incoming = OrderedDict((own, saved[name]) for name, own in own_names.items())
@@ -67,6 +83,19 @@ class ModelPart:
         # Strictness is above: a module may leave some names out of its own state_dict() on purpose.
         self._module.load_state_dict(incoming, strict=False)
 
+    def _load_flat(self, state: Mapping[str, Any]) -> None:
+        here = flat_model_state(self._module)
+        for kind, tensors in here.items():
+            _require_same(f"model ({kind})", state[kind].keys(), tensors.keys())
+        live = {name: value.local if isinstance(value, Shard) else value for name, value in here["parameters"].items()}
+        live |= here["buffers"]
+        saved = {**state["parameters"], **state["buffers"]}
+        _require_same_kinds(saved, live)
+        with torch.no_grad():
+            for name, tensor in live.items():
+                tensor.copy_(saved[name])
+        load_extra_state(self._module, deepcopy(state["extra"]))
+
 
 class OptimizerPart:
     """
@@ -74,6 +103,8 @@ class OptimizerPart:
 
     So a checkpoint does not depend on the order of the parameters, except where the optimizer itself does,
     as LBFGS. A parameter that the module does not know is called ``unnamed.<group>.<index>``.
+
+    State of the size of a parameter that is spread over the ranks is spread like it.
     """
 
     replicated: ClassVar[tuple[str, ...]] = ("state",)
@@ -87,16 +118,36 @@ class OptimizerPart:
         Return ``{"state": {name: {...}}, "param_groups": [{..., "params": [name, ...]}, ...]}``.
 
         It is the optimizer's own ``state_dict()`` with names for its indices; what else an optimizer puts
-        beside these two keys stays as it is.
+        beside these two keys stays as it is. A flat parameter of FSDP1 has as many names as parameters in it.
+
+        Raises:
+            UnsafeStateError: A DTensor in the state has not the shape of its parameter.
         """
         own = self._optimizer.state_dict()
-        name_of: dict[Any, str] = {}
+        state: dict[Any, Any] = {}
         groups = []
-        for group, names in zip(own["param_groups"], self._names(), strict=True):
-            name_of.update(zip(group["params"], names, strict=True))
-            groups.append({**group, "params": names})
-        state = {name_of.get(key, key): value for key, value in own["state"].items()}
+        known = set()
+        for group, trained in zip(own["param_groups"], self._trained(), strict=True):
+            for key, (parameter, parts) in zip(group["params"], trained, strict=True):
+                known.add(key)
+                if key in own["state"]:
+                    for name, piece in parts:
+                        state[name] = _part_of_state(own["state"][key], name, parameter, piece)
+            groups.append({**group, "params": [name for _, parts in trained for name, _ in parts]})
+        state |= {key: value for key, value in own["state"].items() if key not in known}
         return {**own, "state": state, "param_groups": groups}
+
+    def templates(self) -> dict[str, Shard]:
+        """Return how this rank holds each parameter that is spread over the ranks, by the place of its state."""
+        found: dict[str, Shard] = {}
+        for trained in self._trained():
+            for parameter, parts in trained:
+                for name, piece in parts:
+                    if piece is not None:
+                        found[f"state/{segment(name)}"] = piece.shard(parameter)
+                    elif is_dtensor(parameter):
+                        found[f"state/{segment(name)}"] = shard_of(parameter.detach())  # type: ignore[arg-type]
+        return found
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """
@@ -106,45 +157,103 @@ class OptimizerPart:
             ValueError: The optimizer has other parameter groups, or other parameters in one of them. The
                 message lists them; the optimizer is unchanged.
         """
-        names = self._names()
+        trained_groups = self._trained()
         if type(self._optimizer).load_state_dict is not torch.optim.Optimizer.load_state_dict:
             state = deepcopy(dict(state))  # it may keep what it gets, anywhere
         saved_groups = state["param_groups"]
-        if len(saved_groups) != len(names):
-            raise ValueError(f"the optimizer has {len(names)} parameter groups, saved were {len(saved_groups)}")
-        for index, (group, here) in enumerate(zip(saved_groups, names, strict=True)):
-            _require_same(f"parameter group {index} of the optimizer", group["params"], here)
-        indices = {name: index for index, name in enumerate(name for group in names for name in group)}
-        groups = [
-            {**_on_devices_of(live, saved), "params": [indices[name] for name in here]}
-            for live, saved, here in zip(self._optimizer.param_groups, saved_groups, names, strict=True)
-        ]
-        by_index = {indices.get(name, name): value for name, value in state["state"].items()}
-        self._optimizer.load_state_dict({**state, "state": by_index, "param_groups": groups})
-        self._restore_exactly(state["state"], names)
+        if len(saved_groups) != len(trained_groups):
+            raise ValueError(
+                f"the optimizer has {len(trained_groups)} parameter groups, saved were {len(saved_groups)}"
+            )
+        by_index: dict[Any, Any] = {}
+        groups = []
+        loaded = []
+        left = dict(state["state"])
+        index = 0
+        for number, (live, saved, trained) in enumerate(
+            zip(self._optimizer.param_groups, saved_groups, trained_groups, strict=True)
+        ):
+            here = [name for _, parts in trained for name, _ in parts]
+            _require_same(f"parameter group {number} of the optimizer", saved["params"], here)
+            indices = [*range(index, index + len(trained))]
+            index += len(trained)
+            groups.append({**_on_devices_of(live, saved), "params": indices})
+            for own_index, (parameter, parts) in zip(indices, trained, strict=True):
+                found = {name: left.pop(name) for name, _ in parts if name in left}
+                whole_state = _whole_state(found, parameter, parts)
+                if whole_state is not None:
+                    by_index[own_index] = whole_state
+                    loaded.append((parameter, whole_state))
+        self._optimizer.load_state_dict({**state, "state": by_index | left, "param_groups": groups})
+        self._restore_exactly(loaded)
 
-    def _names(self) -> list[list[str]]:
-        """Return the names of all parameters, group by group, in the optimizer's order."""
-        known: dict[int, str] = {}
+    def _trained(self) -> list[list[_Trained]]:
+        """Return all parameters, group by group, in the optimizer's order, and what is in each of them."""
+        pieces: dict[int, list[_NamedPart]] = {}
+        for piece in flat_pieces(self._module):
+            pieces.setdefault(id(piece.owner), []).append((piece.name, piece))
         for name, parameter in self._module.named_parameters(remove_duplicate=False):
-            known.setdefault(id(parameter), _plain_name(name))  # tied weights: the first name
+            pieces.setdefault(id(parameter), [(clean_name(name), None)])  # tied weights: the first name
         return [
-            [known.get(id(p), f"unnamed.{number}.{index}") for index, p in enumerate(group["params"])]
+            [
+                (parameter, pieces.get(id(parameter), [(f"unnamed.{number}.{index}", None)]))
+                for index, parameter in enumerate(group["params"])
+            ]
             for number, group in enumerate(self._optimizer.param_groups)
         ]
 
-    def _restore_exactly(self, saved: Mapping[Any, Any], names: list[list[str]]) -> None:
+    def _restore_exactly(self, loaded: list[tuple[torch.Tensor, Any]]) -> None:
         """
         Undo what torch does to the state while it loads it.
 
         It casts every tensor to the type of its parameter (float32 momentum of a bfloat16 parameter would be
         rounded), keeps the caller's tensors as its own, and spoils strings.
         """
-        for group, names_of_group in zip(self._optimizer.param_groups, names, strict=True):
-            for parameter, name in zip(group["params"], names_of_group, strict=True):
-                if name in saved and parameter in self._optimizer.state:
-                    live = self._optimizer.state[parameter]
-                    self._optimizer.state[parameter] = _exact(saved[name], live, parameter)
+        for parameter, saved in loaded:
+            if parameter in self._optimizer.state:
+                live = self._optimizer.state[parameter]
+                self._optimizer.state[parameter] = _exact(saved, live, parameter)
+
+
+_NamedPart: TypeAlias = "tuple[str, FlatPiece | None]"
+"""The name of a parameter, and where it is in a flat one if FSDP1 has put it there."""
+
+_Trained: TypeAlias = "tuple[torch.Tensor, list[_NamedPart]]"
+"""What an optimizer takes for one parameter, and what it is made of."""
+
+
+def _part_of_state(state: Any, name: str, parameter: torch.Tensor, piece: FlatPiece | None) -> Any:
+    """Return what *state*, of *parameter*, says of the part called *name*."""
+    if not isinstance(state, dict):
+        return state
+    part = {}
+    for key, value in state.items():
+        if is_dtensor(value) and value.shape != parameter.shape:
+            raise UnsafeStateError(f"{name}/{key}", "DTensor of another shape than its parameter")
+        if piece is not None and isinstance(value, torch.Tensor):
+            value = piece.shard(value) if value.numel() == parameter.numel() and value.ndim else piece.common(value)
+        part[key] = value
+    return part
+
+
+def _whole_state(found: dict[str, Any], parameter: torch.Tensor, parts: list[_NamedPart]) -> Any:
+    """Put the state of *parameter* together from that of its parts; None if there is none, or nothing to train here."""
+    if not found:
+        return None
+    flat = [(found[name], piece) for name, piece in parts if piece is not None and name in found]
+    if not flat:
+        return found[parts[0][0]]
+    if parameter.numel() == 0:
+        return None
+    held = [(state, piece) for state, piece in flat if piece.stop > piece.start] or flat
+    state = copy(held[0][0])
+    for key, value in state.items():
+        if isinstance(value, torch.Tensor) and value.ndim and value.numel() == held[0][1].stop - held[0][1].start:
+            together = torch.zeros(parameter.numel(), dtype=value.dtype)
+            for part, piece in held:
+                together[piece.start : piece.stop] = part[key].reshape(-1)
+            state[key] = together.view(parameter.shape)
+    return state
 
 
 class RngPart:
@@ -166,6 +275,18 @@ class RngPart:
             "cuda": torch.cuda.get_rng_state_all() if uses_cuda else [],
         }
 
+    def for_new_rank(self, state: Mapping[str, Any], rank: int) -> dict[str, Any]:
+        """Return the streams of a rank that there was not before. They depend on *state*, rank 0's, but are others."""
+        drawn = hashlib.blake2b(state["torch"].numpy().tobytes() + rank.to_bytes(8, "little"), digest_size=8)
+        seed = int.from_bytes(drawn.digest(), "little")
+        devices = range(min(len(state["cuda"]), torch.cuda.device_count()))
+        return {
+            "python": random.Random(seed).getstate(),
+            "numpy": np.random.RandomState(seed % 2**32).get_state(legacy=False),
+            "torch": torch.Generator().manual_seed(seed).get_state(),
+            "cuda": [torch.Generator(f"cuda:{index}").manual_seed(seed).get_state() for index in devices],
+        }
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore all. CUDA devices without a saved state, and states without a device, are left alone."""
         random.setstate(state["python"])
@@ -183,11 +304,6 @@ def _plain_module(module: nn.Module) -> nn.Module:
             module = compiled  # torch.compile's wrapper, whose class is costly to import
         else:
             return module
-
-
-def _plain_name(name: str) -> str:
-    """Return *name* without what ``torch.compile`` adds for a submodule that it wraps."""
-    return name.replace("_orig_mod.", "")
 
 
 def _plain_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
@@ -256,6 +372,8 @@ def _exact(saved: Any, live: Any, parameter: torch.Tensor) -> Any:
 def _exact_tensor(saved: torch.Tensor, live: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     if saved.shape != live.shape:
         return live
+    if is_dtensor(live):
+        return relabelled(live, _exact_tensor(local_part(saved), local_part(live), local_part(parameter)))
     # Optimizers make their state in the memory layout of the parameter; a checkpoint has only values.
     model = parameter if saved.shape == parameter.shape else saved
     in_layout = live.stride() == torch.empty_like(model, device="meta").stride()

@@ -33,17 +33,21 @@ dict with a key that begins with ``$`` takes the form of ``$dict``, so no user's
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Set
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..manifest import Json, ManifestError
 from .decoder import Decoder
 from .encoder import Encoder
+from .shard import Shard
+
+if TYPE_CHECKING:
+    from typing_extensions import TypeIs
 
 
-def encode(state: Any, path: str = "") -> tuple[Json, dict[str, torch.Tensor]]:
+def encode(state: Any, path: str = "") -> tuple[Json, dict[str, torch.Tensor | Shard]]:
     """
     Take *state* apart into a JSON document and tensors.
 
@@ -58,7 +62,8 @@ def encode(state: Any, path: str = "") -> tuple[Json, dict[str, torch.Tensor]]:
         path: Begins the tensors' names and the places in errors, for example ``model``.
 
     Returns:
-        The document, and the tensors by name, detached but not copied: they change as training goes on.
+        The document, and the tensors by name, detached but not copied: they change as training goes on. Of a
+        DTensor it is this rank's :class:`~.shard.Shard`.
 
     Raises:
         UnsafeStateError: Something in *state* has no such form, or it is nested deeper than
@@ -84,3 +89,43 @@ def decode(document: Json, tensors: Mapping[str, torch.Tensor]) -> Any:
         return Decoder(tensors).decode(document)
     except RecursionError:
         raise ManifestError("the state document is nested too deeply") from None
+
+
+def graft(own: Json, other: Json, names: Set[str]) -> Json:
+    """
+    Return the document *own* with those entries of *other*'s dicts that it lacks and that hold a tensor in *names*.
+
+    So what another rank knows of tensors that all share gets into a document that has never heard of them.
+    """
+    if not (_is_dict(own) and _is_dict(other)):
+        return own
+    merged = {key: graft(item, other[key], names) if key in other else item for key, item in _in_order(own)}
+    merged |= {key: item for key, item in _in_order(other) if key not in merged and not names.isdisjoint(named(item))}
+    keys = [*merged]
+    place = {key: index for index, key in enumerate(sorted(keys))}
+    return merged if keys == sorted(keys) else {**merged, "$order": [place[key] for key in keys]}
+
+
+def named(document: Json) -> Iterator[str]:
+    """Yield the names of all tensors in *document*, malformed or not."""
+    if isinstance(document, list):
+        for item in document:
+            yield from named(item)
+    elif isinstance(document, dict):
+        for key, item in document.items():
+            if key in ("$tensor", "$complex128") and isinstance(item, str):
+                yield item
+            else:
+                yield from named(item)
+
+
+def _is_dict(document: Json) -> TypeIs[dict[str, Json]]:
+    return isinstance(document, dict) and not any(key[:1] == "$" for key in document.keys() - {"$order"})
+
+
+def _in_order(document: dict[str, Json]) -> list[tuple[str, Json]]:
+    keys = sorted(document.keys() - {"$order"})
+    order = document.get("$order", range(len(keys)))
+    if sorted(order) != [*range(len(keys))]:  # type: ignore[arg-type, type-var]
+        raise ManifestError(f"not an order of {len(keys)} keys")
+    return [(keys[position], document[keys[position]]) for position in order]  # type: ignore[union-attr, index]

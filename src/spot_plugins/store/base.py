@@ -41,6 +41,15 @@ class ObjectStore(Protocol):
         """Return the whole object. Raise :exc:`KeyError` if there is none."""
         ...
 
+    def get_range(self, key: str, start: int, stop: int) -> bytes:
+        """
+        Return the bytes *start* to *stop* of the object, fewer if it is shorter.
+
+        Raises:
+            KeyError: There is no such object.
+        """
+        ...
+
     def keys(self, prefix: str) -> Iterator[str]:
         """Yield the keys that begin with *prefix* (any string), in lexical order."""
         ...

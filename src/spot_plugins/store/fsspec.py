@@ -75,15 +75,26 @@ class FsspecStore:
 
     def get(self, key: str) -> bytes:
         """Return the whole object. Raise :exc:`KeyError` if there is none."""
+        return self._get(key, None, None)
+
+    def get_range(self, key: str, start: int, stop: int) -> bytes:
+        """Return the bytes *start* to *stop* of the object. Raise :exc:`KeyError` if there is none."""
+        return self._get(key, start, stop)
+
+    def _get(self, key: str, start: int | None, stop: int | None) -> bytes:
         if not is_object_key(key):
             raise KeyError(key)
         with self._failures("get", key):
             file_system, root = self._open()
             options = GET_OPTIONS if self._scheme in _S3 else {}
             try:
-                return bytes(file_system.cat_file(f"{root}/{key}", **options))
+                return bytes(file_system.cat_file(f"{root}/{key}", start=start, end=stop, **options))
             except FileNotFoundError as error:
                 _raise_if_no_bucket(error)
+            except OSError as error:
+                if error_code(error) != "InvalidRange":
+                    raise
+                return b""  # the object ends before the range begins
         raise KeyError(key)
 
     def keys(self, prefix: str) -> Iterator[str]:

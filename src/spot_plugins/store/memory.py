@@ -45,6 +45,10 @@ class MemoryStore:
         with self._lock:
             return self._objects[key]
 
+    def get_range(self, key: str, start: int, stop: int) -> bytes:
+        """Return the bytes *start* to *stop* of the object. Raise :exc:`KeyError` if there is none."""
+        return self.get(key)[start:stop]
+
     def keys(self, prefix: str) -> Iterator[str]:
         """Yield the keys that begin with *prefix*, in lexical order, as they are now."""
         with self._lock:

@@ -1,0 +1,257 @@
+"""What one rank reads of a committed step: only what it needs, in parallel, and every byte of that verified."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import torch
+import xxhash
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorProperties, TensorStorageMetadata
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+
+from .commit import CommittedStep
+from .errors import CorruptCheckpointError, IncompatibleCheckpointError, StoreError
+from .keys import StepId, rank_manifest_key
+from .manifest import Blob, ManifestError, NewerFormatError, RankManifest, TensorSlice
+from .placement import Box, whole
+from .ranks import Ranks
+from .staging import find_nonsense
+from .staging.plan import DTYPES
+from .state import Shard, decode, graft, named
+from .store import LocalStore, ObjectStore, patiently
+
+NUM_GETS: Final = 8  # gets in flight
+
+_TORCH_DTYPES: Final = {name: dtype for dtype, name in DTYPES.items()}
+
+Wanted: TypeAlias = Callable[[str, tuple[int, ...]], Shard | None]
+"""Which part of a shared tensor, by name and shape, this rank wants; None is all of it. See ``Parts.wanted``."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedStep:
+    """A step in host memory: complete, and every byte of it verified."""
+
+    step_id: StepId
+    world_size: int
+    """How many ranks saved it."""
+    state: dict[str, Any]
+    """State by the name of its part."""
+    num_bytes: int
+    from_local_bytes: int
+
+
+class _Target(NamedTuple):
+    """A tensor to be read, or this rank's part of it."""
+
+    template: Shard | None
+    boxes: tuple[Box, ...]
+    memory: torch.Tensor
+    """The elements of all boxes, end to end, of shape ``(n,)``."""
+
+    def in_box(self, number: int) -> torch.Tensor:
+        """Return the memory of one of the boxes, in its shape."""
+        start = sum(box.num_elements for box in self.boxes[:number])
+        box = self.boxes[number]
+        return self.memory[start : start + box.num_elements].view(box.lengths)
+
+    def tensor(self) -> torch.Tensor:
+        """Return what was read, as the part that it belongs to wants it."""
+        if self.template is None:
+            return self.memory.view(self.boxes[0].lengths)
+        return self.template.like(self.memory.view(self.template.local.shape))
+
+
+class _BlobPlace(NamedTuple):
+    """A blob of the step: whose, and its index in that rank's manifest."""
+
+    rank: int
+    blob: int
+
+
+class _Copy(NamedTuple):
+    """A box of a slice, and where it goes."""
+
+    piece: TensorSlice
+    offsets: tuple[int, ...]
+    """Within the slice."""
+    target: torch.Tensor
+
+
+class _Run(NamedTuple):
+    """Bytes of a blob that are read at once."""
+
+    blob: Blob
+    start: int
+    stop: int
+    pieces: list[TensorSlice]
+    """All slices in it, in their order."""
+    copies: list[_Copy]
+
+    def damage(self, data: bytes) -> str | None:
+        """Return how *data* differs from what the manifest says, or None."""
+        if len(data) != self.stop - self.start:
+            return f"has {len(data)} bytes instead of {self.stop - self.start}, from byte {self.start}"
+        if self.stop - self.start == self.blob.num_bytes:
+            intact = xxhash.xxh3_128_hexdigest(data) == self.blob.xxh3_128
+        else:
+            view = memoryview(data)
+            intact = all(
+                xxhash.xxh3_128_hexdigest(view[piece.start - self.start : piece.stop - self.start]) == piece.xxh3_128
+                for piece in self.pieces
+            )
+        return None if intact else "has changed since it was written: its hash differs"
+
+
+def _runs(manifest: RankManifest, number: int, copies: list[_Copy]) -> Iterator[_Run]:
+    """Yield what has to be read of a blob: all of it, or the runs of slices that are needed."""
+    blob = manifest.blobs[number]
+    by_piece: dict[TensorSlice, list[_Copy]] = {copy.piece: [] for copy in copies}
+    for copy in copies:
+        by_piece[copy.piece].append(copy)
+    needed = sorted(by_piece, key=lambda piece: piece.start)
+    if len(needed) == sum(piece.blob == number for piece in manifest.tensors):
+        yield _Run(blob, 0, blob.num_bytes, needed, copies)
+        return
+    first = 0
+    for last, piece in enumerate(needed, start=1):
+        if last == len(needed) or needed[last].start != piece.stop:
+            pieces = needed[first:last]
+            yield _Run(blob, pieces[0].start, piece.stop, pieces, [c for each in pieces for c in by_piece[each]])
+            first = last
+
+
+class StepReader:
+    """Reads this rank's share of one committed step."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        local: LocalStore | None,
+        committed: CommittedStep,
+        ranks: Ranks,
+        want: Wanted,
+    ) -> None:
+        self._store = store
+        self._local = local
+        self._committed = committed
+        self._ranks = ranks
+        self._want = want
+        self._num_bytes = self._from_local_bytes = 0
+
+    def read(self) -> LoadedStep:
+        """Read and verify everything that this rank needs, then return it."""
+        step_id, world_size = self._committed.step_id, self._committed.world_size
+        with ThreadPoolExecutor(NUM_GETS, thread_name_prefix="spot-get") as pool:
+            manifests = list(pool.map(self._manifest, range(world_size)))
+            # A rank that the job did not have then begins with what rank 0 had.
+            own = manifests[self._ranks.rank if self._ranks.rank < world_size else 0]
+            pieces = [(own, piece) for piece in own.tensors if not piece.shared]
+            pieces += [(other, piece) for other in manifests for piece in other.tensors if piece.shared]
+            if (nonsense := find_nonsense(pieces)) is not None:
+                raise CorruptCheckpointError(step_id.step, step_id.prefix, f"makes no sense: {nonsense}")
+            targets, copies = self._plan(pieces)
+            runs = [run for place, found in copies.items() for run in _runs(manifests[place.rank], place.blob, found)]
+            for read in [pool.submit(self._fill, run) for run in runs]:
+                num_bytes, is_local = read.result()
+                self._num_bytes += num_bytes
+                self._from_local_bytes += num_bytes if is_local else 0
+        try:
+            document = own.state
+            if unheard_of := {piece.name for _, piece in pieces if piece.shared}.difference(named(document)):
+                for manifest in manifests:
+                    document = graft(document, manifest.state, unheard_of)
+            state = decode(document, {name: target.tensor() for name, target in targets.items()})
+        except ValueError as error:
+            raise CorruptCheckpointError(step_id.step, step_id.prefix, f"holds unreadable state: {error}") from error
+        if not isinstance(state, dict):
+            raise CorruptCheckpointError(step_id.step, step_id.prefix, "holds no state by the names of parts")
+        return LoadedStep(step_id, world_size, state, self._num_bytes, self._from_local_bytes)
+
+    def _plan(
+        self, pieces: list[tuple[RankManifest, TensorSlice]]
+    ) -> tuple[dict[str, _Target], dict[_BlobPlace, list[_Copy]]]:
+        """Decide where everything that is read goes. What DCP does when it reshards is done by DCP."""
+        by_name: defaultdict[str, dict[Box, tuple[RankManifest, TensorSlice]]] = defaultdict(dict)
+        for manifest, piece in pieces:
+            by_name[piece.name].setdefault(Box(piece.offsets, piece.lengths), (manifest, piece))
+        targets: dict[str, _Target] = {}
+        copies: defaultdict[_BlobPlace, list[_Copy]] = defaultdict(list)
+        for name, saved in by_name.items():
+            first = next(iter(saved.values()))[1]
+            template = self._want(name, first.shape) if first.shared else None
+            boxes = (whole(first.shape),) if template is None else template.placement.boxes
+            memory = torch.empty(sum(box.num_elements for box in boxes), dtype=_TORCH_DTYPES[first.dtype])
+            targets[name] = target = _Target(template, boxes, memory)
+            stored = TensorStorageMetadata(
+                TensorProperties(dtype=memory.dtype), torch.Size(first.shape), [_chunk(box) for box in saved]
+            )
+            found = [*saved.values()]
+            for item in create_read_items_for_chunk_list(name, stored, [_chunk(box) for box in boxes]):
+                manifest, piece = found[item.storage_index.index or 0]
+                into = target.in_box(item.dest_index.index or 0)
+                for dim, (offset, length) in enumerate(zip(item.dest_offsets, item.lengths, strict=True)):
+                    into = into.narrow(dim, offset, length)
+                copies[_BlobPlace(manifest.rank, piece.blob)].append(_Copy(piece, tuple(item.storage_offsets), into))
+        return targets, copies
+
+    def _manifest(self, rank: int) -> RankManifest:
+        step_id = self._committed.step_id
+        key = rank_manifest_key(step_id, rank, self._committed.world_size)
+        try:
+            manifest = RankManifest.decode(patiently(lambda: self._store.get(key)))
+        except KeyError:
+            raise CorruptCheckpointError(step_id.step, key, "is gone") from None
+        except NewerFormatError as error:
+            raise IncompatibleCheckpointError(step_id.step, str(error)) from error
+        except ManifestError as error:
+            raise CorruptCheckpointError(step_id.step, key, f"is damaged: {error}") from error
+        if (manifest.step_id, manifest.rank, manifest.world_size) != (step_id, rank, self._committed.world_size):
+            raise CorruptCheckpointError(step_id.step, key, "is the manifest of another step or rank")
+        return manifest
+
+    def _fill(self, run: _Run) -> tuple[int, bool]:
+        """Read *run* and copy what is in it to where it belongs. Return its size, and whether the local disk had it."""
+        data, is_local = self._read(run)
+        memory = torch.frombuffer(data, dtype=torch.uint8)
+        for piece, offsets, target in run.copies:
+            source = memory[piece.start - run.start : piece.stop - run.start]
+            source = source.view(_TORCH_DTYPES[piece.dtype]).view(piece.lengths)
+            for dim, (offset, length) in enumerate(zip(offsets, target.shape, strict=True)):
+                source = source.narrow(dim, offset, length)
+            target.copy_(source)
+        return len(data), is_local
+
+    def _read(self, run: _Run) -> tuple[bytearray, bool]:
+        """Return the verified bytes of *run*, and whether an intact copy on the local disk gave them."""
+        key = run.blob.key
+        if self._local is not None:
+            try:
+                data = _get(self._local, run)
+            except (KeyError, StoreError):
+                pass
+            else:
+                if run.damage(data) is None:
+                    return bytearray(data), True
+        try:
+            data = patiently(lambda: _get(self._store, run))
+        except KeyError:
+            raise CorruptCheckpointError(self._committed.step_id.step, key, "is gone") from None
+        if (damage := run.damage(data)) is not None:
+            raise CorruptCheckpointError(self._committed.step_id.step, key, damage)
+        return bytearray(data), False
+
+
+def _get(store: ObjectStore, run: _Run) -> bytes:
+    # Whole, also where the blob is longer than it should be: then its hash tells.
+    if run.stop - run.start == run.blob.num_bytes:
+        return store.get(run.blob.key)
+    return store.get_range(run.blob.key, run.start, run.stop)
+
+
+def _chunk(box: Box) -> ChunkStorageMetadata:
+    return ChunkStorageMetadata(torch.Size(box.offsets), torch.Size(box.lengths))
