@@ -8,7 +8,7 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from .errors import ConfigError
 
@@ -41,6 +41,10 @@ class SpotConfig:
     """Directory on a fast local disk for the first copy. None: a folder in the system's temporary directory,
     or none at all when *url* is itself a local path."""
 
+    elastic_batch: Literal["keep", "scale"] = "keep"
+    """On another number of ranks: ``keep`` the samples per optimizer step, by other gradient accumulation where that
+    divides; or leave accumulation alone, so that they ``scale`` with the ranks."""
+
     storage_options: Mapping[str, Any] = field(default_factory=dict)
     """Passed to the fsspec file system, for example ``{"endpoint_url": ...}``. May hold secrets: never printed."""
 
@@ -66,6 +70,9 @@ class SpotConfig:
         _require_count("keep_last", self.keep_last)
         if self.keep_every is not None:
             _require_count("keep_every", self.keep_every)
+        _require(
+            self.elastic_batch in ("keep", "scale"), "elastic_batch", self.elastic_batch, "must be 'keep' or 'scale'"
+        )
 
 
 def from_environment(**settings: Any) -> SpotConfig:
@@ -73,8 +80,8 @@ def from_environment(**settings: Any) -> SpotConfig:
     Build a :class:`SpotConfig` from *settings*, filling in what is missing from ``SPOT_*`` variables.
 
     ``SPOT_URL``, ``SPOT_EVERY_STEPS``, ``SPOT_EVERY_SECONDS``, ``SPOT_GRACE_SECONDS``, ``SPOT_KEEP_LAST``,
-    ``SPOT_KEEP_EVERY`` and ``SPOT_LOCAL_DIR`` stand for the field of that name. A setting that is given, even
-    as a default of the caller's own, is never overridden; one that is None counts as missing.
+    ``SPOT_KEEP_EVERY``, ``SPOT_LOCAL_DIR`` and ``SPOT_ELASTIC_BATCH`` stand for the field of that name. A setting
+    that is given, even as a default of the caller's own, is never overridden; one that is None counts as missing.
 
     Raises:
         ConfigError: A variable does not parse, or a setting cannot work.
@@ -106,6 +113,7 @@ _PARSERS: Final[dict[str, Any]] = {
     "keep_last": int,
     "keep_every": int,
     "local_dir": str,
+    "elastic_batch": str,
 }
 _ARTICLE: Final[dict[Any, str]] = {int: "a whole number", float: "a number", str: "a string"}
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 from accelerate import Accelerator
 
@@ -82,6 +82,7 @@ class SpotHook:
         keep_last: int | None = None,
         keep_every: int | None = None,
         local_dir: str | None = None,
+        elastic_batch: Literal["keep", "scale"] | None = None,
         storage_options: Mapping[str, Any] | None = None,
         hooks: Sequence[Hook] = (),
     ) -> None:
@@ -104,9 +105,11 @@ class SpotHook:
             keep_last=keep_last,
             keep_every=keep_every,
             local_dir=local_dir,
+            elastic_batch=elastic_batch,
             storage_options=storage_options,
         )
         self._accelerator = accelerator
+        self._keep_batch = config.elastic_batch == "keep"
         self._session = SpotSession(config, hooks=hooks)
         self._registered: list[Any] = []
         self._streams = StreamsPart()
@@ -175,7 +178,7 @@ class SpotHook:
         if self._num_prepared is not None:
             raise RuntimeError("resume() was called already")
         parts = [
-            *prepared_parts(self._accelerator, self._registered),
+            *prepared_parts(self._accelerator, self._registered, keep_batch=self._keep_batch),
             NamedPart("position", self._position),
             NamedPart("rng", self._streams),
         ]

@@ -31,6 +31,10 @@ class StreamsPart:
         """Return the streams as they are now."""
         return self._part.state_dict()
 
+    def for_new_rank(self, state: dict[str, Any], rank: int) -> dict[str, Any]:
+        """Return the streams that a rank begins with that there was not before."""
+        return self._part.for_new_rank(state, rank)
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the streams, and keep *state* for :meth:`restore`."""
         self._loaded = state
@@ -78,14 +82,14 @@ class _TrackedLoader:
 
     def state_dict(self) -> dict[str, Any] | None:
         """Return the place as of the last :meth:`mark`; None if it was never trained on."""
-        return None if self._at_step is None else {"batches": self.num_trained, "at": self._at_step}
+        return self._at_step
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from *state* in the next iterator, if that is one of the same epoch."""
-        self.position.load_state_dict(state["at"])
-        self.num_trained = state["batches"]
+        self.position.load_state_dict(state)
+        self.num_trained = self.position.batches_behind
         self.loaded_epoch = self.position.epoch
-        self._at_step = state["at"]
+        self._at_step = state
 
 
 class PositionPart:

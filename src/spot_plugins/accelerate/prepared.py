@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -14,8 +16,9 @@ from ..errors import ConfigError
 from ..saving import Part
 from ..state import ModelPart, OptimizerPart
 
-_REPLICATED: Final = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU)
-"""Where every rank holds the whole state."""
+logger = logging.getLogger(__name__)
+
+_SUPPORTED: Final = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,24 +31,25 @@ class NamedPart:
 
 
 def check_supported(accelerator: Accelerator) -> None:
-    """Raise :exc:`ConfigError` if the state is cut into shards, which cannot be saved yet."""
+    """Raise :exc:`ConfigError` if the state is kept where it cannot be saved from."""
     kind = accelerator.distributed_type
     plan = accelerator.parallelism_config
-    if kind not in _REPLICATED or (plan is not None and plan.total_size != plan.dp_replicate_size):
+    data_parallel = plan is None or plan.total_size == plan.dp_replicate_size * plan.dp_shard_size
+    if kind not in _SUPPORTED or not data_parallel:
         raise ConfigError(
-            f"distributed_type={kind.value} with {plan or 'no parallelism_config'} spreads the state over the ranks, "
-            f"which cannot be saved yet. Use one process or plain data parallelism (DDP); FSDP comes with the next "
-            f"release"
+            f"distributed_type={kind.value} with {plan or 'no parallelism_config'} cannot be saved. Use one process, "
+            f"DDP or FSDP, without tensor, context or sequence parallelism"
         )
 
 
-def prepared_parts(accelerator: Accelerator, registered: list[Any]) -> Iterator[NamedPart]:
+def prepared_parts(accelerator: Accelerator, registered: list[Any], *, keep_batch: bool) -> Iterator[NamedPart]:
     """
     Yield a part for each model, optimizer and scheduler, in the order in which they were prepared.
 
     Args:
         accelerator: After ``prepare``.
         registered: What the user registers as well.
+        keep_batch: Whether accumulation is to make up for another number of processes.
 
     Raises:
         ConfigError: Nothing was prepared, or something that is trained would not be saved.
@@ -66,7 +70,7 @@ def prepared_parts(accelerator: Accelerator, registered: list[Any]) -> Iterator[
         yield NamedPart(f"custom-{index}", custom)
     if accelerator.scaler is not None:
         yield NamedPart("scaler", accelerator.scaler)
-    yield NamedPart("accelerator", CountersPart(accelerator))
+    yield NamedPart("accelerator", CountersPart(accelerator, keep_batch=keep_batch))
 
 
 def num_prepared(accelerator: Accelerator) -> int:
@@ -86,21 +90,56 @@ class CountersPart:
     What Accelerate counts: batches within gradient accumulation, and how often each loader was gone through.
 
     The latter decides the order of a loader that shuffles, such as one for validation that nobody else tracks.
+
+    On another number of processes accumulation is changed such that as many batches, over all of them, make an
+    optimizer step as before, if *keep_batch* and if that divides.
     """
 
-    def __init__(self, accelerator: Accelerator) -> None:
+    def __init__(self, accelerator: Accelerator, *, keep_batch: bool) -> None:
         self._accelerator = accelerator
+        self._keep_batch = keep_batch
+        self._configured = accelerator.gradient_accumulation_steps
+        self._batches_per_step = self._configured * accelerator.num_processes
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counters."""
         iterations = [getattr(loader, "iteration", 0) for loader in prepared_loaders(self._accelerator)]
-        return {"step": self._accelerator.step, "iterations": iterations}
+        return {
+            "step": self._accelerator.step,
+            "iterations": iterations,
+            "configured": self._configured,
+            "batches_per_step": self._batches_per_step,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Set the counters. A loader that is new to the run keeps its own."""
         self._accelerator.step = state["step"]
         for loader, iteration in zip(prepared_loaders(self._accelerator), state["iterations"], strict=False):
             loader.iteration = iteration
+        if self._keep_batch and state["configured"] == self._configured:
+            self._keep(state["batches_per_step"])
+
+    def _keep(self, before: int) -> None:
+        here, num_processes = self._batches_per_step, self._accelerator.num_processes
+        self._batches_per_step = before
+        if before == here:
+            return
+        self._accelerator.step = 0  # what was counted were batches of other windows
+        if before % num_processes:
+            warnings.warn(
+                f"an optimizer step is made of {here} batches now instead of {before}, which do not divide over "
+                f"{num_processes} processes",
+                stacklevel=2,
+            )
+            return
+        self._accelerator.gradient_accumulation_steps = before // num_processes
+        if self._accelerator.is_main_process:
+            logger.info(
+                "gradient_accumulation_steps=%s on %s processes: an optimizer step is made of %s batches, as before",
+                before // num_processes,
+                num_processes,
+                before,
+            )
 
 
 def _model_of(optimizer: Any, accelerator: Accelerator) -> nn.Module:

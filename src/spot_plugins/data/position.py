@@ -74,6 +74,15 @@ class LoaderPosition:
         """Whether the loaded position is behind its epoch's last batch. False where no length is known."""
         return self._epoch_done
 
+    @property
+    def batches_behind(self) -> int:
+        """
+        How many batches of its epoch lie behind a loaded position, in batches of this job.
+
+        With another number of ranks these are others than were trained on; as many are left as there are to come.
+        """
+        return self._way.behind()
+
     def begin_epoch(self, epoch: int) -> None:
         """
         Make ready for one iterator of *epoch*: once, and before that iterator is made.
@@ -151,6 +160,10 @@ class _Way(Protocol):
         """Whether that is behind the epoch's last batch."""
         ...
 
+    def behind(self) -> int:
+        """Return how many batches of this job lie behind the loaded position."""
+        ...
+
     def load(self, at: Mapping[str, Any], *, epoch: int, world_size: int) -> None:
         """Take over what :meth:`after` returned in *epoch* on one of *world_size* ranks."""
         ...
@@ -205,13 +218,21 @@ class _Elastic:
         return {**state, "consumed": consumed}
 
     def done_after(self, batches: int) -> bool:
-        """Count the batches that this iterator yields: an incomplete last one only if it is not dropped."""
-        full, rest = divmod(self._sampler.remaining, self._samples(1))
-        return batches >= full + (rest > 0 and not self._drop_last)
+        """Compare with the batches that this iterator yields."""
+        return batches >= self._batches(self._sampler.remaining)
+
+    def behind(self) -> int:
+        """Count from the end: the last batch is the last one on any number of ranks."""
+        return self._batches(self._sampler.total_size) - self._batches(self._sampler.remaining)
 
     def load(self, at: Mapping[str, Any], *, epoch: int, world_size: int) -> None:
         """Let the sampler go there; the number of ranks does not matter to it."""
         self._sampler.load_state_dict(at)
+
+    def _batches(self, samples: int) -> int:
+        """Return how many batches *samples* make: an incomplete last one counts only if it is not dropped."""
+        full, rest = divmod(samples, self._samples(1))
+        return full + (rest > 0 and not self._drop_last)
 
     def _samples(self, batches: int) -> int:
         return batches * self._batch_size * self._sampler.num_replicas

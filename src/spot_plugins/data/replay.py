@@ -70,8 +70,11 @@ class _Replayed:
     def done_after(self, batches: int) -> bool:
         """Compare with the length of the loader, where it has one."""
         length = _length(self._loader)
-        before = self._before if self._loaded is None else int(self._loaded["batches"])
-        return length is not None and before + batches >= length
+        return length is not None and self.behind() + batches >= length
+
+    def behind(self) -> int:
+        """Return the batches of the position, whether its epoch has begun again or not."""
+        return self._before if self._loaded is None else int(self._loaded["batches"])
 
     def load(self, at: Mapping[str, Any], *, epoch: int, world_size: int) -> None:
         """Keep the position until an epoch begins: what to do with it depends on which one that is."""

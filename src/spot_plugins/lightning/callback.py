@@ -5,11 +5,17 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+)
 
 from ..config import from_environment
 from ..data import end_shielded_workers
@@ -44,6 +50,7 @@ class SpotCheckpoint(Callback):
         keep_last: int | None = None,
         keep_every: int | None = None,
         local_dir: str | None = None,
+        elastic_batch: Literal["keep", "scale"] | None = None,
         storage_options: Mapping[str, Any] | None = None,
         hooks: Sequence[Hook] = (),
     ) -> None:
@@ -63,6 +70,7 @@ class SpotCheckpoint(Callback):
             keep_last=keep_last,
             keep_every=keep_every,
             local_dir=local_dir,
+            elastic_batch=elastic_batch,
             storage_options=storage_options,
         )
         self._hooks = tuple(hooks)
@@ -80,7 +88,8 @@ class SpotCheckpoint(Callback):
         # Now: configure_optimizers() may ask how many steps there will be, and that makes the loaders.
         position = PositionPart(trainer)
         rng = DeferredPart(RngPart())
-        self._fit = _Fit(session, LoopsPart(trainer), position, rng)
+        loops = LoopsPart(trainer, position, keep_batch=self._config.elastic_batch == "keep")
+        self._fit = _Fit(session, loops, position, rng)
         self._watch_signals()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -88,11 +97,14 @@ class SpotCheckpoint(Callback):
         if (fit := self._fit) is None:
             return
         session = fit.session
-        session.register("model", ModelPart(pl_module), replicated=("parameters",))
+        model = trainer.strategy.model  # FSDP's own wrapper holds what it has flattened
+        assert model is not None
+        session.register("model", ModelPart(model), replicated=ModelPart.replicated)
         session.register("frozen", FrozenPart(pl_module))
         session.register("callbacks", CallbacksPart(trainer, pl_module, self))  # they may make groups in an optimizer
         for index, optimizer in enumerate(trainer.optimizers):
-            session.register(f"optimizer-{index}", OptimizerPart(optimizer, pl_module), replicated=("state",))
+            part = OptimizerPart(optimizer, model)
+            session.register(f"optimizer-{index}", part, replicated=OptimizerPart.replicated)
         for index, config in enumerate(trainer.lr_scheduler_configs):
             session.register(f"scheduler-{index}", config.scheduler)
         session.register("precision", trainer.precision_plugin)
@@ -226,11 +238,11 @@ class _Fit:
 
 def _check_strategy(trainer: Trainer) -> None:
     strategy = trainer.strategy
-    supported = isinstance(strategy, SingleDeviceStrategy | DDPStrategy)
+    supported = isinstance(strategy, SingleDeviceStrategy | DDPStrategy | FSDPStrategy | ModelParallelStrategy)
     if not supported or isinstance(strategy, DeepSpeedStrategy):
         raise ConfigError(
-            f"strategy={type(strategy).__name__} shards its state, which cannot be saved yet. Use one device or "
-            f"strategy='ddp'; FSDP comes with the next release"
+            f"strategy={type(strategy).__name__} keeps its state where it cannot be saved from. Use one device, 'ddp', "
+            f"'fsdp', or ModelParallelStrategy (FSDP2, tensor parallelism)"
         )
 
 

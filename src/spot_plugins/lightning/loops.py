@@ -15,7 +15,10 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.loops.evaluation_loop import RestartStage as EvaluationRestart
-from lightning.pytorch.loops.progress import _BatchProgress
+from lightning.pytorch.loops.progress import _BatchProgress, _ReadyCompletedTracker
+from lightning.pytorch.utilities import rank_zero_info
+
+from .position import PositionPart
 
 
 def validation_is_due(trainer: Trainer) -> bool:
@@ -28,10 +31,14 @@ def validation_is_due(trainer: Trainer) -> bool:
 class LoopsPart:
     """Progress of the fit loop and all loops in it, and whether it was asked to stop."""
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Trainer, position: PositionPart, *, keep_batch: bool) -> None:
         self._trainer = trainer
+        self._position = position
+        self._keep_batch = keep_batch
         self._restored = False
         self._accumulate_grad_batches = 1
+        self._configured = trainer.accumulate_grad_batches
+        self._batches_per_step: int | None = None  # over all ranks, of the first life with this setting
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counters. Positions of loaders are left to :class:`~.position.PositionPart`."""
@@ -41,6 +48,8 @@ class LoopsPart:
             "fit_loop": loops,
             "should_stop": self._trainer.should_stop,
             "accumulate_grad_batches": self._trainer.accumulate_grad_batches,
+            "configured": self._configured,
+            "batches_per_step": self._batches_per_step or self._configured * self._position.num_replicas,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -49,6 +58,8 @@ class LoopsPart:
         fit_loop.load_state_dict(state["fit_loop"])
         self._trainer.should_stop = state["should_stop"]
         self._accumulate_grad_batches = state["accumulate_grad_batches"]
+        if state["configured"] == self._configured:
+            self._batches_per_step = state["batches_per_step"]
         _complete(fit_loop.epoch_loop.batch_progress)
         self._restored = True
 
@@ -59,11 +70,14 @@ class LoopsPart:
         self._restored = False
         fit_loop = self._trainer.fit_loop
         epoch_loop = fit_loop.epoch_loop
+        if (batches := self._position.batches_behind) is not None:
+            _go_to(epoch_loop.batch_progress.current, batches)
+        self._keep_batches_per_step()
         if not fit_loop.restarted_mid_epoch:
             return
         # Lightning knows only of loaders that keep their own state.
         warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
-        if any(isinstance(callback, GradientAccumulationScheduler) for callback in self._trainer.callbacks):  # type: ignore[attr-defined]
+        if self._has_accumulation_schedule:
             # It says so at the beginning of an epoch, and refuses to start with anything but 1.
             self._trainer.accumulate_grad_batches = self._accumulate_grad_batches
         # Not the first batch of the epoch, at which what was logged before is dropped.
@@ -77,6 +91,39 @@ class LoopsPart:
         else:  # the rest of what ends a batch; with validation it runs by itself behind that
             epoch_loop.update_lr_schedulers("step", update_plateau_schedulers=True)
             epoch_loop._batches_that_stepped += 1
+
+    def _keep_batches_per_step(self) -> None:
+        """Let the ranks there are now take as many batches per optimizer step as the first ones did."""
+        num_replicas = self._position.num_replicas
+        here = self._configured * num_replicas
+        before = self._batches_per_step or here
+        if not self._keep_batch or before == here:
+            return
+        if self._has_accumulation_schedule:
+            obstacle = "a GradientAccumulationScheduler decides"
+        elif not self._trainer.lightning_module.automatic_optimization:
+            obstacle = "the module optimizes by hand"
+        elif before % num_replicas:
+            obstacle = f"{before} do not divide over {num_replicas} ranks"
+        else:
+            self._trainer.accumulate_grad_batches = before // num_replicas
+            rank_zero_info(
+                f"accumulate_grad_batches={before // num_replicas} on {num_replicas} ranks: an optimizer step is made "
+                f"of {before} batches, as before"
+            )
+            return
+        warnings.warn(f"an optimizer step is made of {here} batches now instead of {before}: {obstacle}", stacklevel=2)
+
+    @property
+    def _has_accumulation_schedule(self) -> bool:
+        callbacks = self._trainer.callbacks  # type: ignore[attr-defined]
+        return any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks)
+
+
+def _go_to(progress: _ReadyCompletedTracker, batches: int) -> None:
+    """Count *batches* as done, and nothing behind them as begun."""
+    for name in vars(progress):
+        setattr(progress, name, batches)
 
 
 def _complete(progress: _BatchProgress) -> None:

@@ -7,8 +7,10 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BaseFinetuning
+from torch import nn
 
 from ..saving import Part
+from ..state import clean_name, is_flat
 
 
 class DeferredPart:
@@ -26,6 +28,10 @@ class DeferredPart:
         """Keep *state*."""
         self._state = state
 
+    def for_new_rank(self, state: Any, rank: int) -> Any:
+        """Ask the part."""
+        return self._part.for_new_rank(state, rank) if hasattr(self._part, "for_new_rank") else state
+
     def settle(self) -> None:
         """Give the part its kept state, if there is one."""
         if self._state is not None:
@@ -42,19 +48,27 @@ class FrozenPart:
     def state_dict(self) -> dict[str, list[str]]:
         """Return the names of the parameters without gradient, and of the modules without running statistics."""
         return {
-            "parameters": [name for name, value in self._module.named_parameters() if not value.requires_grad],
+            "parameters": [name for name, value in self._parameters() if not value.requires_grad],
             "statistics": [name for name, module in self._normalizing() if not module.track_running_stats],
         }
 
     def load_state_dict(self, frozen: dict[str, list[str]]) -> None:
         """Switch these off and all others on."""
-        for name, value in self._module.named_parameters():
+        for name, value in self._parameters():
             value.requires_grad_(name not in frozen["parameters"])
         for name, module in self._normalizing():
             module.track_running_stats = name not in frozen["statistics"]
 
+    def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """Yield what can be frozen by name. All that FSDP1 makes into one flat parameter is trained, or none of it."""
+        for name, value in self._module.named_parameters():
+            if not name.endswith("_flat_param"):
+                yield clean_name(name), value
+
     def _normalizing(self) -> Iterator[tuple[str, Any]]:
-        return (item for item in self._module.named_modules() if hasattr(item[1], "track_running_stats"))
+        for name, module in self._module.named_modules():
+            if hasattr(module, "track_running_stats"):
+                yield clean_name(name), module
 
 
 class CallbacksPart:
@@ -117,7 +131,8 @@ class CheckpointHooksPart:
         return {
             "epoch": self._trainer.current_epoch,
             "global_step": self._trainer.global_step,
-            "state_dict": self._module.state_dict(),
+            # FSDP1 would gather all weights on all ranks for it.
+            "state_dict": {} if is_flat(self._module) else self._module.state_dict(),
         }
 
 

@@ -11,7 +11,7 @@ from lightning.pytorch.loops.fetchers import _DataFetcher, _PrefetchDataFetcher
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.utilities import CombinedLoader
 
-from ..data import LoaderPosition, shield_workers
+from ..data import ElasticSampler, LoaderPosition, samplers, shield_workers
 from ..data.rng import load_streams_state, streams_state
 from ..errors import ConfigError
 
@@ -34,12 +34,14 @@ class PositionPart:
         self._restored: list[dict[str, Any]] = []
         self._ahead: dict[str, Any] | None = None
         self._streams: dict[str, Any] | None = None
+        self._resharded = False
         strategy = trainer.strategy
         original = strategy.process_dataloader
 
         def process_dataloader(dataloader: Any) -> Any:
             loader = original(dataloader)
             shield_workers(loader)
+            self._bind_samplers(loader)
             if trainer.training:
                 self._make_position(loader)
             return loader
@@ -49,13 +51,27 @@ class PositionPart:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the positions behind the present batch."""
-        return self._ahead or {"streams": None, "loaders": self._behind_fetched()}
+        return {"replicas": self.num_replicas, **(self._ahead or {"streams": None, "loaders": self._behind_fetched()})}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep the positions until the loaders exist. Those made already, at the beginning, are made anew."""
         self._restored, self._streams = state["loaders"], state["streams"]
+        self._resharded = state["replicas"] != self.num_replicas
         self._made = []
         self._trainer.fit_loop._combined_loader = None
+
+    @property
+    def num_replicas(self) -> int:
+        """How many ranks read different samples. With tensor parallelism some read the same."""
+        kwargs = getattr(self._trainer.strategy, "distributed_sampler_kwargs", None)
+        return 1 if kwargs is None else int(kwargs["num_replicas"])
+
+    @property
+    def batches_behind(self) -> int | None:
+        """How many batches of this job lie behind the restored position; None if they are those that were counted."""
+        if not self._resharded:
+            return None
+        return max(position.batches_behind for position in self._positions)
 
     def settle(self) -> None:
         """Bring iterators that cannot start at a position there, right before the first batch."""
@@ -135,8 +151,14 @@ class PositionPart:
         with suppress(StopIteration):
             fetcher.batches.append(_DataFetcher.__next__(fetcher))
 
+    def _bind_samplers(self, loader: Any) -> None:
+        kwargs = getattr(self._trainer.strategy, "distributed_sampler_kwargs", None)
+        for sampler in samplers(loader):
+            if isinstance(sampler, ElasticSampler) and kwargs is not None:
+                sampler.bind(**kwargs)
+
     def _make_position(self, loader: Any) -> None:
-        position = LoaderPosition(loader, self._trainer.world_size)
+        position = LoaderPosition(loader, self.num_replicas)
         number = len(self._made)
         if number < len(self._restored):
             position.load_state_dict(self._restored[number])

@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+from .flat import clean_name, is_flat
 from .parts import ModelPart, OptimizerPart, RngPart
 from .shard import Shard
 from .tree import decode, encode, graft, named
 
-__all__ = ["ModelPart", "OptimizerPart", "RngPart", "Shard", "decode", "encode", "graft", "named"]
+__all__ = [
+    "ModelPart",
+    "OptimizerPart",
+    "RngPart",
+    "Shard",
+    "clean_name",
+    "decode",
+    "encode",
+    "graft",
+    "is_flat",
+    "named",
+]

@@ -1,0 +1,217 @@
+"""
+A training that may change its number of ranks and the way its state is spread. Run by test_elastic.py.
+
+Every rank appends what each batch saw to FOLDER/trace.jsonl, as ``[epoch, step, rank, samples, loss]``. Nothing in it
+depends on how a batch is cut: no dropout, no batch norm, no randomness but the order of the samples.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import warnings
+
+import torch
+from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
+from accelerate.utils import DistributedType
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
+from torch.utils.data import Dataset
+
+from spot_plugins.accelerate import SpotHook
+from spot_plugins.data import elastic_loader
+from spot_plugins.lightning import SpotCheckpoint
+
+EPOCHS = 3
+
+
+class Points(Dataset):
+    def __init__(self, size):
+        generator = torch.Generator().manual_seed(0)
+        self.x = torch.randn(size, 6, generator=generator)
+        self.y = torch.randint(0, 3, (size,), generator=generator)
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, index):
+        return index, self.x[index], self.y[index]
+
+
+def loader_of(settings):
+    return elastic_loader(
+        Points(settings["samples"]),
+        batch_size=settings.get("batch", 2),
+        seed=7,
+        drop_last=settings.get("drop_last", False),
+    )
+
+
+def net():
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 3))
+
+
+def record(settings, rank, epoch, step, samples, loss):
+    with open(f"{settings['folder']}/trace.jsonl", "a") as file:
+        file.write(json.dumps([epoch, step, rank, samples.tolist(), float(loss)]) + "\n")
+
+
+def write_final(settings, rank, model, optimizer):
+    options = StateDictOptions(full_state_dict=True)
+    model_state, optimizer_state = get_state_dict(model, optimizer, options=options)
+    if rank == 0:
+        torch.save([model_state, optimizer_state], f"{settings['folder']}/final.pt")
+
+
+def preempt(settings, rank, step):
+    """Take one machine, in the middle of a step."""
+    if step == settings.get("stop_in") and rank == settings["ranks"] - 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+# Lightning
+
+
+class CpuFSDPStrategy(FSDPStrategy):
+    """Lightning's refuses a CPU. Not for anything but tests."""
+
+    @property
+    def root_device(self):
+        return torch.device("cpu")
+
+    def _setup_model(self, model):
+        return FullyShardedDataParallel(
+            model, device_id=self.root_device, sharding_strategy=self.sharding_strategy, **self.kwargs
+        )
+
+
+class Module(LightningModule):
+    def __init__(self, settings):
+        super().__init__()
+        self.settings = settings
+        self.net = net()
+
+    def configure_model(self):
+        if self.settings["wrapper"] == "fsdp2" and self.device_mesh is not None:
+            fully_shard(self.net[2], mesh=self.device_mesh["data_parallel"])
+            fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
+
+    def training_step(self, batch, batch_idx):
+        index, x, y = batch
+        preempt(self.settings, self.global_rank, self.global_step + 1)
+        loss = nn.functional.cross_entropy(self.net(x), y)
+        record(self.settings, self.global_rank, self.current_epoch, self.global_step + 1, index, loss)
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        self.net(batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.AdamW(self.parameters(), lr=1e-2)
+
+    def train_dataloader(self):
+        return loader_of(self.settings)
+
+    def val_dataloader(self):
+        return loader_of({**self.settings, "samples": 8})
+
+
+class Final(Callback):
+    def __init__(self, settings):
+        self.settings = settings
+
+    def on_train_end(self, trainer, pl_module):
+        write_final(self.settings, trainer.global_rank, trainer.strategy.model, trainer.optimizers[0])
+
+
+def lightning(settings):
+    strategies = {
+        "ddp": lambda: "ddp" if settings["ranks"] > 1 else "auto",
+        "fsdp1": lambda: CpuFSDPStrategy(auto_wrap_policy={nn.Linear}),
+        "fsdp2": lambda: ModelParallelStrategy(
+            data_parallel_size=settings["ranks"], tensor_parallel_size=1, process_group_backend="gloo"
+        ),
+    }
+    spot = SpotCheckpoint(
+        f"file://{settings['folder']}/run",
+        every_steps=1000,
+        grace_seconds=20,
+        elastic_batch=settings.get("elastic_batch"),
+    )
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=settings["ranks"],
+        strategy=strategies[settings["wrapper"]](),
+        max_epochs=EPOCHS,
+        accumulate_grad_batches=settings.get("accumulate", 1),
+        val_check_interval=0.5,
+        default_root_dir=settings["folder"],
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        logger=False,
+        callbacks=[Final(settings), spot],
+    )
+    trainer.fit(Module(settings))
+
+
+# Accelerate
+
+
+def cpu_accelerator(settings):
+    """FSDP on a CPU takes persuasion. Not for anything but tests."""
+    if settings["wrapper"] == "ddp" or settings["ranks"] == 1:
+        return Accelerator(cpu=True, gradient_accumulation_steps=settings.get("accumulate", 1))
+    state = PartialState(cpu=True)
+    state.distributed_type = DistributedType.MULTI_GPU
+    state.device = torch.device("cpu")
+    version = int(settings["wrapper"][-1])
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=version,
+        auto_wrap_policy="size_based_wrap",
+        min_num_params=20,
+        use_orig_params=True if version == 1 else None,
+        mixed_precision_policy=MixedPrecisionPolicy() if version == 2 else None,
+    )
+    return Accelerator(cpu=True, fsdp_plugin=plugin, gradient_accumulation_steps=settings.get("accumulate", 1))
+
+
+def accelerate(settings):
+    accelerator = cpu_accelerator(settings)
+    rank = accelerator.process_index
+    hook = SpotHook(
+        accelerator,
+        f"file://{settings['folder']}/run",
+        every_steps=1000,
+        grace_seconds=20,
+        elastic_batch=settings.get("elastic_batch"),
+    )
+    with hook as spot:
+        model = net()
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        model, optimizer, loader = accelerator.prepare(model, optimizer, loader_of(settings))
+        if settings["wrapper"] != "ddp" and settings["ranks"] > 1:
+            assert accelerator.distributed_type is DistributedType.FSDP
+        spot.resume()
+        for epoch in spot.epochs(EPOCHS):
+            for index, x, y in spot.batches(loader):
+                preempt(settings, rank, spot.progress.step + 1)
+                with accelerator.accumulate(model):
+                    loss = nn.functional.cross_entropy(model(x), y)
+                    record(settings, rank, epoch, spot.progress.step + 1, index, loss)
+                    accelerator.backward(loss)
+                    optimizer.step()
+                    optimizer.zero_grad()
+                spot.after_step()
+        write_final(settings, rank, model, optimizer.optimizer)
+
+
+def main(settings):
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    {"lightning": lightning, "accelerate": accelerate}[settings["host"]](settings)

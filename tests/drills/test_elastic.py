@@ -1,0 +1,171 @@
+"""Trainings that come back on another number of ranks, or sharded in another way, under both hosts."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from itertools import count
+
+import pytest
+import torch
+from launching import exit_codes, launch
+from ports import free_port
+
+from spot_plugins.data import ElasticSampler
+
+EPOCHS = 3
+
+
+def run(folder, settings, expect):
+    """Run the training on its ranks as separate processes, and check how each of them ends."""
+    ranks = settings["ranks"]
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0", "OMP_NUM_THREADS": "1"}
+    if settings["host"] == "accelerate":
+        shared["WORLD_SIZE"] = str(ranks)
+    life = next(number for number in count() if not (folder / f"output-{number}-0.txt").exists())
+    outputs = [folder / f"output-{life}-{rank}.txt" for rank in range(ranks)]
+    processes = [
+        launch(
+            "elastic_train",
+            ({**settings, "folder": str(folder)},),
+            environment={**shared, "LOCAL_RANK": str(rank), "RANK": str(rank)} if ranks > 1 else {},
+            output=outputs[rank],
+        )
+        for rank in range(ranks)
+    ]
+    codes = exit_codes(processes)
+    assert codes == [expect] * ranks, "\n".join(output.read_text()[-3000:] for output in outputs)
+
+
+def train(folder, settings, lives):
+    """Train in *lives*: on how many ranks each, and in which step it is preempted; None is not at all."""
+    folder.mkdir()
+    for ranks, stop_in in lives:
+        settings = {**settings, "ranks": ranks, "stop_in": stop_in}
+        run(folder, settings, 0 if stop_in is None else 143)
+    return [json.loads(line) for line in (folder / "trace.jsonl").read_text().splitlines()]
+
+
+def orders(samples):
+    sampler = ElasticSampler(samples, seed=7)
+    for epoch in range(EPOCHS):
+        sampler.set_epoch(epoch)
+        yield epoch, list(sampler)
+
+
+def samples_by_step(trace):
+    """What each optimizer step was made of, over all ranks and accumulated batches, and its mean loss."""
+    steps = {}
+    for epoch, step, _, samples, loss in trace:
+        seen, weighted = steps.setdefault((epoch, step), ([], []))
+        seen += samples
+        weighted += [loss] * len(samples)
+    return {key: (sorted(seen), sum(losses) / len(losses)) for key, (seen, losses) in steps.items()}
+
+
+HOSTS = ["lightning", "accelerate"]
+WRAPPERS = ["ddp", "fsdp1", "fsdp2"]
+# 4 ranks, then 3, 4 again, 1, and 2 to the end; each but the last is preempted in mid-epoch
+LIVES = [(4, 4), (3, 9), (4, 14), (1, 30), (2, None)]
+
+
+@pytest.mark.parametrize(("samples", "drop_last"), [(48, False), (53, False), (53, True)], ids=str)
+@pytest.mark.parametrize("host", HOSTS)
+def test_every_sample_is_seen_once_per_epoch_on_any_sequence_of_ranks(host, samples, drop_last, tmp_path):
+    """
+    4, 3, 4, 1 and 2 ranks: over all of them an epoch is the one global order, cut into other batches. Only at its end
+    something is added, from its beginning, or left out, to fill the last batches.
+    """
+    settings = {"host": host, "wrapper": "ddp", "samples": samples, "drop_last": drop_last, "elastic_batch": "scale"}
+
+    trace = train(tmp_path / "run", settings, LIVES)
+
+    steps = samples_by_step(trace)
+    assert [step for _, step in sorted(steps)] == [*range(1, len(steps) + 1)], "no step twice, none left out"
+    for epoch, order in orders(samples):
+        seen = [sample for key in sorted(steps) if key[0] == epoch for sample in steps[key][0]]
+        position = 0
+        for key in sorted(steps):
+            if key[0] == epoch:
+                taken = steps[key][0]
+                expected = (order + order)[position : position + len(taken)]
+                assert taken == sorted(expected), f"step {key} is not the next part of the order"
+                position += len(taken)
+        if drop_last:
+            assert len(seen) <= samples
+            assert samples - len(seen) < 4 * 2
+            assert max(Counter(seen).values()) == 1
+        else:
+            assert samples <= len(seen) < samples + 4 * 2
+            assert set(seen) == set(range(samples))
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("host", HOSTS)
+def test_the_global_batch_is_kept_where_it_divides(host, wrapper, tmp_path):
+    """
+    4 ranks, then 2 that accumulate twice as much, 1 that accumulates four times as much, and 4 again: every step is
+    made of the same samples as that of 4 ranks left alone, and the loss is the same but for the order of additions.
+    """
+    settings = {"host": host, "wrapper": wrapper, "samples": 48}
+
+    alone = samples_by_step(train(tmp_path / "alone", settings, [(4, None)]))
+    changing = samples_by_step(train(tmp_path / "changing", settings, [(4, 3), (2, 9), (2, 10), (1, 14), (4, None)]))
+
+    assert changing.keys() == alone.keys()
+    for key, (samples, loss) in alone.items():
+        assert changing[key][0] == samples, key
+        assert changing[key][1] == pytest.approx(loss, abs=2e-5), key
+
+
+@pytest.mark.parametrize("wrapper", ["fsdp1", "fsdp2"])
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_sharded_training_goes_on_bit_for_bit(host, wrapper, tmp_path):
+    """
+    Two ranks, preempted in mid-epoch by a notice to one of them, and two ranks again: every loss, the weights and the
+    optimizer are those of two ranks left alone.
+    """
+    settings = {"host": host, "wrapper": wrapper, "samples": 48}
+
+    alone = train(tmp_path / "alone", settings, [(2, None)])
+    resumed = train(tmp_path / "resumed", settings, [(2, 17), (2, None)])
+
+    assert sorted(resumed) == sorted(alone)
+    finals = [torch.load(tmp_path / name / "final.pt", weights_only=False) for name in ("alone", "resumed")]
+    assert str(finals[0]) == str(finals[1])
+    assert repr(flat(finals[0])) == repr(flat(finals[1]))
+
+
+def flat(state, path=""):
+    """Every tensor in *state*, as its bytes."""
+    if isinstance(state, torch.Tensor):
+        return [(path, state.dtype, state.reshape(-1).view(torch.uint8).tolist())]
+    if isinstance(state, dict):
+        return [entry for key in state for entry in flat(state[key], f"{path}/{key}")]
+    if isinstance(state, list):
+        return [entry for number, item in enumerate(state) for entry in flat(item, f"{path}/{number}")]
+    return [(path, state)]
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_training_moves_between_ways_to_shard(host, tmp_path):
+    """
+    FSDP2 on 2 ranks, DDP on 1, FSDP1 on 3, DDP on 2: no sample is lost or seen twice, and the losses are those of
+    ranks left alone, as long as their number is the same.
+    """
+    settings = {"host": host, "samples": 48, "elastic_batch": "scale"}
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for wrapper, ranks, stop_in in (("fsdp2", 2, 5), ("ddp", 1, 15), ("fsdp1", 3, 19), ("ddp", 2, None)):
+        life = {**settings, "wrapper": wrapper, "ranks": ranks, "stop_in": stop_in}
+        run(folder, life, 0 if stop_in is None else 143)
+    trace = [json.loads(line) for line in (folder / "trace.jsonl").read_text().splitlines()]
+
+    steps = samples_by_step(trace)
+    for epoch, _ in orders(48):
+        seen = Counter(sample for key, (samples, _) in steps.items() if key[0] == epoch for sample in samples)
+        assert set(seen) == set(range(48))
+        assert sum(seen.values()) < 48 + 6
+    alone = samples_by_step(train(tmp_path / "alone", {**settings, "wrapper": "ddp"}, [(2, None)]))
+    for key in [(0, step) for step in range(1, 6)]:
+        assert steps[key][1] == pytest.approx(alone[key][1], abs=2e-5)
