@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from launching import exit_codes, launch
 
@@ -48,3 +51,38 @@ def test_a_preempted_recipe_goes_on_to_its_end(recipe, num_steps, tmp_path):
     assert sum(losses[-8:]) < sum(losses[:8]), "it must learn something"
     events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert [event["event"] for event in events].count("Resumed") == 1
+
+
+def test_a_preempted_torchrun_recipe_goes_on_on_other_ranks(tmp_path):
+    """
+    A SIGTERM to one rank of two ends both; three ranks go on behind the very step, and come to the end.
+    """
+
+    def torchrun(num_ranks):
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
+        recipe = [
+            str(EXAMPLES / "torchrun_fsdp2.py"),
+            "--url",
+            f"file://{tmp_path}/run",
+            "--csv",
+            f"{tmp_path}/log.csv",
+        ]
+        smallest = ["--samples", "192", "--batch-size", "2", "--width", "16", "--block", "16", "--epochs", "1"]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        with (tmp_path / "output.txt").open("ab") as output:
+            return subprocess.Popen([*launcher, *recipe, *smallest], env=environment, stdout=output, stderr=output)
+
+    process = torchrun(2)
+    deadline = time.monotonic() + 60
+    while len(rows(tmp_path)) < 3 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    ranks = psutil.Process(process.pid).children()
+    ranks[-1].terminate()
+    assert process.wait(60) == 1, "torchrun's own code, whatever the ranks' are"
+    done = len(rows(tmp_path))
+    assert torchrun(3).wait(90) == 0, (tmp_path / "output.txt").read_text()[-3000:]
+
+    left = (192 - 4 * done) // 6  # two samples on each rank
+    assert [int(step) for step, _ in rows(tmp_path)] == [*range(1, done + left + 1)]
+    assert "exitcode  : 143" in (tmp_path / "output.txt").read_text()
+    assert f"resumed behind step {done}," in (tmp_path / "output.txt").read_text()

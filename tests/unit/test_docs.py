@@ -15,7 +15,7 @@ from spot_plugins.session import SpotSession
 from spot_plugins.store import LocalStore
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted(ROOT.glob("examples/*_finetune.py"))
+RECIPES = sorted(ROOT.glob("examples/[!d]*.py"))
 CONFIGURATIONS = sorted(ROOT.glob("examples/accelerate_configs/*.yaml"))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +13,7 @@ import torch
 from ..placement import Box, Placement, whole
 
 if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
     from typing_extensions import TypeIs
 
@@ -62,38 +65,36 @@ def shard_of(dtensor: DTensor) -> Shard:
     Raises:
         ValueError: It holds partial sums, or is cut such that a rank's elements do not lie side by side.
     """
-    shape, mesh, placements = tuple(dtensor.shape), dtensor.device_mesh, dtensor.placements
+    shape = tuple(dtensor.shape)
+    placement = _placement(dtensor.device_mesh, dtensor.placements, shape)
+    local = dtensor.to_local()
+    return Shard(local.view(placement.boxes[0].lengths) if placement.boxes else local, placement, dtensor)
+
+
+@lru_cache(maxsize=10_000)  # asked for every tensor in every save, while training waits
+def _placement(mesh: DeviceMesh, placements: tuple[Any, ...], shape: tuple[int, ...]) -> Placement:
+    # What torch's own distributed checkpoints ask; who has no DTensor need not import it.
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
     coordinate = mesh.get_coordinate()
     if coordinate is None:
         raise ValueError("this rank is not in its mesh")
-    for placement in placements:
-        if placement.is_partial():
-            raise ValueError(f"placements={placements} are sums that were not reduced yet")
-    ranks = mesh.mesh
-    for dim in reversed(range(mesh.ndim)):
-        if not placements[dim].is_replicate():
-            ranks = ranks.select(dim, coordinate[dim])
-    holders = _sorted(ranks)
-    box = _box(dtensor)
-    local = dtensor.to_local()
-    if dtensor.numel() == 0:
-        return Shard(
-            local.reshape(shape), Placement(shape, (whole(shape),), tuple(sorted(mesh.mesh.flatten().tolist())))
-        )
-    return Shard(local, Placement(shape, (box,) if box.num_elements else (), holders), dtensor)
-
-
-def _box(dtensor: DTensor) -> Box:
-    shape, mesh, placements = dtensor.shape, dtensor.device_mesh, dtensor.placements
-    (chunk,) = dtensor.__create_chunk_list__()  # type: ignore[no-untyped-call] # as torch's own distributed checkpoints ask it
+    holders = mesh.mesh
     cut: dict[int, list[int]] = {}
-    for dim, placement in enumerate(placements):
-        if not placement.is_replicate():
-            cut.setdefault(placement.dim % len(shape), []).append(mesh.size(dim))  # type: ignore[attr-defined]
+    for dim in reversed(range(mesh.ndim)):
+        if placements[dim].is_partial():
+            raise ValueError(f"placements={placements} are sums that were not reduced yet")
+        if not placements[dim].is_replicate():
+            holders = holders.select(dim, coordinate[dim])
+            cut.setdefault(placements[dim].dim % len(shape), []).append(mesh.size(dim))
     for dim, sizes in cut.items():
-        if len(sizes) > 1 and shape[dim] % torch.Size(sizes).numel():
+        if len(sizes) > 1 and shape[dim] % prod(sizes):
             raise ValueError(f"dimension {dim}, of {shape[dim]}, does not divide over the {sizes} ranks that share it")
-    return Box(tuple(chunk.offsets), tuple(chunk.sizes))
+    if prod(shape) == 0:
+        return Placement(shape, (whole(shape),), _sorted(mesh.mesh))
+    lengths, offsets = compute_local_shape_and_global_offset(shape, mesh, placements)
+    box = Box(tuple(offsets), tuple(lengths))
+    return Placement(shape, (box,) if box.num_elements else (), _sorted(holders))
 
 
 def _sorted(ranks: torch.Tensor) -> tuple[int, ...]:
