@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Final
 
 from .errors import StoreError, SupersededError
 from .keys import (
@@ -17,14 +19,17 @@ from .keys import (
     STEPS_PREFIX,
     StepId,
     attempt_key,
+    merged_manifest_key,
     parse_attempt_key,
     parse_rank_manifest_key,
     rank_manifest_key,
 )
-from .manifest import RankManifest
+from .manifest import RankManifest, encode_merged
 from .store.base import ObjectStore
 
 logger = logging.getLogger(__name__)
+
+NUM_GETS: Final = 8  # gets in flight
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,3 +114,26 @@ def committed_steps(store: ObjectStore) -> list[CommittedStep]:
         if len(present) == world_size > max(present)  # no set of all ranks: a name alone may say any number
     ]
     return sorted(whole, key=lambda step: step.step_id, reverse=True)
+
+
+def merge_manifests(store: ObjectStore, step_id: StepId, world_size: int) -> bool:
+    """
+    Add a copy of all manifests to a committed checkpoint, in one object. Only rank 0 does.
+
+    It decides nothing: it spares each of *world_size* readers as many requests.
+
+    Returns:
+        Whether all manifests were there, and the copy is.
+
+    Raises:
+        SupersededError: A newer attempt runs; nothing was written.
+        StoreError, ManifestError: There is no copy. Nothing depends on it.
+    """
+    check_newest(store, step_id.attempt)
+    keys = [rank_manifest_key(step_id, rank, world_size) for rank in range(world_size)]
+    if not set(keys).issubset(store.keys(step_id.prefix)):
+        return False
+    with ThreadPoolExecutor(NUM_GETS, thread_name_prefix="spot-merge") as pool:
+        manifests = [RankManifest.decode(data) for data in pool.map(store.get, keys)]
+    store.put(merged_manifest_key(step_id), encode_merged(manifests))
+    return True

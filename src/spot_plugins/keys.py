@@ -63,6 +63,11 @@ def rank_manifest_key(step_id: StepId, rank: int, world_size: int) -> str:
     return f"{step_id.prefix}rank-{rank:05d}-of-{world_size:05d}.json"
 
 
+def merged_manifest_key(step_id: StepId) -> str:
+    """Return the key of the copy of all manifests of a checkpoint."""
+    return f"{step_id.prefix}merged.json"
+
+
 def parse_step_id(key: str) -> StepId | None:
     """Return the checkpoint that the object *key* belongs to, or None if to none."""
     match = _STEP_DIR.match(key)

@@ -129,6 +129,21 @@ class RankManifest:
             raise ManifestError(f"not a manifest: {error!r}") from error
 
 
+def encode_merged(manifests: list[RankManifest]) -> bytes:
+    """Return a copy of *manifests*, those of all ranks in their order, one per line."""
+    return b"".join(manifest.encode() for manifest in manifests)
+
+
+def decode_merged(data: bytes) -> list[RankManifest]:
+    """
+    Read what :func:`encode_merged` wrote.
+
+    Raises:
+        ManifestError: *data* is cut off or damaged; the manifests of the single ranks may be intact.
+    """
+    return [RankManifest.decode(line) for line in data.splitlines()]
+
+
 def canonical_json(document: Any) -> bytes:
     """Return *document* as JSON in the one form that all manifests use."""
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)

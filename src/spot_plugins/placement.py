@@ -26,9 +26,15 @@ class Placement:
     shape: tuple[int, ...]
     """Of the whole tensor."""
     boxes: tuple[Box, ...]
-    """What is held, in the order of the rank's memory. None at all where a small tensor has no part for this rank."""
+    """What is held, in the order of the rank's memory: an empty box where a small tensor has no part for this rank."""
     holders: tuple[int, ...]
     """The ranks that hold exactly these boxes, in ascending order: they share the work of storing them."""
+
+
+def overlap(one: Box, other: Box) -> int:
+    """Return how many elements two boxes of one tensor have in common."""
+    sides = zip(*one, *other, strict=True)
+    return prod(max(0, min(first + n, other_first + m) - max(first, other_first)) for first, n, other_first, m in sides)
 
 
 def whole(shape: tuple[int, ...]) -> Box:
@@ -40,21 +46,25 @@ def range_boxes(shape: tuple[int, ...], start: int, stop: int) -> tuple[Box, ...
     """
     Return the boxes of the elements *start* to *stop* of a tensor, counted row by row.
 
-    Flattened and laid end to end they are that range, in this order. There are at most ``2 * ndim - 1`` of them, and
-    none of an empty range.
+    Flattened and laid end to end they are that range, in this order. There are at most ``2 * ndim - 1`` of them; an
+    empty range is one empty box, except that a scalar has no part that is empty.
     """
     if start >= stop:
-        return ()
+        return (Box((0,) * len(shape), (0, *shape[1:])),) if shape else ()
     if not shape:
         return (Box((), ()),)
     row = prod(shape[1:])
     first, last = -(-start // row), stop // row  # the rows that are wholly inside
     if first > last:
         return _in_row(shape, last, start, stop)
-    boxes = _in_row(shape, first - 1, start, first * row)
+    boxes: tuple[Box, ...] = ()
+    if start < first * row:
+        boxes += _in_row(shape, first - 1, start, first * row)
     if first < last:
         boxes += (Box((first, *(0 for _ in shape[1:])), (last - first, *shape[1:])),)
-    return boxes + _in_row(shape, last, last * row, stop)
+    if last * row < stop:
+        boxes += _in_row(shape, last, last * row, stop)
+    return boxes
 
 
 def _in_row(shape: tuple[int, ...], index: int, start: int, stop: int) -> tuple[Box, ...]:

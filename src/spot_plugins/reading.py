@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -15,9 +16,9 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 
 from .commit import CommittedStep
 from .errors import CorruptCheckpointError, IncompatibleCheckpointError, StoreError
-from .keys import StepId, rank_manifest_key
-from .manifest import Blob, ManifestError, NewerFormatError, RankManifest, TensorSlice
-from .placement import Box, whole
+from .keys import StepId, merged_manifest_key, rank_manifest_key
+from .manifest import Blob, ManifestError, NewerFormatError, RankManifest, TensorSlice, decode_merged
+from .placement import Box, overlap, whole
 from .ranks import Ranks
 from .staging import find_nonsense
 from .staging.plan import DTYPES
@@ -147,15 +148,16 @@ class StepReader:
         """Read and verify everything that this rank needs, then return it."""
         step_id, world_size = self._committed.step_id, self._committed.world_size
         with ThreadPoolExecutor(NUM_GETS, thread_name_prefix="spot-get") as pool:
-            manifests = list(pool.map(self._manifest, range(world_size)))
             # A rank that the job did not have then begins with what rank 0 had.
-            own = manifests[self._ranks.rank if self._ranks.rank < world_size else 0]
+            own = self._manifest(self._ranks.rank if self._ranks.rank < world_size else 0)
+            self._check([(own, piece) for piece in own.tensors], complete=False)
+            manifests = [own] if self._suffices(own) else self._all_manifests(pool)
             pieces = [(own, piece) for piece in own.tensors if not piece.shared]
-            pieces += [(other, piece) for other in manifests for piece in other.tensors if piece.shared]
-            if (nonsense := find_nonsense(pieces)) is not None:
-                raise CorruptCheckpointError(step_id.step, step_id.prefix, f"makes no sense: {nonsense}")
+            pieces += [(each, piece) for each in manifests for piece in each.tensors if piece.shared]
+            self._check(pieces, complete=len(manifests) == world_size)
             targets, copies = self._plan(pieces)
-            runs = [run for place, found in copies.items() for run in _runs(manifests[place.rank], place.blob, found)]
+            by_rank = {manifest.rank: manifest for manifest in manifests}
+            runs = [run for place, found in copies.items() for run in _runs(by_rank[place.rank], place.blob, found)]
             for read in [pool.submit(self._fill, run) for run in runs]:
                 num_bytes, is_local = read.result()
                 self._num_bytes += num_bytes
@@ -198,6 +200,44 @@ class StepReader:
                     into = into.narrow(dim, offset, length)
                 copies[_BlobPlace(manifest.rank, piece.blob)].append(_Copy(piece, tuple(item.storage_offsets), into))
         return targets, copies
+
+    def _check(self, pieces: list[tuple[RankManifest, TensorSlice]], *, complete: bool) -> None:
+        if (nonsense := find_nonsense(pieces, complete=complete)) is not None:
+            step_id = self._committed.step_id
+            raise CorruptCheckpointError(step_id.step, step_id.prefix, f"makes no sense: {nonsense}")
+
+    def _suffices(self, own: RankManifest) -> bool:
+        """Whether this rank stored all that it wants by itself, as shards are: then it need not look at the others'."""
+        if self._committed.world_size != self._ranks.world_size:
+            return False
+        stored: defaultdict[str, list[TensorSlice]] = defaultdict(list)
+        for piece in own.tensors:
+            stored[piece.name].append(piece)
+        for name in set(named(own.state)):
+            pieces = stored.get(name)
+            if pieces is None:
+                return False
+            wanted = self._boxes(pieces[0])
+            found = sum(overlap(box, Box(piece.offsets, piece.lengths)) for box in wanted for piece in pieces)
+            if found < sum(box.num_elements for box in wanted):
+                return False
+        return True
+
+    def _boxes(self, piece: TensorSlice) -> tuple[Box, ...]:
+        """Return what this rank wants of the tensor that *piece* is of."""
+        template = self._want(piece.name, piece.shape) if piece.shared else None
+        return (whole(piece.shape),) if template is None else template.placement.boxes
+
+    def _all_manifests(self, pool: ThreadPoolExecutor) -> list[RankManifest]:
+        """Return the manifests of all ranks: from the copy in one object, if it is there and intact."""
+        step_id, world_size = self._committed.step_id, self._committed.world_size
+        with suppress(KeyError, StoreError, ManifestError):
+            manifests = decode_merged(self._store.get(merged_manifest_key(step_id)))
+            if [(each.step_id, each.rank, each.world_size) for each in manifests] == [
+                (step_id, rank, world_size) for rank in range(world_size)
+            ]:
+                return manifests
+        return list(pool.map(self._manifest, range(world_size)))
 
     def _manifest(self, rank: int) -> RankManifest:
         step_id = self._committed.step_id

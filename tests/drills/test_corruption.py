@@ -372,7 +372,7 @@ def test_rows_that_overlap_leave_no_memory_unwritten():
     store = MemoryStore()
     claim_attempt(store, b"")
     save(1, store)
-    weight = torch.arange(12.0).view(6, 2)
+    weight = torch.arange(48.0).view(24, 2)
     for rank in range(2):
         save(2, store, rank=rank, world_size=2, state={"both": {"weight": weight}})
     key = rank_manifest_key(NEWEST, 1, 2)

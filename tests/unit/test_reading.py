@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from steps import URL, numbers, save
 
-from spot_plugins.commit import committed_steps
+from spot_plugins.commit import committed_steps, merge_manifests
 from spot_plugins.errors import CorruptCheckpointError
+from spot_plugins.keys import StepId, merged_manifest_key
 from spot_plugins.placement import Box, Placement, range_boxes
 from spot_plugins.ranks import SingleRank
 from spot_plugins.reading import StepReader
@@ -181,3 +182,74 @@ def test_without_a_wish_a_shared_tensor_comes_whole():
     loaded = load_newest(store, None, URL, ranks, ranks.open_board(), lambda event: None)
 
     assert torch.equal(loaded.state["part"]["both"]["w"], WHOLE)
+
+
+class CountingStore(MemoryStore):
+    """Remembers which manifests were read."""
+
+    def __init__(self):
+        super().__init__()
+        self.manifests = []
+
+    def get(self, key):
+        if key.endswith(".json"):
+            self.manifests.append(key.rpartition("/")[2])
+        return super().get(key)
+
+
+def test_a_rank_that_has_its_shards_reads_no_other_manifest():
+    """
+    As long as nothing changes a resume of many ranks costs each of them one manifest; with another cut, one for all.
+    """
+    store = CountingStore()
+    save_all(store, in_rows, 4)
+    (newest,) = committed_steps(store)
+    assert merge_manifests(store, newest.step_id, 4)
+
+    for cut, world, expected in (
+        (in_rows, 4, [f"rank-{rank:05d}-of-00004.json" for rank in range(4)]),
+        (in_columns, 4, [name for rank in range(4) for name in (f"rank-{rank:05d}-of-00004.json", "merged.json")]),
+        (in_rows, 2, [name for rank in range(2) for name in (f"rank-{rank:05d}-of-00004.json", "merged.json")]),
+    ):
+        store.manifests.clear()
+        for rank, loaded in enumerate(read_all(store, cut, world)):
+            assert torch.equal(loaded.state["part"]["both"]["w"], shard(cut, world, rank).local)
+        assert store.manifests == expected
+
+
+@pytest.mark.parametrize("harm", ["missing", "cut", "flipped", "of another step", "short"])
+def test_the_merged_manifest_decides_nothing(harm):
+    """
+    Without it, or with a damaged one, or with that of another step, the manifests of the single ranks are read.
+    """
+    store = MemoryStore()
+    save_all(store, in_rows, 3, step=1)
+    merge_manifests(store, committed_steps(store)[0].step_id, 3)
+    save_all(store, in_rows, 3, step=2)
+    newest, before = (step.step_id for step in committed_steps(store))
+    assert merge_manifests(store, newest, 3)
+    data = store.get(merged_manifest_key(newest))
+    lines = data.splitlines(keepends=True)
+    harmed = {
+        "cut": data[:-20],
+        "flipped": data[:30] + bytes([data[30] ^ 1]) + data[31:],
+        "of another step": store.get(merged_manifest_key(before)),
+        "short": b"".join(lines[:-1]),
+    }
+    store.delete(merged_manifest_key(newest))
+    if harm in harmed:
+        store.put(merged_manifest_key(newest), harmed[harm])
+
+    for loaded in read_all(store, in_columns, 2):
+        assert loaded.step_id == newest
+
+
+def test_a_step_that_is_not_whole_is_not_merged():
+    """
+    As long as a manifest is missing there is nothing to merge, and nothing is written.
+    """
+    store = MemoryStore()
+    save(1, store, rank=0, world_size=2)
+
+    assert not merge_manifests(store, StepId(1, 1), 2)
+    assert not [key for key in store.keys("") if key.endswith("merged.json")]

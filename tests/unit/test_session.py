@@ -28,7 +28,7 @@ from spot_plugins.events import (
     SaveDeferred,
     Staged,
 )
-from spot_plugins.keys import StepId
+from spot_plugins.keys import StepId, merged_manifest_key
 from spot_plugins.session import SpotSession
 from spot_plugins.store import LocalStore
 from spot_plugins.testing import run_thread_ranks
@@ -178,6 +178,23 @@ def test_a_rank_that_is_new_begins_with_what_rank_0_had_and_may_make_it_its_own(
 
     for rank, state in enumerate(run_thread_ranks(3, body)):
         assert_same(state, {**state_of(4), "name": f"new rank {rank}" if rank else "rank 0"})
+
+
+def test_the_manifests_of_all_ranks_are_merged_in_the_end(url, store):
+    """
+    Rank 0's pusher adds the copy that spares readers a request per rank, also when it is done before the others.
+    """
+
+    def body(ranks):
+        with training(url, ranks=ranks) as (session, _, _):
+            session.resume()
+            if ranks.rank == 1:
+                until(lambda: any("rank-00000" in key for key in store.keys("steps/")), "rank 0 is done")
+            session.finish(3)
+
+    run_thread_ranks(2, body)
+
+    until(lambda: merged_manifest_key(StepId(3, 1)) in store.keys(""), "they are merged")
 
 
 def test_ranks_that_do_not_hold_the_same_are_told_so(url):

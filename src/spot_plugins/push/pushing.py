@@ -64,6 +64,8 @@ class StepPush:
         self._images = [memory[blob.offset : blob.offset + blob.num_bytes] for blob in job.blobs]
         self._tell = tell
         self._started = time.monotonic()
+        self.committed = False
+        """Whether this rank's part is stored."""
         self._interrupt = threading.Event()
         self._reason = ""
 
@@ -79,6 +81,7 @@ class StepPush:
             if not (self._job.again and self._retry(lambda: self._is_stored(manifest))):
                 self._write_locally(manifest)
                 self._store_remotely(manifest)
+            self.committed = True
             self._tell(
                 events.Committed(
                     step=self._job.step, num_bytes=manifest.num_bytes, push_s=time.monotonic() - self._started

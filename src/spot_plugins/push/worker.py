@@ -8,16 +8,22 @@ trainer that died and finishes what was staged. It never ends the training: what
 from __future__ import annotations
 
 import contextlib
+import math
 import mmap
 import os
 import signal
 import socket
 import sys
 import threading
+import time
 from collections import deque
 from typing import Any, Final
 
+from ..commit import merge_manifests
+from ..errors import SpotError
 from ..events import Event
+from ..keys import StepId
+from ..manifest import ManifestError
 from ..store import LocalStore, open_store
 from . import messages
 from .messages import PushJob, PushSettings
@@ -25,6 +31,12 @@ from .pushing import StepPush
 
 LINGER_S: Final = 600.0
 """How long a pusher whose trainer is gone keeps trying to store what was staged."""
+
+MERGE_S: Final = 10.0
+"""How long a pusher whose trainer is gone waits for the other ranks, to merge their manifests."""
+
+FIRST_PAUSE_S: Final = 0.2
+LONGEST_PAUSE_S: Final = 5.0
 
 NICENESS: Final = 10  # measured: SCHED_IDLE makes a push six times slower, 10 hardly does
 
@@ -96,6 +108,25 @@ class Worker:
                 with self._changed:
                     self._pushing = None
                 self._say({"released": job.buffer, "step": job.step})
+            if push.committed and self._settings.rank == 0 and self._settings.world_size > 1:
+                self._merge(StepId(job.step, self._settings.attempt))
+
+    def _merge(self, step_id: StepId) -> None:
+        """Add the merged manifest once all ranks have put theirs, unless a newer step is staged before."""
+        pause_s, deadline = FIRST_PAUSE_S, math.inf
+        while time.monotonic() < deadline:
+            try:
+                if merge_manifests(self._store, step_id, self._settings.world_size):
+                    return
+            except (SpotError, ManifestError, KeyError):  # readers do without
+                return
+            with self._changed:
+                self._changed.wait_for(lambda: self._waiting, timeout=pause_s)
+                if self._waiting:
+                    return
+                if self._trainer_gone:
+                    deadline = min(deadline, time.monotonic() + MERGE_S)
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def _hasten(self) -> None:
         """Tell the push under way not to wait for a failing store. Call with the lock held."""

@@ -15,9 +15,13 @@ _ITEM_BYTES: Final = {name: dtype.itemsize for dtype, name in DTYPES.items()}
 _FIRST_DATA_BYTE: Final = 8  # a safetensors file begins with the length of its header
 
 
-def find_nonsense(pieces: Iterable[tuple[RankManifest, TensorSlice]]) -> str | None:
+def find_nonsense(pieces: Iterable[tuple[RankManifest, TensorSlice]], *, complete: bool = True) -> str | None:
     """
     Look for what cannot be true of slices and the manifests that name them.
+
+    Args:
+        pieces: The slices of one rank's own tensors and of shared ones, each with the manifest that it is in.
+        complete: Whether these are the manifests of all ranks, so that shared tensors have to be whole.
 
     Returns:
         Words for the first piece that lies outside its blob or its tensor, or for the first tensor of which parts
@@ -34,8 +38,9 @@ def find_nonsense(pieces: Iterable[tuple[RankManifest, TensorSlice]]) -> str | N
             return f"the parts of {name!r} are of different tensors"
         places = {(rank, Box(part.offsets, part.lengths)) for rank, part in parts}
         boxes = {box for _, box in places}
-        num_elements = sum(box.num_elements for box in boxes)
-        if len(places) < len(parts) or num_elements != prod(parts[0][1].shape) or _overlap(boxes):
+        _, first = parts[0]
+        is_whole = sum(box.num_elements for box in boxes) == prod(first.shape)
+        if len(places) < len(parts) or _overlap(boxes) or not (is_whole or (first.shared and not complete)):
             return f"not all of {name!r} is there"
     return None
 

@@ -21,6 +21,7 @@ from ..placement import Box, Placement, whole
 
 MAX_BLOB_BYTES: Final = 64 * 1024**2  # one whole-object put, no multipart upload to leave behind
 MAX_SLICE_BYTES: Final = 8 * 1024**2  # what a rank reads, and verifies, that wants a single row of it
+EVERYWHERE_BYTES: Final = 64  # a counter of steps, say: not worth a look into another rank's manifest
 BLOB_ALIGNMENT: Final = 4096  # O_DIRECT and page-wise mapping of single blobs want it
 DATA_ALIGNMENT: Final = 64  # a view as any dtype needs 8; a cache line is as cheap
 _HEADER_BYTES: Final = 8 + 2 + DATA_ALIGNMENT  # of a header without entries, at most: length, braces, padding
@@ -137,7 +138,8 @@ def plan_layout(sources: Mapping[str, Source], rank: int) -> Layout:
         rank: This rank.
 
     Returns:
-        The layout. Over all ranks, the slices of a shared tensor cover it exactly once.
+        The layout. Over all ranks, the slices of a shared tensor cover it exactly once; but a tiny one is stored by
+        all who hold it.
     """
     pieces = [*_share(sources, rank), *_own(sources)]
     # safetensors allows no gaps: the widest types first, so that each tensor is aligned to its own type
@@ -169,16 +171,14 @@ def _share(sources: Mapping[str, Source], rank: int) -> Iterator[_Piece]:
         if source.placement is not None:
             held_alike[source.placement.holders] += _boxes(name, source)
     for holders, pieces in held_alike.items():
+        yield from (piece for piece in pieces if piece.num_bytes <= EVERYWHERE_BYTES)
+        pieces = [piece for piece in pieces if piece.num_bytes > EVERYWHERE_BYTES]
         index = holders.index(rank)
         total = sum(piece.num_bytes for piece in pieces)
         first_byte, last_byte = index * total // len(holders), (index + 1) * total // len(holders)
         position = 0
         for piece in pieces:
             rows, size = piece.origin.rows, piece.num_bytes
-            if size == 0:
-                if index == 0:
-                    yield piece
-                continue
             row_bytes = size // rows
             start = min(max(-(-(first_byte - position) // row_bytes), 0), rows)
             stop = min(max(-(-(last_byte - position) // row_bytes), 0), rows)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..placement import Box, Placement, whole
+from ..placement import Box, Placement
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -67,8 +67,7 @@ def shard_of(dtensor: DTensor) -> Shard:
     """
     shape = tuple(dtensor.shape)
     placement = _placement(dtensor.device_mesh, dtensor.placements, shape)
-    local = dtensor.to_local()
-    return Shard(local.view(placement.boxes[0].lengths) if placement.boxes else local, placement, dtensor)
+    return Shard(dtensor.to_local(), placement, dtensor)
 
 
 @lru_cache(maxsize=10_000)  # asked for every tensor in every save, while training waits
@@ -90,11 +89,8 @@ def _placement(mesh: DeviceMesh, placements: tuple[Any, ...], shape: tuple[int, 
     for dim, sizes in cut.items():
         if len(sizes) > 1 and shape[dim] % prod(sizes):
             raise ValueError(f"dimension {dim}, of {shape[dim]}, does not divide over the {sizes} ranks that share it")
-    if prod(shape) == 0:
-        return Placement(shape, (whole(shape),), _sorted(mesh.mesh))
     lengths, offsets = compute_local_shape_and_global_offset(shape, mesh, placements)
-    box = Box(tuple(offsets), tuple(lengths))
-    return Placement(shape, (box,) if box.num_elements else (), _sorted(holders))
+    return Placement(shape, (Box(tuple(offsets), tuple(lengths)),), _sorted(holders))
 
 
 def _sorted(ranks: torch.Tensor) -> tuple[int, ...]:
