@@ -14,7 +14,7 @@ import xxhash
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorProperties, TensorStorageMetadata
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from .commit import CommittedStep
+from .commit import NUM_GETS, CommittedStep
 from .errors import CorruptCheckpointError, IncompatibleCheckpointError, StoreError
 from .keys import StepId, merged_manifest_key, rank_manifest_key
 from .manifest import Blob, ManifestError, NewerFormatError, RankManifest, TensorSlice, decode_merged
@@ -24,8 +24,6 @@ from .staging import find_nonsense
 from .staging.plan import DTYPES
 from .state import Shard, decode, graft, named
 from .store import LocalStore, ObjectStore, patiently
-
-NUM_GETS: Final = 8  # gets in flight
 
 _TORCH_DTYPES: Final = {name: dtype for dtype, name in DTYPES.items()}
 
@@ -115,7 +113,7 @@ def _runs(manifest: RankManifest, number: int, copies: list[_Copy]) -> Iterator[
     for copy in copies:
         by_piece[copy.piece].append(copy)
     needed = sorted(by_piece, key=lambda piece: piece.start)
-    if len(needed) == sum(piece.blob == number for piece in manifest.tensors):
+    if len(needed) == sum(piece.blob == number and piece.stop > piece.start for piece in manifest.tensors):
         yield _Run(blob, 0, blob.num_bytes, needed, copies)
         return
     first = 0

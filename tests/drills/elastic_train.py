@@ -213,5 +213,6 @@ def accelerate(settings):
 
 def main(settings):
     warnings.simplefilter("ignore")
+    warnings.filterwarnings("always", message="an optimizer step")
     torch.set_num_threads(1)
     {"lightning": lightning, "accelerate": accelerate}[settings["host"]](settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from itertools import count
+from itertools import count, groupby
 
 import pytest
 import torch
@@ -116,6 +116,22 @@ def test_the_global_batch_is_kept_where_it_divides(host, wrapper, tmp_path):
     for key, (samples, loss) in alone.items():
         assert changing[key][0] == samples, key
         assert changing[key][1] == pytest.approx(loss, abs=2e-5), key
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_it_is_said_when_the_global_batch_cannot_be_kept(host, tmp_path):
+    """
+    2 ranks, then 3: 2 batches do not divide over them. A warning says what a step is made of now; on 2 ranks again it
+    is made of 2 as before.
+    """
+    settings = {"host": host, "wrapper": "ddp", "samples": 48}
+
+    steps = samples_by_step(train(tmp_path / "run", settings, [(2, 3), (3, 6), (2, None)]))
+
+    output = (tmp_path / "run" / "output-1-0.txt").read_text()
+    assert "an optimizer step is made of 3 batches now instead of 2" in output
+    assert "an optimizer step" not in (tmp_path / "run" / "output-2-0.txt").read_text()
+    assert [size for size, _ in groupby(len(samples) for samples, _ in steps.values())][:3] == [4, 6, 4]
 
 
 @pytest.mark.parametrize("wrapper", ["fsdp1", "fsdp2"])

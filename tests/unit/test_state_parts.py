@@ -728,3 +728,21 @@ def test_random_state_of_absent_devices_is_left_alone():
 
     assert bits(part.state_dict()) == bits(saved)
     assert len(torch.cuda._queued_calls) == waiting
+
+
+def test_a_new_rank_gets_streams_of_its_own():
+    """
+    They are the same every time and on no two ranks; and they are streams, which can be restored and drawn from.
+    """
+    part = RngPart()
+    state = part.state_dict()
+
+    draws = []
+    for rank in (4, 5, 4):
+        part.load_state_dict(part.for_new_rank(state, rank))
+        draws.append((random.random(), np.random.rand(), torch.rand(1).item()))
+    part.load_state_dict(state)
+
+    assert draws[0] == draws[2]
+    assert not set(draws[0]) & set(draws[1])
+    assert len(set(draws[0])) == 3
