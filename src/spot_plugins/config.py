@@ -8,9 +8,11 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 
 from .errors import ConfigError
+
+OnNotice = Literal["leave", "continue"]
 
 DEFAULT_GRACE_S: Final = 30.0  # what torchrun, GCP, Azure and Kubernetes give by default
 
@@ -30,6 +32,10 @@ class SpotConfig:
 
     grace_seconds: float = DEFAULT_GRACE_S
     """Seconds between a SIGTERM and the end of the machine."""
+
+    on_notice: OnNotice = "leave"
+    """Who leaves when one rank has a notice, once all have saved: ``leave`` all, ``continue`` only those with a
+    notice of their own, so that an elastic launcher rescales. Those that stay save nothing more."""
 
     keep_last: int = 2
     """Committed checkpoints to keep; the newest one is never removed."""
@@ -63,6 +69,7 @@ class SpotConfig:
         if self.every_seconds is not None:
             _require_seconds("every_seconds", self.every_seconds)
         _require_seconds("grace_seconds", self.grace_seconds)
+        _require(self.on_notice in get_args(OnNotice), "on_notice", self.on_notice, "must be 'leave' or 'continue'")
         _require_count("keep_last", self.keep_last)
         if self.keep_every is not None:
             _require_count("keep_every", self.keep_every)
@@ -72,9 +79,9 @@ def from_environment(**settings: Any) -> SpotConfig:
     """
     Build a :class:`SpotConfig` from *settings*, filling in what is missing from ``SPOT_*`` variables.
 
-    ``SPOT_URL``, ``SPOT_EVERY_STEPS``, ``SPOT_EVERY_SECONDS``, ``SPOT_GRACE_SECONDS``, ``SPOT_KEEP_LAST``,
-    ``SPOT_KEEP_EVERY`` and ``SPOT_LOCAL_DIR`` stand for the field of that name. A setting that is given, even
-    as a default of the caller's own, is never overridden; one that is None counts as missing.
+    ``SPOT_URL``, ``SPOT_EVERY_STEPS``, ``SPOT_EVERY_SECONDS``, ``SPOT_GRACE_SECONDS``, ``SPOT_ON_NOTICE``,
+    ``SPOT_KEEP_LAST``, ``SPOT_KEEP_EVERY`` and ``SPOT_LOCAL_DIR`` stand for the field of that name. A setting
+    that is given, even as a default of the caller's own, is never overridden; one that is None counts as missing.
 
     Raises:
         ConfigError: A variable does not parse, or a setting cannot work.
@@ -103,6 +110,7 @@ _PARSERS: Final[dict[str, Any]] = {
     "every_steps": int,
     "every_seconds": float,
     "grace_seconds": float,
+    "on_notice": str,
     "keep_last": int,
     "keep_every": int,
     "local_dir": str,

@@ -95,6 +95,12 @@ class Ballot:
         if leave and self.leave_at is None:
             self.leave_at = self.next_stop()
 
+    def stay(self) -> None:
+        """Forget the notice that the others leave because of, and ask nobody any more."""
+        self.alone = True
+        self.plans.clear()
+        self.answer = self.leave_at = None
+
 
 def count_plan(answers: Iterable[PlanAnswer]) -> PlanVerdict:
     """Return rank 0's verdict: one rank that is late or busy is enough for nobody to save."""

@@ -190,17 +190,32 @@ class Crew:
             self._wait_decided(self._ballot.reached)
         return self.in_pause()
 
+    def stay(self) -> bool:
+        """See :class:`~.decision.Agreement`."""
+        with self._changed:
+            if self._own_notice is not None:
+                return False
+            self._notice = None
+            self._ballot.stay()
+        self._wake()
+        return True
+
     def close(self) -> None:
         """See :class:`~.decision.Agreement`."""
         with self._changed:
             self._ballot.go_alone(leave=False)
             self._changed.notify_all()
-        # Our own thread reads it too, and ends. The board of a machine that vanished may hold up either of the two.
-        waker = threading.Thread(target=self._send, args=({"kind": "bye"},), name="spot-bye", daemon=True)
-        waker.start()
+        # The board of a machine that vanished may hold up either of the two.
+        waker = self._wake()
         deadline = time.monotonic() + CLOSE_WAIT_S
         for thread in (self._thread, waker):
             thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _wake(self) -> threading.Thread:
+        """Say a last word, which our own thread reads too, and ends."""
+        waker = threading.Thread(target=self._send, args=({"kind": "bye"},), name="spot-bye", daemon=True)
+        waker.start()
+        return waker
 
     def _send(self, message: dict[str, Any]) -> None:
         try:

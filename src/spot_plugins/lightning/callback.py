@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 
-from ..config import from_environment
+from ..config import OnNotice, from_environment
 from ..data import end_shielded_workers
 from ..errors import ConfigError, Preempted
 from ..events import Hook
@@ -41,6 +41,7 @@ class SpotCheckpoint(Callback):
         every_steps: int | None = None,
         every_seconds: float | None = None,
         grace_seconds: float | None = None,
+        on_notice: OnNotice | None = None,
         keep_last: int | None = None,
         keep_every: int | None = None,
         local_dir: str | None = None,
@@ -60,6 +61,7 @@ class SpotCheckpoint(Callback):
             every_steps=every_steps,
             every_seconds=every_seconds,
             grace_seconds=grace_seconds,
+            on_notice=on_notice,
             keep_last=keep_last,
             keep_every=keep_every,
             local_dir=local_dir,
