@@ -149,7 +149,7 @@ class Model:
         return [state.with_rank(number, ballot, training=self.behind(reached))]
 
     def arrive(self, state: State, number: int, ballot: Ballot) -> list[State]:
-        plan = ballot.arrive()
+        plan = None if ballot.pass_quietly() else ballot.arrive()
         boundary = ballot.reached
         if ballot.leaves_at(boundary):
             return [self.leave(state, number, ballot)]

@@ -44,6 +44,13 @@ class Ballot:
     leave_at: int | None = None
     """The boundary at which all leave, when that is known."""
 
+    def pass_quietly(self) -> bool:
+        """Pass the next boundary if nothing is known that could concern it. Nearly always so, and kept short."""
+        if self.plans or self.answer is not None or self.leave_at is not None:
+            return False
+        self.reached += 1
+        return True
+
     def is_open(self, boundary: int) -> bool:
         """Return whether the training thread must wait to learn what happens at *boundary*."""
         # The end first: a rank that leaves in a pause does not answer the plans that come behind the notice.

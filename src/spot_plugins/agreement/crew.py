@@ -65,7 +65,8 @@ class Crew:
         self._ready = ready
         self._deferred = deferred
         self._leave_in_pause = leave_in_pause
-        self._changed = threading.Condition()  # around the ballot and the notice
+        self._lock = threading.Lock()  # around the ballot and the notice
+        self._changed = threading.Condition(self._lock)
         self._ballot = Ballot()
         self._notice: Notice | None = None
         self._own_notice: Notice | None = None
@@ -87,7 +88,7 @@ class Crew:
 
     def notify(self, notice: Notice) -> None:
         """See :class:`~.decision.Agreement`."""
-        with self._changed:
+        with self._lock:
             self._own_notice = self._own_notice or notice
             if self._ballot.alone:
                 self._obey_alone()
@@ -97,11 +98,15 @@ class Crew:
 
     def at_boundary(self, step: int) -> Decision | None:
         """See :class:`~.decision.Agreement`."""
-        with self._changed:
-            self._wait_decided(self._ballot.reached + 1)
-            plan = self._ballot.arrive()
-            if self._ballot.leaves_at(self._ballot.reached):
-                return Decision("notice")
+        plan = None
+        with self._lock:
+            if not self._ballot.pass_quietly():
+                boundary = self._ballot.reached + 1
+                if self._ballot.is_open(boundary):
+                    self._wait_decided(boundary)
+                plan = self._ballot.arrive()
+                if self._ballot.leaves_at(boundary):
+                    return Decision("notice")
         if self._loss:  # not said when it happens: the end of the training takes the board away too
             logger.error("the ranks can no longer agree, nothing will be saved from now on: %s", self._loss)
             self._loss = ""
@@ -115,9 +120,7 @@ class Crew:
         return None
 
     def _wait_decided(self, boundary: int) -> None:
-        """Wait, with the lock, while it is open what happens at *boundary*."""
-        if not self._ballot.is_open(boundary):
-            return
+        """Wait, with the lock, until it is known what happens at *boundary*."""
         wait_s = VERDICT_WAIT_S if self._notice is None else self._notice.deadline - time.monotonic()
         if not self._changed.wait_for(lambda: not self._ballot.is_open(boundary), max(0.0, wait_s)):
             logger.error("a rank does not answer; boundary %s is decided without it", boundary)
@@ -157,7 +160,7 @@ class Crew:
             if self._trigger.due(step) is not None:
                 self._defer(step)
             return
-        with self._changed:
+        with self._lock:
             boundary = self._ballot.reached + max(1, ahead)
             # Known to this rank at once, so that its training thread cannot run past it.
             self._ballot.hear_plan(boundary, Plan(cast("Literal['steps', 'seconds']", trigger)))
@@ -174,25 +177,26 @@ class Crew:
 
     def enter_pause(self) -> None:
         """See :class:`~.decision.Agreement`."""
-        with self._changed:
+        with self._lock:
             self._ballot.paused = True
 
     def in_pause(self) -> Decision | None:
         """See :class:`~.decision.Agreement`."""
-        with self._changed:
+        with self._lock:
             return Decision("notice") if self._ballot.leaves_at(self._ballot.reached) else None
 
     def exit_pause(self) -> Decision | None:
         """See :class:`~.decision.Agreement`."""
-        with self._changed:
+        with self._lock:
             self._ballot.paused = False
             # Answered while standing here? Then it is open whether all leave here: wait for the others' threads.
-            self._wait_decided(self._ballot.reached)
+            if self._ballot.is_open(self._ballot.reached):
+                self._wait_decided(self._ballot.reached)
         return self.in_pause()
 
     def stay(self) -> bool:
         """See :class:`~.decision.Agreement`."""
-        with self._changed:
+        with self._lock:
             if self._own_notice is not None:
                 return False
             self._notice = None
@@ -202,7 +206,7 @@ class Crew:
 
     def close(self) -> None:
         """See :class:`~.decision.Agreement`."""
-        with self._changed:
+        with self._lock:
             self._ballot.go_alone(leave=False)
             self._changed.notify_all()
         # The board of a machine that vanished may hold up either of the two.
@@ -239,11 +243,11 @@ class Crew:
 
     def _on_plan(self, message: dict[str, Any]) -> None:
         number, boundary = message["number"], message["boundary"]
-        with self._changed:
+        with self._lock:
             in_time = self._ballot.hear_plan(boundary, Plan(message["trigger"]))
         answer: PlanAnswer = "late" if not in_time else "ready" if self._ready() else "busy"
         verdict = self._vote(number, answer, count_plan)
-        with self._changed:
+        with self._lock:
             self._ballot.hear_plan_verdict(boundary, verdict)
             self._num_failed += verdict != "save"
             if verdict == "late":  # ranks that do not wait for each other's gradients run further ahead
@@ -251,13 +255,13 @@ class Crew:
             self._changed.notify_all()
 
     def _on_notice(self, message: dict[str, Any]) -> None:
-        with self._changed:
+        with self._lock:
             if self._notice is not None:
                 return
             self._notice = Notice(message["source"], time.monotonic() + message["left_s"])
             answer = self._ballot.hear_notice()
         boundary = self._vote(message["number"], answer, count_notice)
-        with self._changed:
+        with self._lock:
             leaves_in_pause = self._ballot.hear_leave(boundary)
             self._changed.notify_all()
         if leaves_in_pause:
@@ -272,7 +276,7 @@ class Crew:
         return self._board.read(f"verdict/{number}")
 
     def _lost(self, error: BoardClosedError) -> None:
-        with self._changed:
+        with self._lock:
             if self._ballot.alone:
                 return
             self._loss = str(error)
