@@ -44,8 +44,10 @@ lint: setup  ## Format, lint, types, layers
 	$(bin)/mypy
 	$(bin)/lint-imports
 
-bench: setup  ## What a save costs the training loop
+bench: setup  ## What a save costs the training loop, what agreeing costs, and how both grow with the ranks
 	$(bin)/python benchmarks/stall.py
+	$(bin)/python benchmarks/agree.py
+	$(bin)/python benchmarks/scale.py
 
 soak: setup  ## The tests with real processes, SOAK_ROUNDS times; stops at the first failure
 	@for round in $$(seq $(SOAK_ROUNDS)); do \

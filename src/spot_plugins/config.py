@@ -8,9 +8,12 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 from .errors import ConfigError
+
+OnNotice: TypeAlias = Literal["leave", "continue"]
+ElasticBatch: TypeAlias = Literal["keep", "scale"]
 
 DEFAULT_GRACE_S: Final = 30.0  # what torchrun, GCP, Azure and Kubernetes give by default
 
@@ -31,6 +34,10 @@ class SpotConfig:
     grace_seconds: float = DEFAULT_GRACE_S
     """Seconds between a SIGTERM and the end of the machine."""
 
+    on_notice: OnNotice = "leave"
+    """Who leaves when one rank has a notice, once all have saved: ``leave`` all, ``continue`` only those with a
+    notice of their own, so that an elastic launcher rescales. Those that stay save nothing more."""
+
     keep_last: int = 2
     """Committed checkpoints to keep; the newest one is never removed."""
 
@@ -41,7 +48,7 @@ class SpotConfig:
     """Directory on a fast local disk for the first copy. None: a folder in the system's temporary directory,
     or none at all when *url* is itself a local path."""
 
-    elastic_batch: Literal["keep", "scale"] = "keep"
+    elastic_batch: ElasticBatch = "keep"
     """On another number of ranks: ``keep`` the samples per optimizer step, by other gradient accumulation where that
     divides; or leave accumulation alone, so that they ``scale`` with the ranks."""
 
@@ -67,21 +74,22 @@ class SpotConfig:
         if self.every_seconds is not None:
             _require_seconds("every_seconds", self.every_seconds)
         _require_seconds("grace_seconds", self.grace_seconds)
+        _require(self.on_notice in get_args(OnNotice), "on_notice", self.on_notice, "must be 'leave' or 'continue'")
         _require_count("keep_last", self.keep_last)
         if self.keep_every is not None:
             _require_count("keep_every", self.keep_every)
-        _require(
-            self.elastic_batch in ("keep", "scale"), "elastic_batch", self.elastic_batch, "must be 'keep' or 'scale'"
-        )
+        known = get_args(ElasticBatch)
+        _require(self.elastic_batch in known, "elastic_batch", self.elastic_batch, "must be 'keep' or 'scale'")
 
 
 def from_environment(**settings: Any) -> SpotConfig:
     """
     Build a :class:`SpotConfig` from *settings*, filling in what is missing from ``SPOT_*`` variables.
 
-    ``SPOT_URL``, ``SPOT_EVERY_STEPS``, ``SPOT_EVERY_SECONDS``, ``SPOT_GRACE_SECONDS``, ``SPOT_KEEP_LAST``,
-    ``SPOT_KEEP_EVERY``, ``SPOT_LOCAL_DIR`` and ``SPOT_ELASTIC_BATCH`` stand for the field of that name. A setting
-    that is given, even as a default of the caller's own, is never overridden; one that is None counts as missing.
+    ``SPOT_URL``, ``SPOT_EVERY_STEPS``, ``SPOT_EVERY_SECONDS``, ``SPOT_GRACE_SECONDS``, ``SPOT_ON_NOTICE``,
+    ``SPOT_KEEP_LAST``, ``SPOT_KEEP_EVERY``, ``SPOT_LOCAL_DIR`` and ``SPOT_ELASTIC_BATCH`` stand for the field of that
+    name. A setting that is given, even as a default of the caller's own, is never overridden; one that is None counts
+    as missing.
 
     Raises:
         ConfigError: A variable does not parse, or a setting cannot work.
@@ -110,6 +118,7 @@ _PARSERS: Final[dict[str, Any]] = {
     "every_steps": int,
     "every_seconds": float,
     "grace_seconds": float,
+    "on_notice": str,
     "keep_last": int,
     "keep_every": int,
     "local_dir": str,

@@ -141,7 +141,7 @@ class Pruned:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Leaving:
-    """The process is about to end because of a notice."""
+    """Because of a notice the process is about to end, unless ``on_notice="continue"`` lets this rank stay."""
 
     step: int | None
     """Last step this rank saved, or None."""

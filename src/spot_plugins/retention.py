@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
 
 from .commit import check_newest, committed_steps
 from .keys import STEPS_PREFIX, StepId, parse_rank_manifest_key, parse_step_id
 from .store.base import ObjectStore
+
+NUM_DELETES: Final = 8  # deletes in flight
 
 
 def doomed(committed: list[StepId], present: set[StepId], *, keep_last: int, keep_every: int | None) -> list[StepId]:
@@ -52,12 +56,14 @@ def prune(store: ObjectStore, attempt: int, *, keep_last: int, keep_every: int |
             keys[step_id].append(key)
     committed = [step.step_id for step in committed_steps(store)]
     removed = doomed(committed, set(keys), keep_last=keep_last, keep_every=keep_every)
-    for step_id in removed:
-        for key in in_removal_order(keys[step_id]):
-            store.delete(key)
+    with ThreadPoolExecutor(NUM_DELETES, thread_name_prefix="spot-prune") as pool:
+        for step_id in removed:
+            for group in removal_groups(keys[step_id]):
+                list(pool.map(store.delete, group))
     return removed
 
 
-def in_removal_order(keys: list[str]) -> list[str]:
-    """Return *keys*, all of one checkpoint, with the manifests first: a half removed one must not look whole."""
-    return sorted(keys, key=lambda key: (parse_rank_manifest_key(key) is None, key))
+def removal_groups(keys: list[str]) -> tuple[list[str], list[str]]:
+    """Return *keys*, all of one checkpoint: manifests, which go first, and the rest. Half removed is not whole."""
+    manifests = [key for key in keys if parse_rank_manifest_key(key) is not None]
+    return manifests, sorted(set(keys) - set(manifests))

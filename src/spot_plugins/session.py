@@ -103,6 +103,7 @@ class SpotSession:
         self._held: StagedStep | None = None
         self._leaving = threading.Lock()
         self._left: int | None = None
+        self._stays = False  # without the ranks that left: what this one saves would never be committed
         self._training_thread_leaves = threading.Event()
         self._closed = False
         self._agreement = self._open_agreement(clock or SystemClock())  # last: its thread uses all of the above
@@ -185,11 +186,14 @@ class SpotSession:
             return
         if decision.trigger == "notice":
             self._leave(step)
-        self._save(step, decision.trigger)
+        else:
+            self._save(step, decision.trigger)
 
     def save(self, step: int) -> None:
         """
         Save *step* now, whatever the triggers say. Call it on every rank behind the same step.
+
+        It does nothing once other ranks have left this one behind (``on_notice="continue"``).
 
         Raises:
             UnsafeStateError: Some state has no pickle-free form.
@@ -208,7 +212,7 @@ class SpotSession:
         with self._leaving:  # a notice from now on waits until the state is staged
             self._paused_step = step
             self._agreement.enter_pause()
-            if not self._is_saved(step):
+            if not self._is_saved(step) and not self._stays:
                 try:
                     self._held = self._stage(step, "pause", deadline=0.0)
                 except StoreError:  # training never waits for the store, not even here
@@ -286,7 +290,7 @@ class SpotSession:
         return step == self._last_saved and not self._pusher.abandoned(step)
 
     def _save(self, step: int, trigger: Trigger) -> None:
-        if not self._is_saved(step):
+        if not self._is_saved(step) and not self._stays:
             self._saver.push(self._stage(step, trigger, time.monotonic() + self._config.grace_seconds))
             self._last_saved = step
         self._agreement.saved(step)
@@ -317,9 +321,11 @@ class SpotSession:
             self._leave(self._paused_step)
 
     def _leave(self, step: int) -> None:
-        """Save *step*, make it durable within the grace, and raise :exc:`Preempted`."""
+        """Save *step*, make it durable within the grace, and raise :exc:`Preempted`, unless this rank stays."""
         self._training_thread_leaves.set()
         self._make_durable(step)
+        if self._stays and self._agreement.notice is None:
+            return
         self._signals.uninstall(for_good=True)
         self.close()
         raise Preempted(self._last_saved)
@@ -332,7 +338,7 @@ class SpotSession:
         """
         assert self._paused_step is not None
         self._make_durable(self._paused_step)
-        if not self._training_thread_leaves.wait(STUCK_S):
+        if not self._stays and not self._training_thread_leaves.wait(STUCK_S):
             logger.warning("the training thread is stuck in the pause; ending the process")
             end_shielded_workers()
             self._board.close()
@@ -341,7 +347,7 @@ class SpotSession:
     def _make_durable(self, step: int) -> None:
         """Push *step*, and wait until it is stored and all ranks have come so far, or the time is up."""
         with self._leaving:
-            if self._left == step:  # the other thread has done it
+            if self._stays or self._left == step:  # the other thread has done it, or nobody is left to do it with
                 return
             notice = self._agreement.notice
             assert notice is not None
@@ -353,7 +359,7 @@ class SpotSession:
             saved = self._last_saved
             left_s = notice.deadline - time.monotonic()
             logger.warning(
-                "leaving because of %s: step %s is %s, %.1f s left",
+                "notice by %s: step %s is %s, %.1f s left",
                 notice.source,
                 saved,
                 "stored" if durable else "NOT stored yet",
@@ -362,6 +368,9 @@ class SpotSession:
             self._tell(events.Leaving(step=saved, durable=durable, left_s=left_s))
             self._wait_for_others(deadline)
             self._left = step
+            if self._config.on_notice == "continue" and self._agreement.stay():
+                self._stays = True
+                logger.warning("this rank stays: it goes on from step %s, and saves nothing from now on", step)
 
     def _wait_for_others(self, deadline: float) -> None:
         """Let all ranks come to their end: launchers kill the rest as soon as one process has left."""

@@ -14,6 +14,7 @@ import pytest
 
 from spot_plugins.agreement import Crew, Notice, Solo, crew
 from spot_plugins.clock import SystemClock
+from spot_plugins.ranks import MemoryBoard
 from spot_plugins.testing import run_thread_ranks
 from spot_plugins.triggers import PeriodicTrigger
 
@@ -362,6 +363,7 @@ def test_ranks_that_lose_the_board_go_on_alone(notice_first):
         assert gone.wait(PATIENCE_S)
         started = time.monotonic()
         first = crew.at_boundary(1)
+        crew._thread.join(PATIENCE_S)  # it has seen that the board is gone
         if not notice_first:
             assert first is None
             crew.notify(notice)
@@ -371,6 +373,30 @@ def test_ranks_that_lose_the_board_go_on_alone(notice_first):
         return (second or first).trigger
 
     assert run_thread_ranks(3, body)[1:] == ["notice", "notice"]
+
+
+class DeafBoard(MemoryBoard):
+    """Takes notes, and is gone before anybody could read one."""
+
+    def read(self, name, timeout_s=None):
+        return super().read("what nobody writes", timeout_s)
+
+
+def test_a_notice_that_nobody_heard_before_the_board_was_lost_still_counts():
+    """Its own thread had not read it back yet: the notified rank leaves all the same."""
+    board = DeafBoard()
+
+    class Ranks:
+        rank, world_size = 1, 2
+
+    crew = Crew(Ranks(), board, PeriodicTrigger(1, None, SystemClock()), lambda: True, lambda step: None, lambda: None)
+    crew.notify(Notice("test", time.monotonic() + PATIENCE_S))
+    assert crew.at_boundary(1) is None, "it may yet be agreed on"
+    board.close()
+    crew._thread.join(PATIENCE_S)
+
+    assert crew.at_boundary(2).trigger == "notice"
+    crew.close()
 
 
 @pytest.fixture

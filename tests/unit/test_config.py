@@ -32,6 +32,7 @@ def test_good_settings_are_taken_as_they_are():
         None,
         None,
     )
+    assert config.on_notice == "leave"
     assert SpotConfig(url="x", every_seconds=0.5).every_seconds == 0.5
 
 
@@ -54,10 +55,13 @@ def test_good_settings_are_taken_as_they_are():
         ({"grace_seconds": 0}, "grace_seconds", "0", "above 0"),
         ({"grace_seconds": float("inf")}, "grace_seconds", "inf", "finite"),
         ({"grace_seconds": None}, "grace_seconds", "None", "a number"),
+        ({"on_notice": "stay"}, "on_notice", "'stay'", "must be 'leave' or 'continue'"),
+        ({"on_notice": None}, "on_notice", "None", "must be 'leave' or 'continue'"),
         ({"keep_last": 0}, "keep_last", "0", "at least 1"),
         ({"keep_last": None}, "keep_last", "None", "a whole number"),
         ({"keep_every": 0}, "keep_every", "0", "at least 1"),
         ({"local_dir": Path("/nvme")}, "local_dir", "PosixPath", "must be a string"),
+        ({"elastic_batch": "half"}, "elastic_batch", "'half'", "'keep' or 'scale'"),
     ],
     ids=str,
 )
@@ -78,9 +82,11 @@ VARIABLES = {
     "every_steps": ("7", 7),
     "every_seconds": ("1.5", 1.5),
     "grace_seconds": ("110", 110.0),
+    "on_notice": ("continue", "continue"),
     "keep_last": ("5", 5),
     "keep_every": ("1000", 1000),
     "local_dir": ("/nvme/spot", "/nvme/spot"),
+    "elastic_batch": ("scale", "scale"),
 }
 
 
@@ -91,7 +97,7 @@ def test_a_variable_fills_in_and_never_overrides(name, monkeypatch):
     """
     text, value = VARIABLES[name]
     others = {key: given for key, (_, given) in VARIABLES.items() if key != name}
-    explicit = {"url": "s3://mine", "local_dir": "/mine"}.get(name, 3)
+    explicit = {"url": "s3://mine", "local_dir": "/mine", "on_notice": "leave", "elastic_batch": "keep"}.get(name, 3)
     monkeypatch.setenv(f"SPOT_{name.upper()}", text)
 
     assert getattr(from_environment(**others), name) == value

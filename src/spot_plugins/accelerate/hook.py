@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 from accelerate import Accelerator
 
-from ..config import from_environment
+from ..config import ElasticBatch, OnNotice, from_environment
 from ..data import end_shielded_workers
 from ..errors import ConfigError, Preempted
 from ..events import Hook
@@ -79,10 +79,11 @@ class SpotHook:
         every_steps: int | None = None,
         every_seconds: float | None = None,
         grace_seconds: float | None = None,
+        on_notice: OnNotice | None = None,
         keep_last: int | None = None,
         keep_every: int | None = None,
         local_dir: str | None = None,
-        elastic_batch: Literal["keep", "scale"] | None = None,
+        elastic_batch: ElasticBatch | None = None,
         storage_options: Mapping[str, Any] | None = None,
         hooks: Sequence[Hook] = (),
     ) -> None:
@@ -102,6 +103,7 @@ class SpotHook:
             every_steps=every_steps,
             every_seconds=every_seconds,
             grace_seconds=grace_seconds,
+            on_notice=on_notice,
             keep_last=keep_last,
             keep_every=keep_every,
             local_dir=local_dir,

@@ -23,11 +23,11 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Final, Literal, cast
 
 from ..ranks import Board, BoardClosedError, Ranks
 from ..triggers import PeriodicTrigger
+from .ballot import Ballot, Plan, PlanAnswer, count_notice, count_plan
 from .decision import Decision, Notice
 
 logger = logging.getLogger(__name__)
@@ -45,14 +45,6 @@ VERDICT_WAIT_S: Final = 10.0
 
 CLOSE_WAIT_S: Final = 2.0
 """Longest wait for the threads to end. Only a board that hangs takes that long."""
-
-
-@dataclass(slots=True)
-class _Planned:
-    """A proposal for a boundary that this rank has not passed."""
-
-    trigger: Literal["steps", "seconds"]
-    verdict: Literal["save", "defer"] | None = None
 
 
 class Crew:
@@ -73,16 +65,12 @@ class Crew:
         self._ready = ready
         self._deferred = deferred
         self._leave_in_pause = leave_in_pause
-        self._changed = threading.Condition()
-        self._reached = 0
-        self._paused = False
-        self._closed = False
-        self._loss = ""  # why there is no board any more
-        # By boundary: rank 0 may propose the next one when another rank has yet to come to the last one.
-        self._planned: dict[int, _Planned] = {}
+        self._lock = threading.Lock()  # around the ballot and the notice
+        self._changed = threading.Condition(self._lock)
+        self._ballot = Ballot()
         self._notice: Notice | None = None
-        self._answer: int | None = None
-        self._leave_at: int | None = None
+        self._own_notice: Notice | None = None
+        self._loss = ""  # why there is no board any more
         self._lead_s = LEAD_S
         self._told_deferred = False
         self._num_failed = 0  # proposals since the last save
@@ -100,52 +88,44 @@ class Crew:
 
     def notify(self, notice: Notice) -> None:
         """See :class:`~.decision.Agreement`."""
-        if self._notice is None and not self._closed:
+        with self._lock:
+            self._own_notice = self._own_notice or notice
+            if self._ballot.alone:
+                self._obey_alone()
+        if self._notice is None:
             left_s = notice.deadline - time.monotonic()
             self._send({"kind": "notice", "source": notice.source, "left_s": left_s})
-        with self._changed:
-            if self._closed and self._notice is None:
-                self._notice = notice
-                self._leave_alone()
 
     def at_boundary(self, step: int) -> Decision | None:
         """See :class:`~.decision.Agreement`."""
-        with self._changed:
-            boundary = self._reached + 1
-            self._wait_decided(boundary)
-            self._reached = boundary
-            planned = self._planned.pop(boundary, None)
-            if self._leave_at is not None and self._leave_at <= boundary:
-                return Decision("notice")
+        plan = None
+        with self._lock:
+            if not self._ballot.pass_quietly():
+                boundary = self._ballot.reached + 1
+                if self._ballot.is_open(boundary):
+                    self._wait_decided(boundary)
+                plan = self._ballot.arrive()
+                if self._ballot.leaves_at(boundary):
+                    return Decision("notice")
         if self._loss:  # not said when it happens: the end of the training takes the board away too
             logger.error("the ranks can no longer agree, nothing will be saved from now on: %s", self._loss)
             self._loss = ""
-        if planned is not None and planned.verdict == "save":
-            return Decision(planned.trigger)
+        if plan is not None and plan.verdict == "save":
+            return Decision(plan.trigger)
         if self._ranks.rank == 0:
-            if planned is not None and planned.verdict == "defer":
+            if plan is not None and plan.verdict == "defer":
                 self._defer(step)
             self._measure(step)
             self._plan(step)
         return None
 
     def _wait_decided(self, boundary: int) -> None:
-        """Wait, with the lock, while it is open what happens at *boundary*."""
-        if not self._undecided(boundary):
-            return
+        """Wait, with the lock, until it is known what happens at *boundary*."""
         wait_s = VERDICT_WAIT_S if self._notice is None else self._notice.deadline - time.monotonic()
-        if not self._changed.wait_for(lambda: not self._undecided(boundary), max(0.0, wait_s)):
+        if not self._changed.wait_for(lambda: not self._ballot.is_open(boundary), max(0.0, wait_s)):
             logger.error("a rank does not answer; boundary %s is decided without it", boundary)
             if self._notice is not None:
-                self._leave_at = boundary
-
-    def _undecided(self, boundary: int) -> bool:
-        if self._closed:
-            return False
-        planned = self._planned.get(boundary)
-        if planned is not None and planned.verdict is None:
-            return True
-        return self._answer is not None and self._answer <= boundary and self._leave_at is None
+                self._ballot.hear_leave(boundary)
 
     def saved(self, step: int) -> None:
         """See :class:`~.decision.Agreement`."""
@@ -165,7 +145,7 @@ class Crew:
 
     def _plan(self, step: int) -> None:
         """On rank 0, behind *step*: propose a boundary when a periodic save is near."""
-        if self._planned or self._notice is not None:
+        if self._ballot.plans or self._ballot.alone or self._notice is not None:
             return
         steps_left = self._trigger.steps_left(step)
         if steps_left <= self._lead(self._lead_s) * self._stride:
@@ -180,9 +160,10 @@ class Crew:
             if self._trigger.due(step) is not None:
                 self._defer(step)
             return
-        boundary = self._reached + max(1, ahead)
-        # Known to this rank at once, so that its training thread cannot run past it.
-        self._planned[boundary] = _Planned(cast("Literal['steps', 'seconds']", trigger))
+        with self._lock:
+            boundary = self._ballot.reached + max(1, ahead)
+            # Known to this rank at once, so that its training thread cannot run past it.
+            self._ballot.hear_plan(boundary, Plan(cast("Literal['steps', 'seconds']", trigger)))
         self._send({"kind": "plan", "boundary": boundary, "trigger": trigger})
 
     def _lead(self, seconds: float) -> int:
@@ -196,33 +177,49 @@ class Crew:
 
     def enter_pause(self) -> None:
         """See :class:`~.decision.Agreement`."""
-        with self._changed:
-            self._paused = True
+        with self._lock:
+            self._ballot.paused = True
 
     def in_pause(self) -> Decision | None:
         """See :class:`~.decision.Agreement`."""
-        with self._changed:
-            return Decision("notice") if self._leave_at == self._reached and self._notice else None
+        with self._lock:
+            return Decision("notice") if self._ballot.leaves_at(self._ballot.reached) else None
 
     def exit_pause(self) -> Decision | None:
         """See :class:`~.decision.Agreement`."""
-        with self._changed:
-            self._paused = False
+        with self._lock:
+            self._ballot.paused = False
             # Answered while standing here? Then it is open whether all leave here: wait for the others' threads.
-            self._wait_decided(self._reached)
+            if self._ballot.is_open(self._ballot.reached):
+                self._wait_decided(self._ballot.reached)
         return self.in_pause()
+
+    def stay(self) -> bool:
+        """See :class:`~.decision.Agreement`."""
+        with self._lock:
+            if self._own_notice is not None:
+                return False
+            self._notice = None
+            self._ballot.stay()
+        self._wake()
+        return True
 
     def close(self) -> None:
         """See :class:`~.decision.Agreement`."""
-        with self._changed:
-            self._closed = True
+        with self._lock:
+            self._ballot.go_alone(leave=False)
             self._changed.notify_all()
-        # Our own thread reads it too, and ends. The board of a machine that vanished may hold up either of the two.
-        waker = threading.Thread(target=self._send, args=({"kind": "bye"},), name="spot-bye", daemon=True)
-        waker.start()
+        # The board of a machine that vanished may hold up either of the two.
+        waker = self._wake()
         deadline = time.monotonic() + CLOSE_WAIT_S
         for thread in (self._thread, waker):
             thread.join(max(0.0, deadline - time.monotonic()))
+
+    def _wake(self) -> threading.Thread:
+        """Say a last word, which our own thread reads too, and ends."""
+        waker = threading.Thread(target=self._send, args=({"kind": "bye"},), name="spot-bye", daemon=True)
+        waker.start()
+        return waker
 
     def _send(self, message: dict[str, Any]) -> None:
         try:
@@ -234,7 +231,7 @@ class Crew:
     def _follow(self) -> None:
         number = 0
         try:
-            while not self._closed:
+            while not self._ballot.alone:
                 number += 1
                 message = cast("dict[str, Any]", self._board.read(f"message/{number}"))
                 if message["kind"] == "plan":
@@ -246,63 +243,47 @@ class Crew:
 
     def _on_plan(self, message: dict[str, Any]) -> None:
         number, boundary = message["number"], message["boundary"]
-        with self._changed:
-            if self._ranks.rank != 0 and boundary > self._reached:  # on rank 0 it was armed when it was proposed
-                self._planned[boundary] = _Planned(message["trigger"])
-            planned = self._planned.get(boundary)
-        answer = "late" if planned is None else "ready" if self._ready() else "busy"
-        self._board.post(f"answer/{number}/{self._ranks.rank}", answer)
-        if self._ranks.rank == 0:
-            answers = set(self._answers(number))
-            verdict = "late" if "late" in answers else "defer" if "busy" in answers else "save"
-            self._board.post(f"verdict/{number}", verdict)
-        verdict = cast("str", self._board.read(f"verdict/{number}"))
-        with self._changed:
+        with self._lock:
+            in_time = self._ballot.hear_plan(boundary, Plan(message["trigger"]))
+        answer: PlanAnswer = "late" if not in_time else "ready" if self._ready() else "busy"
+        verdict = self._vote(number, answer, count_plan)
+        with self._lock:
+            self._ballot.hear_plan_verdict(boundary, verdict)
             self._num_failed += verdict != "save"
-            if verdict == "late":
-                self._planned.pop(boundary, None)
-                # Ranks that do not wait for each other's gradients run further ahead.
+            if verdict == "late":  # ranks that do not wait for each other's gradients run further ahead
                 self._lead_s = min(2 * self._lead_s, MAX_LEAD_S)
-            else:
-                assert planned is not None, "a rank without the plan answers late"
-                planned.verdict = "save" if verdict == "save" else "defer"
             self._changed.notify_all()
 
     def _on_notice(self, message: dict[str, Any]) -> None:
-        with self._changed:
+        with self._lock:
             if self._notice is not None:
                 return
             self._notice = Notice(message["source"], time.monotonic() + message["left_s"])
-            answer = self._answer = self._next_stop()
-        number = message["number"]
-        self._board.post(f"answer/{number}/{self._ranks.rank}", answer)
-        if self._ranks.rank == 0:
-            self._board.post(f"verdict/{number}", max(cast("list[int]", self._answers(number))))
-        verdict = cast("int", self._board.read(f"verdict/{number}"))
-        with self._changed:
-            self._leave_at = verdict
-            leaves_in_pause = self._paused and verdict == self._reached
+            answer = self._ballot.hear_notice()
+        boundary = self._vote(message["number"], answer, count_notice)
+        with self._lock:
+            leaves_in_pause = self._ballot.hear_leave(boundary)
             self._changed.notify_all()
         if leaves_in_pause:
             self._leave_in_pause()
 
-    def _next_stop(self) -> int:
-        """The boundary that this rank comes to next, or stands at in a pause. Call with the lock held."""
-        return self._reached if self._paused else self._reached + 1
-
-    def _answers(self, number: int) -> list[Any]:
-        return [self._board.read(f"answer/{number}/{rank}") for rank in range(self._ranks.world_size)]
+    def _vote(self, number: int, answer: Any, count: Callable[[list[Any]], Any]) -> Any:
+        """Give this rank's *answer* to a message, and return what rank 0 makes of all of them."""
+        self._board.post(f"answer/{number}/{self._ranks.rank}", answer)
+        if self._ranks.rank == 0:
+            answers = [self._board.read(f"answer/{number}/{rank}") for rank in range(self._ranks.world_size)]
+            self._board.post(f"verdict/{number}", count(answers))
+        return self._board.read(f"verdict/{number}")
 
     def _lost(self, error: BoardClosedError) -> None:
-        with self._changed:
-            if self._closed:
+        with self._lock:
+            if self._ballot.alone:
                 return
-            self._closed = True
             self._loss = str(error)
-            self._leave_alone()
+            self._obey_alone()
             self._changed.notify_all()
 
-    def _leave_alone(self) -> None:
-        """Once there is nobody to agree with, obey a notice without the others. Call with the lock held."""
-        if self._closed and self._leave_at is None and self._notice is not None:
-            self._leave_at = self._next_stop()
+    def _obey_alone(self) -> None:
+        """Ask nobody any more, and obey a notice that is known or was on its way. Call with the lock held."""
+        self._notice = self._notice or self._own_notice
+        self._ballot.go_alone(leave=self._notice is not None)

@@ -64,6 +64,17 @@ class Agreement(Protocol):
         """*step* is being saved, for whatever reason: periodic triggers count from here."""
         ...
 
+    def stay(self) -> bool:
+        """
+        Once all have saved because of a notice: go on without the ranks that leave, if this one has no notice.
+
+        Nothing is agreed on any more then; a notice of this rank's own makes it leave at its next boundary.
+
+        Returns:
+            Whether this rank stays.
+        """
+        ...
+
     def close(self) -> None:
         """Stop taking part."""
         ...

@@ -54,5 +54,9 @@ class Solo:
         self._told_deferred = False
         self._trigger.reset(step)
 
+    def stay(self) -> bool:
+        """See :class:`~.decision.Agreement`. The notice is its own."""
+        return False
+
     def close(self) -> None:
         """See :class:`~.decision.Agreement`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -17,7 +17,7 @@ from lightning.pytorch.strategies import (
     SingleDeviceStrategy,
 )
 
-from ..config import from_environment
+from ..config import ElasticBatch, OnNotice, from_environment
 from ..data import end_shielded_workers
 from ..errors import ConfigError, Preempted
 from ..events import Hook
@@ -47,10 +47,11 @@ class SpotCheckpoint(Callback):
         every_steps: int | None = None,
         every_seconds: float | None = None,
         grace_seconds: float | None = None,
+        on_notice: OnNotice | None = None,
         keep_last: int | None = None,
         keep_every: int | None = None,
         local_dir: str | None = None,
-        elastic_batch: Literal["keep", "scale"] | None = None,
+        elastic_batch: ElasticBatch | None = None,
         storage_options: Mapping[str, Any] | None = None,
         hooks: Sequence[Hook] = (),
     ) -> None:
@@ -67,6 +68,7 @@ class SpotCheckpoint(Callback):
             every_steps=every_steps,
             every_seconds=every_seconds,
             grace_seconds=grace_seconds,
+            on_notice=on_notice,
             keep_last=keep_last,
             keep_every=keep_every,
             local_dir=local_dir,

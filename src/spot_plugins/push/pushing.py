@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import chain
 from typing import Final, TypeVar
 
 from .. import events
@@ -16,7 +17,7 @@ from ..errors import SpotError, StoreError, SupersededError
 from ..events import Event
 from ..keys import STEPS_PREFIX, StepId, parse_rank_manifest_key, parse_step_id, rank_manifest_key
 from ..manifest import RankManifest
-from ..retention import in_removal_order, prune
+from ..retention import prune, removal_groups
 from ..store import ObjectStore
 from .messages import PushJob, PushSettings
 
@@ -129,7 +130,7 @@ class StepPush:
             # The newest of the newest attempt, which may have fallen back behind steps of an older one.
             whole = sorted(mine.keys() - {half_written}, key=lambda step_id: (step_id.attempt, step_id.step))
             for step_id in [*whole[:-num_kept], *(mine.keys() & {half_written})]:
-                for key in in_removal_order(mine[step_id]):
+                for key in chain(*removal_groups(mine[step_id])):
                     local.delete(key)
 
     def _store_remotely(self, manifest: RankManifest) -> None:

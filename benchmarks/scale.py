@@ -1,0 +1,137 @@
+"""
+What a checkpoint of many ranks costs beside its bytes: to commit it, to list it, to find it again, to prune it.
+
+    python benchmarks/scale.py --ranks 64 1024 --json
+
+Two steps of that many ranks, one blob and one manifest each, in memory and in a real S3 server on this machine. In
+each figure one rank works alone, as it does on its own machine: *commit* is one rank's part, *list* finds the
+committed steps, *discover* is a whole `load_newest` whose manifests name no blobs, *one object* reads and checks the
+same manifests out of one object, and *prune* removes one step. Medians, in seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from spot_plugins import __version__
+from spot_plugins.commit import commit, committed_steps
+from spot_plugins.keys import StepId, attempt_key, blob_key, rank_manifest_key
+from spot_plugins.manifest import RankManifest
+from spot_plugins.ranks import MemoryBoard
+from spot_plugins.resuming import load_newest
+from spot_plugins.retention import prune
+from spot_plugins.state import encode
+from spot_plugins.store import MemoryStore, open_store
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from servers import S3Server  # the one that the tests use
+
+STEPS = (1, 2)
+ROUNDS = 3
+NUM_CLIENTS = 16  # that fill the store
+STATE = {"text": "x" * 2000}  # of one rank: random streams, schedulers, position
+
+
+class AlikeRanks:
+    """Rank 0 of a job whose other ranks write the same notes as it does."""
+
+    rank = 0
+
+    def __init__(self, world_size):
+        self.world_size = world_size
+        self.board = MemoryBoard()
+
+    def post(self, name, value):
+        self.board.post(name, value)
+
+    def read(self, name, timeout_s=None):
+        return self.board.read(f"{name.rpartition('/')[0]}/0", timeout_s)
+
+
+def manifest_of(step, rank, world_size):
+    encoded, _ = encode({"part": STATE})
+    return RankManifest(step_id=StepId(step, 1), rank=rank, world_size=world_size, blobs=(), tensors=(), state=encoded)
+
+
+def save_part(store, step, rank, world_size):
+    """Return the seconds of the commit."""
+    store.put(blob_key(StepId(step, 1), rank, 0), b"blob")
+    manifest = manifest_of(step, rank, world_size)
+    started = time.perf_counter()
+    commit(manifest, store)
+    return time.perf_counter() - started
+
+
+def timed(action):
+    started = time.perf_counter()
+    result = action()
+    return time.perf_counter() - started, result
+
+
+def median_of(action):
+    return statistics.median(timed(action)[0] for _ in range(ROUNDS))
+
+
+def measure(store, world_size):
+    store.put(attempt_key(1), b"{}")
+    with ThreadPoolExecutor(NUM_CLIENTS) as pool:
+        for step in STEPS:
+            list(pool.map(lambda rank, step=step: save_part(store, step, rank, world_size), range(world_size)))
+    assert [step.world_size for step in committed_steps(store)] == [world_size] * len(STEPS)
+
+    def discover():
+        ranks = AlikeRanks(world_size)
+        loaded = load_newest(store, None, "", ranks, ranks, print)
+        assert loaded.step_id == StepId(STEPS[-1], 1)
+
+    step_id = StepId(STEPS[-1], 1)
+    keys = [rank_manifest_key(step_id, rank, world_size) for rank in range(world_size)]
+    with ThreadPoolExecutor(NUM_CLIENTS) as pool:
+        store.put("merged.json", b"".join(pool.map(store.get, keys)))
+
+    def read_merged():
+        manifests = [RankManifest.decode(line) for line in store.get("merged.json").splitlines()]
+        assert [manifest.rank for manifest in manifests] == [*range(world_size)]
+
+    row = {
+        "commit": statistics.median(save_part(store, STEPS[-1], rank, world_size) for rank in range(20)),
+        "list": median_of(lambda: committed_steps(store)),
+        "discover": median_of(discover),
+        "one object": median_of(read_merged),
+    }
+    row["prune"], removed = timed(lambda: prune(store, 1, keep_last=1, keep_every=None))
+    assert removed == [StepId(STEPS[0], 1)]
+    return row
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[64, 1024], help="numbers of ranks")
+    parser.add_argument("--json", action="store_true", help="print the figures as one line of JSON too")
+    arguments = parser.parse_args()
+    print(
+        f"spot_plugins {__version__}, Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores"
+    )
+    rows = []
+    with S3Server() as server:
+        for world_size in arguments.ranks:
+            s3 = open_store(f"{server.create_bucket(f'ranks-{world_size}')}/run", server.storage_options())
+            for name, store in (("memory", MemoryStore()), ("S3", s3)):
+                row = measure(store, world_size)
+                figures = ", ".join(f"{what} {seconds:.4f}" for what, seconds in row.items())
+                print(f"{world_size} ranks, {name}: {figures}", flush=True)
+                rows.append({"store": name, "ranks": world_size, **row})
+    if arguments.json:
+        print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""Who leaves when one rank has a notice. Ranks are threads, each with a session and a pusher process of its own."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+from hearing import Heard
+from steps import Holder, numbers, state_of
+
+from spot_plugins.config import SpotConfig
+from spot_plugins.errors import Preempted
+from spot_plugins.events import Committed, Staged
+from spot_plugins.session import SpotSession
+from spot_plugins.store import LocalStore
+from spot_plugins.testing import run_thread_ranks
+
+WORLD_SIZE = 2
+NOTIFIED = 1
+PATIENCE_S = 30.0
+
+
+@pytest.fixture
+def url(tmp_path):
+    return str(tmp_path / "run")
+
+
+def train(url, body, **settings):
+    """Run ``body(session, rank, heard, meet)`` on every rank; return what it returns, or the step it left with."""
+    meeting = threading.Barrier(WORLD_SIZE)
+    config = SpotConfig(url=url, **{"every_steps": 1_000_000, **settings})
+
+    def run(ranks):
+        heard = Heard()
+        session = SpotSession(config, ranks=ranks, hooks=[heard])
+        session.register("part", Holder(state_of(1)), replicated=("both",))
+        try:
+            session.resume()
+            return body(session, ranks.rank, heard, lambda: meeting.wait(PATIENCE_S))
+        except Preempted as preempted:
+            return ("left with", preempted.step)
+        finally:
+            session.close()
+
+    return run_thread_ranks(WORLD_SIZE, run)
+
+
+def notify(session):
+    """As the thread of a SIGTERM does, which only one rank of a process can have."""
+    session._on_sigterm(time.monotonic())
+
+
+def hear_of_it(session):
+    deadline = time.monotonic() + PATIENCE_S
+    while session.notice is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def step_with_notice(session, rank, meet):
+    """Step 1 with a notice to one rank, of which all hear before its end."""
+    if rank == NOTIFIED:
+        notify(session)
+    hear_of_it(session)
+    meet()
+    session.after_step(1)
+
+
+def test_by_default_all_leave(url):
+    """One notice ends the job: all ranks leave with the same step."""
+
+    def body(session, rank, heard, meet):
+        step_with_notice(session, rank, meet)
+        return "stayed"
+
+    assert train(url, body) == [("left with", 1)] * 2
+    assert numbers(LocalStore(url)) == [1]
+
+
+def test_those_without_a_notice_go_on(url, caplog):
+    """
+    The notified rank leaves with the step that all saved. The other one trains on to its end, and saves nothing
+    that could never be committed: not on steps, not explicitly, not before a pause, not at the end. It says so once.
+    """
+
+    def body(session, rank, heard, meet):
+        step_with_notice(session, rank, meet)
+        for step in range(2, 6):
+            session.after_step(step)
+            session.save(step)
+            session.enter_pause(step)
+            session.in_pause()
+            session.exit_pause()
+        session.finish(5)
+        return [event.step for event in heard.of(Staged)]
+
+    assert train(url, body, every_steps=1, on_notice="continue") == [[1], ("left with", 1)]
+    assert numbers(LocalStore(url)) == [1]
+    assert caplog.text.count("saves nothing from now on") == 1
+
+
+def test_the_others_wait_until_the_step_is_stored(url):
+    """Whoever stays goes on only when the step is committed: its next collective may be its end."""
+
+    def body(session, rank, heard, meet):
+        step_with_notice(session, rank, meet)
+        return bool(heard.of(Committed, step=1))
+
+    assert train(url, body, on_notice="continue") == [True, ("left with", 1)]
+
+
+def test_a_rank_that_stayed_leaves_when_its_own_notice_comes(url):
+    """At its next boundary, with the step that is stored."""
+
+    def body(session, rank, heard, meet):
+        step_with_notice(session, rank, meet)
+        session.after_step(2)
+        notify(session)
+        session.after_step(3)
+        return "stayed"
+
+    assert train(url, body, on_notice="continue") == [("left with", 1)] * 2
+    assert numbers(LocalStore(url)) == [1]
+
+
+def test_ranks_with_a_notice_each_all_leave(url):
+    """With ``continue`` too."""
+
+    def body(session, rank, heard, meet):
+        notify(session)
+        step_with_notice(session, rank, meet)
+        return "stayed"
+
+    assert train(url, body, on_notice="continue") == [("left with", 1)] * 2
+
+
+def test_those_without_a_notice_go_on_from_a_pause(url):
+    """
+    A notice in validation: all save the step before it, one leaves, and the other comes out of its pause, however
+    long it stands there.
+    """
+
+    def body(session, rank, heard, meet):
+        session.after_step(1)
+        session.enter_pause(1)
+        meet()
+        if rank == NOTIFIED:
+            notify(session)
+            heard.wait(Committed, step=1)
+        else:
+            session._agreement._thread.join(PATIENCE_S)  # it has done what a thread in a stuck pause needs
+        session.in_pause()
+        session.exit_pause()
+        session.after_step(2)
+        return "stayed"
+
+    assert train(url, body, on_notice="continue") == ["stayed", ("left with", 1)]
+    assert numbers(LocalStore(url)) == [1]
