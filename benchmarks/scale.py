@@ -5,8 +5,9 @@ What a checkpoint of many ranks costs beside its bytes: to commit it, to list it
 
 Two steps of that many ranks, one blob and one manifest each, in memory and in a real S3 server on this machine. In
 each figure one rank works alone, as it does on its own machine: *commit* is one rank's part, *list* finds the
-committed steps, *discover* is a whole `load_newest` whose manifests name no blobs, *one object* reads and checks the
-same manifests out of one object, and *prune* removes one step. Medians, in seconds.
+committed steps, *discover* is a whole `load_newest` of a rank that needs no other rank's shards, *all manifests* is
+what one that does reads beside it, out of the object that rank 0's pusher *merges* them into, and *prune* removes one
+step. Medians, in seconds.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from spot_plugins import __version__
-from spot_plugins.commit import commit, committed_steps
-from spot_plugins.keys import StepId, attempt_key, blob_key, rank_manifest_key
+from spot_plugins.commit import CommittedStep, commit, committed_steps, merge_manifests
+from spot_plugins.keys import StepId, attempt_key, blob_key
 from spot_plugins.manifest import RankManifest
 from spot_plugins.ranks import MemoryBoard
+from spot_plugins.reading import StepReader
 from spot_plugins.resuming import load_newest
 from spot_plugins.retention import prune
 from spot_plugins.state import encode
@@ -93,19 +95,18 @@ def measure(store, world_size):
         assert loaded.step_id == StepId(STEPS[-1], 1)
 
     step_id = StepId(STEPS[-1], 1)
-    keys = [rank_manifest_key(step_id, rank, world_size) for rank in range(world_size)]
-    with ThreadPoolExecutor(NUM_CLIENTS) as pool:
-        store.put("merged.json", b"".join(pool.map(store.get, keys)))
 
-    def read_merged():
-        manifests = [RankManifest.decode(line) for line in store.get("merged.json").splitlines()]
-        assert [manifest.rank for manifest in manifests] == [*range(world_size)]
+    def read_all():
+        reader = StepReader(store, None, CommittedStep(step_id, world_size), AlikeRanks(world_size), lambda *_: None)
+        with ThreadPoolExecutor() as pool:
+            assert len(reader._all_manifests(pool)) == world_size
 
     row = {
         "commit": statistics.median(save_part(store, STEPS[-1], rank, world_size) for rank in range(20)),
         "list": median_of(lambda: committed_steps(store)),
         "discover": median_of(discover),
-        "one object": median_of(read_merged),
+        "merge": median_of(lambda: merge_manifests(store, step_id, world_size)),
+        "all manifests": median_of(read_all),
     }
     row["prune"], removed = timed(lambda: prune(store, 1, keep_last=1, keep_every=None))
     assert removed == [StepId(STEPS[0], 1)]
