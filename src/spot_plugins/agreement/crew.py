@@ -164,7 +164,7 @@ class Crew:
             boundary = self._ballot.reached + max(1, ahead)
             # Known to this rank at once, so that its training thread cannot run past it.
             self._ballot.hear_plan(boundary, Plan(cast("Literal['steps', 'seconds']", trigger)))
-        self._send({"kind": "plan", "boundary": boundary, "trigger": trigger})
+        self._send_aside({"kind": "plan", "boundary": boundary, "trigger": trigger})
 
     def _lead(self, seconds: float) -> int:
         """Return how many boundaries training passes in *seconds*, but at least a few."""
@@ -217,9 +217,13 @@ class Crew:
 
     def _wake(self) -> threading.Thread:
         """Say a last word, which our own thread reads too, and ends."""
-        waker = threading.Thread(target=self._send, args=({"kind": "bye"},), name="spot-bye", daemon=True)
-        waker.start()
-        return waker
+        return self._send_aside({"kind": "bye"})
+
+    def _send_aside(self, message: dict[str, Any]) -> threading.Thread:
+        """Send *message* from a thread of its own: training must not wait for the board."""
+        sender = threading.Thread(target=self._send, args=(message,), name="spot-message", daemon=True)
+        sender.start()
+        return sender
 
     def _send(self, message: dict[str, Any]) -> None:
         try:
