@@ -11,6 +11,9 @@ import json
 
 import torch
 
+from spot_plugins.commit import committed_steps
+from spot_plugins.store import LocalStore
+
 
 class References:
     """Trainings that are never interrupted, one per setting; several drills are compared with each."""
@@ -36,9 +39,20 @@ def lines(folder, name, rank):
     return [json.loads(line) for line in (folder / f"{name}-{rank}.jsonl").read_text().splitlines()]
 
 
+def events_of(folder, rank, name):
+    """Return the events *name* of all process lives of *rank*."""
+    return [event for event in lines(folder, "events", rank) if event["event"] == name]
+
+
 def resumed_steps(folder, rank):
     """Return the steps behind which the process lives of *rank* went on."""
-    return [event["step"] for event in lines(folder, "events", rank) if event["event"] == "Resumed"]
+    return [event["step"] for event in events_of(folder, rank, "Resumed")]
+
+
+def newest_step(folder):
+    """Return the newest step that is committed, None if there is none."""
+    steps = committed_steps(LocalStore(str(folder / "run")))
+    return steps[0].step_id.step if steps else None
 
 
 def what_was_seen(folder, rank):

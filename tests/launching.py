@@ -7,12 +7,16 @@ What is started is a process of its own, in its own session, with its own exit c
 from __future__ import annotations
 
 import importlib
+import json
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
+
+from ports import free_port
 
 _TESTS = str(Path(__file__).parent)
 _DRILLS = str(Path(__file__).with_name("drills"))
@@ -40,6 +44,65 @@ def exit_codes(processes, timeout=90):
         if process.exitcode is None:
             os.killpg(process.pid, signal.SIGKILL)
     return codes
+
+
+def launch_ranks(module, folder, settings, environment=None):
+    """Start the training ``module.main(folder, settings)`` on ``settings["ranks"]`` processes, as if on two nodes."""
+    folder.mkdir(exist_ok=True)
+    ranks = settings.get("ranks", 1)
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks), "NODE_RANK": "0"}
+    return [
+        launch(
+            module,
+            (str(folder), settings),
+            environment={
+                **(environment or {}),
+                **(shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}),
+            },
+            output=folder / f"output-{rank}.txt",
+        )
+        for rank in range(ranks)
+    ]
+
+
+def train(module, folder, settings, expect):
+    """Run the training on its ranks, and check how each of them ends."""
+    codes = exit_codes(launch_ranks(module, folder, settings))
+    assert codes == [expect] * len(codes), printed(folder, len(codes))
+
+
+def printed(folder, ranks):
+    """Return the end of what each rank printed."""
+    return [(folder / f"output-{rank}.txt").read_text()[-3000:] for rank in range(ranks)]
+
+
+def launcher(name):
+    """Return the command of a launcher that starts two ranks, and the training that it starts."""
+    lightning = str(Path(_DRILLS, "launched.py"))
+    match name:
+        case "torchrun":
+            torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+            return [*torchrun, lightning]
+        case "accelerate launch":
+            accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
+            accelerate += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
+            return [*accelerate, f"--main_process_port={free_port()}", str(Path(_DRILLS, "accelerate_train.py"))]
+        case "Lightning's own":
+            return [sys.executable, lightning]
+    raise ValueError(name)
+
+
+def start(command, folder, settings, environment=None):
+    """Run *command*, a launcher and its training, as a user does. It leads a session of its own."""
+    folder.mkdir(exist_ok=True)
+    with (folder / "output.txt").open("ab") as output:
+        return subprocess.Popen(
+            [*command, str(folder), json.dumps(settings)],
+            env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
 
 
 def _run(module, arguments, environment, output):

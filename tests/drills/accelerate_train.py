@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, set_seed
+from interrupting import Interruption
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -32,16 +33,21 @@ from spot_plugins.state import RngPart, encode
 class Points(Dataset):
     """Points with noise from all three random streams, as an augmentation has."""
 
-    def __init__(self, size, noisy=True):
+    def __init__(self, size, noisy=True, reach=None):
         generator = torch.Generator().manual_seed(size)
         self.x = torch.randn(size, 6, generator=generator)
         self.y = torch.randint(0, 3, (size,), generator=generator)
         self.noisy = noisy
+        self.reach = reach
+        self.num_drawn = 0
 
     def __len__(self):
         return len(self.x)
 
     def __getitem__(self, index):
+        self.num_drawn += 1
+        if self.reach is not None:
+            self.reach("data", self.num_drawn)
         noise = random.random() + np.random.rand() + torch.rand(6) if self.noisy else 0.0
         return index, self.x[index] + 0.1 * noise, self.y[index]
 
@@ -52,11 +58,9 @@ class Stuck(Points):
     def __init__(self, size, sign):
         super().__init__(size)
         self.sign = sign
-        self.num_drawn = 0
 
     def __getitem__(self, index):
-        self.num_drawn += 1
-        if self.num_drawn > 25:
+        if self.num_drawn == 25:
             self.sign.touch()
             time.sleep(60)
         return super().__getitem__(index)
@@ -65,13 +69,16 @@ class Stuck(Points):
 class Value:
     """State of the user's own."""
 
-    def __init__(self, value=0):
-        self.value = value
+    def __init__(self, on_load=None):
+        self.value = 0
+        self.on_load = on_load
 
     def state_dict(self):
         return {"value": self.value}
 
     def load_state_dict(self, state):
+        if self.on_load is not None:
+            self.on_load()
         self.value = state["value"]
 
 
@@ -90,9 +97,12 @@ class Training:
         torch.set_num_threads(1)
 
     def run(self):
+        self.interruption = Interruption(
+            self.settings, self.rank, lambda: self.spot._session, lambda event: self.append("events", event)
+        )
         self.spot = SpotHook(
             self.accelerator,
-            f"file://{self.folder}/run",
+            self.settings.get("url", f"file://{self.folder}/run"),
             every_steps=self.settings.get("every_steps", 5),
             grace_seconds=20,
             hooks=[self.on_event],
@@ -109,6 +119,7 @@ class Training:
                 if self.settings.get("validate", "epoch") == "epoch":
                     self.validate()
                 self.interrupt("epoch_end", epoch)
+            self.interrupt("end")
         torch.save(self.final(), self.folder / f"final-{self.rank}.pt")
 
     def build(self):
@@ -119,7 +130,8 @@ class Training:
         self.net, self.optimizer, self.scheduler, self.loader, self.other, self.val = self.accelerator.prepare(
             net, optimizer, scheduler, self.make_loader(), elastic_loader(Points(50), batch_size=3), self.make_val()
         )
-        self.num_batches = Value()
+        optimizer.register_step_post_hook(lambda *_: self.interruption.reach("optimizer", self.num_batches.value))
+        self.num_batches = Value(on_load=lambda: self.interruption.reach("resuming"))
         self.luck = Value()
         self.accelerator.register_for_checkpointing(self.luck)
 
@@ -127,7 +139,7 @@ class Training:
         is_elastic = self.settings.get("loader", "elastic") == "elastic"
         # Random numbers in the data set are repeatable in keyed samples, and in workers that begin with the epoch.
         is_repeatable = is_elastic or (self.settings.get("workers", 0) > 0 and not self.settings.get("persistent"))
-        data = Points(self.settings.get("samples", 40), noisy=is_repeatable)
+        data = Points(self.settings.get("samples", 40), noisy=is_repeatable, reach=self.interruption.reach)
         if self.settings.get("stuck"):
             data = Stuck(200, self.folder / "stuck")
         if is_elastic:
@@ -179,7 +191,10 @@ class Training:
         number = self.num_batches.value
         self.interrupt("batch", number)
         with self.accelerator.accumulate(self.net):
-            loss = nn.functional.cross_entropy(self.net(x), y)
+            out = self.net(x)
+            self.interruption.reach("forward", number)
+            out.register_hook(lambda _: self.interruption.reach("backward", number))
+            loss = nn.functional.cross_entropy(out, y)
             if self.settings.get("scaler") and progress.step % 5 == 2:
                 loss = loss * float("inf")
             self.append("trace", ["train", progress.epoch, number, index.tolist(), hexed(loss)])
@@ -190,7 +205,9 @@ class Training:
         if self.accelerator.sync_gradients:
             self.luck.value += random.random()
         self.spot.after_step()
-        if "at" in self.settings:  # or it would depend on luck which save finds room, and which is the newest
+        if (
+            "at" in self.settings and "to" not in self.settings
+        ):  # or it would depend on luck which save finds room, and which is the newest
             wait_until(lambda: not self.spot._session._pusher.busy)
         if self.settings.get("validate") == "body" and self.spot.progress.step % 4 == 0:
             self.validate(feedback=False)
@@ -217,7 +234,8 @@ class Training:
 
     def interrupt(self, *point):
         """Send this process the signal if this is the point of settings["at"], for example ["batch", 7]."""
-        if list(point) != self.settings.get("at"):
+        self.interruption.reach(*point)
+        if list(point) != self.settings.get("at") or "to" in self.settings:
             return
         if point[0] == "val":
             self.accelerator.wait_for_everyone()  # all ranks stand in the pause
@@ -233,6 +251,7 @@ class Training:
 
     def on_event(self, event):
         self.append("events", {"event": type(event).__name__, **asdict(event)})
+        self.interruption.hear(event)
 
     def append(self, name, value):
         with (self.folder / f"{name}-{self.rank}.jsonl").open("a") as file:

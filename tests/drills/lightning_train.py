@@ -17,6 +17,7 @@ from dataclasses import asdict
 
 import numpy as np
 import torch
+from interrupting import Interruption
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
@@ -25,6 +26,7 @@ from lightning.pytorch.callbacks import (
     GradientAccumulationScheduler,
     ModelCheckpoint,
 )
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import CombinedLoader
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
@@ -41,20 +43,25 @@ SETTINGS = {}
 RANK = 0
 NUM_RANKS = 1
 noticed = threading.Event()
+interruption = None
 
 
 class Points(Dataset):
     """Points with noise from all three random streams, as an augmentation has."""
 
-    def __init__(self, size):
+    def __init__(self, size, name=""):
         generator = torch.Generator().manual_seed(0)
         self.x = torch.randn(size, 6, generator=generator)
         self.y = torch.randint(0, 3, (size,), generator=generator)
+        self.name = name
+        self.num_drawn = 0
 
     def __len__(self):
         return len(self.x)
 
     def __getitem__(self, index):
+        self.num_drawn += 1
+        interruption.reach(self.name, self.num_drawn)
         if not SETTINGS.get("augment", 1):
             return index, self.x[index], self.y[index]
         noise = random.random() + np.random.rand() + torch.rand(6)
@@ -92,13 +99,18 @@ class Net(LightningModule):
 
     def training_step(self, batch, batch_idx):
         indices, x, y = zip(*batch.values(), strict=True) if isinstance(batch, dict) else ([part] for part in batch)
-        loss = nn.functional.cross_entropy(self.net(self.backbone(torch.cat(x))), torch.cat(y))
+        number = self.trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        hidden = self.backbone(torch.cat(x))
+        interruption.reach("forward", number)
+        if hidden.requires_grad:
+            hidden.register_hook(lambda _: interruption.reach("backward", number))
+        loss = nn.functional.cross_entropy(self.net(hidden), torch.cat(y))
         self.log("train_loss", loss)
         self.log("mean_loss", loss, on_step=False, on_epoch=True, sync_dist=NUM_RANKS > 1)
         self.mean(loss.detach())
         self.log("mean_metric", self.mean, on_step=False, on_epoch=True)
         record("train", self.trainer, batch_idx, torch.cat(indices).tolist(), loss.item().hex())
-        if self.trainer.fit_loop.epoch_loop.total_batch_idx + 1 == SETTINGS.get("stop_at"):
+        if number == SETTINGS.get("stop_at"):
             self.trainer.should_stop = True
         if not self.automatic_optimization:
             self.step_by_hand(loss, batch_idx)
@@ -124,6 +136,7 @@ class Net(LightningModule):
         checkpoint["num_hooked"] = self.num_hooked
 
     def on_load_checkpoint(self, checkpoint):
+        interruption.reach("resuming")
         self.num_hooked = checkpoint["num_hooked"]
 
     def configure_optimizers(self):
@@ -134,6 +147,7 @@ class Net(LightningModule):
                 torch.optim.SGD([*layers[1].parameters(), *layers[4].parameters()], lr=1e-2, momentum=0.9),
             ]
         optimizer = torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], lr=1e-2)
+        optimizer.register_step_post_hook(lambda *_: interruption.reach("optimizer", self.trainer.global_step + 1))
         if (plateau := SETTINGS.get("plateau")) is not None:
             scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.7)
             monitor = SETTINGS.get("monitor", "train_loss" if plateau == "step" else "val_loss")
@@ -146,7 +160,7 @@ class Net(LightningModule):
         size = SETTINGS.get("samples", 40)
         match SETTINGS.get("loader", "elastic"):
             case "elastic":
-                return elastic_loader(Points(size), batch_size=5, seed=7, **options)
+                return elastic_loader(Points(size, "data"), batch_size=5, seed=7, **options)
             case "two":
                 loaders = {
                     f"{seed}": elastic_loader(Points(size), batch_size=5, seed=seed, **options) for seed in (7, 8)
@@ -164,6 +178,12 @@ class Net(LightningModule):
         workers = SETTINGS.get("workers", 0)
         options = {"num_workers": workers, "persistent_workers": bool(SETTINGS.get("persistent"))}
         return elastic_loader(Points(15), batch_size=5, shuffle=False, **options)
+
+
+class Ddp(DDPStrategy):
+    def barrier(self, name=None):
+        interruption.reach("barrier", name)
+        super().barrier(name)
 
 
 class Swap(Callback):
@@ -201,7 +221,8 @@ class Interrupt(Callback):
         self.num_validations = 0
 
     def _maybe(self, *point):
-        if list(point) == SETTINGS.get("at") and RANK in SETTINGS.get("signal_ranks", range(NUM_RANKS)):
+        interruption.reach(*point)
+        if list(point) == SETTINGS.get("at") and "to" not in SETTINGS:
             os.kill(os.getpid(), getattr(signal, SETTINGS["signal"]))
             assert noticed.wait(30)
         if list(point) == SETTINGS.get("await"):
@@ -223,6 +244,9 @@ class Interrupt(Callback):
     def on_sanity_check_end(self, trainer, pl_module):
         self._maybe("sanity")
 
+    def on_train_end(self, trainer, pl_module):
+        self._maybe("end")
+
 
 def record(kind, trainer, batch_idx, *values):
     if not trainer.sanity_checking:
@@ -239,10 +263,11 @@ def on_event(event):
     append("events", {"event": type(event).__name__, **asdict(event)})
     if isinstance(event, NoticeReceived):
         noticed.set()
+    interruption.hear(event)
 
 
 def main(folder, settings):
-    global FOLDER, SETTINGS, RANK, NUM_RANKS
+    global FOLDER, SETTINGS, RANK, NUM_RANKS, interruption
     FOLDER, SETTINGS = folder, settings
     RANK, NUM_RANKS = int(os.environ.get("LOCAL_RANK", 0)), settings.get("ranks", 1)
     warnings.simplefilter("ignore")
@@ -250,8 +275,9 @@ def main(folder, settings):
     torch.manual_seed(1)
     random.seed(1)
     np.random.seed(1)
-    url = f"file://{folder}/run"
+    url = SETTINGS.get("url", f"file://{folder}/run")
     spot = SpotCheckpoint(url, every_steps=SETTINGS.get("every_steps", 5), hooks=[on_event], grace_seconds=20)
+    interruption = Interruption(SETTINGS, RANK, lambda: spot._fit.session, lambda event: append("events", event))
     early = EarlyStopping("val_loss", patience=100)
     best = ModelCheckpoint(FOLDER, monitor="val_loss", save_top_k=1, every_n_train_steps=None)
     others = [OTHERS[name]() for name in SETTINGS.get("callbacks", [])]
@@ -260,7 +286,7 @@ def main(folder, settings):
         accelerator="cpu",
         default_root_dir=FOLDER,
         devices=NUM_RANKS,
-        strategy="ddp" if NUM_RANKS > 1 else "auto",
+        strategy=Ddp() if NUM_RANKS > 1 else "auto",
         num_sanity_val_steps=2,
         logger=False,
         enable_progress_bar=False,

@@ -2,42 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
+from functools import partial
 
-import accelerate_train
+import launching
 import pytest
 from exactness import References, assert_same_training, resumed_steps, what_was_seen
-from launching import exit_codes, launch
-from ports import free_port
+from launching import exit_codes, launch, launcher, start
 
-import spot_plugins
-
-
-def train(folder, settings, expect):
-    """Run the training on its ranks as separate processes, and check how each of them ends."""
-    folder.mkdir(exist_ok=True)
-    ranks = settings.get("ranks", 1)
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
-    processes = [
-        launch(
-            "accelerate_train",
-            (str(folder), settings),
-            environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
-            if ranks > 1
-            else {},
-            output=folder / f"output-{rank}.txt",
-        )
-        for rank in range(ranks)
-    ]
-    assert exit_codes(processes) == [expect] * ranks, [
-        (folder / f"output-{rank}.txt").read_text()[-3000:] for rank in range(ranks)
-    ]
+train = partial(launching.train, "accelerate_train")
 
 
 @pytest.fixture(scope="module")
@@ -143,23 +118,6 @@ def test_leaving_does_not_wait_for_workers(tmp_path):
     assert exit_codes([process], timeout=4.5) == [143]
 
 
-def start_with_accelerate(folder, settings):
-    """Start the training as a user does, with ``accelerate launch`` on two processes."""
-    folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
-    command += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", f"--main_process_port={free_port()}"]
-    command += [accelerate_train.__file__, str(folder), json.dumps(settings)]
-    source = Path(spot_plugins.__file__).parents[1]
-    with (folder / "output.txt").open("a") as output:
-        return subprocess.Popen(
-            command,
-            stdout=output,
-            stderr=output,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(source)},
-            start_new_session=True,
-        )
-
-
 def wait_for_files(*paths):
     deadline = time.monotonic() + 60
     while not all(path.exists() for path in paths):
@@ -174,13 +132,13 @@ def test_a_sigterm_to_the_launcher_is_one_to_all_and_to_their_workers(references
     settings = {**PAIR, "loader": "plain", "workers": 2, "persistent": 1}
     reference = references(settings)
 
-    launcher = start_with_accelerate(tmp_path, {**settings, "signal": "from outside", "at": MID_EPOCH})
+    process = start(launcher("accelerate launch"), tmp_path, {**settings, "signal": "from outside", "at": MID_EPOCH})
     try:
         wait_for_files(tmp_path / "ready-0.jsonl", tmp_path / "ready-1.jsonl")
-        launcher.send_signal(signal.SIGTERM)
-        assert launcher.wait(60) != 0
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) != 0
     finally:
-        launcher.kill()
+        process.kill()
     train(tmp_path, settings, expect=0)
 
     assert [resumed_steps(tmp_path, rank) for rank in range(2)] == [[13], [13]]

@@ -1,96 +1,125 @@
-"""A SIGTERM through a real launcher, with data-loader workers: all ranks save one step and all processes end."""
+"""A SIGTERM or a death under a real launcher: all ranks save one step, all processes end, and the job goes on."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import subprocess
 import sys
 import time
-import uuid
-from pathlib import Path
+from functools import partial
+from itertools import product
 
+import launched
 import pytest
+from exactness import References, assert_same_training, events_of, newest_step, resumed_steps
+from launching import launcher, start, train
+from remains import Remains
 
-PROGRAM = str(Path(__file__).with_name("launched.py"))
 SETTINGS = {"workers": 2, "samples": 83, "every_steps": 1000}
+PAIR = {"ranks": 2, "samples": 83}
+GRACE_S = 20  # what the trainings say
+HOSTS = {"torchrun": "lightning_train", "Lightning's own": "lightning_train", "accelerate launch": "accelerate_train"}
 
-LAUNCHERS = {
-    "python": (1, [sys.executable]),
-    "torchrun": (2, [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]),
-    "Lightning's own": (2, [sys.executable]),
-}
+CHOSEN = {("torchrun", 1), ("Lightning's own", 1), ("accelerate launch", 0)}
+ALONE = [
+    pytest.param(name, rank, marks=[] if (name, rank) in CHOSEN else pytest.mark.soak)
+    for name, rank in product(HOSTS, range(2))
+]
 
 
-def start(command, folder, settings, mark):
-    environment = {**os.environ, "SPOT_DRILL": mark, "OMP_NUM_THREADS": "1"}
-    arguments = [*command, PROGRAM, str(folder), json.dumps(settings)]
-    with (folder / "output.txt").open("ab") as output:
-        return subprocess.Popen(arguments, env=environment, stdout=output, stderr=output, start_new_session=True)
+@pytest.fixture(scope="module")
+def references(tmp_path_factory):
+    return {
+        training: References(partial(train, training), tmp_path_factory.mktemp)
+        for training in ("lightning_train", "accelerate_train")
+    }
+
+
+@pytest.fixture
+def remains():
+    remains = Remains()
+    yield remains
+    remains.kill()
 
 
 def events(folder, rank, name):
-    path = folder / f"events-{rank}.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [event for event in map(json.loads, lines) if event["event"] == name]
+    return events_of(folder, rank, name) if (folder / f"events-{rank}.jsonl").exists() else []
 
 
-def wait_until(condition, what, process=None, timeout_s=60):
-    deadline = time.monotonic() + timeout_s
+def wait_until(condition, what, process):
+    deadline = time.monotonic() + 60
     while not condition():
-        assert process is None or process.poll() is None, f"it ended with {process.poll()} before {what}"
-        assert time.monotonic() < deadline, f"no {what} within {timeout_s} s"
+        assert process.poll() is None, f"it ended with {process.poll()} before {what}"
+        assert time.monotonic() < deadline, f"no {what} within a minute"
         time.sleep(0.02)
 
 
-def marked_processes(mark):
-    """Return the processes that inherited *mark*: trainers, workers, pushers, whoever their parent is by now."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdigit():
-            try:
-                if f"SPOT_DRILL={mark}".encode() in (folder / "environ").read_bytes():
-                    found.append((int(folder.name), (folder / "cmdline").read_bytes()))
-            except OSError:
-                continue
-    return found
-
-
-@pytest.mark.parametrize(("ranks", "command"), LAUNCHERS.values(), ids=LAUNCHERS)
-def test_a_sigterm_to_the_launcher_saves_one_step_and_leaves_nothing_behind(ranks, command, tmp_path):
+@pytest.mark.parametrize(("ranks", "name"), [(1, "python"), (2, "torchrun"), (2, "Lightning's own")])
+def test_a_sigterm_to_the_launcher_saves_one_step_and_leaves_nothing_behind(ranks, name, remains, tmp_path):
     """
     The launcher signals its processes, workers included. All ranks commit the same step well within the grace, no
     process stays, no line behind fit() runs, and the same command goes on and ends well.
     """
     settings = {**SETTINGS, "ranks": ranks}
-    mark = uuid.uuid4().hex
-    process = start(command, tmp_path, {**settings, "await": ["batch", 7]}, mark)
-    try:
-        everyone_waits = lambda: all(events(tmp_path, rank, "Awaiting") for rank in range(ranks))  # noqa: E731
-        wait_until(everyone_waits, "training", process)
-        if ranks == 2 and "torch.distributed.run" in command:
-            process.terminate()  # torchrun passes it on, to the process group of each rank
-        else:
-            os.killpg(process.pid, signal.SIGTERM)  # as a shell or a container runtime does
-            os.killpg(process.pid, signal.SIGTERM)
-        code = process.wait(timeout=40)
-        wait_until(lambda: not marked_processes(mark), f"end of {marked_processes(mark)}", timeout_s=30)
-    finally:
-        for pid, _ in marked_processes(mark):
-            os.kill(pid, signal.SIGKILL)
+    command = [sys.executable, launched.__file__] if name == "python" else launcher(name)
+    process = start(command, tmp_path, {**settings, "await": ["batch", 7]}, remains.environment)
+    everyone_waits = lambda: all(events(tmp_path, rank, "Awaiting") for rank in range(ranks))  # noqa: E731
+    wait_until(everyone_waits, "training", process)
+    if name == "torchrun":
+        process.terminate()  # torchrun passes it on, to the process group of each rank
+    else:
+        os.killpg(process.pid, signal.SIGTERM)  # as a shell or a container runtime does
+        os.killpg(process.pid, signal.SIGTERM)
+    code = process.wait(timeout=40)
+    remains.assert_nothing(within_s=30)
 
     assert code != 0
-    if command == [sys.executable] and ranks == 1:
+    if ranks == 1:
         assert code == 143
-    left = [events(tmp_path, rank, "Leaving") for rank in range(ranks)]
-    assert [[event["durable"] for event in rank] for rank in left] == [[True]] * ranks
-    assert len({event["step"] for rank in left for event in rank}) == 1
-    assert min(event["left_s"] for rank in left for event in rank) > 10
+    left = [event for rank in range(ranks) for event in events(tmp_path, rank, "Leaving")]
+    assert [event["durable"] for event in left] == [True] * ranks
+    assert {event["step"] for event in left} == {newest_step(tmp_path)}
+    assert min(event["left_s"] for event in left) > GRACE_S / 2
     assert not (tmp_path / "after-fit").exists()
 
-    code = start(command, tmp_path, settings, mark).wait(timeout=90)
+    code = start(command, tmp_path, settings, remains.environment).wait(timeout=90)
 
     assert code == 0, (tmp_path / "output.txt").read_text()[-3000:]
-    resumed = [events(tmp_path, rank, "Resumed") for rank in range(ranks)]
-    assert [[event["step"] for event in rank] for rank in resumed] == [[left[0][0]["step"]]] * ranks
+    assert [resumed_steps(tmp_path, rank) for rank in range(ranks)] == [[left[0]["step"]]] * ranks
+
+
+@pytest.mark.parametrize(("name", "rank"), ALONE)
+def test_a_sigterm_to_one_rank_alone_is_one_to_all(name, rank, references, remains, tmp_path):
+    """
+    The launcher hears nothing of it. It finds that its ranks ended, each with 143 and all with one step, and ends.
+    """
+    settings = {**PAIR, "at": ["forward", 11], "to": [[rank, 0]]}
+    process = start(launcher(name), tmp_path, settings, remains.environment)
+    code = process.wait(timeout=90)
+    [sent] = events(tmp_path, rank, "Sent")
+    remains.assert_nothing(within_s=sent["at"] + GRACE_S - time.monotonic())
+
+    assert code == (143 if name == "Lightning's own" else 1), (tmp_path / "output.txt").read_text()[-3000:]
+    left = [event for rank in range(2) for event in events(tmp_path, rank, "Leaving")]
+    assert [event["durable"] for event in left] == [True, True]
+    assert {event["step"] for event in left} == {newest_step(tmp_path)}
+
+    train(HOSTS[name], tmp_path, PAIR, expect=0)
+    assert [resumed_steps(tmp_path, rank) for rank in range(2)] == [[left[0]["step"]]] * 2
+    assert_same_training(tmp_path, references[HOSTS[name]](PAIR), ranks=2)
+
+
+def test_torchrun_ends_the_others_of_a_rank_that_is_killed(references, remains, tmp_path):
+    """
+    Nothing hangs, no process stays, and the next attempt goes on behind the newest step that is committed.
+    """
+    settings = {**PAIR, "at": ["forward", 11], "signal": "SIGKILL", "to": [[1, 0]]}
+    code = start(launcher("torchrun"), tmp_path, settings, remains.environment).wait(timeout=90)
+    [sent] = events(tmp_path, 1, "Sent")
+    remains.assert_nothing(within_s=sent["at"] + GRACE_S - time.monotonic())
+    step = newest_step(tmp_path)
+
+    assert code == 1
+    train("lightning_train", tmp_path, PAIR, expect=0)
+    assert [resumed_steps(tmp_path, rank) for rank in range(2)] == [[] if step is None else [step]] * 2
+    assert_same_training(tmp_path, references["lightning_train"](PAIR), ranks=2)

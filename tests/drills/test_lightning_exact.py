@@ -3,30 +3,13 @@
 from __future__ import annotations
 
 import signal
+from functools import partial
 
+import launching
 import pytest
 from exactness import References, assert_same_training, resumed_steps
-from launching import exit_codes, launch
-from ports import free_port
 
-
-def train(folder, settings, expect):
-    """Run the training on its ranks as separate processes, and check how each of them ends."""
-    folder.mkdir(exist_ok=True)
-    ranks = settings.get("ranks", 1)
-    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "NODE_RANK": "0"}
-    processes = [
-        launch(
-            "lightning_train",
-            (str(folder), settings),
-            environment=shared | {"LOCAL_RANK": str(rank)} if ranks > 1 else {},
-            output=folder / f"output-{rank}.txt",
-        )
-        for rank in range(ranks)
-    ]
-    assert exit_codes(processes) == [expect] * ranks, [
-        (folder / f"output-{rank}.txt").read_text()[-3000:] for rank in range(ranks)
-    ]
+train = partial(launching.train, "lightning_train")
 
 
 @pytest.fixture(scope="module")

@@ -93,6 +93,9 @@ class SpotCheckpoint(Callback):
         loops = LoopsPart(trainer, position, keep_batch=self._config.elastic_batch == "keep")
         self._fit = _Fit(session, loops, position, rng)
         self._watch_signals()
+        # Lightning's own handler broadcasts: a rank that gets the signal alone hangs or crashes in it. No hook comes
+        # between the moment that it is put in front of ours and a barrier in which that rank may wait for long.
+        trainer._signal_connector.__dict__["_sigterm_notifier_fn"] = _leave_it_to_us
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Restore everything that exists by now; data and random streams follow in :meth:`on_train_start`."""
@@ -124,7 +127,7 @@ class SpotCheckpoint(Callback):
         self._wrap_module_hook(trainer, pl_module)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take SIGTERM back: Lightning has just put its own handler, which broadcasts, in front of ours."""
+        """Take SIGTERM back: Lightning has just put a handler of its own around ours."""
         self._watch_signals()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -179,13 +182,13 @@ class SpotCheckpoint(Callback):
             exception = preempted
             raise
         finally:
-            self._close(pl_module)
+            self._close(trainer, pl_module)
             if isinstance(exception, Preempted):
                 end_shielded_workers()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Let go."""
-        self._close(pl_module)
+        self._close(trainer, pl_module)
 
     def _boundary(self, trainer: Trainer) -> None:
         fit, step = self._fit, trainer.global_step
@@ -214,12 +217,13 @@ class SpotCheckpoint(Callback):
 
         pl_module.__dict__["on_train_batch_end"] = on_train_batch_end
 
-    def _close(self, pl_module: LightningModule) -> None:
+    def _close(self, trainer: Trainer, pl_module: LightningModule) -> None:
         fit, self._fit = self._fit, None
         if fit is not None:
             fit.session.close()
             fit.position.close()
             pl_module.__dict__.pop("on_train_batch_end", None)
+            trainer._signal_connector.__dict__.pop("_sigterm_notifier_fn", None)
 
     def _watch_signals(self) -> None:
         if self._fit is not None and threading.current_thread() is threading.main_thread():
@@ -236,6 +240,10 @@ class _Fit:
     rng: DeferredPart
     last_step: int = 0
     paused: bool = False
+
+
+def _leave_it_to_us(*args: Any) -> None:
+    """Stand in for the part of Lightning's handler that broadcasts; it calls ours next."""
 
 
 def _check_strategy(trainer: Trainer) -> None:

@@ -175,6 +175,9 @@ class StepPush:
         settings = self._settings
         try:
             removed = prune(self._store, settings.attempt, keep_last=settings.keep_last, keep_every=settings.keep_every)
+        except SupersededError as error:  # since the commit: the step stays committed
+            self._tell(events.Superseded(attempt=error.attempt, newest=error.newest))
+            return
         except StoreError:
             return  # old checkpoints cost money, not work; the next commit tries again
         for step_id in removed:
