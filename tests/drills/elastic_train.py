@@ -69,8 +69,8 @@ def write_final(settings, rank, model, optimizer):
 
 
 def preempt(settings, rank, step):
-    """Take one machine, in the middle of a step."""
-    if step == settings.get("stop_in") and rank == settings["ranks"] - 1:
+    """Take one machine, in the middle of a step; later in the next ones too, for all may leave some steps later."""
+    if settings["stop_in"] is not None and step >= settings["stop_in"] and rank == settings["ranks"] - 1:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -211,8 +211,8 @@ def accelerate(settings):
         write_final(settings, rank, model, optimizer.optimizer)
 
 
-def main(settings):
+def main(folder, settings):
     warnings.simplefilter("ignore")
     warnings.filterwarnings("always", message="an optimizer step")
     torch.set_num_threads(1)
-    {"lightning": lightning, "accelerate": accelerate}[settings["host"]](settings)
+    {"lightning": lightning, "accelerate": accelerate}[settings["host"]]({**settings, "folder": folder})

@@ -16,6 +16,7 @@ from launching import exit_codes, launch_ranks, printed, train
 from remains import Remains
 
 from spot_plugins.commit import committed_steps
+from spot_plugins.keys import merged_manifest_key
 from spot_plugins.store import LocalStore
 
 HOSTS = ("lightning", "accelerate")
@@ -194,8 +195,11 @@ def test_an_attempt_that_comes_back_changes_nothing_that_can_be_seen(host, notic
     pids = until(lambda: frozen(old), "all stand still")
 
     train(f"{host}_train", new, settings, expect=0)
-    before = {key: store.get(key) for key in store.keys("")}
     committed = committed_steps(store)
+    until(
+        lambda: merged_manifest_key(committed[0].step_id) in store.keys(""), "the new attempt's last manifest is merged"
+    )
+    before = {key: store.get(key) for key in store.keys("")}
     for pid in pids:
         os.kill(pid, signal.SIGCONT)
 
