@@ -27,6 +27,7 @@ from .manifest import Json
 SLICE_S: Final = 3600.0  # c10d warns on stderr when a wait on its store times out, so endless waits are long ones
 CONNECT_S: Final = 30.0  # longest wait for a connection to the board: rank 0 may have much to do when a job starts
 BACKLOG: Final = 4096  # ranks that connect at once
+MEETING_MARGIN_S: Final = 0.5  # how much longer than until its deadline the thread that meets the others may take
 FAREWELL_S: Final = 2.0  # longest wait of rank 0 for the others to let go of the board
 
 
@@ -87,6 +88,25 @@ def exchange(ranks: Ranks, board: Board, name: str, value: Json) -> list[Json]:
     """Give *value* to all ranks and return theirs, in rank order. Every rank calls it with the same *name*."""
     board.post(f"{name}/{ranks.rank}", value)
     return [board.read(f"{name}/{rank}") for rank in range(ranks.world_size)]
+
+
+def meet(ranks: Ranks, board: Board, deadline: float) -> None:
+    """
+    Let all ranks come to their end, or wait until *deadline* (monotonic). Every rank calls it, once.
+
+    Launchers kill the rest as soon as one process has left.
+    """
+    # A thread, because the board of a machine that vanished may hold up whoever reads it.
+    meeting = threading.Thread(target=_meet, args=(ranks, board, deadline), name="spot-end", daemon=True)
+    meeting.start()
+    meeting.join(max(0.0, deadline - time.monotonic()) + MEETING_MARGIN_S)
+
+
+def _meet(ranks: Ranks, board: Board, deadline: float) -> None:
+    with contextlib.suppress(BoardClosedError):  # too late, or rank 0 is gone
+        board.post(f"left/{ranks.rank}", True)
+        for rank in range(ranks.world_size):
+            board.read(f"left/{rank}", max(0.0, deadline - time.monotonic()))
 
 
 class SingleRank:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import threading
@@ -21,7 +20,7 @@ from .joining import join_run
 from .lifecycle import StepState
 from .notices import SignalNotices
 from .push import Pusher, PushSettings
-from .ranks import Board, BoardClosedError, Ranks, current_ranks
+from .ranks import Board, Ranks, current_ranks, meet
 from .resuming import apply_state, check_alike, load_newest
 from .saving import Part, Parts, Saver, StagedStep
 from .triggers import PeriodicTrigger, Trigger
@@ -36,9 +35,6 @@ STUCK_S: Final = 1.0
 
 FINISH_WAIT_S: Final = 600.0
 """Longest wait for the last push of a training that ended well; behind it the pusher goes on alone."""
-
-MEETING_MARGIN_S: Final = 0.5
-"""How much longer than until its deadline the thread that meets the other ranks may take."""
 
 POLL_S: Final = 0.02
 """How often the wait for the last push looks for notices."""
@@ -259,7 +255,7 @@ class SpotSession:
             logger.error("step %s is still not stored; the pusher process goes on trying", step)
         elif not self._is_saved(step):
             logger.error("step %s is not stored, and will not be", step)
-        self._wait_for_others(time.monotonic() + self._config.grace_seconds)
+        meet(self._ranks, self._board, time.monotonic() + self._config.grace_seconds)
         self.close()
 
     def fail(self, error: BaseException) -> None:
@@ -366,24 +362,11 @@ class SpotSession:
                 left_s,
             )
             self._tell(events.Leaving(step=saved, durable=durable, left_s=left_s))
-            self._wait_for_others(deadline)
+            meet(self._ranks, self._board, deadline)
             self._left = step
             if self._config.on_notice == "continue" and self._agreement.stay():
                 self._stays = True
                 logger.warning("this rank stays: it goes on from step %s, and saves nothing from now on", step)
-
-    def _wait_for_others(self, deadline: float) -> None:
-        """Let all ranks come to their end: launchers kill the rest as soon as one process has left."""
-        # A thread, because the board of a machine that vanished may hold up whoever reads it.
-        meeting = threading.Thread(target=self._meet_others, args=(deadline,), name="spot-end", daemon=True)
-        meeting.start()
-        meeting.join(max(0.0, deadline - time.monotonic()) + MEETING_MARGIN_S)
-
-    def _meet_others(self, deadline: float) -> None:
-        with contextlib.suppress(BoardClosedError):  # too late, or rank 0 is gone
-            self._board.post(f"left/{self._ranks.rank}", True)
-            for rank in range(self._ranks.world_size):
-                self._board.read(f"left/{rank}", max(0.0, deadline - time.monotonic()))
 
     def _push_last(self, step: int, deadline: float) -> bool:
         """Push *step* unless that is done, and wait. Return whether the last saved step is stored."""
