@@ -63,6 +63,7 @@ DRILLS = {
     "two ranks, in validation": (PAIR, "SIGTERM", ["val", 18, 1], 18),
     "two ranks, accumulation": ({**PAIR, "accumulate": 2}, "SIGTERM", ["batch", 12], 7),
     "two ranks, plain loader": ({**PAIR, "loader": "plain"}, "SIGTERM", MID_EPOCH, 13),
+    "two ranks, stateful loader": ({**PAIR, "loader": "stateful"}, "SIGTERM", MID_EPOCH, 13),
 }
 
 

@@ -89,6 +89,7 @@ DRILLS = {
     "two ranks, killed": ({"ranks": 2, "samples": 83}, "SIGKILL", MID_EPOCH),
     "two ranks, last batch, workers": ({"ranks": 2, "samples": 83, "workers": 2}, "SIGTERM", ["batch", 18]),
     "two ranks, in validation": ({"ranks": 2, "samples": 83}, "SIGTERM", ["val", 18, 1]),
+    "two ranks, stateful stream": ({"ranks": 2, "loader": "stateful stream"}, "SIGTERM", MID_EPOCH),
 }
 
 
