@@ -202,13 +202,14 @@ def test_ranks_that_do_not_hold_the_same_are_told_so(url):
     Tensors that all ranks are said to hold alike, but do not: each would store a part that belongs to nothing.
     """
 
+    told = threading.Barrier(3)
+
     def body(ranks):
         state = {"both": {"weight": torch.zeros(2 + (ranks.rank == 2))}}
-        with (
-            training(url, ranks=ranks, state=state) as (session, _, _),
-            pytest.raises(ConfigError, match=r"ranks \[2\] hold other parameters than rank 0"),
-        ):
-            session.resume()
+        with training(url, ranks=ranks, state=state) as (session, _, _):
+            with pytest.raises(ConfigError, match=r"ranks \[2\] hold other parameters than rank 0"):
+                session.resume()
+            told.wait(30)  # a board of threads ends at once when rank 0 lets go of it
 
     run_thread_ranks(3, body)
 
