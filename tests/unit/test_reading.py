@@ -236,7 +236,8 @@ def test_the_merged_manifest_decides_nothing(harm):
         "of another step": store.get(merged_manifest_key(before)),
         "short": b"".join(lines[:-1]),
     }
-    store.delete(merged_manifest_key(newest))
+    for key in [merged_manifest_key(newest), *store.keys(before.prefix)]:
+        store.delete(key)
     if harm in harmed:
         store.put(merged_manifest_key(newest), harmed[harm])
 
