@@ -110,6 +110,9 @@ class Module(LightningModule):
 
     def validation_step(self, batch, batch_idx):
         self.net(batch[1])
+        if self.global_rank == 0 and not self.trainer.sanity_checking:
+            with open(f"{self.settings['folder']}/validations.jsonl", "a") as file:
+                file.write(json.dumps([self.current_epoch, self.global_step]) + "\n")
 
     def configure_optimizers(self):
         return torch.optim.AdamW(self.parameters(), lr=1e-2)

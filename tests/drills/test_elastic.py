@@ -93,6 +93,13 @@ def test_the_global_batch_is_kept_where_it_divides(host, wrapper, tmp_path):
     for key, (samples, loss) in alone.items():
         assert changing[key][0] == samples, key
         assert changing[key][1] == pytest.approx(loss, abs=2e-5), key
+    if host == "lightning":  # it counts batches, of which there are others now
+        assert validations(tmp_path / "changing") == validations(tmp_path / "alone")
+
+
+def validations(folder):
+    """Behind which steps there was a validation."""
+    return {tuple(json.loads(line)) for line in (folder / "validations.jsonl").read_text().splitlines()}
 
 
 @pytest.mark.parametrize("host", HOSTS)
