@@ -140,7 +140,6 @@ class StepReader:
         self._committed = committed
         self._ranks = ranks
         self._want = want
-        self._num_bytes = self._from_local_bytes = 0
 
     def read(self) -> LoadedStep:
         """Read and verify everything that this rank needs, then return it."""
@@ -156,10 +155,7 @@ class StepReader:
             targets, copies = self._plan(pieces)
             by_rank = {manifest.rank: manifest for manifest in manifests}
             runs = [run for place, found in copies.items() for run in _runs(by_rank[place.rank], place.blob, found)]
-            for read in [pool.submit(self._fill, run) for run in runs]:
-                num_bytes, is_local = read.result()
-                self._num_bytes += num_bytes
-                self._from_local_bytes += num_bytes if is_local else 0
+            reads = [read.result() for read in [pool.submit(self._fill, run) for run in runs]]
         try:
             document = own.state
             if unheard_of := {piece.name for _, piece in pieces if piece.shared}.difference(named(document)):
@@ -170,7 +166,8 @@ class StepReader:
             raise CorruptCheckpointError(step_id.step, step_id.prefix, f"holds unreadable state: {error}") from error
         if not isinstance(state, dict):
             raise CorruptCheckpointError(step_id.step, step_id.prefix, "holds no state by the names of parts")
-        return LoadedStep(step_id, world_size, state, self._num_bytes, self._from_local_bytes)
+        from_local_bytes = sum(num_bytes for num_bytes, is_local in reads if is_local)
+        return LoadedStep(step_id, world_size, state, sum(num_bytes for num_bytes, _ in reads), from_local_bytes)
 
     def _plan(
         self, pieces: list[tuple[RankManifest, TensorSlice]]
@@ -184,7 +181,7 @@ class StepReader:
         for name, saved in by_name.items():
             first = next(iter(saved.values()))[1]
             template = self._want(name, first.shape) if first.shared else None
-            boxes = (whole(first.shape),) if template is None else template.placement.boxes
+            boxes = self._boxes(first)
             memory = torch.empty(sum(box.num_elements for box in boxes), dtype=_TORCH_DTYPES[first.dtype])
             targets[name] = target = _Target(template, boxes, memory)
             stored = TensorStorageMetadata(

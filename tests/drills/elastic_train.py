@@ -20,6 +20,7 @@ from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils.data import Dataset
 
 from spot_plugins.accelerate import SpotHook
@@ -51,9 +52,10 @@ def loader_of(settings):
     )
 
 
-def net():
+def net(settings):
     torch.manual_seed(1)
-    return nn.Sequential(nn.Linear(6, 9), nn.Tanh(), nn.Linear(9, 3))
+    width = 8 if settings["wrapper"] == "tp" else 9  # torch's tensor parallelism cannot do uneven ones, FSDP can
+    return nn.Sequential(nn.Linear(6, width), nn.Tanh(), nn.Linear(width, 3))
 
 
 def record(settings, rank, epoch, step, samples, loss):
@@ -94,12 +96,15 @@ class Module(LightningModule):
     def __init__(self, settings):
         super().__init__()
         self.settings = settings
-        self.net = net()
+        self.net = net(settings)
 
     def configure_model(self):
         if self.settings["wrapper"] == "fsdp2" and self.device_mesh is not None:
             fully_shard(self.net[2], mesh=self.device_mesh["data_parallel"])
             fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
+        if self.settings["wrapper"] == "tp":
+            plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
+            parallelize_module(self.net, self.device_mesh["tensor_parallel"], plan)
 
     def training_step(self, batch, batch_idx):
         index, x, y = batch
@@ -138,6 +143,9 @@ def lightning(settings):
         "fsdp1": lambda: CpuFSDPStrategy(auto_wrap_policy={nn.Linear}),
         "fsdp2": lambda: ModelParallelStrategy(
             data_parallel_size=settings["ranks"], tensor_parallel_size=1, process_group_backend="gloo"
+        ),
+        "tp": lambda: ModelParallelStrategy(
+            data_parallel_size=1, tensor_parallel_size=settings["ranks"], process_group_backend="gloo"
         ),
     }
     spot = SpotCheckpoint(
@@ -195,7 +203,7 @@ def accelerate(settings):
         elastic_batch=settings.get("elastic_batch"),
     )
     with hook as spot:
-        model = net()
+        model = net(settings)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         model, optimizer, loader = accelerator.prepare(model, optimizer, loader_of(settings))
         if settings["wrapper"] != "ddp" and settings["ranks"] > 1:

@@ -136,6 +136,23 @@ def test_a_sharded_training_goes_on_bit_for_bit(host, wrapper, tmp_path):
     assert repr(flat(finals[0])) == repr(flat(finals[1]))
 
 
+def test_ranks_that_share_each_sample_go_on_bit_for_bit(tmp_path):
+    """
+    Tensor parallelism under Lightning: both ranks see every sample, as one replica, and go on with the next.
+    """
+    settings = {"host": "lightning", "wrapper": "tp", "samples": 48}
+
+    alone = train_in(tmp_path / "alone", settings, [(2, None)])
+    resumed = train_in(tmp_path / "resumed", settings, [(2, 30), (2, None)])
+
+    assert sorted(resumed) == sorted(alone)
+    for epoch, order in orders(48):
+        for rank in range(2):
+            assert [sample for e, _, r, seen, _ in alone if (e, r) == (epoch, rank) for sample in seen] == order
+    finals = [torch.load(tmp_path / name / "final.pt", weights_only=False) for name in ("alone", "resumed")]
+    assert repr(flat(finals[0])) == repr(flat(finals[1]))
+
+
 def flat(state, path=""):
     """Every tensor in *state*, as its bytes."""
     if isinstance(state, torch.Tensor):
