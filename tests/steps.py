@@ -63,6 +63,9 @@ class InlinePusher:
         memory = memoryview(mmap.mmap(fd, num_bytes))
         StepPush(job, self.settings, memory, store=self.store, local=self.local, tell=self.told.append).run()
 
+    def announce(self, step, buffer):
+        pass
+
     def holds(self, buffer):
         return False
 
@@ -98,8 +101,8 @@ def save(
     parts = Parts()
     parts.add("part", Holder(state_of(step, rank) if state is None else state), ("both",))
     pusher = InlinePusher(settings, store, local, again)
-    with closing(Saver(parts, ThreadRank(rank, world_size, MemoryBoard()), pusher)) as saver:
-        saver.push(saver.stage(step, deadline=0.0))
+    with closing(Saver(parts, ThreadRank(rank, world_size, MemoryBoard()), pusher, lambda event: None)) as saver:
+        saver.save(step, "explicit", deadline=0.0)
     return pusher.told
 
 

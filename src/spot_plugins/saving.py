@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
@@ -10,17 +11,20 @@ from typing import Any, Final, Protocol
 
 import xxhash
 
-from .errors import StoreError
+from .errors import ConfigError, StoreError
+from .events import Event, Staged
 from .manifest import Json
 from .placement import Placement, whole
 from .push import BlobImage, Pusher, PushJob
 from .ranks import Ranks
-from .staging import Layout, SharedBuffer, Source, copy_into, plan_layout, signature
-from .state import Shard, encode
+from .staging import Changes, Copier, Layout, SharedBuffer, Snapshot, Source, TornError, plan_layout, signature
+from .state import Shard, encode, memory_of
+from .triggers import Trigger
 
 logger = logging.getLogger(__name__)
 
 ROOM_BYTES: Final = 1024**2  # a metric that appears later must not cost a new buffer and its page faults
+CLOSE_S: Final = 60.0  # longest wait for a copy that is under way
 MAX_BUFFERS: Final = 2  # one being pushed, one for a save that cannot wait: memory is bounded by twice the state
 
 
@@ -70,15 +74,25 @@ class Parts:
         """
         document, tensors = encode({name: part.state_dict() for name, part in self._parts.items()})
         prefixes, everybody = tuple(self._replicated), tuple(range(world_size))
+        trained: set[int] = set()
+        optimizers: tuple[str, ...] = ()
+        for name, part in self._parts.items():
+            memory: set[int] = getattr(part, "trained_memory", set)()
+            if memory:
+                trained |= memory
+                optimizers += (f"{name}/state/",)
         sources: dict[str, Source] = {}
-        for name, tensor in tensors.items():
-            if isinstance(tensor, Shard):
-                sources[name] = Source(tensor.local, tensor.placement)
-            elif name.startswith(prefixes):
-                shape = tuple(tensor.shape)
-                sources[name] = Source(tensor, Placement(shape, (whole(shape),), everybody))
+        for name, value in tensors.items():
+            placement = None
+            if isinstance(value, Shard):
+                tensor, placement = value.local, value.placement
             else:
-                sources[name] = Source(tensor)
+                tensor = value
+                if name.startswith(prefixes):
+                    shape = tuple(tensor.shape)
+                    placement = Placement(shape, (whole(shape),), everybody)
+            in_step = memory_of(tensor) in trained or name.startswith(optimizers)
+            sources[name] = Source(tensor, placement, Changes.IN_STEP if in_step else Changes.ANYTIME)
         return document, sources
 
     def alike(self, world_size: int) -> str:
@@ -87,7 +101,7 @@ class Parts:
         everybody = tuple(range(world_size))
         held = sorted(
             (name, str(tensor.dtype), placement.shape)
-            for name, (tensor, placement) in sources.items()
+            for name, (tensor, placement, _) in sources.items()
             if placement is not None and placement.holders == everybody
         )
         return xxhash.xxh3_128_hexdigest(repr(held).encode())
@@ -118,12 +132,15 @@ class Parts:
 
 @dataclass(frozen=True, slots=True)
 class StagedStep:
-    """A step in host memory, ready to be pushed."""
+    """A step in host memory, or on its way there."""
 
     step: int
+    trigger: Trigger
     buffer: SharedBuffer
     layout: Layout
     state: Json
+    stall_s: float
+    """Seconds that training stood still to begin it."""
 
     @property
     def num_bytes(self) -> int:
@@ -132,32 +149,93 @@ class StagedStep:
 
 
 class Saver:
-    """Stages steps into shared buffers and hands them to the pusher. Used by the training thread alone."""
+    """
+    Stages steps into shared buffers and hands them to the pusher.
 
-    def __init__(self, parts: Parts, ranks: Ranks, pusher: Pusher) -> None:
+    Args:
+        parts: What is saved.
+        ranks: The processes of the job.
+        pusher: Who pushes it.
+        tell: Called with every event, on the thread where it happens.
+        max_bytes: Most host memory that staged steps may take on this rank. None: room for two steps.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        ranks: Ranks,
+        pusher: Pusher,
+        tell: Callable[[Event], None],
+        max_bytes: int | None = None,
+    ) -> None:
         self._parts = parts
         self._ranks = ranks
         self._pusher = pusher
+        self._tell = tell
+        self._max_bytes = max_bytes
+        self._copier = Copier()
+        self._overlaps = True
         self._buffers: list[SharedBuffer] = []
         self._num_made = 0
+        self._prepared = threading.Event()
+        self._prepared.set()
         self._signature: Hashable = None
         self._layout: Layout | None = None
 
-    def stage(self, step: int, deadline: float) -> StagedStep:
+    def prepare(self) -> None:
         """
-        Copy the state as it is now into a free buffer.
+        Make the first buffer, in the background, so that the first save need not.
+
+        Raises:
+            UnsafeStateError, ConfigError: As :meth:`save`.
+        """
+        if self._buffers:
+            return
+        _, sources = self._parts.capture(self._ranks.world_size)
+        num_bytes = self._plan(sources).num_bytes
+        self._check_size(num_bytes)
+        self._prepared.clear()
+
+        def make() -> None:
+            try:
+                self._make_buffer(num_bytes)
+            finally:
+                self._prepared.set()
+
+        self._copier.do(make)
+
+    def save(self, step: int, trigger: Trigger, deadline: float) -> None:
+        """
+        Save the state as it is now. What only the step of an optimizer changes is copied until the next one begins.
 
         Waits only when both buffers are still being pushed, until *deadline* (monotonic).
 
         Raises:
             UnsafeStateError: Some state has no pickle-free form.
+            ConfigError: It does not fit into the memory that it is given.
             StoreError: No buffer became free in time.
         """
-        document, sources = self._parts.capture(self._ranks.world_size)
-        layout = self._plan(sources)
-        buffer = self._free_buffer(layout.num_bytes, deadline)
-        copy_into(buffer, layout, sources)
-        return StagedStep(step, buffer, layout, document)
+        staged, snapshot = self._begin(step, trigger, deadline)
+        self._pusher.announce(step, staged.buffer.number)
+        if snapshot.is_complete:
+            self._finish(staged, 0.0, None)
+            return
+        self._copier.complete(snapshot, lambda waited_s, error: self._finish(staged, waited_s, error))
+        if not self._overlaps:
+            self._copier.fence()
+
+    def stage(self, step: int, trigger: Trigger, deadline: float) -> StagedStep:
+        """
+        Copy the state as it is now into a free buffer, all of it, and keep it there.
+
+        Waits and raises as :meth:`save`.
+        """
+        staged, snapshot = self._begin(step, trigger, deadline)
+        snapshot.issue()
+        snapshot.hold_back()
+        snapshot.wait()
+        self._tell_staged(staged, 0.0)
+        return staged
 
     def push(self, staged: StagedStep) -> None:
         """Hand *staged* to the pusher, which owns its buffer until the step is committed or abandoned."""
@@ -170,16 +248,52 @@ class Saver:
         )
         self._pusher.submit(job, staged.buffer.fd, staged.buffer.num_bytes)
 
+    def fence(self) -> None:
+        """Wait until nothing depends on live state any more: weights may now be changed by anyone."""
+        self._copier.fence()
+
     @property
     def has_room(self) -> bool:
         """Whether :meth:`stage` would find a buffer without waiting."""
-        return len(self._buffers) < MAX_BUFFERS or not all(self._pusher.holds(each.number) for each in self._buffers)
+        return self._may_grow(0) or not all(self._pusher.holds(each.number) for each in self._buffers)
 
-    def close(self) -> None:
-        """Let go of all buffers. The pusher keeps its own mappings."""
+    def close(self, timeout_s: float = CLOSE_S) -> None:
+        """Hand over what is being copied, and let go of all buffers. The pusher keeps its own mappings."""
+        if not self._copier.close(timeout_s):  # its device hangs: then nothing can be taken from under it
+            logger.error("a copy from the device does not end; it is left alone")
+            return
         for buffer in self._buffers:
             buffer.close()
         self._buffers.clear()
+
+    def _begin(self, step: int, trigger: Trigger, deadline: float) -> tuple[StagedStep, Snapshot]:
+        started = time.monotonic()
+        self._copier.fence()  # at most one copy at a time: it is done, or the optimizer's step would not be
+        document, sources = self._parts.capture(self._ranks.world_size)
+        layout = self._plan(sources)
+        buffer = self._free_buffer(layout.num_bytes, deadline)
+        snapshot = Snapshot(buffer, layout, sources)
+        return StagedStep(step, trigger, buffer, layout, document, time.monotonic() - started), snapshot
+
+    def _finish(self, staged: StagedStep, waited_s: float, error: Exception | None) -> None:
+        if error is None:
+            self._tell_staged(staged, waited_s)
+            self.push(staged)
+            return
+        if isinstance(error, TornError):
+            self._overlaps = False
+            logger.warning("%s. From now on each save copies everything before training goes on", error)
+        self._pusher.abandon(staged.step, staged.buffer.number, f"it could not be copied: {error}")
+
+    def _tell_staged(self, staged: StagedStep, waited_s: float) -> None:
+        event = Staged(
+            step=staged.step,
+            trigger=staged.trigger,
+            num_bytes=staged.num_bytes,
+            stall_s=staged.stall_s + waited_s,
+        )
+        logger.info("staged step %s (%s), %.3f s, %s bytes", event.step, event.trigger, event.stall_s, event.num_bytes)
+        self._tell(event)
 
     def _plan(self, sources: dict[str, Source]) -> Layout:
         new = signature(sources)
@@ -189,11 +303,13 @@ class Saver:
         return self._layout
 
     def _free_buffer(self, num_bytes: int, deadline: float) -> SharedBuffer:
-        if len(self._buffers) == MAX_BUFFERS:
+        self._prepared.wait()
+        self._check_size(num_bytes)
+        if not self._may_grow(num_bytes):
             numbers = {buffer.number for buffer in self._buffers}
             started = time.monotonic()
             if not self._pusher.wait_released(numbers, deadline):
-                raise StoreError("put", "", "two earlier steps are still being pushed")
+                raise StoreError("put", "", "earlier steps are still being pushed, and hold all memory for saves")
             if (waited_s := time.monotonic() - started) > 0.1:
                 logger.warning("training waited %.1f s for an earlier push", waited_s)
         for buffer in [b for b in self._buffers if not self._pusher.holds(b.number)]:
@@ -202,6 +318,23 @@ class Saver:
             self._pusher.forget_buffer(buffer.number)
             self._buffers.remove(buffer)
             buffer.close()
+        return self._make_buffer(num_bytes)
+
+    def _make_buffer(self, num_bytes: int) -> SharedBuffer:
         self._num_made += 1
         self._buffers.append(SharedBuffer(self._num_made, num_bytes + ROOM_BYTES))
         return self._buffers[-1]
+
+    def _may_grow(self, num_bytes: int) -> bool:
+        """Whether there may be one buffer more, of *num_bytes* or of the size of those that there are."""
+        if self._max_bytes is None or not self._buffers:
+            return len(self._buffers) < MAX_BUFFERS
+        taken = sum(buffer.num_bytes for buffer in self._buffers)
+        return taken + max(num_bytes + ROOM_BYTES, self._buffers[0].num_bytes) <= self._max_bytes
+
+    def _check_size(self, num_bytes: int) -> None:
+        if self._max_bytes is not None and num_bytes + ROOM_BYTES > self._max_bytes:
+            raise ConfigError(
+                f"buffer_bytes={self._max_bytes} is too small for the state of this rank: give at least "
+                f"{num_bytes + ROOM_BYTES}, or None"
+            )

@@ -44,7 +44,9 @@ class Pusher:
         self._tell = tell
         self._changed = threading.Condition()
         self._steps: dict[int, StepLifecycle] = {}
-        self._held: set[int] = set()
+        self._submitted: set[int] = set()
+        self._held: dict[int, int] = {}  # buffers, and the steps in them
+        self._sending = threading.Lock()  # the process is started, and spoken to, by one thread at a time
         self._failing = False
         self._closed = False
         self._superseded = False
@@ -118,20 +120,28 @@ class Pusher:
         with self._changed:
             return bool(self._held) and not self._failing
 
+    def announce(self, step: int, buffer: int) -> None:
+        """Say that *step* is being copied into *buffer*: :meth:`submit` or :meth:`abandon` will follow."""
+        with self._changed:
+            self._steps[step] = StepLifecycle(step)
+            self._held[buffer] = step
+
     def submit(self, job: PushJob, fd: int, num_bytes: int) -> None:
         """Hand over one staged step in the buffer *fd* of *num_bytes*. Never waits for disk or network."""
         for _ in range(2):  # the second time with a fresh process, should this one have died
-            job = replace(job, again=job.step in self._steps)
             with self._changed:
+                job = replace(job, again=job.step in self._submitted)
+                self._submitted.add(job.step)
                 self._steps[job.step] = StepLifecycle(job.step, StepState.PUSHING)
-                self._held.add(job.buffer)
+                self._held[job.buffer] = job.step
                 self._submitting = job.step
             try:
-                sock = self.start()
-                if job.buffer not in self._known:
-                    messages.send(sock, {"buffer": job.buffer, "num_bytes": num_bytes}, fd)
-                    self._known.add(job.buffer)
-                messages.send(sock, messages.encode_job(job))
+                with self._sending:
+                    sock = self.start()
+                    if job.buffer not in self._known:
+                        messages.send(sock, {"buffer": job.buffer, "num_bytes": num_bytes}, fd)
+                        self._known.add(job.buffer)
+                    messages.send(sock, messages.encode_job(job))
             except OSError as error:
                 logger.warning("the pusher process cannot be reached: %s", error)
                 sock = None
@@ -145,26 +155,31 @@ class Pusher:
                 self._reader.join()
         with self._changed:
             self._submitting = None
-            self._held.discard(job.buffer)
-        self._abandon(job.step, "the pusher process does not start")
+        self.abandon(job.step, job.buffer, "the pusher process does not start")
+
+    def abandon(self, step: int, buffer: int, reason: str) -> None:
+        """Say that *step*, which was announced, will not come, because of *reason*."""
+        with self._changed:
+            self._held.pop(buffer, None)
+        self._abandon(step, reason)
 
     def wait_released(self, buffers: set[int], deadline: float) -> bool:
         """Wait until the pusher holds no longer all of *buffers*, or until *deadline*. Return whether it does not."""
         with self._changed:
             left_s = max(0.0, deadline - time.monotonic())
-            return self._changed.wait_for(lambda: not buffers <= self._held, timeout=left_s)
+            return self._changed.wait_for(lambda: not buffers <= self._held.keys(), timeout=left_s)
 
     def forget_buffer(self, buffer: int) -> None:
         """Let the pusher unmap *buffer*, which it does not hold."""
         if (sock := self._sock) is not None and buffer in self._known:
             self._known.discard(buffer)
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError), self._sending:
                 messages.send(sock, {"drop_buffer": buffer})
 
     def hurry(self) -> None:
         """The machine will be taken: give the pusher normal priority."""
         if (sock := self._sock) is not None:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError), self._sending:
                 messages.send(sock, {"hurry": True})
 
     def wait_settled(self, step: int, deadline: float) -> StepState | None:
@@ -209,10 +224,13 @@ class Pusher:
         logger.error("the pusher process ended with code %s", process.returncode)
         with self._changed:
             self._sock = None
-            self._held.clear()
+            # What is still being copied is not lost: its submission starts another process.
+            copied = {step for step in self._held.values() if self._steps[step].state is StepState.STAGING}
+            self._held = {buffer: step for buffer, step in self._held.items() if step in copied}
             self._failing = False
             self._changed.notify_all()
-            lost = [s.step for s in self._steps.values() if not s.ended and s.step != self._submitting]
+            pushed = [each.step for each in self._steps.values() if each.state is StepState.PUSHING]
+            lost = [step for step in pushed if step != self._submitting]
         for step in lost:
             self._abandon(step, f"the pusher process ended with code {process.returncode}")
 
@@ -223,7 +241,7 @@ class Pusher:
     def _hear(self, body: dict[str, Any]) -> None:
         if "released" in body:
             with self._changed:
-                self._held.discard(body["released"])
+                self._held.pop(body["released"], None)
                 self._failing = False
                 self._changed.notify_all()
             return
