@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from spot_plugins.capture import Parts
 from spot_plugins.commit import committed_steps
 from spot_plugins.keys import rank_manifest_key
 from spot_plugins.manifest import RankManifest
@@ -16,7 +17,7 @@ from spot_plugins.push import PushSettings
 from spot_plugins.push.pushing import StepPush
 from spot_plugins.ranks import Board, MemoryBoard, SingleRank
 from spot_plugins.resuming import load_newest
-from spot_plugins.saving import Parts, Saver
+from spot_plugins.saving import Saver
 
 URL = "memory://steps"
 
@@ -58,12 +59,16 @@ class InlinePusher:
     again: bool = False
     told: list = field(default_factory=list)
 
-    def submit(self, job, fd, num_bytes):
+    def submit(self, job, buffers):
         job = replace(job, again=self.again)
-        memory = memoryview(mmap.mmap(fd, num_bytes))
-        StepPush(job, self.settings, memory, store=self.store, local=self.local, tell=self.told.append).run()
+        memory = {number: memoryview(mmap.mmap(each.fd, each.num_bytes)) for number, each in buffers.items()}
+        images = [memory[blob.buffer][blob.offset : blob.offset + blob.num_bytes] for blob in job.blobs]
+        StepPush(job, self.settings, images, store=self.store, local=self.local, tell=self.told.append).run()
 
-    def announce(self, step, buffer):
+    def knows_frozen(self, number):
+        return False
+
+    def announce(self, step, buffers):
         pass
 
     def holds(self, buffer):

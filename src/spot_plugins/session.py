@@ -11,6 +11,7 @@ from typing import Final
 
 from . import events
 from .agreement import Agreement, Crew, Decision, Notice, Solo
+from .capture import Part, Parts
 from .clock import Clock, SystemClock
 from .config import SpotConfig
 from .data import end_shielded_workers
@@ -22,7 +23,7 @@ from .notices import SignalNotices
 from .push import Pusher, PushSettings
 from .ranks import Board, Ranks, current_ranks, meet
 from .resuming import apply_state, check_alike, load_newest
-from .saving import Part, Parts, Saver, StagedStep
+from .saving import Saver, StagedStep
 from .triggers import PeriodicTrigger, Trigger
 
 logger = logging.getLogger(__name__)

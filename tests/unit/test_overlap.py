@@ -373,12 +373,12 @@ def test_the_first_buffer_is_made_behind_the_first_step(tmp_path):
     forward_backward(model, optimizer)()
     optimizer.step()
     with session_of(tmp_path, model, [optimizer]) as (session, heard):
-        assert not session._saver._buffers
+        assert not session._saver._buffers._buffers
         session.after_step(1)
-        (buffer,) = until(lambda: session._saver._buffers, "the buffer is made")
+        (buffer,) = until(lambda: session._saver._buffers._buffers, "the buffer is made")
         session.save(2)
         heard.wait(Committed, step=2)
-        assert session._saver._buffers == [buffer]
+        assert session._saver._buffers._buffers == [buffer]
 
 
 def test_memory_is_bounded_by_what_is_given(tmp_path):
@@ -409,7 +409,7 @@ def test_memory_is_bounded_by_what_is_given(tmp_path):
             until_idle(session)
             session.after_step(5)
             heard.wait(Committed, step=5)
-            assert len(session._saver._buffers) == 1
+            assert len(session._saver._buffers._buffers) == 1
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from ..capture import Part
 from ..config import ElasticBatch, OnNotice, from_environment
 from ..data import end_shielded_workers
 from ..errors import ConfigError, Preempted
 from ..events import Hook
-from ..saving import Part
 from ..session import SpotSession
 from ..state import RngPart
 from .position import PositionPart, StreamsPart

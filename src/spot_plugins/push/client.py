@@ -12,10 +12,10 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from .. import events
 from ..events import Event
@@ -29,6 +29,13 @@ _PACKAGE_PARENT = str(Path(__file__).resolve().parents[2])
 
 _started: list[subprocess.Popen[bytes]] = []
 """Keeps the handles of pushers that outlive their session: dropping one of a live process is a warning."""
+
+
+class Lent(Protocol):
+    """A shared buffer."""
+
+    fd: int
+    num_bytes: int
 
 
 class Pusher:
@@ -54,6 +61,7 @@ class Pusher:
         self._sock: socket.socket | None = None
         self._deaf = threading.Event()
         self._known: set[int] = set()
+        self._known_frozen: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._reader: threading.Thread | None = None
         _pushers.add(self)
@@ -89,6 +97,7 @@ class Pusher:
             theirs.close()
         _started[:] = [process for process in _started if process.poll() is None] + [self._process]
         self._known = set()
+        self._known_frozen = None
         with contextlib.suppress(OSError):  # it ended at once; who reads will see
             messages.send(ours, asdict(self._settings))
         self._sock = ours
@@ -120,27 +129,35 @@ class Pusher:
         with self._changed:
             return bool(self._held) and not self._failing
 
-    def announce(self, step: int, buffer: int) -> None:
-        """Say that *step* is being copied into *buffer*: :meth:`submit` or :meth:`abandon` will follow."""
+    def knows_frozen(self, number: int) -> bool:
+        """Whether the process has stored the set of frozen blobs of that *number*, so that a job may refer to it."""
+        with self._changed:
+            return number == self._known_frozen
+
+    def announce(self, step: int, buffers: Iterable[int]) -> None:
+        """Say that *step* is being copied into *buffers*: :meth:`submit` or :meth:`abandon` will follow."""
         with self._changed:
             self._steps[step] = StepLifecycle(step)
-            self._held[buffer] = step
+            self._held |= dict.fromkeys(buffers, step)
 
-    def submit(self, job: PushJob, fd: int, num_bytes: int) -> None:
-        """Hand over one staged step in the buffer *fd* of *num_bytes*. Never waits for disk or network."""
+    def submit(self, job: PushJob, buffers: Mapping[int, Lent]) -> None:
+        """Hand over one staged step, which lies in *buffers*, by number. Never waits for disk or network."""
         for _ in range(2):  # the second time with a fresh process, should this one have died
             with self._changed:
                 job = replace(job, again=job.step in self._submitted)
                 self._submitted.add(job.step)
                 self._steps[job.step] = StepLifecycle(job.step, StepState.PUSHING)
-                self._held[job.buffer] = job.step
+                self._held |= dict.fromkeys(buffers, job.step)
                 self._submitting = job.step
             try:
                 with self._sending:
                     sock = self.start()
-                    if job.buffer not in self._known:
-                        messages.send(sock, {"buffer": job.buffer, "num_bytes": num_bytes}, fd)
-                        self._known.add(job.buffer)
+                    if self._refers_to_lost(job):
+                        break
+                    for number in buffers.keys() - self._known:
+                        lent = buffers[number]
+                        messages.send(sock, {"buffer": number, "num_bytes": lent.num_bytes}, lent.fd)
+                        self._known.add(number)
                     messages.send(sock, messages.encode_job(job))
             except OSError as error:
                 logger.warning("the pusher process cannot be reached: %s", error)
@@ -155,12 +172,16 @@ class Pusher:
                 self._reader.join()
         with self._changed:
             self._submitting = None
-        self.abandon(job.step, job.buffer, "the pusher process does not start")
+        self.abandon(job.step, "the pusher process had to be started again")
 
-    def abandon(self, step: int, buffer: int, reason: str) -> None:
+    def _refers_to_lost(self, job: PushJob) -> bool:
+        """Whether *job* needs frozen blobs that the process, a new one, has never heard of."""
+        brings_them = any(blob.is_frozen for blob in job.blobs)
+        return job.frozen is not None and not brings_them and not self.knows_frozen(job.frozen)
+
+    def abandon(self, step: int, reason: str) -> None:
         """Say that *step*, which was announced, will not come, because of *reason*."""
-        with self._changed:
-            self._held.pop(buffer, None)
+        self._release(step)
         self._abandon(step, reason)
 
     def wait_released(self, buffers: set[int], deadline: float) -> bool:
@@ -234,16 +255,23 @@ class Pusher:
         for step in lost:
             self._abandon(step, f"the pusher process ended with code {process.returncode}")
 
+    def _release(self, step: int) -> None:
+        with self._changed:
+            self._held = {buffer: held for buffer, held in self._held.items() if held != step}
+            self._changed.notify_all()
+
     def _abandon(self, step: int, reason: str) -> None:
         self._end(step, StepState.ABANDONED, reason)
         self._tell(events.SaveAbandoned(step=step, reason=reason))
 
     def _hear(self, body: dict[str, Any]) -> None:
         if "released" in body:
+            self._failing = False
+            self._release(body["released"])
+            return
+        if "frozen" in body:
             with self._changed:
-                self._held.pop(body["released"], None)
-                self._failing = False
-                self._changed.notify_all()
+                self._known_frozen = body["frozen"]
             return
         event = messages.decode_event(body)
         match event:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from .buffer import SharedBuffer
 from .check import find_nonsense
 from .copier import Copier, TornError
+from .frozen import FrozenWatch
 from .plan import Changes, Layout, Source, plan_layout, signature
 from .stage import Snapshot
 
 __all__ = [
     "Changes",
     "Copier",
+    "FrozenWatch",
     "Layout",
     "SharedBuffer",
     "Snapshot",

@@ -47,6 +47,8 @@ DTYPES: Final[dict[torch.dtype, str]] = {
 }
 """What safetensors can hold, and how it spells it."""
 
+TORCH_DTYPES: Final = {name: dtype for dtype, name in DTYPES.items()}
+
 
 class Changes(Enum):
     """When a tensor may change, as far as the one who saves it knows."""
@@ -54,6 +56,8 @@ class Changes(Enum):
     ANYTIME = auto()
     IN_STEP = auto()
     """In the step of an optimizer alone: until the next one begins, there is time to copy it."""
+    NEVER = auto()
+    """Presumably never: it is frozen. Whether that holds is watched."""
 
 
 class Source(NamedTuple):

@@ -20,32 +20,40 @@ class Snapshot:
     """
 
     def __init__(self, buffer: SharedBuffer, layout: Layout, sources: Mapping[str, Source]) -> None:
-        self._buffer = buffer
-        self._layout = layout
-        self._late: list[tuple[int, torch.Tensor]] = []
-        self._versions = [(name, source.tensor, source.tensor._version) for name, source in _changing(sources)]
-        self._devices = {source.tensor.device for source in sources.values() if source.tensor.is_cuda}
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+        self._late: list[tuple[SharedBuffer, int, torch.Tensor]] = []
+        self._versions: list[tuple[str, torch.Tensor, int]] = []
+        self._begun: dict[torch.device, torch.cuda.Event] = {}
         self._copied: dict[torch.device, torch.cuda.Event] = {}
+        self.add(buffer, layout, sources)
+
+    def add(self, buffer: SharedBuffer, layout: Layout, sources: Mapping[str, Source]) -> None:
+        """Fill *buffer* with the blobs of *layout*; what can wait is left to :meth:`issue`."""
         for (offset, _), header in zip(layout.blobs, layout.headers, strict=True):
             ctypes.memmove(buffer.address + offset, header, len(header))
-        elsewhere = set()
+        devices = set()
         with torch.no_grad():
-            for start, tensor, changes in _pieces(layout, sources):
+            for start, tensor, changes in pieces_in(layout, sources):
+                devices.add(tensor.device)
                 if changes is Changes.IN_STEP:
-                    self._late.append((start, tensor))
-                    continue
-                self._copy(start, tensor)
-                if tensor.device.type not in ("cpu", "cuda"):
-                    elsewhere.add(tensor.device)
-        for device in elsewhere:
-            torch.accelerator.current_stream(device).synchronize()
-        # Behind this, in the order of the training's own stream, everything is as it was when the copy began.
-        self._begun = {device: torch.cuda.current_stream(device).record_event() for device in self._devices}
+                    self._late.append((buffer, start, tensor))
+                else:
+                    _copy(buffer, start, tensor)
+        for device in devices:
+            if device.type == "cuda":
+                # Behind this, in the order of the training's own stream, everything is as it is now.
+                self._begun[device] = torch.cuda.current_stream(device).record_event()
+                self._streams[device] = buffer.stream(device)
+            elif device.type != "cpu":
+                torch.accelerator.current_stream(device).synchronize()
+        for name, source in sources.items():
+            if source.changes is Changes.IN_STEP:
+                self._versions.append((name, source.tensor, source.tensor._version))
 
     @property
     def is_complete(self) -> bool:
         """Whether there is nothing left to do, not even to wait for a device."""
-        return not self._late and not self._devices
+        return not self._late and not self._begun
 
     def issue(self) -> None:
         """
@@ -53,17 +61,16 @@ class Snapshot:
 
         Behind it tensors may change, on a CUDA device only behind :meth:`hold_back`.
         """
-        streams = {device: self._buffer.stream(device) for device in self._devices}
-        for device, stream in streams.items():
+        for device, stream in self._streams.items():
             stream.wait_event(self._begun[device])
         with torch.no_grad():
-            for start, tensor in self._late:
+            for buffer, start, tensor in self._late:
                 if tensor.is_cuda:
-                    with torch.cuda.stream(streams[tensor.device]):
-                        self._copy(start, tensor)
+                    with torch.cuda.stream(self._streams[tensor.device]):
+                        _copy(buffer, start, tensor)
                 else:
-                    self._copy(start, tensor)
-        self._copied = {device: stream.record_event() for device, stream in streams.items()}
+                    _copy(buffer, start, tensor)
+        self._copied = {device: stream.record_event() for device, stream in self._streams.items()}
 
     def hold_back(self) -> None:
         """Let each device finish the copies that :meth:`issue` has put there before it does what comes next."""
@@ -79,16 +86,17 @@ class Snapshot:
         for copied in self._copied.values():
             copied.synchronize()
 
-    def _copy(self, start: int, tensor: torch.Tensor) -> None:
-        if tensor.is_cpu and tensor.is_contiguous():
-            # Not torch: on another thread than training's it would start a second team of threads on the same cores.
-            ctypes.memmove(self._buffer.address + start, tensor.data_ptr(), tensor.nbytes)
-            return
-        target = self._buffer.bytes[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-        target.copy_(tensor, non_blocking=True)
+
+def _copy(buffer: SharedBuffer, start: int, tensor: torch.Tensor) -> None:
+    if tensor.is_cpu and tensor.is_contiguous():
+        # Not torch: on another thread than training's it would start a second team of threads on the same cores.
+        ctypes.memmove(buffer.address + start, tensor.data_ptr(), tensor.nbytes)
+        return
+    target = buffer.bytes[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+    target.copy_(tensor, non_blocking=True)
 
 
-def _pieces(layout: Layout, sources: Mapping[str, Source]) -> Iterator[tuple[int, torch.Tensor, Changes]]:
+def pieces_in(layout: Layout, sources: Mapping[str, Source]) -> Iterator[tuple[int, torch.Tensor, Changes]]:
     """Yield where in the buffer each slice begins, its elements, and when they may change."""
     for piece, origin in zip(layout.slices, layout.origins, strict=True):
         source = sources[piece.name]
@@ -96,7 +104,3 @@ def _pieces(layout: Layout, sources: Mapping[str, Source]) -> Iterator[tuple[int
         if piece.lengths and origin.rows != tensor.shape[0]:
             tensor = tensor[origin.start : origin.start + origin.rows]
         yield layout.blobs[piece.blob][0] + piece.start, tensor, source.changes
-
-
-def _changing(sources: Mapping[str, Source]) -> Iterator[tuple[str, Source]]:
-    return ((name, source) for name, source in sources.items() if source.changes is Changes.IN_STEP)

@@ -60,6 +60,10 @@ class ModelPart:
             state[kind][clean_name(name)] = value
         return state
 
+    def frozen_memory(self) -> set[int]:
+        """Return where the parameters are that no gradient is computed for, as :func:`~.shard.memory_of` tells it."""
+        return {memory_of(local_part(each)) for each in self._module.parameters() if not each.requires_grad}
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """
         Copy *state* into the module's tensors, which stay the same objects.
