@@ -97,7 +97,6 @@ class Pusher:
             theirs.close()
         _started[:] = [process for process in _started if process.poll() is None] + [self._process]
         self._known = set()
-        self._known_frozen = None
         with contextlib.suppress(OSError):  # it ended at once; who reads will see
             messages.send(ours, asdict(self._settings))
         self._sock = ours
@@ -245,6 +244,7 @@ class Pusher:
         logger.error("the pusher process ended with code %s", process.returncode)
         with self._changed:
             self._sock = None
+            self._known_frozen = None
             # What is still being copied is not lost: its submission starts another process.
             copied = {step for step in self._held.values() if self._steps[step].state is StepState.STAGING}
             self._held = {buffer: step for buffer, step in self._held.items() if step in copied}
