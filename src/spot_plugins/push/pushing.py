@@ -48,6 +48,7 @@ class StepPush:
         local: ObjectStore | None,
         tell: Callable[[Event], None],
         frozen: list[SealedBlob] | None = None,
+        lower_priority: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Make ready; nothing is pushed before :meth:`run`.
@@ -60,6 +61,7 @@ class StepPush:
             local: The local disk's store, or None for no local copy.
             tell: Called with every event, on the thread of :meth:`run`.
             frozen: Blobs that were stored before and belong to this step too.
+            lower_priority: Called on each thread that does the work.
         """
         self._job = job
         self._settings = settings
@@ -67,6 +69,7 @@ class StepPush:
         self._local = local
         self._images = images
         self._stored_before = frozen or []
+        self._lower_priority = lower_priority
         self.frozen: list[SealedBlob] = []
         """The frozen blobs of this job, with their hashes. Complete once the step is committed."""
         self._tell = tell
@@ -106,7 +109,7 @@ class StepPush:
 
     def _seal_and_write(self) -> RankManifest:
         """Hash all blobs and write them to the local disk, one while another is hashed. Return the manifest."""
-        with ThreadPoolExecutor(NUM_WRITES, thread_name_prefix="spot-write") as pool:
+        with ThreadPoolExecutor(NUM_WRITES, "spot-write", self._lower_priority) as pool:
             results = list(pool.map(self._seal_and_write_blob, range(len(self._images))))
         sealed = [each for each, _ in results]
         self.frozen = [each for each, image in zip(sealed, self._job.blobs, strict=True) if image.is_frozen]
@@ -159,7 +162,7 @@ class StepPush:
             there = set(self._retry(lambda: list(self._store.keys(FROZEN_PREFIX))))
             unstored = {key: image for key, image in unstored.items() if key not in there}
         num_bytes = sum(map(len, unstored.values()))
-        with ThreadPoolExecutor(NUM_PUTS, thread_name_prefix="spot-put") as pool:
+        with ThreadPoolExecutor(NUM_PUTS, "spot-put", self._lower_priority) as pool:
             self._retry(lambda: self._put_blobs(pool, unstored))
         self._retry(lambda: commit(manifest, self._store))
         return num_bytes

@@ -27,6 +27,7 @@ from ..manifest import ManifestError
 from ..store import LocalStore, open_store
 from . import messages
 from .messages import PushJob, PushSettings, SealedBlob
+from .priority import Priority
 from .pushing import StepPush
 
 LINGER_S: Final = 600.0
@@ -38,8 +39,6 @@ MERGE_S: Final = 10.0
 FIRST_PAUSE_S: Final = 0.2
 LONGEST_PAUSE_S: Final = 5.0
 
-NICENESS: Final = 10  # measured: SCHED_IDLE makes a push six times slower, 10 hardly does
-
 
 class Worker:
     """Reads jobs on the main thread, so that the trainer never waits, and pushes on another."""
@@ -49,6 +48,7 @@ class Worker:
         self._send_lock = threading.Lock()
         self._changed = threading.Condition()
         self._waiting: deque[tuple[PushJob, list[memoryview]]] = deque()
+        self._priority = Priority()
         self._frozen: dict[int, list[SealedBlob]] = {}
         self._pushing: StepPush | None = None
         self._trainer_gone = False
@@ -87,8 +87,7 @@ class Worker:
             case {"drop_buffer": int(number)}:
                 del self._buffers[number]
             case {"hurry": True}:
-                with contextlib.suppress(OSError):  # raising it back takes a right we may not have
-                    os.setpriority(os.PRIO_PROCESS, 0, 0)
+                self._priority.hurry()
             case _:
                 job = messages.decode_job(body)
                 # Looked up now: the trainer may let go of a buffer as soon as it has handed it over.
@@ -120,6 +119,7 @@ class Worker:
                 local=self._local,
                 tell=self._tell,
                 frozen=self._frozen_before(job),
+                lower_priority=self._priority.lower,
             )
             self._hasten()
         try:
@@ -178,7 +178,6 @@ def main() -> None:
     # Such a signal means the trainer; we end when the work is done. Up to here the signals are blocked.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.nice(NICENESS)
     Worker(socket.socket(fileno=int(sys.argv[1]))).run()
 
 
