@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from .commit import NUM_GETS, CommittedStep
 from .errors import CorruptCheckpointError, IncompatibleCheckpointError, StoreError
 from .keys import StepId, merged_manifest_key, rank_manifest_key
-from .manifest import Blob, ManifestError, NewerFormatError, RankManifest, TensorSlice, decode_merged
+from .manifest import Blob, ManifestError, NewerFormatError, RankManifest, TensorSlice, decode_merged, hash_of_blob
 from .placement import Box, overlap, whole
 from .ranks import Ranks
 from .staging import find_nonsense
@@ -95,14 +95,14 @@ class _Run(NamedTuple):
         """Return how *data* differs from what the manifest says, or None."""
         if len(data) != self.stop - self.start:
             return f"has {len(data)} bytes instead of {self.stop - self.start}, from byte {self.start}"
+        view = memoryview(data)
+        hashes = {
+            piece: xxhash.xxh3_128_hexdigest(view[piece.start - self.start : piece.stop - self.start])
+            for piece in self.pieces
+        }
+        intact = all(found == piece.xxh3_128 for piece, found in hashes.items())
         if self.stop - self.start == self.blob.num_bytes:
-            intact = xxhash.xxh3_128_hexdigest(data) == self.blob.xxh3_128
-        else:
-            view = memoryview(data)
-            intact = all(
-                xxhash.xxh3_128_hexdigest(view[piece.start - self.start : piece.stop - self.start]) == piece.xxh3_128
-                for piece in self.pieces
-            )
+            intact = intact and hash_of_blob(view[: self.pieces[0].start], self.pieces) == self.blob.xxh3_128
         return None if intact else "has changed since it was written: its hash differs"
 
 

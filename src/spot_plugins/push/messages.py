@@ -17,7 +17,7 @@ from xxhash import xxh3_128_hexdigest
 from .. import events
 from ..events import Event
 from ..keys import StepId, blob_key, frozen_key
-from ..manifest import Blob, Json, RankManifest, TensorSlice
+from ..manifest import Blob, Json, RankManifest, TensorSlice, hash_of_blob
 
 _LENGTH: Final = struct.Struct("<Q")
 _TOLD_BY_PUSHER: Final = (
@@ -82,17 +82,13 @@ class SealedBlob:
     """The slices in it. Their index of the blob is of no meaning before :func:`manifest_of` has set it."""
 
 
-def seal(job: PushJob, index: int, image: memoryview, settings: PushSettings) -> SealedBlob:
-    """Return blob *index* of *job*, whose bytes are *image*, with its key and its hashes."""
-    whole_hash = xxh3_128_hexdigest(image)
+def seal(job: PushJob, index: int, image: memoryview, inside: list[TensorSlice], settings: PushSettings) -> SealedBlob:
+    """Return blob *index* of *job*, whose bytes are *image* with the slices *inside*, with its key and its hashes."""
+    tensors = tuple(replace(piece, xxh3_128=xxh3_128_hexdigest(image[piece.start : piece.stop])) for piece in inside)
+    blob_hash = hash_of_blob(image[: min(piece.start for piece in inside)], tensors)
     step_id = StepId(job.step, settings.attempt)
-    key = frozen_key(whole_hash) if job.blobs[index].is_frozen else blob_key(step_id, settings.rank, index)
-    tensors = tuple(
-        replace(piece, xxh3_128=xxh3_128_hexdigest(image[piece.start : piece.stop]))
-        for piece in job.tensors
-        if piece.blob == index
-    )
-    return SealedBlob(Blob(key=key, num_bytes=len(image), xxh3_128=whole_hash), tensors)
+    key = frozen_key(blob_hash) if job.blobs[index].is_frozen else blob_key(step_id, settings.rank, index)
+    return SealedBlob(Blob(key=key, num_bytes=len(image), xxh3_128=blob_hash), tensors)
 
 
 def manifest_of(job: PushJob, sealed: list[SealedBlob], settings: PushSettings) -> RankManifest:

@@ -16,7 +16,7 @@ from ..commit import commit
 from ..errors import SpotError, StoreError, SupersededError
 from ..events import Event
 from ..keys import FROZEN_PREFIX, STEPS_PREFIX, StepId, parse_rank_manifest_key, parse_step_id, rank_manifest_key
-from ..manifest import RankManifest
+from ..manifest import RankManifest, TensorSlice
 from ..retention import prune, removal_groups
 from ..store import ObjectStore
 from .messages import PushJob, PushSettings, SealedBlob, manifest_of, seal
@@ -68,6 +68,9 @@ class StepPush:
         self._store = store
         self._local = local
         self._images = images
+        self._slices: list[list[TensorSlice]] = [[] for _ in images]
+        for piece in job.tensors:
+            self._slices[piece.blob].append(piece)
         self._stored_before = frozen or []
         self._lower_priority = lower_priority
         self.frozen: list[SealedBlob] = []
@@ -133,7 +136,7 @@ class StepPush:
 
     def _seal_and_write_blob(self, index: int) -> tuple[SealedBlob, StoreError | None]:
         image = self._images[index]
-        sealed = seal(self._job, index, image, self._settings)
+        sealed = seal(self._job, index, image, self._slices[index], self._settings)
         if self._local is not None:
             try:
                 if not (self._job.blobs[index].is_frozen and _has(self._local, sealed.blob.key)):
