@@ -12,6 +12,7 @@ from io import FileIO
 from typing import Final
 
 from ..errors import StoreError
+from .direct import write_whole
 from .names import TEMP_DIRECTORY, check_object_key, is_object_key
 
 _STALE_S: Final = 3600.0  # an unfinished file this old belongs to a writer that was killed
@@ -143,11 +144,7 @@ class LocalStore:
         path = os.path.join(directory, uuid.uuid4().hex)
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
-            view = memoryview(data)
-            view = view.cast("B") if view.nbytes else view
-            while view.nbytes:
-                view = view[os.write(file, view) :]  # Linux writes 2 GiB at most in one call
-            os.fsync(file)
+            write_whole(file, data)
         except BaseException:
             os.unlink(path)
             raise
