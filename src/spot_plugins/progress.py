@@ -19,7 +19,7 @@ class Progress:
     """
     Reports bytes that were read. A context manager.
 
-    On a terminal that is a bar, if tqdm is installed, as it is with both hosts; elsewhere a line in the log now and then.
+    On a terminal that is a bar, if tqdm is installed, as it is with both hosts; elsewhere a line in the log at times.
 
     Args:
         total_bytes: What it will come to.
