@@ -72,7 +72,7 @@ def _measure(folder, options, arguments):
     spot = Spot(training, folder, f"s3://{BUCKET}/run", f"{folder}/local-{rank}", options)
     num_bytes = _save(spot)[2]  # the first pays for buffers
     memory = floors.memory_of(num_bytes)
-    clients = [client(BUCKET, options) for client in floors.CLIENTS]
+    clients = [client(BUCKET, options) for client in floors.clients()]
     times = {"spot_plugins": {"local_s": [], "committed_s": []}, "raw O_DIRECT write": {"local_s": []}}
     times |= {client.name: {"committed_s": []} for client in clients}
     for number in range(arguments.saves):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import mmap
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -132,4 +133,6 @@ class S3fs:
         return {start: f"{self._bucket}/{prefix}/{start}" for start in range(0, len(memory), OBJECT_BYTES)}
 
 
-CLIENTS = (Obstore, S3fs)
+def clients():
+    """Return the classes of the clients that are installed."""
+    return [Obstore, S3fs] if importlib.util.find_spec("obstore") else [S3fs]

@@ -64,11 +64,11 @@ def _call_session(folder, arguments):
         for _ in range(arguments.steps):
             step += 1
             spot.after_step(step)
-        rounds.append((time.perf_counter() - started) / arguments.steps)
+        rounds.append((time.perf_counter() - started) / arguments.steps * 1e6)
         ranks.gather(None)
     spot.close()
     added, interval = mean_and_interval(rounds)
-    return {"added_us": added * 1e6, "interval_us": interval * 1e6, "step_us": added * 1e6}
+    return {"added_us": added, "interval_us": interval, "step_us": added}
 
 
 def _in_turn(arguments, turn):

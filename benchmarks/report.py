@@ -109,10 +109,10 @@ class Report:
 
 
 def mean_and_interval(values):
-    """Return the mean of *values* and half of its 95 % confidence interval (Student's t); NaN for a single value."""
+    """Return the mean of *values* and half of its 95 % confidence interval (Student's t); None for a single value."""
     mean = statistics.fmean(values)
     if len(values) < 2:
-        return mean, math.nan
+        return mean, None
     degrees = len(values) - 1
     t = T_95[degrees - 1] if degrees <= len(T_95) else T_95_BEYOND
     return mean, t * statistics.stdev(values) / math.sqrt(len(values))
@@ -151,4 +151,4 @@ def _ratio(value, base):
 
 
 def _formed(value, form):
-    return "-" if value is None or (isinstance(value, float) and math.isnan(value)) else format(value, form)
+    return "-" if value is None else format(value, form)

@@ -59,7 +59,7 @@ def run(arguments):
         _add(report, SPOT, _restore_spot, arguments, options)
         _add(report, "raw read", _read_raw, arguments, False)
         _add(report, "raw read, O_DIRECT", _read_raw, arguments, True)
-        for client in floors.CLIENTS:
+        for client in floors.clients():
             _add(report, client.name, _read_s3, arguments, client, options)
     for name in arguments.ways:
         reason = ways.why_not(name, arguments.device)
@@ -179,7 +179,7 @@ def _all_cold():
 
 def _add_ratios(rows):
     """Tell how far the first row is from the best floor."""
-    floor_names = ("raw read", "raw read, O_DIRECT", *(client.name for client in floors.CLIENTS))
+    floor_names = ("raw read", "raw read, O_DIRECT", *(client.name for client in floors.clients()))
     for key in ("warm", "cold", "s3"):
         found = [row[f"{key}_s"] for row in rows if row["way"] in floor_names and f"{key}_s" in row]
         if rows and rows[0]["way"] == SPOT and found and f"{key}_s" in rows[0]:

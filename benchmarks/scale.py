@@ -94,7 +94,9 @@ def measure(store, world_size):
             assert len(reader._all_manifests(pool)) == world_size
 
     row = {
-        "commit": statistics.median(save_part(store, STEPS[-1], rank, world_size) for rank in range(20)),
+        "commit": statistics.median(
+            save_part(store, STEPS[-1], rank, world_size) for rank in range(min(20, world_size))
+        ),
         "list": median_of(lambda: committed_steps(store)),
         "discover": median_of(discover),
         "merge": median_of(lambda: merge_manifests(store, step_id, world_size)),

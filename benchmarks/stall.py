@@ -108,6 +108,7 @@ class _Measurement:
         self.gb = self.training.num_bytes() / 1e9
 
     def run(self):
+        self._block(saves=False, num_steps=2)  # the first steps are slow
         alone = self._block(saves=False)
         with usage.MemoryPeak() as before:
             self._block(saves=False, num_steps=2)
