@@ -347,6 +347,6 @@ def _answer(client: socket.socket, status: int) -> None:
     document = f"<Error><Code>{code}</Code><Message>{phrase}, says the proxy</Message></Error>" if status >= 400 else ""
     answer = (
         f"HTTP/1.1 {status} {phrase}\r\nContent-Type: application/xml\r\n"
-        f"Content-Length: {len(document)}\r\nConnection: close\r\n\r\n"
+        f'Content-Length: {len(document)}\r\nETag: "0"\r\nConnection: close\r\n\r\n'
     )
     client.sendall((answer + ("" if lines[0].startswith("HEAD ") else document)).encode())
