@@ -283,9 +283,10 @@ class FaultProxy:
                 if not ready or self._mode != mode:
                     continue
                 if mode.name == "fail":
-                    with self._lock:
-                        self._num_requests += 1
-                    _answer(client, mode.number)
+                    if client.recv(1, socket.MSG_PEEK):  # else it is the end of an idle connection
+                        with self._lock:
+                            self._num_requests += 1
+                        _answer(client, mode.number)
                     return
                 if server is None:
                     server = stack.enter_context(self._tracked(socket.create_connection(self._target)))

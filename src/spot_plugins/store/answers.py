@@ -10,7 +10,8 @@ _DEBUG: Final = "\n\nDebug source:"  # what follows is Rust's view of the same
 _STATUS: Final = re.compile(r"Server returned (?:non-2xx status|error) code: (\d{3})([^:]*):?(.*)", re.DOTALL)
 _TAG: Final = r"<{0}>(.*?)</{0}>"
 _KIND: Final = re.compile(r"HttpError \{\s*kind: (\w+)")
-_CAUSE: Final = re.compile(r'message: "([^"]*)"')
+_CAUSE: Final = re.compile(r'(?:message|error): "([^"]*)"')
+_UNTRUSTED: Final = re.compile(r"InvalidCertificate\(\s*(?:Other\(\s*OtherError\(\s*)?(\w+)")
 _URL: Final = re.compile(r"https?://[^\s?]*")
 _REDIRECT: Final = "Received redirect without LOCATION"
 
@@ -41,6 +42,9 @@ def obstore_text(error: BaseException) -> str | None:
     at = f" at {url[0]}" if url else ""
     if kind[1] == "Timeout":
         return f"timeout: no answer{at}"
+    if untrusted := _UNTRUSTED.search(debug):
+        remedy = "name a file with its authority as verify in client_kwargs, or as AWS_CA_BUNDLE"
+        return f"the certificate{at} is not trusted ({untrusted[1]}); {remedy}"
     return f"the endpoint URL cannot be used: {cause[1] if cause else kind[1]}{at}"
 
 

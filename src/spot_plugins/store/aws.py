@@ -87,7 +87,7 @@ def _endpoint(session: Any, scoped: dict[str, Any]) -> str | None:
     if session is not None and session.get_config_variable("ignore_configured_endpoint_urls"):
         return None
     services = _nested(session.full_config, "services").get(scoped["services"], {}) if "services" in scoped else {}
-    return _first(
+    return _first(  # type: ignore[no-any-return]
         os.environ.get("AWS_ENDPOINT_URL_S3"),
         os.environ.get("AWS_ENDPOINT_URL"),
         _nested(services, "s3").get("endpoint_url"),

@@ -116,8 +116,8 @@ def failures(operation: str, key: str, secrets: Secrets) -> Iterator[None]:
         yield
     except StoreError:
         raise
-    except BaseException as error:  # noqa: BLE001 - every file system has errors of its own
-        # What Rust calls a panic of obstore is no Exception in Python.
+    except BaseException as error:  # every file system has errors of its own
+        # What Rust calls a panic, in obstore, is no Exception in Python.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         failure = store_error(operation, key, error, secrets)

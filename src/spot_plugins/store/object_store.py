@@ -130,12 +130,11 @@ class ObstoreStore:
             found = []
             for page in obstore.list(client, prefix=folder or None):
                 for entry in page:
-                    key = entry["path"].removeprefix(start)
-                    if entry["path"].startswith(start) and key.startswith(prefix) and is_object_key(key):
-                        # Consoles mark a folder by an empty object whose name ends in a slash, which is lost here.
-                        if entry["size"] or _is_there(client, entry["path"]):
-                            found.append(key)
-            return iter(sorted(found))
+                    path = entry["path"]
+                    # Consoles mark a folder by an empty object whose name ends in a slash, which is lost here.
+                    if path.startswith(start + prefix) and (entry["size"] or _is_there(client, path)):
+                        found.append(path.removeprefix(start))
+            return iter(sorted(key for key in found if is_object_key(key)))
 
     def delete(self, key: str) -> None:
         """Remove the object. Do nothing if there is none."""
@@ -197,7 +196,7 @@ class _Clients:
 
         from .watched import WatchedPuts  # asyncio, which a run in a directory need not load
 
-        def client(**timeout: timedelta) -> Client:
+        def client(**timeout: timedelta) -> Any:
             return getattr(obstore.store, setup.kind)(
                 config=setup.config,
                 client_options={**setup.client, **timeout},
@@ -225,10 +224,11 @@ def _unless_missing() -> Iterator[None]:
 def _is_there(client: Client, path: str) -> bool:
     import obstore
 
-    with _unless_missing():
+    try:
         obstore.head(client, path)
-        return True
-    return False
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _bytes_of(data: bytes | memoryview) -> memoryview:

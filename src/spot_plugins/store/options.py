@@ -113,7 +113,7 @@ def _s3(bucket: str, storage_options: Mapping[str, Any]) -> Callable[[], Setup]:
 
     def make() -> Setup:
         found = aws.look_up(options)
-        verified = {"allow_invalid_certificates": True} if found.verify is False else {}
+        verified: dict[str, Any] = {"allow_invalid_certificates": True} if found.verify is False else {}
         if isinstance(found.verify, str):
             with open(found.verify, "rb") as file:
                 verified = {"root_certificate": file.read()}
