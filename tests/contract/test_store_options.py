@@ -14,9 +14,11 @@ import stat
 import subprocess
 import sys
 import threading
+import traceback
 from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import obstore.store
 import pytest
 from servers import HOST, FaultProxy
 
@@ -382,10 +384,116 @@ UNMAPPED = [
     ("gs", {"token": "browser"}, "token"),
     ("gs", {"token": {"type": "external_account"}}, "token"),
     ("gs", {"requester_pays": True}, "requester_pays"),
+    ("gs", {"endpoint_url": NOWHERE}, "endpoint_url"),
     ("az", {"account_name": "one", "credential": Session()}, "credential"),
     ("az", {}, "account_name"),
-    ("az", {"connection_string": "BlobEndpoint=http://h"}, "account_name"),
+    ("az", {"connection_string": "BlobEndpoint=http://h"}, "connection_string"),
 ]
+
+
+SERVICE_ACCOUNT = {"type": "service_account", "private_key": "word"}
+CONNECTION = f"DefaultEndpointsProtocol=http;AccountName=one;AccountKey=d29yZA==;BlobEndpoint={NOWHERE}/one"
+MAPPED = {
+    "gs": ("gs", "bucket", {"project": "p"}, {"bucket": "bucket"}),
+    "gs anonymous": ("gs", "bucket", {"token": "anon"}, {"bucket": "bucket", "skip_signature": True}),
+    "gs key": (
+        "gcs",
+        "bucket",
+        {"token": SERVICE_ACCOUNT},
+        {"bucket": "bucket", "service_account_key": json.dumps(SERVICE_ACCOUNT)},
+    ),
+    "az key": (
+        "az",
+        "box",
+        {"account_name": "one", "account_key": "d29yZA=="},
+        {"container_name": "box", "account_name": "one", "account_key": "d29yZA==", "skip_signature": False},
+    ),
+    "az account in the URL": (
+        "abfss",
+        "box@one.dfs.core.windows.net",
+        {"sas_token": "?sig=1"},
+        {"container_name": "box", "account_name": "one", "sas_key": "?sig=1", "skip_signature": False},
+    ),
+    "az principal": (
+        "abfs",
+        "box",
+        {"account_name": "one", "tenant_id": "t", "client_id": "c", "client_secret": "s", "anon": True},
+        {
+            "container_name": "box",
+            "account_name": "one",
+            "tenant_id": "t",
+            "client_id": "c",
+            "client_secret": "s",
+            "skip_signature": False,
+        },
+    ),
+    "az anonymous": (
+        "az",
+        "box",
+        {"account_name": "one", "anon": True},
+        {"container_name": "box", "account_name": "one", "skip_signature": True},
+    ),
+    "az connection": (
+        "az",
+        "box",
+        {"connection_string": CONNECTION},
+        {
+            "container_name": "box",
+            "account_name": "one",
+            "account_key": "d29yZA==",
+            "endpoint": f"{NOWHERE}/one",
+            "skip_signature": False,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize(("scheme", "netloc", "options", "expected"), MAPPED.values(), ids=MAPPED)
+def test_options_of_google_and_azure_are_said_in_the_words_of_obstore(scheme, netloc, options, expected):
+    """
+    What gcsfs and adlfs take, obstore gets under its own names; it knows them all.
+    """
+    setup = read_options(scheme, netloc, options)()
+
+    assert setup.config == expected
+    if "service_account_key" not in expected:  # which takes a real one
+        getattr(obstore.store, setup.kind)(config=setup.config, client_options=setup.client)
+
+
+def test_files_of_google_are_told_apart(tmp_path, monkeypatch):
+    """
+    A file with a kind of credentials that obstore can use is handed on; any other one is left to gcsfs.
+    """
+    for kind, name in [("service_account", "service_account"), ("authorized_user", "application_credentials")]:
+        (tmp_path / kind).write_text(json.dumps({"type": kind}))
+        path = str(tmp_path / kind)
+
+        assert read_options("gs", "bucket", {"token": path})().config == {"bucket": "bucket", name: path}
+    (tmp_path / "federated").write_text(json.dumps({"type": "external_account"}))
+    for options, environment in [
+        ({"token": str(tmp_path / "federated")}, {}),
+        ({}, {"GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "federated")}),
+        ({}, {"GOOGLE_APPLICATION_CREDENTIALS": str(tmp_path / "nothing")}),
+        ({}, {"STORAGE_EMULATOR_HOST": NOWHERE}),
+    ]:
+        with monkeypatch.context() as patch:
+            for name, value in environment.items():
+                patch.setenv(name, value)
+            with pytest.raises(UnmappedOptionError):
+                read_options("gs", "bucket", options)
+
+
+def test_azure_without_a_service_is_a_store_error_that_may_pass():
+    """
+    The whole way to Azure, but for Azure: what it says goes through the same words.
+    """
+    store = open_store("az://box/run", {"connection_string": CONNECTION})
+
+    for operation in (lambda: store.put("key", b"data"), lambda: store.get("key"), lambda: list(store.keys(""))):
+        with pytest.raises(StoreError, match="the endpoint URL cannot be used: Connection refused") as caught:
+            operation()
+        assert caught.value.retryable
+        assert "d29yZA" not in "".join(traceback.format_exception(caught.value))
 
 
 @pytest.mark.parametrize(("scheme", "options", "name"), UNMAPPED, ids=[each[2] for each in UNMAPPED])

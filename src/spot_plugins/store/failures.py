@@ -21,6 +21,8 @@ _REASONS: Final[dict[str, str]] = {
     "SignatureDoesNotMatch": _REJECTED,
     "ExpiredToken": _REJECTED,
     "InvalidToken": _REJECTED,
+    "AuthenticationFailed": _REJECTED,
+    "AuthorizationFailure": _REJECTED,
 }
 """What to do about an error code of S3, or of Azure, where that is known."""
 

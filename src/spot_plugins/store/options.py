@@ -140,15 +140,17 @@ def _s3(bucket: str, storage_options: Mapping[str, Any]) -> Callable[[], Setup]:
 
 def _gcs(bucket: str, storage_options: Mapping[str, Any]) -> Callable[[], Setup]:
     given = _Given(storage_options)
-    endpoint_url, token = given.text("endpoint_url"), given.take("token")
+    token = given.take("token")
     given.take("project")  # says who pays for new buckets; none is made here
     given.check_empty()
+    if os.environ.get("STORAGE_EMULATOR_HOST"):
+        raise UnmappedOptionError("STORAGE_EMULATOR_HOST")  # emulators speak JSON, and obstore XML
     config: dict[str, Any] = {"bucket": bucket}
     if token == "anon":
         config["skip_signature"] = True
     elif isinstance(token, Mapping):
-        config["service_account_key"] = json.dumps(dict(token))
         _check_google_type(token, ("service_account",))
+        config["service_account_key"] = json.dumps(dict(token))
     elif isinstance(token, str) and os.path.isfile(token):
         kind = _check_google_file(token)
         config["service_account" if kind == "service_account" else "application_credentials"] = token
@@ -156,18 +158,13 @@ def _gcs(bucket: str, storage_options: Mapping[str, Any]) -> Callable[[], Setup]
         raise UnmappedOptionError("token")
     elif path := os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
         _check_google_file(path)
-
-    def make() -> Setup:
-        url = endpoint_url or os.environ.get("STORAGE_EMULATOR_HOST")
-        return Setup(
-            kind="GCSStore",
-            config={**config, **({"base_url": url.rstrip("/")} if url else {})},
-            client=_client(url, CONNECT_TIMEOUT_S),
-            credentials=None,
-            read_timeout_s=READ_TIMEOUT_S,
-        )
-
-    return make
+    return lambda: Setup(
+        kind="GCSStore",
+        config=config,
+        client=_client(None, CONNECT_TIMEOUT_S),
+        credentials=None,
+        read_timeout_s=READ_TIMEOUT_S,
+    )
 
 
 def _check_google_file(path: str) -> str:
@@ -190,28 +187,28 @@ def _azure(netloc: str, storage_options: Mapping[str, Any]) -> Callable[[], Setu
     given = _Given(storage_options)
     container, _, host = netloc.partition("@")
     environment = os.environ.get
-    connection = given.text("connection_string") or environment("AZURE_STORAGE_CONNECTION_STRING")
-    parts = dict(part.partition("=")[::2] for part in (connection or "").split(";") if part)
+    connection = given.text("connection_string") or environment("AZURE_STORAGE_CONNECTION_STRING") or ""
+    parts = dict(part.partition("=")[::2] for part in connection.split(";") if part)
+    if connection and not {"AccountName", "AccountKey"} <= parts.keys():
+        raise UnmappedOptionError("connection_string")
     account = given.text("account_name") or host.partition(".")[0] or parts.get("AccountName")
     account = account or environment("AZURE_STORAGE_ACCOUNT_NAME")
-    config: dict[str, Any] = {"container_name": container, "account_name": account}
-    named = {
+    if account is None:
+        raise UnmappedOptionError("account_name")
+    secrets = {
         "account_key": given.text("account_key") or parts.get("AccountKey"),
-        "sas_key": given.text("sas_token") or parts.get("SharedAccessSignature"),
+        "sas_key": given.text("sas_token"),
         "tenant_id": given.text("tenant_id"),
         "client_id": given.text("client_id"),
         "client_secret": given.text("client_secret"),
     }
     endpoint = parts.get("BlobEndpoint")
-    if account is None or (connection and not {"AccountName", "AccountKey"} <= parts.keys()):
-        raise UnmappedOptionError("account_name" if account is None else "connection_string")
-    anonymous = given.take("anon")
+    anonymous = bool(given.take("anon")) and not any(secrets.values())
     given.check_empty()
-    config |= {name: value for name, value in named.items() if value}
-    config |= {"endpoint": endpoint} if endpoint else {}
+    config = {"account_name": account, **secrets, "endpoint": endpoint, "skip_signature": anonymous}
     return lambda: Setup(
         kind="AzureStore",
-        config={**config, "skip_signature": bool(anonymous) and not any(named.values())},
+        config={"container_name": container, **{name: value for name, value in config.items() if value is not None}},
         client=_client(endpoint, CONNECT_TIMEOUT_S),
         credentials=None,
         read_timeout_s=READ_TIMEOUT_S,
