@@ -283,9 +283,10 @@ class FaultProxy:
                 if not ready or self._mode != mode:
                     continue
                 if mode.name == "fail":
-                    with self._lock:
-                        self._num_requests += 1
-                    _answer(client, mode.number)
+                    if client.recv(1, socket.MSG_PEEK):  # else it is the end of an idle connection
+                        with self._lock:
+                            self._num_requests += 1
+                        _answer(client, mode.number)
                     return
                 if server is None:
                     server = stack.enter_context(self._tracked(socket.create_connection(self._target)))
@@ -347,6 +348,6 @@ def _answer(client: socket.socket, status: int) -> None:
     document = f"<Error><Code>{code}</Code><Message>{phrase}, says the proxy</Message></Error>" if status >= 400 else ""
     answer = (
         f"HTTP/1.1 {status} {phrase}\r\nContent-Type: application/xml\r\n"
-        f"Content-Length: {len(document)}\r\nConnection: close\r\n\r\n"
+        f'Content-Length: {len(document)}\r\nETag: "0"\r\nConnection: close\r\n\r\n'
     )
     client.sendall((answer + ("" if lines[0].startswith("HEAD ") else document)).encode())

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import sys
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -16,7 +18,7 @@ import fsspec
 import pytest
 from servers import FaultProxy
 
-from spot_plugins.store import FsspecStore, LocalStore, MemoryStore, ObjectStore, open_store
+from spot_plugins.store import FsspecStore, LocalStore, MemoryStore, ObjectStore, ObstoreStore, open_store
 
 MIB = 1024**2
 DEADLINE_S = 60
@@ -28,9 +30,13 @@ class Place(NamedTuple):
 
     url: str
     options: dict[str, Any]
+    through: Callable[..., ObjectStore] = open_store
 
     def open(self) -> ObjectStore:
-        return open_store(self.url, self.options)
+        return self.through(self.url, self.options)
+
+
+S3_CLIENTS = {"s3 obstore": ObstoreStore, "s3 s3fs": FsspecStore}
 
 
 @pytest.fixture(scope="module")
@@ -39,34 +45,45 @@ def bucket(s3_server):
 
 
 @pytest.fixture
-def s3_place(s3_server, bucket):
-    return Place(f"{bucket}/{uuid.uuid4().hex}/run-7", s3_server.storage_options())
+def make_s3_place(s3_server, bucket):
+    def make(client):
+        url = f"{bucket}/{uuid.uuid4().hex}/run-7"
+        return Place(url, s3_server.storage_options(), S3_CLIENTS[client])
+
+    return make
 
 
-@pytest.fixture(params=["local", "s3"])
-def place(request, tmp_path):
+@pytest.fixture(params=S3_CLIENTS)
+def s3_place(request, make_s3_place):
+    return make_s3_place(request.param)
+
+
+@pytest.fixture(params=["local", *S3_CLIENTS])
+def place(request, tmp_path, make_s3_place):
     """A place that other processes can open too."""
     if request.param == "local":
         return Place(f"file://{tmp_path}/runs/run-7", {})
-    return request.getfixturevalue("s3_place")
+    return make_s3_place(request.param)
 
 
-@pytest.fixture(params=["memory", "local", "s3"])
-def store(request, tmp_path):
+@pytest.fixture(params=["memory", "local", *S3_CLIENTS])
+def store(request, tmp_path, make_s3_place):
     if request.param == "memory":
         return MemoryStore()
     if request.param == "local":
         return LocalStore(str(tmp_path / "runs" / "run-7"))
-    return request.getfixturevalue("s3_place").open()
+    return make_s3_place(request.param).open()
 
 
-def test_each_place_opens_as_its_own_store(tmp_path, s3_place):
+def test_each_place_opens_as_its_own_store(tmp_path, s3_place, monkeypatch):
     """
     A URL decides which store is meant; the suite really runs over all of them.
     """
     assert isinstance(open_store(str(tmp_path), {}), LocalStore)
     assert isinstance(open_store("memory://here", {}), MemoryStore)
-    assert isinstance(s3_place.open(), FsspecStore)
+    assert isinstance(open_store(s3_place.url, s3_place.options), ObstoreStore)
+    monkeypatch.setitem(sys.modules, "obstore", None)  # what Python itself does for "not there"
+    assert isinstance(open_store(s3_place.url, s3_place.options), FsspecStore)
 
 
 @pytest.mark.parametrize("data", [b"", b"\0", b"hello", bytes(range(256)) * 1000], ids=len)
@@ -219,7 +236,7 @@ def test_keys_does_not_see_other_runs(s3_place, tmp_path):
     A run whose URL begins with that of another run does not mix with it.
     """
     for near, far in [
-        (s3_place.open(), open_store(s3_place.url + "7", s3_place.options)),
+        (s3_place.open(), s3_place._replace(url=s3_place.url + "7").open()),
         (LocalStore(str(tmp_path / "run-7")), LocalStore(str(tmp_path / "run-77"))),
     ]:
         far.put("a", b"")
@@ -389,17 +406,17 @@ def bytes_below(root):
     return total
 
 
-@pytest.fixture(params=["local", "s3"])
+@pytest.fixture(params=["local", *S3_CLIENTS])
 def watched(request, tmp_path):
     """A place, and a function that says how many bytes have been written to it, wherever they are now."""
     if request.param == "local":
         yield Place(str(tmp_path), {}), lambda: bytes_below(tmp_path)
         return
     server = request.getfixturevalue("s3_server")
-    place = request.getfixturevalue("s3_place")
+    place = request.getfixturevalue("make_s3_place")(request.param)
     with FaultProxy(server.endpoint_url) as proxy:
         options = server.storage_options(endpoint_url=proxy.endpoint_url)
-        yield Place(place.url, options), lambda: proxy.num_forwarded
+        yield place._replace(options=options), lambda: proxy.num_forwarded
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99, 1.0])

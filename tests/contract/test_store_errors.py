@@ -20,7 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 from servers import FaultProxy
 
 from spot_plugins.errors import ConfigError, StoreError
-from spot_plugins.store import FsspecStore, LocalStore, MemoryStore, check_writable, is_local, open_store
+from spot_plugins.store import FsspecStore, LocalStore, MemoryStore, ObstoreStore, check_writable, is_local, open_store
 from spot_plugins.store.failures import Secrets
 from spot_plugins.store.s3 import s3_options
 
@@ -53,10 +53,16 @@ def proxy(s3_server):
         yield proxy
 
 
+@pytest.fixture(scope="module", params=[ObstoreStore, FsspecStore])
+def client(request):
+    """Each way to S3."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def store_behind_proxy(s3_server, bucket, proxy):
+def store_behind_proxy(s3_server, bucket, proxy, client):
     options = s3_server.storage_options(endpoint_url=proxy.endpoint_url, **TIMEOUTS)
-    return open_store(f"{bucket}/run", options)
+    return client(f"{bucket}/run", options)
 
 
 @pytest.fixture
@@ -76,8 +82,9 @@ def store(store_behind_proxy, proxy):
         (lambda proxy: proxy.fail_with(503), "503"),
         (lambda proxy: proxy.fail_with(507), "507"),
         (lambda proxy: proxy.fail_with(429), "429"),
+        (lambda proxy: proxy.fail_with(409), "409"),
     ],
-    ids=["refused", "hangs", "500", "503", "507 full", "429"],
+    ids=["refused", "hangs", "500", "503", "507 full", "429", "409"],
 )
 def test_a_service_in_trouble_is_a_store_error_that_may_pass(store, proxy, operation, fault, said):
     """
@@ -155,12 +162,12 @@ def test_requests_are_not_repeated(store, proxy, operation):
     assert proxy.num_requests - before == 1
 
 
-def test_a_large_object_travels_in_one_request(s3_server, bucket, proxy):
+def test_a_large_object_travels_in_one_request(s3_server, bucket, proxy, client):
     """
     No multipart upload, which a killed writer would leave behind; no ranges, which may mix two objects.
     """
     proxy.heal()
-    store = open_store(f"{bucket}/run", s3_server.storage_options(endpoint_url=proxy.endpoint_url))
+    store = client(f"{bucket}/run", s3_server.storage_options(endpoint_url=proxy.endpoint_url))
     data = bytes(101 * MIB)  # beyond where s3fs begins to split
     before = proxy.num_requests
 
@@ -171,11 +178,11 @@ def test_a_large_object_travels_in_one_request(s3_server, bucket, proxy):
 
 
 @pytest.mark.parametrize("wrong", [{"key": "wrong-key"}, {"secret": "wrong-secret"}], ids=["key", "secret"])
-def test_bad_credentials_cannot_be_retried(s3_server, bucket, operation, wrong):
+def test_bad_credentials_cannot_be_retried(s3_server, bucket, operation, wrong, client):
     """
     A service that does not know the credentials gives a StoreError that says so, and not to try again.
     """
-    store = open_store(f"{bucket}/run", s3_server.storage_options(**wrong))
+    store = client(f"{bucket}/run", s3_server.storage_options(**wrong))
 
     with pytest.raises(StoreError, match="rejects these credentials") as caught:
         operation(store)
@@ -185,11 +192,11 @@ def test_bad_credentials_cannot_be_retried(s3_server, bucket, operation, wrong):
         check_writable(store)
 
 
-def test_a_missing_bucket_cannot_be_retried(s3_server, operation):
+def test_a_missing_bucket_cannot_be_retried(s3_server, operation, client):
     """
     A missing bucket is not taken for a bucket without the object.
     """
-    store = open_store("s3://no-such-bucket/run", s3_server.storage_options())
+    store = client("s3://no-such-bucket/run", s3_server.storage_options())
 
     with pytest.raises(StoreError, match="bucket does not exist") as caught:
         operation(store)
@@ -211,11 +218,11 @@ def test_a_refused_request_cannot_be_retried(store, proxy, operation):
     assert not caught.value.retryable
 
 
-def test_a_server_that_ignores_the_condition_has_no_put_if_absent(s3_server, bucket, proxy):
+def test_a_server_that_ignores_the_condition_has_no_put_if_absent(s3_server, bucket, proxy, client):
     """
     A server that answers every conditional put with success is found out: nobody is told that it won.
     """
-    store = open_store(f"{bucket}/run", s3_server.storage_options(endpoint_url=proxy.endpoint_url))
+    store = client(f"{bucket}/run", s3_server.storage_options(endpoint_url=proxy.endpoint_url))
     proxy.fail_with(200)
 
     with pytest.raises(StoreError, match="no put-if-absent") as caught:
@@ -266,24 +273,34 @@ SECRET = "hunter2/very+secret"
 USER_URL = "http://mallory:hunter2@127.0.0.1:9/"
 
 
+# For either client.
+SECRET_OPTIONS = [
+    ("s3://bucket/run", {"key": SECRET, "secret": SECRET, "endpoint_url": "http://127.0.0.1:9"}),
+    ("s3://bucket/run", {"key": "key", "secret": SECRET, "endpoint_url": USER_URL}),
+    ("s3://bucket/run", {"key": "key", "secret": SECRET, "client_kwargs": {"endpoint_url": f"not a url {SECRET}"}}),
+    ("s3://bucket/run", {"key": "key", "secret": SECRET, "endpoint_url": "http://ho st:9"}),
+    ("s3://bucket/run", {"key": "key", "secret": SECRET, "endpoint_url": "http://h:9", "profile": SECRET}),
+]
+# For the file systems of fsspec alone.
+MORE_SECRET_OPTIONS = [
+    ("s3://mallory:hunter2@bucket/run", {"key": "key", "secret": SECRET, "endpoint_url": USER_URL}),
+    ("s3://bucket/run", {"key": SECRET, "username": SECRET}),
+    ("s3://bucket/run", {"no_such_option": SECRET}),
+    ("ftp://mallory:hunter2@127.0.0.1:9/run", {}),
+    ("http://127.0.0.1:9/run?sig=hunter2", {"token": SECRET}),
+]
+
+
 @pytest.mark.parametrize(
-    ("url", "options"),
-    [
-        ("s3://bucket/run", {"key": SECRET, "secret": SECRET, "endpoint_url": "http://127.0.0.1:9"}),
-        ("s3://bucket/run", {"key": "key", "secret": SECRET, "endpoint_url": USER_URL}),
-        ("s3://mallory:hunter2@bucket/run", {"key": "key", "secret": SECRET, "endpoint_url": USER_URL}),
-        ("s3://bucket/run", {"key": "key", "secret": SECRET, "client_kwargs": {"endpoint_url": f"not a url {SECRET}"}}),
-        ("s3://bucket/run", {"key": SECRET, "username": SECRET}),
-        ("s3://bucket/run", {"no_such_option": SECRET}),
-        ("ftp://mallory:hunter2@127.0.0.1:9/run", {}),
-        ("http://127.0.0.1:9/run?sig=hunter2", {"token": SECRET}),
-    ],
+    ("through", "url", "options"),
+    [(FsspecStore, *each) for each in SECRET_OPTIONS + MORE_SECRET_OPTIONS]
+    + [(ObstoreStore, *each) for each in SECRET_OPTIONS],
 )
-def test_nothing_that_is_printed_holds_a_secret(operation, url, options):
+def test_nothing_that_is_printed_holds_a_secret(operation, through, url, options):
     """
     Neither message, nor fields, nor traceback of an error, nor the store itself, shows credentials.
     """
-    store = FsspecStore(url, options)
+    store = through(url, options)
 
     with pytest.raises(StoreError) as caught:
         operation(store)
@@ -319,13 +336,13 @@ def test_secrets_are_hidden_wherever_they_stand(text, hidden):
     assert Secrets("ftp://mallory:swordfish@host/run", options).hide(text) == hidden
 
 
-def test_opening_asks_nothing_of_the_service():
+def test_opening_asks_nothing_of_the_service(client):
     """
     A store is made without a word on the network: the service may be away at that time.
     """
-    store = open_store("s3://bucket/run", {"key": "key", "secret": "word", "endpoint_url": "http://127.0.0.1:9"})
+    store = client("s3://bucket/run", {"key": "key", "secret": "word", "endpoint_url": "http://127.0.0.1:9"})
 
-    assert repr(store) == "FsspecStore('s3://bucket/run')"
+    assert repr(store) == f"{client.__name__}('s3://bucket/run')"
     with pytest.raises(StoreError):
         store.put("key", b"")
 
@@ -365,6 +382,7 @@ def test_a_missing_package_is_named_with_its_remedy(url, package, remedy, monkey
     """
     A known scheme whose package is not installed says what to install.
     """
+    monkeypatch.setitem(sys.modules, "obstore", None)
     monkeypatch.setitem(sys.modules, package, None)  # what Python itself does for "not there"
 
     with pytest.raises(ConfigError) as caught:
@@ -404,7 +422,7 @@ def test_a_directory_costs_no_import_of_a_service():
     """
     program = (
         "import sys; from spot_plugins.store import *; list(open_store('file:///nowhere/run').keys(''));"
-        "print({'fsspec', 's3fs', 'botocore', 'aiohttp', 'torch'} & set(sys.modules))"
+        "print({'fsspec', 's3fs', 'obstore', 'botocore', 'aiohttp', 'asyncio', 'torch'} & set(sys.modules))"
     )
 
     assert run_python(program) == "set()\n"

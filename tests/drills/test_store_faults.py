@@ -10,9 +10,9 @@ import threading
 import time
 import uuid
 from contextlib import contextmanager, suppress
-from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from hearing import DEADLINE_S, Heard, until, until_idle
@@ -38,6 +38,8 @@ NUM_FLOATS = 300_000  # 1.2 MB
 QUICK = {"connect_timeout": 1, "read_timeout": 1}
 ENDLESS = {"connect_timeout": 600, "read_timeout": 600}
 PACE_S = 0.002
+S3FS = {"default_fill_cache": False}  # an option that only s3fs knows, so that it is taken
+both_clients = pytest.mark.parametrize("client_options", [{}, S3FS], ids=["obstore", "s3fs"])
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,7 @@ def healed(proxy):
 class Training:
     """A session on S3 whose every step has a state of its own."""
 
-    def __init__(self, server, bucket, proxy, local_dir, timeouts=QUICK, **settings):
+    def __init__(self, server, bucket, proxy, local_dir, timeouts=QUICK, client_options=None, **settings):
         self.url = f"{bucket}/{uuid.uuid4().hex}"
         self.store = open_store(self.url, server.storage_options())
         self.heard = Heard()
@@ -69,7 +71,10 @@ class Training:
         self.config = SpotConfig(
             url=self.url,
             local_dir=str(local_dir),
-            storage_options=server.storage_options(endpoint_url=proxy.endpoint_url, **timeouts),
+            storage_options={
+                **server.storage_options(endpoint_url=proxy.endpoint_url, **timeouts),
+                **(client_options or {}),
+            },
             **{"every_steps": 1, **settings},
         )
         self.session = SpotSession(self.config, hooks=[self.heard])
@@ -135,13 +140,14 @@ FAULTS = {
 }
 
 
+@both_clients
 @pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-def test_a_store_that_fails_for_a_while_does_not_stop_the_training(fault, start, proxy):
+def test_a_store_that_fails_for_a_while_does_not_stop_the_training(fault, start, proxy, client_options):
     """
     While the store fails every step ends, events tell what is behind, overtaken steps are given up, and memory does not
     grow. When it is back the newest state goes up, and nothing half is left visible.
     """
-    training = start()
+    training = start(client_options=client_options)
     training.run_until(Committed)
     fault(proxy)
     failing = training.run_until(PushFailing)
@@ -163,11 +169,12 @@ def test_a_store_that_fails_for_a_while_does_not_stop_the_training(fault, start,
     assert num_buffers() == 0
 
 
-def test_training_never_waits_even_when_a_try_hangs_for_ever(start, proxy):
+@both_clients
+def test_training_never_waits_even_when_a_try_hangs_for_ever(start, proxy, client_options):
     """
     Both buffers are held, by a try that hangs and by the step behind it: steps and pauses do not wait for a third one.
     """
-    training = start(timeouts=ENDLESS, grace_seconds=3600)
+    training = start(timeouts=ENDLESS, grace_seconds=3600, client_options=client_options)
     training.run_until(Committed)
     until_idle(training.session)
     proxy.refuse()
@@ -322,9 +329,10 @@ def test_an_unusable_local_dir_is_told_with_every_save(start, tmp_path):
 
 
 def children():
-    return {child for task in Path("/proc/self/task").iterdir() for child in (task / "children").read_text().split()}
+    return {child.pid for child in psutil.Process().children()}
 
 
+@both_clients
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
@@ -333,25 +341,23 @@ def children():
         ({"url": "s3://no-such-bucket-here/run"}, "the bucket does not exist; create it"),
         ({"url": "s3://"}, "names no bucket"),
         ({"url": "s4://bucket/run"}, "unknown scheme 's4'"),
-        pytest.param(
-            {"url": "gs://bucket/run"},
-            'pip install "spot_plugins[gcs]"',
-            marks=pytest.mark.skipif(find_spec("gcsfs") is not None, reason="the extra is not missing"),
-        ),
         ({"url": "{file}/run"}, "is a file, not a directory"),
         ({"url": "file://{file}/run"}, "is a file, not a directory"),
         ({"url": "file://host/run"}, "give three slashes"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
-def test_a_store_that_cannot_work_fails_before_anything_starts(settings, says, s3_server, bucket, tmp_path):
+def test_a_store_that_cannot_work_fails_before_anything_starts(
+    settings, says, client_options, s3_server, bucket, tmp_path
+):
     """
     The session is refused with a message that says what to do; no process was started, and no secret is told.
     """
     file = tmp_path / "file"
     file.write_text("")
-    url = settings.pop("url", f"{bucket}/run").format(file=file)
-    options = s3_server.storage_options(**settings) if url.startswith("s3") else {}
+    keys = dict(settings)
+    url = keys.pop("url", f"{bucket}/run").format(file=file)
+    options = {**s3_server.storage_options(**keys), **client_options} if url.startswith("s3") else {}
     before = children()
 
     with pytest.raises(ConfigError) as caught:
@@ -362,13 +368,14 @@ def test_a_store_that_cannot_work_fails_before_anything_starts(settings, says, s
     assert children() <= before
 
 
-def test_no_secret_leaves_the_process(start, s3_server, proxy, caplog):
+@both_clients
+def test_no_secret_leaves_the_process(start, s3_server, proxy, caplog, client_options):
     """
     Credentials are in no event, log line, stored object, printed setting, command line or environment, also when the
     store refuses them.
     """
     caplog.set_level(logging.DEBUG, logger="spot_plugins")
-    training = start()
+    training = start(client_options=client_options)
     training.run_until(Committed)
     for status in (403, 503):
         proxy.fail_with(status)

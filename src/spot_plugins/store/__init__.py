@@ -7,6 +7,7 @@ import os
 import re
 import threading
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any, Final
 
 from ..errors import ConfigError
@@ -15,6 +16,8 @@ from .failures import Secrets
 from .fsspec import OBJECT_STORES, FsspecStore
 from .local import LocalStore
 from .memory import MemoryStore
+from .object_store import ObstoreStore
+from .options import UnmappedOptionError
 from .patience import patiently
 from .probe import check_writable
 
@@ -23,6 +26,7 @@ __all__ = [
     "LocalStore",
     "MemoryStore",
     "ObjectStore",
+    "ObstoreStore",
     "check_writable",
     "is_local",
     "open_store",
@@ -44,6 +48,9 @@ def open_store(url: str, storage_options: Mapping[str, Any] | None = None) -> Ob
     """
     Return the store of the run at *url*. Asks nothing of the service; :func:`check_writable` does.
 
+    S3, Google Cloud Storage and Azure are reached through obstore where it is installed and has something like
+    each of *storage_options*, else through fsspec.
+
     Args:
         url: A plain path or ``file://`` for a directory; ``memory://name`` for a store that all callers in
             this process share by that name; any other URL that fsspec knows.
@@ -58,6 +65,8 @@ def open_store(url: str, storage_options: Mapping[str, Any] | None = None) -> Ob
     if scheme == "memory":
         with _memory_lock:
             return _memory_stores.setdefault(url.rstrip("/"), MemoryStore())
+    if scheme in OBJECT_STORES and (fast := _fast_store(url, storage_options)) is not None:
+        return fast
     _check_scheme(url, scheme)
     if scheme not in OBJECT_STORES:
         logger.warning(
@@ -71,6 +80,17 @@ def open_store(url: str, storage_options: Mapping[str, Any] | None = None) -> Ob
 def is_local(url: str) -> bool:
     """Return whether *url* is a directory of this machine: a plain path, ``file://`` or ``local://``."""
     return _scheme(url) in _LOCAL_SCHEMES
+
+
+def _fast_store(url: str, storage_options: Mapping[str, Any] | None) -> ObstoreStore | None:
+    """Return the store of *url* over obstore, None if it is not installed or cannot do what is asked of it."""
+    if "::" in url or not url.partition("://")[2].strip("/") or find_spec("obstore") is None:
+        return None
+    try:
+        return ObstoreStore(url, storage_options)
+    except UnmappedOptionError as unmapped:
+        logger.info("%s is nothing that obstore knows: the store is reached through fsspec, which is slower", unmapped)
+        return None
 
 
 def _scheme(url: str) -> str:

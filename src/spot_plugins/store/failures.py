@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
 from ..errors import StoreError
+from .answers import obstore_answer, obstore_text
 
 _REJECTED: Final = "the service rejects these credentials; give valid ones in storage_options or the environment"
+_NO_BUCKET: Final = "the bucket does not exist; create it, or correct the URL"
 _REASONS: Final[dict[str, str]] = {
-    "NoSuchBucket": "the bucket does not exist; create it, or correct the URL",
+    "NoSuchBucket": _NO_BUCKET,
+    "ContainerNotFound": _NO_BUCKET,
     "AccessDenied": "no permission; these credentials need to put, get, list and delete",
     "InvalidAccessKeyId": _REJECTED,
     "SignatureDoesNotMatch": _REJECTED,
     "ExpiredToken": _REJECTED,
     "InvalidToken": _REJECTED,
+    "AuthenticationFailed": _REJECTED,
+    "AuthorizationFailure": _REJECTED,
 }
-"""What to do about an error code of S3, where that is known."""
+"""What to do about an error code of S3, or of Azure, where that is known."""
 
 _PASSING_CODES: Final = frozenset({"RequestTimeout", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch"})
 """Codes of S3 for what a network did to a request. Their HTTP status, 400, says nothing."""
@@ -36,7 +42,17 @@ _PERMANENT_TYPES: Final = (
 )
 
 # By name, because their packages need not be there.
-_PERMANENT_NAMES: Final = frozenset({"NoCredentialsError", "PartialCredentialsError", "ParamValidationError"})
+_PERMANENT_NAMES: Final = frozenset(
+    {
+        "NoCredentialsError",
+        "PartialCredentialsError",
+        "ParamValidationError",
+        "ProfileNotFound",
+        "InvalidPathError",
+        "NotSupportedError",
+        "UnknownConfigurationKeyError",
+    }
+)
 
 _NOT_SECRET: Final = frozenset({"endpoint_url", "region_name", "addressing_style", "signature_version"})
 _SHORTEST_SECRET: Final = 4
@@ -70,7 +86,7 @@ def error_code(error: BaseException) -> str | None:
     return None if answer is None else answer.code
 
 
-def store_error(operation: str, key: str, error: Exception, secrets: Secrets) -> StoreError:
+def store_error(operation: str, key: str, error: BaseException, secrets: Secrets) -> StoreError:
     """
     Return *error*, whatever a file system raised, as the one error that a store raises.
 
@@ -78,20 +94,51 @@ def store_error(operation: str, key: str, error: Exception, secrets: Secrets) ->
     """
     answer = _answer(error)
     if answer is None:
-        text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        text = obstore_text(error) or (f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
         return StoreError(operation, key, secrets.hide(text), retryable=not _is_permanent(error))
     code, message, status = answer
-    reason = f"{_REASONS[code]} ({code})" if code in _REASONS else f"{message} ({code}, HTTP status {status})"
+    if code in _REASONS:
+        reason = f"{_REASONS[code]} ({code})"
+    else:
+        reason = f"{message} ({f'{code}, ' if code else ''}HTTP status {status})"
     passing = code in _PASSING_CODES or status in _PASSING_STATUSES or (status >= 500 and status != 501)
     return StoreError(operation, key, secrets.hide(reason), retryable=passing)
 
 
-def is_printable(error: BaseException, secrets: Secrets) -> bool:
+def http_status(error: BaseException) -> int | None:
+    """Return the HTTP status that the service answered with, or None if it gave no answer."""
+    answer = _answer(error)
+    return None if answer is None else answer.status
+
+
+@contextmanager
+def failures(operation: str, key: str, secrets: Secrets) -> Iterator[None]:
+    """Raise what goes wrong inside as :exc:`StoreError`, without *secrets*."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except BaseException as error:  # every file system has errors of its own
+        # What Rust calls a panic, in obstore, is no Exception in Python.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        failure = store_error(operation, key, error, secrets)
+        # A traceback prints the cause as well.
+        raise failure from (error if _is_printable(error, secrets) else None)
+
+
+def raise_if_no_bucket(error: FileNotFoundError) -> None:
+    """Raise *error* if not the object but its whole bucket is missing."""
+    if error_code(error) in ("NoSuchBucket", "ContainerNotFound"):
+        raise error
+
+
+def _is_printable(error: BaseException, secrets: Secrets) -> bool:
     """Return whether neither *error* nor what it was raised from holds a secret."""
     return all(secrets.hide(str(link)) == str(link) for link in _chain(error))
 
 
-def _is_permanent(error: Exception) -> bool:
+def _is_permanent(error: BaseException) -> bool:
     return isinstance(error, _PERMANENT_TYPES) or type(error).__name__ in _PERMANENT_NAMES
 
 
@@ -102,8 +149,10 @@ class _Answer(NamedTuple):
 
 
 def _answer(error: BaseException) -> _Answer | None:
-    """Return what S3 answered, as a ``ClientError`` of botocore holds it, which s3fs wraps."""
+    """Return what the service answered: what a ``ClientError`` of botocore holds, which s3fs wraps, or obstore says."""
     for link in _chain(error):
+        if (answer := obstore_answer(link)) is not None:
+            return _Answer(*answer)
         response = getattr(link, "response", None)
         if isinstance(response, dict) and "Error" in response:
             said = response["Error"]

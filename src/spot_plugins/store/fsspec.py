@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from typing import Any, Final
 
 from ..errors import StoreError
 from .base import scatter
-from .failures import Secrets, error_code, is_printable, store_error
+from .conditional import ConditionalPuts
+from .failures import Secrets, error_code, failures, raise_if_no_bucket
 from .names import check_object_key, is_object_key
 from .s3 import GET_OPTIONS, PUT_OPTIONS, prepare, s3_options
 
@@ -40,7 +40,7 @@ class FsspecStore:
         self._secrets = Secrets(url, self._options)
         self._lock = threading.Lock()
         self._opened: tuple[Any, str] | None = None
-        self._refuses_second_create = False
+        self._conditional = ConditionalPuts()
 
     def __repr__(self) -> str:
         return f"FsspecStore({self._secrets.hide(self._url)!r})"
@@ -48,15 +48,12 @@ class FsspecStore:
     def put(self, key: str, data: bytes | memoryview) -> None:
         """Write *data* under *key*, replacing what was there."""
         check_object_key(key)
-        with self._failures("put", key):
+        with failures("put", key, self._secrets):
             self._write(key, bytes(data), "overwrite")  # clients of services take bytes only
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """
         Write *data* under *key* unless something is there. Return whether it was written.
-
-        The first object that a store writes so is written twice: some servers take the condition and ignore
-        it, and only a second put that they do not refuse shows it.
 
         Raises:
             StoreError: With ``retryable=False`` if there is no such operation. Otherwise that it failed is
@@ -65,14 +62,8 @@ class FsspecStore:
         check_object_key(key)
         if self._scheme not in OBJECT_STORES:
             raise StoreError("put", key, f"{self._scheme}:// has no put-if-absent", retryable=False)
-        with self._failures("put", key):
-            if not self._create(key, data):
-                return False
-            if not self._refuses_second_create and self._create(key, data):
-                reason = "the server has no put-if-absent: it accepts If-None-Match and ignores it"
-                raise StoreError("put", key, reason, retryable=False)
-            self._refuses_second_create = True
-            return True
+        with failures("put", key, self._secrets):
+            return self._conditional.put(key, lambda: self._create(key, data))
 
     def get(self, key: str) -> bytes:
         """Return the whole object. Raise :exc:`KeyError` if there is none."""
@@ -86,13 +77,13 @@ class FsspecStore:
     def _get(self, key: str, start: int | None, stop: int | None) -> bytes:
         if not is_object_key(key):
             raise KeyError(key)
-        with self._failures("get", key):
+        with failures("get", key, self._secrets):
             file_system, root = self._open()
             options = GET_OPTIONS if self._scheme in _S3 else {}
             try:
                 return bytes(file_system.cat_file(f"{root}/{key}", start=start, end=stop, **options))
             except FileNotFoundError as error:
-                _raise_if_no_bucket(error)
+                raise_if_no_bucket(error)
             except OSError as error:
                 if error_code(error) != "InvalidRange":
                     raise
@@ -101,12 +92,12 @@ class FsspecStore:
 
     def keys(self, prefix: str) -> Iterator[str]:
         """Yield the keys that begin with *prefix*, in lexical order, as the service lists them now."""
-        with self._failures("keys", prefix):
+        with failures("keys", prefix, self._secrets):
             file_system, root = self._open()
             try:
                 names = _find(file_system, root, prefix, self._scheme in _S3)
             except FileNotFoundError as error:
-                _raise_if_no_bucket(error)
+                raise_if_no_bucket(error)
                 return iter(())
             keys = (name.removeprefix(f"{root}/") for name in names if name.startswith(f"{root}/"))
             # Consoles mark a folder by an empty object whose name ends in a slash: that is no key.
@@ -116,12 +107,12 @@ class FsspecStore:
         """Remove the object. Do nothing if there is none."""
         if not is_object_key(key):
             return
-        with self._failures("delete", key):
+        with failures("delete", key, self._secrets):
             file_system, root = self._open()
             try:
                 file_system.rm_file(f"{root}/{key}")
             except FileNotFoundError as error:
-                _raise_if_no_bucket(error)
+                raise_if_no_bucket(error)
 
     def _open(self) -> tuple[Any, str]:
         """Return the file system, and *url* as it spells it. Makes it on the first call."""
@@ -159,17 +150,6 @@ class FsspecStore:
         options = PUT_OPTIONS if self._scheme in _S3 else {}
         file_system.pipe_file(path, data, mode=mode, **options)
 
-    @contextmanager
-    def _failures(self, operation: str, key: str) -> Iterator[None]:
-        try:
-            yield
-        except StoreError:
-            raise
-        except Exception as error:  # noqa: BLE001 - every file system has errors of its own
-            failure = store_error(operation, key, error, self._secrets)
-            # A traceback prints the cause as well.
-            raise failure from (error if is_printable(error, self._secrets) else None)
-
 
 def _find(file_system: Any, root: str, prefix: str, by_prefix: bool) -> list[str]:
     """Return the paths of the objects below *root* that may begin with *prefix*."""
@@ -177,9 +157,3 @@ def _find(file_system: Any, root: str, prefix: str, by_prefix: bool) -> list[str
         return list(file_system.find(root, prefix=prefix))
     directory = prefix.rpartition("/")[0]
     return list(file_system.find(f"{root}/{directory}" if directory else root))
-
-
-def _raise_if_no_bucket(error: FileNotFoundError) -> None:
-    """Raise *error* if not the object but its whole bucket is missing."""
-    if error_code(error) == "NoSuchBucket":
-        raise error

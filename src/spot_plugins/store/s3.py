@@ -6,8 +6,8 @@ import socket
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeAlias
 
-_CONNECT_TIMEOUT_S: Final = 5.0
-_READ_TIMEOUT_S: Final = 15.0
+CONNECT_TIMEOUT_S: Final = 5.0
+READ_TIMEOUT_S: Final = 15.0
 _UNSENT_BYTES: Final = 128 * 1024  # what the kernel holds beyond what is on its way
 
 # s3fs puts an object in one request if it is below twice the chunk size and below 5 GiB, S3's own limit.
@@ -29,8 +29,8 @@ def s3_options(storage_options: Mapping[str, Any]) -> dict[str, Any]:
     """
     given = dict(storage_options.get("config_kwargs") or {})
     config: dict[str, Any] = {
-        "connect_timeout": _CONNECT_TIMEOUT_S,
-        "read_timeout": _READ_TIMEOUT_S,
+        "connect_timeout": CONNECT_TIMEOUT_S,
+        "read_timeout": READ_TIMEOUT_S,
         # Its 5 tries, on top of the 5 of s3fs, make 25 timeouts. And a conditional put that is repeated
         # because its answer got lost finds its own object, and takes it for somebody else's.
         "retries": {"total_max_attempts": 1},
