@@ -14,6 +14,7 @@ from spot_plugins.keys import rank_manifest_key
 from spot_plugins.manifest import RankManifest
 from spot_plugins.push import PushSettings
 from spot_plugins.push.pushing import StepPush
+from spot_plugins.push.speed import Speed
 from spot_plugins.ranks import Board, MemoryBoard, SingleRank
 from spot_plugins.resuming import load_newest
 from spot_plugins.saving import Parts, Saver
@@ -61,7 +62,9 @@ class InlinePusher:
     def submit(self, job, fd, num_bytes):
         job = replace(job, again=self.again)
         memory = memoryview(mmap.mmap(fd, num_bytes))
-        StepPush(job, self.settings, memory, store=self.store, local=self.local, tell=self.told.append).run()
+        stores = {"store": self.store, "local": self.local}
+        speeds = {"disk_speed": Speed(), "put_speed": Speed()}
+        StepPush(job, self.settings, memory, tell=self.told.append, **stores, **speeds).run()
 
     def holds(self, buffer):
         return False

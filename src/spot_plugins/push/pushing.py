@@ -20,6 +20,7 @@ from ..manifest import RankManifest
 from ..retention import prune, removal_groups
 from ..store import ObjectStore
 from .messages import PushJob, PushSettings
+from .speed import Speed
 
 NUM_PUTS: Final = 8  # puts in flight; S3 gives about 100 MB/s per connection
 FIRST_PAUSE_S: Final = 0.2
@@ -46,6 +47,8 @@ class StepPush:
         store: ObjectStore,
         local: ObjectStore | None,
         tell: Callable[[Event], None],
+        disk_speed: Speed,
+        put_speed: Speed,
     ) -> None:
         """
         Make ready; nothing is pushed before :meth:`run`.
@@ -57,6 +60,8 @@ class StepPush:
             store: Where the step is committed.
             local: The local disk's store, or None for no local copy.
             tell: Called with every event, on the thread of :meth:`run`.
+            disk_speed: Takes in how fast blobs go to *local*.
+            put_speed: Takes in how fast blobs go to *store*.
         """
         self._job = job
         self._settings = settings
@@ -64,6 +69,8 @@ class StepPush:
         self._local = local
         self._images = [memory[blob.offset : blob.offset + blob.num_bytes] for blob in job.blobs]
         self._tell = tell
+        self._disk_speed = disk_speed
+        self._put_speed = put_speed
         self._started = time.monotonic()
         self.committed = False
         """Whether this rank's part is stored."""
@@ -85,7 +92,10 @@ class StepPush:
             self.committed = True
             self._tell(
                 events.Committed(
-                    step=self._job.step, num_bytes=manifest.num_bytes, push_s=time.monotonic() - self._started
+                    step=self._job.step,
+                    num_bytes=manifest.num_bytes,
+                    push_s=time.monotonic() - self._started,
+                    put_bytes_per_s=self._put_speed.bytes_per_s,
                 )
             )
             if self._settings.rank == 0:
@@ -105,8 +115,10 @@ class StepPush:
         if (local := self._local) is None:
             return
         try:
+            started = time.monotonic()
             for blob, image in zip(manifest.blobs, self._images, strict=True):
                 local.put(blob.key, image)
+            self._disk_speed.record(manifest.num_bytes, time.monotonic() - started)
             local.put(rank_manifest_key(manifest.step_id, manifest.rank, manifest.world_size), manifest.encode())
         except StoreError as error:
             self._tell(events.LocalWriteFailed(step=self._job.step, reason=str(error)))
@@ -115,7 +127,10 @@ class StepPush:
             return
         self._tell(
             events.WrittenLocally(
-                step=self._job.step, num_bytes=manifest.num_bytes, write_s=time.monotonic() - self._started
+                step=self._job.step,
+                num_bytes=manifest.num_bytes,
+                write_s=time.monotonic() - self._started,
+                write_bytes_per_s=self._disk_speed.bytes_per_s,
             )
         )
         self._prune_locally(local, LOCAL_STEPS)
@@ -146,6 +161,8 @@ class StepPush:
 
     def _put_blobs(self, pool: ThreadPoolExecutor, unstored: dict[str, memoryview]) -> None:
         """Put what is still missing; what got through is not put again."""
+        started = time.monotonic()
+        num_bytes = sum(len(image) for image in unstored.values())
         puts = {key: pool.submit(self._store.put, key, image) for key, image in unstored.items()}
         failure: StoreError | None = None
         for key, put in puts.items():
@@ -156,6 +173,7 @@ class StepPush:
                 failure = error
         if failure is not None:
             raise failure
+        self._put_speed.record(num_bytes, time.monotonic() - started)
 
     def _retry(self, action: Callable[[], _T]) -> _T:
         pause_s = FIRST_PAUSE_S

@@ -28,6 +28,7 @@ from ..store import LocalStore, open_store
 from . import messages
 from .messages import PushJob, PushSettings
 from .pushing import StepPush
+from .speed import Speed
 
 LINGER_S: Final = 600.0
 """How long a pusher whose trainer is gone keeps trying to store what was staged."""
@@ -53,6 +54,7 @@ class Worker:
         self._trainer_gone = False
         self._hopeless = False
         self._buffers: dict[int, mmap.mmap] = {}
+        self._disk_speed, self._put_speed = Speed(), Speed()
         body, _ = messages.receive(sock)
         self._settings = settings = PushSettings(**body)
         self._store = open_store(settings.url, settings.storage_options)
@@ -98,7 +100,16 @@ class Worker:
     def _push_all(self) -> None:
         while (job := self._next_job()) is not None:
             memory = memoryview(self._buffers[job.buffer])
-            push = StepPush(job, self._settings, memory, store=self._store, local=self._local, tell=self._tell)
+            push = StepPush(
+                job,
+                self._settings,
+                memory,
+                store=self._store,
+                local=self._local,
+                tell=self._tell,
+                disk_speed=self._disk_speed,
+                put_speed=self._put_speed,
+            )
             with self._changed:
                 self._pushing = push
                 self._hasten()
