@@ -44,10 +44,10 @@ lint: setup  ## Format, lint, types, layers
 	$(bin)/mypy
 	$(bin)/lint-imports
 
-bench: setup  ## What a save costs the training loop, what agreeing costs, and how both grow with the ranks
-	$(bin)/python benchmarks/stall.py
-	$(bin)/python benchmarks/agree.py
-	$(bin)/python benchmarks/scale.py
+bench: setup  ## What saves, restores and agreeing cost, beside others; figures and charts in benchmark-output/
+	for verb in stall overhead durable restore agree scale; do \
+		$(bin)/python -m benchmarks $$verb --out benchmark-output || exit 1; \
+	done
 
 soak: setup  ## The tests with real processes, SOAK_ROUNDS times; stops at the first failure
 	@for round in $$(seq $(SOAK_ROUNDS)); do \
@@ -59,5 +59,5 @@ docs: setup  ## Build docs/ into site/; a broken link is an error
 	$(bin)/mkdocs build --strict
 
 clean:  ## Remove .venv and everything that was built
-	rm -rf $(venv) build dist site demo-output .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(venv) build dist site demo-output benchmark-output .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,8 +1,6 @@
 """
 What it costs the training thread that all ranks agree, two ways beside each other, with real processes.
 
-    python benchmarks/agree.py --ranks 2 4 --json
-
 *Board* is what spot_plugins does: background threads and a store of notes. *All-reduce* is what it was compared with:
 at the end of step k every rank starts an all-reduce (MAX) of a flag on a gloo group of its own, and reads that of step
 k - 1. It is written down here only. *Nothing* is an empty call, which shows what the machine makes of any.
@@ -14,28 +12,35 @@ each note that it wrote; and how soon after a notice to one rank all have stoppe
 
 from __future__ import annotations
 
-import argparse
-import itertools
-import json
-import os
-import platform
 import statistics
-import tempfile
 import threading
 import time
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
-from spot_plugins import __version__
 from spot_plugins.agreement import Crew, Notice
 from spot_plugins.clock import SystemClock
 from spot_plugins.ranks import TorchRanks
 from spot_plugins.triggers import PeriodicTrigger
 
+from . import ranks
+from .report import Column, Report
+
 SAVE_EVERY = 20  # steps
 GRADIENTS = 250_000  # numbers, 1 MB
+WAYS = {"Board": "spot_plugins board", "AllReduce": "all-reduce", "Nothing": "empty call"}
+
+COLUMNS = [
+    Column("quiet_median_us", "quiet us", ".1f", ratio=True),
+    Column("quiet_p95_us", "p95", ".0f"),
+    Column("save_median_us", "with a save us", ".1f", ratio=True),
+    Column("save_p95_us", "p95", ".0f"),
+    Column("note_median_us", "note us", ".1f"),
+    Column("notice_median_s", "notice to stop s", ratio=True),
+    Column("notice_max_s", "longest"),
+    Column("notice_max_steps", "steps", "d"),
+]
 
 
 class TimedBoard:
@@ -196,12 +201,12 @@ def measure_notice(way, training, ranks, after_s):
     return stopped, told
 
 
-def measure_notices(way, training, ranks, num_notices):
+def measure_notices(way, training, here, num_notices):
     """Return how many steps behind the one in which the notice came all stopped, and how many seconds after it."""
     late_s, late_steps = [], []
     for number in range(num_notices):
-        stopped, told = measure_notice(way, training, ranks, training.step_s * (1 + number / num_notices))
-        stops, told = gather(([stopped], told))
+        stopped, told = measure_notice(way, training, here, training.step_s * (1 + number / num_notices))
+        stops, told = ranks.joined(([stopped], told))
         ((told_step, told_at),) = told
         assert len({step for step, _ in stops}) == 1, "all stop at one step"
         late_steps.append(stops[0][0] - told_step - 1)
@@ -217,59 +222,36 @@ def p95(values):
     return statistics.quantiles(values, n=20)[-1]
 
 
-def run_rank(rank, world_size, folder, arguments):
-    os.environ["MASTER_ADDR"] = "127.0.0.1"  # the board is served there, and nowhere else
+def measure(arguments):
+    """Return the figures of all ways, over all ranks."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/{world_size}", rank=rank, world_size=world_size)
-    ranks, training = TorchRanks(), Training(arguments.step_ms / 1000)
+    here, training = TorchRanks(), Training(arguments.step_ms / 1000)
     rows = {}
     for way in (Nothing, AllReduce, Board):
-        quiet, saves, notes = gather(measure_steps(way, training, ranks, arguments.steps))
+        quiet, saves, notes = ranks.joined(measure_steps(way, training, here, arguments.steps))
         row = rows[way.__name__] = {"quiet_median_us": statistics.median(quiet), "quiet_p95_us": p95(quiet)}
         if saves:
             row |= {"save_median_us": statistics.median(saves), "save_p95_us": p95(saves)}
         if notes:
             row |= {"note_median_us": statistics.median(notes), "note_p95_us": p95(notes)}
         if way is not Nothing:
-            row |= measure_notices(way, training, ranks, arguments.notices)
-    if rank == 0:
-        with open(f"{folder}/rows-{world_size}", "w") as file:
-            json.dump(rows, file)
-    dist.destroy_process_group()
+            row |= measure_notices(way, training, here, arguments.notices)
+    return rows
 
 
-def gather(lists):
-    """Return this rank's lists, each joined with those of all other ranks."""
-    everybody = [None] * dist.get_world_size()
-    dist.all_gather_object(everybody, [*lists])
-    return [list(itertools.chain(*parts)) for parts in zip(*everybody, strict=True)]
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser):
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4], help="numbers of processes")
     parser.add_argument("--steps", type=int, default=400, help="steps per way")
     parser.add_argument("--step-ms", type=float, default=10.0, help="length of a step")
     parser.add_argument("--notices", type=int, default=10, help="notices per way")
-    parser.add_argument("--json", action="store_true", help="print the figures as one line of JSON too")
-    arguments = parser.parse_args()
-    print(
-        f"spot_plugins {__version__}, torch {torch.__version__}, {platform.machine()}, {os.cpu_count()} cores, "
-        f"steps of {arguments.step_ms:g} ms, {arguments.steps} steps and {arguments.notices} notices per way"
-    )
-    results = {}
-    with tempfile.TemporaryDirectory(prefix="spot-bench-") as folder:
-        for world_size in arguments.ranks:
-            mp.spawn(run_rank, (world_size, folder, arguments), nprocs=world_size)
-            with open(f"{folder}/rows-{world_size}") as file:
-                results[world_size] = json.load(file)
-    for world_size, rows in results.items():
-        for way, row in rows.items():
-            figures = ", ".join(f"{name} {value:.3g}" for name, value in row.items())
-            print(f"{world_size} ranks, {way}: {figures}")
-    if arguments.json:
-        print(json.dumps(results))
 
 
-if __name__ == "__main__":
-    main()
+def run(arguments):
+    settings = {name: getattr(arguments, name) for name in ("ranks", "steps", "step_ms", "notices")}
+    report = Report("agree", settings, COLUMNS)
+    for world_size in arguments.ranks:
+        measured = ranks.run(measure, world_size, arguments, group=True)
+        for way, name in WAYS.items():
+            report.rows.append({"way": f"{name}, {world_size} ranks", "ranks": world_size, **measured[way]})
+        print(f"{world_size} ranks: done", flush=True)
+    return report

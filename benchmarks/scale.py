@@ -1,8 +1,6 @@
 """
 What a checkpoint of many ranks costs beside its bytes: to commit it, to list it, to find it again, to prune it.
 
-    python benchmarks/scale.py --ranks 64 1024 --json
-
 Two steps of that many ranks, one blob and one manifest each, in memory and in a real S3 server on this machine. In
 each figure one rank works alone, as it does on its own machine: *commit* is one rank's part, *list* finds the
 committed steps, *discover* is a whole `load_newest` of a rank that needs no other rank's shards, *all manifests* is
@@ -12,17 +10,10 @@ step. Medians, in seconds.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import platform
 import statistics
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-from spot_plugins import __version__
 from spot_plugins.commit import CommittedStep, commit, committed_steps, merge_manifests
 from spot_plugins.keys import StepId, attempt_key, blob_key
 from spot_plugins.manifest import RankManifest
@@ -33,12 +24,13 @@ from spot_plugins.retention import prune
 from spot_plugins.state import encode
 from spot_plugins.store import MemoryStore, open_store
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from servers import S3Server  # the one that the tests use
+from .report import Column, Report
+from .servers import S3Server
 
 STEPS = (1, 2)
 ROUNDS = 3
 NUM_CLIENTS = 16  # that fill the store
+FIGURES = ("commit", "list", "discover", "merge", "all manifests", "prune")
 STATE = {"text": "x" * 2000}  # of one rank: random streams, schedulers, position
 
 
@@ -102,7 +94,9 @@ def measure(store, world_size):
             assert len(reader._all_manifests(pool)) == world_size
 
     row = {
-        "commit": statistics.median(save_part(store, STEPS[-1], rank, world_size) for rank in range(20)),
+        "commit": statistics.median(
+            save_part(store, STEPS[-1], rank, world_size) for rank in range(min(20, world_size))
+        ),
         "list": median_of(lambda: committed_steps(store)),
         "discover": median_of(discover),
         "merge": median_of(lambda: merge_manifests(store, step_id, world_size)),
@@ -113,26 +107,17 @@ def measure(store, world_size):
     return row
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser):
     parser.add_argument("--ranks", type=int, nargs="+", default=[64, 1024], help="numbers of ranks")
-    parser.add_argument("--json", action="store_true", help="print the figures as one line of JSON too")
-    arguments = parser.parse_args()
-    print(
-        f"spot_plugins {__version__}, Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} cores"
-    )
-    rows = []
+
+
+def run(arguments):
+    report = Report("scale", {"ranks": arguments.ranks}, [Column(name, f"{name} s", ".4f") for name in FIGURES])
     with S3Server() as server:
         for world_size in arguments.ranks:
             s3 = open_store(f"{server.create_bucket(f'ranks-{world_size}')}/run", server.storage_options())
             for name, store in (("memory", MemoryStore()), ("S3", s3)):
-                row = measure(store, world_size)
-                figures = ", ".join(f"{what} {seconds:.4f}" for what, seconds in row.items())
-                print(f"{world_size} ranks, {name}: {figures}", flush=True)
-                rows.append({"store": name, "ranks": world_size, **row})
-    if arguments.json:
-        print(json.dumps(rows))
-
-
-if __name__ == "__main__":
-    main()
+                row = {"way": f"{name}, {world_size} ranks", "store": name, "ranks": world_size}
+                report.rows.append(row | measure(store, world_size))
+                print(f"{world_size} ranks, {name}: done", flush=True)
+    return report

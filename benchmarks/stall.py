@@ -1,153 +1,204 @@
 """
-What one checkpoint costs the training loop, beside what people use otherwise, in one run on one state.
+What one checkpoint costs the training loop, beside what people use otherwise.
 
-    python benchmarks/stall.py --mb 500 --saves 5
+Each way trains the same model in a process of its own, in blocks: so many steps without a save, then as many with one
+save before the first, in turn. A block with a save goes on until that is on disk. *Lost* is what such a block took
+longer than its steps would have taken in the two quiet blocks around it, so it holds the stall of the call and all
+that came after. Mean and 95 % interval over all saves. CPU seconds are differences of the same kind.
 
-Each way saves the same state (a model and its Adam state) several times from the same loop of real training steps.
-Printed are medians: the stall of the call, how much slower the following steps were in sum, the time until the
-bytes were on the local disk, and, for spot_plugins, the cost of a step in which nothing is saved.
+Memory is measured in one more save behind the others: the peak over that of quiet steps, of the training process and
+its children together, relative to the state. *Step* is the median in quiet blocks, *before* that of the steps before
+the first save: some ways slow down all that come after it. On several ranks figures in seconds are those of the
+slowest rank, CPU and memory are sums.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-import platform
 import shutil
 import statistics
 import tempfile
-import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
-from torch import nn
+from . import ranks, usage, ways
+from .report import Column, Report, mean_and_interval
+from .state import Training
 
-from spot_plugins import __version__
-from spot_plugins.config import SpotConfig
-from spot_plugins.events import Committed
-from spot_plugins.session import SpotSession
-from spot_plugins.state import ModelPart, OptimizerPart
-
-STEPS_BEHIND = 5  # steps after each save in which a slowdown is looked for
-
-
-class Training:
-    """A loop of real steps whose state is about *num_mb* MB: a model, and twice as much of Adam."""
-
-    def __init__(self, num_mb):
-        torch.manual_seed(0)
-        width = 1024
-        layers = max(1, round(num_mb * 1e6 / (3 * 4 * width * width)))
-        self.model = nn.Sequential(*[nn.Linear(width, width) for _ in range(layers)])
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), fused=True)
-        self.batch = torch.randn(64, width)
-        self.step()
-
-    def step(self):
-        started = time.perf_counter()
-        self.optimizer.zero_grad()
-        self.model(self.batch).square().mean().backward()
-        self.optimizer.step()
-        return time.perf_counter() - started
-
-    def state(self):
-        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
-
-    @property
-    def num_bytes(self):
-        tensors = [*self.model.state_dict().values()]
-        tensors += [v for s in self.optimizer.state.values() for v in s.values() if torch.is_tensor(v)]
-        return sum(t.numel() * t.element_size() for t in tensors)
+COLUMNS = [
+    Column("stall_s", "stall s", ratio=True),
+    Column("lost_s", "lost s", ratio=True),
+    Column("lost_interval_s", "+-"),
+    Column("durable_s", "on disk s", ".2f", ratio=True),
+    Column("cpu_s_per_gb", "CPU s/GB", ".2f"),
+    Column("children_cpu_s_per_gb", "children", ".2f"),
+    Column("memory_ratio", "memory x", ".2f", ratio=True),
+    Column("first_stall_s", "first stall s", ".2f"),
+    Column("step_s", "step s"),
+    Column("step_before_s", "before"),
+    Column("num_saves", "saves", "d"),
+]
 
 
-def with_torch_save(training, folder, number):
-    torch.save(training.state(), folder / f"{number}.pt")
-    return lambda: None
+def add_arguments(parser):
+    parser.add_argument("--gb", type=float, default=1.0, help="size of the state in GB")
+    parser.add_argument("--ranks", type=int, default=1, help="processes, with DDP over gloo or NCCL")
+    parser.add_argument("--saves", type=int, default=4, help="saves per way, at least")
+    parser.add_argument("--steps", type=int, default=8, help="steps in a block, at least")
+    parser.add_argument("--interval", type=float, default=0.03, help="half the 95 %% interval that is enough, seconds")
+    parser.add_argument("--max-s", type=float, default=15.0, help="seconds per way after which no save is added")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--folder", help="where to save; the system's temporary folder by default")
+    ways.add_flag(parser)
 
 
-def with_dcp_async(training, folder, number):
-    future = dcp.async_save(training.state(), checkpoint_id=str(folder / str(number)))
-    return future.result
+def run(arguments):
+    settings = {name: getattr(arguments, name) for name in ("gb", "ranks", "device", "steps")}
+    report = Report("stall", settings, COLUMNS)
+    for number, name in enumerate(arguments.ways, start=1):
+        reason = ways.why_not(name, arguments.device)
+        if reason is not None:
+            report.not_run[name] = reason
+            continue
+        started = time.monotonic()
+        try:
+            report.rows.append({"way": name, **_measure_one(name, arguments)})
+        except RuntimeError as error:  # a peer that fails must not cost the figures of the others
+            report.not_run[name] = f"failed: {error}"
+        print(f"[{number}/{len(arguments.ways)}] {name}: {time.monotonic() - started:.0f} s", flush=True)
+    return report
 
 
-class WithSpot:
-    """The session itself, without a host around it."""
-
-    def __init__(self, training, folder):
-        self.committed = threading.Event()
-        config = SpotConfig(url=f"file://{folder}/run", every_steps=10**9)
-        self.session = SpotSession(config, hooks=[self.hear])
-        self.session.register("model", ModelPart(training.model), replicated=("parameters",))
-        self.session.register("optimizer", OptimizerPart(training.optimizer, training.model), replicated=("state",))
-        self.session.resume()
-        self.step = 0
-
-    def hear(self, event):
-        if isinstance(event, Committed):
-            self.committed.set()
-
-    def __call__(self, training, folder, number):
-        self.committed.clear()
-        self.step += 1
-        self.session.save(self.step)
-        return self.committed.wait
-
-    def quiet_step_s(self, rounds=10000):
-        started = time.perf_counter()
-        for _ in range(rounds):
-            self.step += 1
-            self.session.after_step(self.step)
-        return (time.perf_counter() - started) / rounds
-
-
-def measure(save, training, folder, num_saves):
-    """Return the medians of stall, slowdown of the steps behind, and time until durable, all in seconds."""
-    save(training, folder, -1)()  # the first one pays for buffers and imports
-    stalls, slowdowns, durables = [], [], []
-    for number in range(num_saves):
-        quiet = sum(training.step() for _ in range(STEPS_BEHIND))
-        started = time.perf_counter()
-        wait = save(training, folder, number)
-        stalls.append(time.perf_counter() - started)
-        slowdowns.append(sum(training.step() for _ in range(STEPS_BEHIND)) - quiet)
-        wait()
-        durables.append(time.perf_counter() - started)
-    return [statistics.median(values) for values in (stalls, slowdowns, durables)]
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mb", type=float, default=500.0, help="size of the state in MB")
-    parser.add_argument("--saves", type=int, default=5, help="saves per way; medians are printed")
-    arguments = parser.parse_args()
-    dist.init_process_group("gloo", init_method="tcp://127.0.0.1:0", rank=0, world_size=1)
-    training = Training(arguments.mb)
-    root = Path(tempfile.mkdtemp(prefix="spot-bench-"))
-    rows = {}
+def _measure_one(name, arguments):
+    folder = Path(tempfile.mkdtemp(prefix="spot-bench-", dir=arguments.folder))
     try:
-        ways = {"torch.save": with_torch_save, "DCP async_save": with_dcp_async}
-        for name, save in ways.items():
-            rows[name] = measure(save, training, root, arguments.saves)
-        spot = WithSpot(training, root)
-        rows["spot_plugins"] = measure(spot, training, root, arguments.saves)
-        quiet_step_s = spot.quiet_step_s()
-        spot.session.close()
+        group = ways.find(name).needs_group
+        return ranks.run(_train, arguments.ranks, name, folder, arguments, group=group)
     finally:
-        shutil.rmtree(root, ignore_errors=True)
-        dist.destroy_process_group()
-    print(
-        f"spot_plugins {__version__}, torch {torch.__version__}, {platform.machine()}, "
-        f"{torch.get_num_threads()} threads, state {training.num_bytes / 1e6:.0f} MB, medians of {arguments.saves}"
-    )
-    print(f"{'way':16} {'stall s':>9} {'slower s':>9} {'durable s':>10}")
-    for name, (stall_s, slower_s, durable_s) in rows.items():
-        print(f"{name:16} {stall_s:9.3f} {slower_s:9.3f} {durable_s:10.2f}")
-    print(f"a step in which nothing is saved costs {quiet_step_s * 1e6:.2f} microseconds")
-    print(json.dumps({"rows": rows, "quiet_step_s": quiet_step_s, "num_bytes": training.num_bytes}))
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-if __name__ == "__main__":
-    main()
+def _train(name, folder, arguments):
+    world_size = ranks.current()[1]
+    kind = ways.find(name)
+    training = Training(arguments.gb, arguments.device, world_size=world_size, wrap=not kind.wraps)
+    way = kind(training, folder)
+    measured = []
+    way.run(lambda: measured.append(_Measurement(way, arguments).run()))
+    way.close()
+    return measured[0]
+
+
+@dataclass
+class _Block:
+    steps_s: float
+    num_steps: int
+    cpu_s: float
+    stall_s: float = 0.0
+    durable_s: float = 0.0
+
+
+class _Measurement:
+    """One way, on one rank. All ranks make the same steps."""
+
+    def __init__(self, way, arguments):
+        self.way = way
+        self.training = way.training
+        self.arguments = arguments
+        self.gb = self.training.num_bytes() / 1e9
+
+    def run(self):
+        self._block(saves=False, num_steps=2)  # the first steps are slow
+        alone = self._block(saves=False)
+        with usage.MemoryPeak() as before:
+            self._block(saves=False, num_steps=2)
+        first_stall_s = self._block(saves=True, num_steps=2).stall_s
+        quiet, saving, children_s = self._in_turn()
+        peak, device_bytes = self._memory(before.num_bytes)
+        lost, cpu = _differences(quiet, saving)
+        mean, interval = mean_and_interval(self._slowest(lost))
+        cpu_s = sum(ranks.gather(statistics.fmean(cpu)))
+        return {
+            "stall_s": statistics.median(self._slowest([block.stall_s for block in saving])),
+            "lost_s": mean,
+            "lost_interval_s": interval,
+            "lost_median_s": statistics.median(self._slowest(lost)),
+            "durable_s": statistics.median(self._slowest([block.durable_s for block in saving])),
+            "cpu_s_per_gb": cpu_s / self.gb,
+            "children_cpu_s_per_gb": sum(ranks.gather(children_s)) / len(saving) / self.gb,
+            "memory_ratio": sum(ranks.gather(peak)) / (self.gb * 1e9),
+            "device_memory_ratio": sum(ranks.gather(device_bytes)) / (self.gb * 1e9),
+            "first_stall_s": max(ranks.gather(first_stall_s)),
+            "step_s": statistics.median(block.steps_s / block.num_steps for block in quiet),
+            "step_before_s": alone.steps_s / alone.num_steps,
+            "num_saves": len(saving),
+            "state_gb": self.gb,
+        }
+
+    def _in_turn(self):
+        """Return the quiet blocks, the blocks with a save between them, and the CPU seconds of all children."""
+        quiet, saving = [self._block(saves=False)], []
+        children_s = usage.children_cpu_s()
+        started = time.monotonic()
+        while self._goes_on(quiet, saving, time.monotonic() - started):
+            saving.append(self._block(saves=True))
+            quiet.append(self._block(saves=False))
+        return quiet, saving, usage.children_cpu_s() - children_s
+
+    def _goes_on(self, quiet, saving, spent_s):
+        """Decide on rank 0 for all."""
+        enough = len(saving) >= self.arguments.saves
+        if enough and spent_s < self.arguments.max_s and len(saving) > 1:
+            enough = mean_and_interval(_differences(quiet, saving)[0])[1] <= self.arguments.interval
+        return not ranks.gather(enough)[0]
+
+    def _block(self, *, saves, num_steps=None):
+        """Train *num_steps*, with *saves* at least so many and until the save is on disk everywhere."""
+        num_steps = num_steps or self.arguments.steps
+        block = _Block(0.0, 0, 0.0)
+        cpu_s = usage.own_cpu_s()
+        saved = None
+        if saves:
+            self.training.synchronize()
+            started = time.perf_counter()
+            step = self.training.num_steps
+            saved = self.way.save(step)
+            block.stall_s = time.perf_counter() - started
+        while block.num_steps < num_steps or (saved and not all(ranks.gather(saved.done))):
+            stepped = time.perf_counter()
+            self.training.step(self.way.guard)
+            self.way.after_step(self.training.num_steps)
+            block.steps_s += time.perf_counter() - stepped
+            block.num_steps += 1
+        block.cpu_s = usage.own_cpu_s() - cpu_s
+        if saved:
+            saved.wait()
+            block.durable_s = saved.at - started
+            self._forget(step)
+        return block
+
+    def _memory(self, before):
+        usage.reset_device_peak()
+        device_before = usage.device_peak()
+        with usage.MemoryPeak() as peak:
+            self._block(saves=True, num_steps=2)
+        return peak.num_bytes - before, usage.device_peak() - device_before
+
+    def _forget(self, step):
+        ranks.gather(None)  # all have saved
+        if ranks.current()[0] == 0:
+            self.way.forget(step)
+
+    def _slowest(self, values):
+        """Return the highest of all ranks, for each save."""
+        return [max(of_one_save) for of_one_save in zip(*ranks.gather(values), strict=True)]
+
+
+def _differences(quiet, saving):
+    """Return the seconds and the CPU seconds that each block with a save took more than its steps do without."""
+    lost, cpu = [], []
+    for before, block, after in zip(quiet, saving, quiet[1:], strict=False):
+        num_quiet = before.num_steps + after.num_steps
+        lost.append(block.stall_s + block.steps_s - block.num_steps * (before.steps_s + after.steps_s) / num_quiet)
+        cpu.append(block.cpu_s - block.num_steps * (before.cpu_s + after.cpu_s) / num_quiet)
+    return lost, cpu

@@ -9,15 +9,16 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from spot_plugins.capture import Parts
 from spot_plugins.commit import committed_steps
 from spot_plugins.keys import rank_manifest_key
 from spot_plugins.manifest import RankManifest
 from spot_plugins.push import PushSettings
 from spot_plugins.push.pushing import StepPush
-from spot_plugins.push.speed import Speed
+from spot_plugins.push.speed import Meters
 from spot_plugins.ranks import Board, MemoryBoard, SingleRank
 from spot_plugins.resuming import load_newest
-from spot_plugins.saving import Parts, Saver
+from spot_plugins.saving import Saver
 
 URL = "memory://steps"
 
@@ -59,12 +60,18 @@ class InlinePusher:
     again: bool = False
     told: list = field(default_factory=list)
 
-    def submit(self, job, fd, num_bytes):
+    def submit(self, job, buffers):
         job = replace(job, again=self.again)
-        memory = memoryview(mmap.mmap(fd, num_bytes))
+        memory = {number: memoryview(mmap.mmap(each.fd, each.num_bytes)) for number, each in buffers.items()}
+        images = [memory[blob.buffer][blob.offset : blob.offset + blob.num_bytes] for blob in job.blobs]
         stores = {"store": self.store, "local": self.local}
-        speeds = {"disk_speed": Speed(), "put_speed": Speed()}
-        StepPush(job, self.settings, memory, tell=self.told.append, **stores, **speeds).run()
+        StepPush(job, self.settings, images, tell=self.told.append, meters=Meters(), **stores).run()
+
+    def knows_frozen(self, number):
+        return False
+
+    def announce(self, step, buffers):
+        pass
 
     def holds(self, buffer):
         return False
@@ -101,8 +108,8 @@ def save(
     parts = Parts()
     parts.add("part", Holder(state_of(step, rank) if state is None else state), ("both",))
     pusher = InlinePusher(settings, store, local, again)
-    with closing(Saver(parts, ThreadRank(rank, world_size, MemoryBoard()), pusher)) as saver:
-        saver.push(saver.stage(step, deadline=0.0))
+    with closing(Saver(parts, ThreadRank(rank, world_size, MemoryBoard()), pusher, lambda event: None)) as saver:
+        saver.save(step, "explicit", deadline=0.0)
     return pusher.told
 
 

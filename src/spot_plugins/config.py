@@ -48,6 +48,10 @@ class SpotConfig:
     """Directory on a fast local disk for the first copy. None: a folder in the system's temporary directory,
     or none at all when *url* is itself a local path."""
 
+    buffer_bytes: int | None = None
+    """Most host memory per rank that state on its way to the store may take, in bytes. None: room for two states,
+    of which the second is made only for a save that cannot wait. A save that finds no room is deferred."""
+
     elastic_batch: ElasticBatch = "keep"
     """On another number of ranks: ``keep`` the samples per optimizer step, by other gradient accumulation where that
     divides; or leave accumulation alone, so that they ``scale`` with the ranks."""
@@ -78,6 +82,8 @@ class SpotConfig:
         _require_count("keep_last", self.keep_last)
         if self.keep_every is not None:
             _require_count("keep_every", self.keep_every)
+        if self.buffer_bytes is not None:
+            _require_count("buffer_bytes", self.buffer_bytes)
         known = get_args(ElasticBatch)
         _require(self.elastic_batch in known, "elastic_batch", self.elastic_batch, "must be 'keep' or 'scale'")
 
@@ -87,9 +93,9 @@ def from_environment(**settings: Any) -> SpotConfig:
     Build a :class:`SpotConfig` from *settings*, filling in what is missing from ``SPOT_*`` variables.
 
     ``SPOT_URL``, ``SPOT_EVERY_STEPS``, ``SPOT_EVERY_SECONDS``, ``SPOT_GRACE_SECONDS``, ``SPOT_ON_NOTICE``,
-    ``SPOT_KEEP_LAST``, ``SPOT_KEEP_EVERY``, ``SPOT_LOCAL_DIR`` and ``SPOT_ELASTIC_BATCH`` stand for the field of that
-    name. A setting that is given, even as a default of the caller's own, is never overridden; one that is None counts
-    as missing.
+    ``SPOT_KEEP_LAST``, ``SPOT_KEEP_EVERY``, ``SPOT_LOCAL_DIR``, ``SPOT_BUFFER_BYTES`` and ``SPOT_ELASTIC_BATCH`` stand
+    for the field of that name. A setting that is given, even as a default of the caller's own, is never overridden;
+    one that is None counts as missing.
 
     Raises:
         ConfigError: A variable does not parse, or a setting cannot work.
@@ -122,6 +128,7 @@ _PARSERS: Final[dict[str, Any]] = {
     "keep_last": int,
     "keep_every": int,
     "local_dir": str,
+    "buffer_bytes": int,
     "elastic_batch": str,
 }
 _ARTICLE: Final[dict[Any, str]] = {int: "a whole number", float: "a number", str: "a string"}

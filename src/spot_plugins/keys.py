@@ -12,6 +12,7 @@ from typing import Final, NamedTuple
 RUN_KEY: Final = "run.json"
 ATTEMPTS_PREFIX: Final = "attempts/"
 STEPS_PREFIX: Final = "steps/"
+FROZEN_PREFIX: Final = "frozen/"
 
 _STEP_DIR = re.compile(r"steps/(\d{10,})-(\d{6,})/")
 _RANK_MANIFEST = re.compile(r"steps/(\d{10,})-(\d{6,})/rank-(\d{5,})-of-(\d{5,})\.json")
@@ -56,6 +57,11 @@ def parse_attempt_key(key: str) -> int | None:
 def blob_key(step_id: StepId, rank: int, index: int) -> str:
     """Return the key of the *index*-th blob of *rank*."""
     return f"{step_id.prefix}r{rank:05d}-b{index:04d}.safetensors"
+
+
+def frozen_key(xxh3_128: str) -> str:
+    """Return the key of a blob that steps share, by the hash of its bytes."""
+    return f"{FROZEN_PREFIX}{xxh3_128}.safetensors"
 
 
 def rank_manifest_key(step_id: StepId, rank: int, world_size: int) -> str:

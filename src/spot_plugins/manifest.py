@@ -8,7 +8,7 @@ bit is seen before a number is believed. ``docs/format.md`` is the contract.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -37,7 +37,7 @@ class Blob:
     key: str
     num_bytes: int
     xxh3_128: str
-    """Hash of the whole object, 32 hexadecimal digits."""
+    """Hash of the whole object, 32 hexadecimal digits, as :func:`hash_of_blob` computes it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -142,6 +142,20 @@ def decode_merged(data: bytes) -> list[RankManifest]:
         ManifestError: *data* is cut off or damaged; the manifests of the single ranks may be intact.
     """
     return [RankManifest.decode(line) for line in data.splitlines()]
+
+
+def hash_of_blob(header: bytes | memoryview, tensors: Iterable[TensorSlice]) -> str:
+    """
+    Return the hash of a blob whose slices are hashed: no byte of it is read a second time.
+
+    It is that of *header*, all that is in front of the first slice, followed by the hashes of *tensors*, the slices in
+    it, in the order of their places.
+    """
+    digest = xxhash.xxh3_128(header)
+    for piece in sorted(tensors, key=lambda each: each.start):
+        if piece.stop > piece.start:
+            digest.update(bytes.fromhex(piece.xxh3_128))
+    return digest.hexdigest()
 
 
 def canonical_json(document: Any) -> bytes:

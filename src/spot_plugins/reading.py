@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
-import xxhash
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorProperties, TensorStorageMetadata
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from .commit import NUM_GETS, CommittedStep
 from .errors import CorruptCheckpointError, IncompatibleCheckpointError, StoreError
+from .fetching import Copy, fetch, runs_of
 from .keys import StepId, merged_manifest_key, rank_manifest_key
-from .manifest import Blob, ManifestError, NewerFormatError, RankManifest, TensorSlice, decode_merged
+from .manifest import ManifestError, NewerFormatError, RankManifest, TensorSlice, decode_merged
 from .placement import Box, overlap, whole
+from .progress import Progress
 from .ranks import Ranks
 from .staging import find_nonsense
-from .staging.plan import DTYPES
+from .staging.plan import TORCH_DTYPES
 from .state import Shard, decode, graft, named
 from .store import LocalStore, ObjectStore, patiently
-
-_TORCH_DTYPES: Final = {name: dtype for dtype, name in DTYPES.items()}
 
 Wanted: TypeAlias = Callable[[str, tuple[int, ...]], Shard | None]
 """Which part of a shared tensor, by name and shape, this rank wants; None is all of it. See ``Parts.wanted``."""
@@ -72,58 +71,6 @@ class _BlobPlace(NamedTuple):
     blob: int
 
 
-class _Copy(NamedTuple):
-    """A box of a slice, and where it goes."""
-
-    piece: TensorSlice
-    offsets: tuple[int, ...]
-    """Within the slice."""
-    target: torch.Tensor
-
-
-class _Run(NamedTuple):
-    """Bytes of a blob that are read at once."""
-
-    blob: Blob
-    start: int
-    stop: int
-    pieces: list[TensorSlice]
-    """All slices in it, in their order."""
-    copies: list[_Copy]
-
-    def damage(self, data: bytes) -> str | None:
-        """Return how *data* differs from what the manifest says, or None."""
-        if len(data) != self.stop - self.start:
-            return f"has {len(data)} bytes instead of {self.stop - self.start}, from byte {self.start}"
-        if self.stop - self.start == self.blob.num_bytes:
-            intact = xxhash.xxh3_128_hexdigest(data) == self.blob.xxh3_128
-        else:
-            view = memoryview(data)
-            intact = all(
-                xxhash.xxh3_128_hexdigest(view[piece.start - self.start : piece.stop - self.start]) == piece.xxh3_128
-                for piece in self.pieces
-            )
-        return None if intact else "has changed since it was written: its hash differs"
-
-
-def _runs(manifest: RankManifest, number: int, copies: list[_Copy]) -> Iterator[_Run]:
-    """Yield what has to be read of a blob: all of it, or the runs of slices that are needed."""
-    blob = manifest.blobs[number]
-    by_piece: dict[TensorSlice, list[_Copy]] = {copy.piece: [] for copy in copies}
-    for copy in copies:
-        by_piece[copy.piece].append(copy)
-    needed = sorted(by_piece, key=lambda piece: piece.start)
-    if len(needed) == sum(piece.blob == number and piece.stop > piece.start for piece in manifest.tensors):
-        yield _Run(blob, 0, blob.num_bytes, needed, copies)
-        return
-    first = 0
-    for last, piece in enumerate(needed, start=1):
-        if last == len(needed) or needed[last].start != piece.stop:
-            pieces = needed[first:last]
-            yield _Run(blob, pieces[0].start, piece.stop, pieces, [c for each in pieces for c in by_piece[each]])
-            first = last
-
-
 class StepReader:
     """Reads this rank's share of one committed step."""
 
@@ -154,8 +101,14 @@ class StepReader:
             self._check(pieces, complete=len(manifests) == world_size)
             targets, copies = self._plan(pieces)
             by_rank = {manifest.rank: manifest for manifest in manifests}
-            runs = [run for place, found in copies.items() for run in _runs(by_rank[place.rank], place.blob, found)]
-            reads = [read.result() for read in [pool.submit(self._fill, run) for run in runs]]
+            runs = [run for place, found in copies.items() for run in runs_of(by_rank[place.rank], place.blob, found)]
+            num_bytes = sum(run.num_bytes for run in runs)
+            were_local = pool.map(lambda run: fetch(run, step_id.step, self._store, self._local), runs)
+            from_local_bytes = 0
+            with Progress(num_bytes, shown=self._ranks.rank == 0) as progress:
+                for run, was_local in zip(runs, were_local, strict=True):
+                    from_local_bytes += run.num_bytes if was_local else 0
+                    progress.add(run.num_bytes)
         try:
             document = own.state
             if unheard_of := {piece.name for _, piece in pieces if piece.shared}.difference(named(document)):
@@ -166,23 +119,22 @@ class StepReader:
             raise CorruptCheckpointError(step_id.step, step_id.prefix, f"holds unreadable state: {error}") from error
         if not isinstance(state, dict):
             raise CorruptCheckpointError(step_id.step, step_id.prefix, "holds no state by the names of parts")
-        from_local_bytes = sum(num_bytes for num_bytes, is_local in reads if is_local)
-        return LoadedStep(step_id, world_size, state, sum(num_bytes for num_bytes, _ in reads), from_local_bytes)
+        return LoadedStep(step_id, world_size, state, num_bytes, from_local_bytes)
 
     def _plan(
         self, pieces: list[tuple[RankManifest, TensorSlice]]
-    ) -> tuple[dict[str, _Target], dict[_BlobPlace, list[_Copy]]]:
+    ) -> tuple[dict[str, _Target], dict[_BlobPlace, list[Copy]]]:
         """Decide where everything that is read goes. What DCP does when it reshards is done by DCP."""
         by_name: defaultdict[str, dict[Box, tuple[RankManifest, TensorSlice]]] = defaultdict(dict)
         for manifest, piece in pieces:
             by_name[piece.name].setdefault(Box(piece.offsets, piece.lengths), (manifest, piece))
         targets: dict[str, _Target] = {}
-        copies: defaultdict[_BlobPlace, list[_Copy]] = defaultdict(list)
+        copies: defaultdict[_BlobPlace, list[Copy]] = defaultdict(list)
         for name, saved in by_name.items():
             first = next(iter(saved.values()))[1]
             template = self._want(name, first.shape) if first.shared else None
             boxes = self._boxes(first)
-            memory = torch.empty(sum(box.num_elements for box in boxes), dtype=_TORCH_DTYPES[first.dtype])
+            memory = torch.empty(sum(box.num_elements for box in boxes), dtype=TORCH_DTYPES[first.dtype])
             targets[name] = target = _Target(template, boxes, memory)
             stored = TensorStorageMetadata(
                 TensorProperties(dtype=memory.dtype), torch.Size(first.shape), [_chunk(box) for box in saved]
@@ -193,7 +145,7 @@ class StepReader:
                 into = target.in_box(item.dest_index.index or 0)
                 for dim, (offset, length) in enumerate(zip(item.dest_offsets, item.lengths, strict=True)):
                     into = into.narrow(dim, offset, length)
-                copies[_BlobPlace(manifest.rank, piece.blob)].append(_Copy(piece, tuple(item.storage_offsets), into))
+                copies[_BlobPlace(manifest.rank, piece.blob)].append(Copy(piece, tuple(item.storage_offsets), into))
         return targets, copies
 
     def _check(self, pieces: list[tuple[RankManifest, TensorSlice]], *, complete: bool) -> None:
@@ -248,44 +200,6 @@ class StepReader:
         if (manifest.step_id, manifest.rank, manifest.world_size) != (step_id, rank, self._committed.world_size):
             raise CorruptCheckpointError(step_id.step, key, "is the manifest of another step or rank")
         return manifest
-
-    def _fill(self, run: _Run) -> tuple[int, bool]:
-        """Read *run* and copy what is in it to where it belongs. Return its size, and whether the local disk had it."""
-        data, is_local = self._read(run)
-        memory = torch.frombuffer(data, dtype=torch.uint8)
-        for piece, offsets, target in run.copies:
-            source = memory[piece.start - run.start : piece.stop - run.start]
-            source = source.view(_TORCH_DTYPES[piece.dtype]).view(piece.lengths)
-            for dim, (offset, length) in enumerate(zip(offsets, target.shape, strict=True)):
-                source = source.narrow(dim, offset, length)
-            target.copy_(source)
-        return len(data), is_local
-
-    def _read(self, run: _Run) -> tuple[bytearray, bool]:
-        """Return the verified bytes of *run*, and whether an intact copy on the local disk gave them."""
-        key = run.blob.key
-        if self._local is not None:
-            try:
-                data = _get(self._local, run)
-            except (KeyError, StoreError):
-                pass
-            else:
-                if run.damage(data) is None:
-                    return bytearray(data), True
-        try:
-            data = patiently(lambda: _get(self._store, run))
-        except KeyError:
-            raise CorruptCheckpointError(self._committed.step_id.step, key, "is gone") from None
-        if (damage := run.damage(data)) is not None:
-            raise CorruptCheckpointError(self._committed.step_id.step, key, damage)
-        return bytearray(data), False
-
-
-def _get(store: ObjectStore, run: _Run) -> bytes:
-    # Whole, also where the blob is longer than it should be: then its hash tells.
-    if run.stop - run.start == run.blob.num_bytes:
-        return store.get(run.blob.key)
-    return store.get_range(run.blob.key, run.start, run.stop)
 
 
 def _chunk(box: Box) -> ChunkStorageMetadata:

@@ -3,205 +3,386 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
 
-import xxhash
-
-from .errors import StoreError
-from .manifest import Json
-from .placement import Placement, whole
+from .capture import Parts
+from .errors import ConfigError, StoreError
+from .events import Event, Staged
+from .manifest import Json, TensorSlice
 from .push import BlobImage, Pusher, PushJob
 from .ranks import Ranks
-from .staging import Layout, SharedBuffer, Source, copy_into, plan_layout, signature
-from .state import Shard, encode
+from .staging import (
+    Changes,
+    Copier,
+    FrozenWatch,
+    Layout,
+    SharedBuffer,
+    Snapshot,
+    Source,
+    TornError,
+    plan_layout,
+    signature,
+)
+from .triggers import Trigger
 
 logger = logging.getLogger(__name__)
 
 ROOM_BYTES: Final = 1024**2  # a metric that appears later must not cost a new buffer and its page faults
+CLOSE_S: Final = 60.0  # longest wait for a copy that is under way
 MAX_BUFFERS: Final = 2  # one being pushed, one for a save that cannot wait: memory is bounded by twice the state
 
 
-class Part(Protocol):
-    """Anything with state: a model, an optimizer, a scheduler, a counter of the user's own."""
+class Blobs(NamedTuple):
+    """Finished images of blobs: all of a layout."""
 
-    def state_dict(self) -> Any:
-        """Return the state: tensors, arrays, numbers, strings, and dicts and lists of them."""
-        ...
+    buffer: SharedBuffer
+    layout: Layout
+    is_frozen: bool
+    """Whether they are stored under their own content, for other steps as well."""
 
-    def load_state_dict(self, state: Any, /) -> Any:
-        """Take over what :meth:`state_dict` returned."""
-        ...
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all of them."""
+        return sum(size for _, size in self.layout.blobs)
 
-
-class Parts:
-    """The named parts of a training. What is restored must be what was saved, so names are checked."""
-
-    def __init__(self) -> None:
-        self._parts: dict[str, Part] = {}
-        self._replicated: list[str] = []
-
-    def add(self, name: str, part: Part, replicated: tuple[str, ...] = ()) -> None:
-        """
-        Add *part*.
-
-        *replicated* names those of its top-level keys whose tensors are equal on all ranks, unless they are spread over
-        them: the ranks share the work of storing them. Everything else is stored by each rank for itself.
-        """
-        if name in self._parts:
-            raise ValueError(f"a part named {name!r} is registered already: choose another name")
-        if not name or "/" in name:
-            raise ValueError(f"{name!r} is no name for a part: use a word without a slash")
-        self._parts[name] = part
-        self._replicated += [f"{name}/{key}/" for key in replicated]
-
-    def items(self) -> Iterator[tuple[str, Part]]:
-        """Yield names and parts in the order in which they were added."""
-        yield from self._parts.items()
-
-    def capture(self, world_size: int) -> tuple[Json, dict[str, Source]]:
-        """
-        Return the state of all parts as JSON, and its tensors, which are still the live ones.
-
-        Raises:
-            UnsafeStateError: Something in it has no pickle-free form.
-        """
-        document, tensors = encode({name: part.state_dict() for name, part in self._parts.items()})
-        prefixes, everybody = tuple(self._replicated), tuple(range(world_size))
-        sources: dict[str, Source] = {}
-        for name, tensor in tensors.items():
-            if isinstance(tensor, Shard):
-                sources[name] = Source(tensor.local, tensor.placement)
-            elif name.startswith(prefixes):
-                shape = tuple(tensor.shape)
-                sources[name] = Source(tensor, Placement(shape, (whole(shape),), everybody))
-            else:
-                sources[name] = Source(tensor)
-        return document, sources
-
-    def alike(self, world_size: int) -> str:
-        """Return a hash of what all ranks are to hold alike, by name, type and shape."""
-        _, sources = self.capture(world_size)
-        everybody = tuple(range(world_size))
-        held = sorted(
-            (name, str(tensor.dtype), placement.shape)
-            for name, (tensor, placement) in sources.items()
-            if placement is not None and placement.holders == everybody
-        )
-        return xxhash.xxh3_128_hexdigest(repr(held).encode())
-
-    def wanted(self) -> Callable[[str, tuple[int, ...]], Shard | None]:
-        """
-        Look at all parts, and return what tells which part of a tensor that the ranks share this rank wants back.
-
-        It is asked with the name and the shape of the tensor; None means all of it. What is spread over the ranks now
-        comes back as it is spread. State that an optimizer has yet to make goes with the parameter it belongs to.
-
-        Raises:
-            UnsafeStateError: Something in the state has no pickle-free form: refused now, not at the first save.
-        """
-        _, tensors = encode({name: part.state_dict() for name, part in self._parts.items()})
-        templates = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Shard)}
-        for name, part in self._parts.items():
-            for path, template in getattr(part, "templates", dict)().items():
-                templates[f"{name}/{path}"] = template
-
-        def want(name: str, shape: tuple[int, ...]) -> Shard | None:
-            owner = "/".join(name.split("/")[:3])  # of what an optimizer keeps: part/state/parameter
-            template = templates.get(name) or templates.get(owner)
-            return template if template is not None and template.placement.shape == shape else None
-
-        return want
+    def images(self) -> Iterator[BlobImage]:
+        """Yield where they are."""
+        for offset, size in self.layout.blobs:
+            yield BlobImage(buffer=self.buffer.number, offset=offset, num_bytes=size, is_frozen=self.is_frozen)
 
 
 @dataclass(frozen=True, slots=True)
 class StagedStep:
-    """A step in host memory, ready to be pushed."""
+    """A step in host memory, or on its way there."""
 
     step: int
-    buffer: SharedBuffer
-    layout: Layout
+    trigger: Trigger
     state: Json
+    blobs: tuple[Blobs, ...]
+    frozen: dict[str, Source]
+    """What is not trained."""
+    watch: FrozenWatch | None
+    """What is known of it, if it is stored for several steps."""
+    stall_s: float
+    """Seconds that training stood still to begin it."""
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all blobs of this rank."""
-        return sum(size for _, size in self.layout.blobs)
+        """Bytes of all blobs that are staged."""
+        return sum(each.num_bytes for each in self.blobs)
+
+    @property
+    def buffers(self) -> dict[int, SharedBuffer]:
+        """Where they are, by number."""
+        return {each.buffer.number: each.buffer for each in self.blobs}
 
 
 class Saver:
-    """Stages steps into shared buffers and hands them to the pusher. Used by the training thread alone."""
+    """
+    Stages steps into shared buffers and hands them to the pusher.
 
-    def __init__(self, parts: Parts, ranks: Ranks, pusher: Pusher) -> None:
+    Args:
+        parts: What is saved.
+        ranks: The processes of the job.
+        pusher: Who pushes it.
+        tell: Called with every event, on the thread where it happens.
+        max_bytes: Most host memory that staged steps may take on this rank. None: room for two steps.
+    """
+
+    def __init__(
+        self,
+        parts: Parts,
+        ranks: Ranks,
+        pusher: Pusher,
+        tell: Callable[[Event], None],
+        max_bytes: int | None = None,
+    ) -> None:
         self._parts = parts
         self._ranks = ranks
         self._pusher = pusher
-        self._buffers: list[SharedBuffer] = []
-        self._num_made = 0
-        self._signature: Hashable = None
-        self._layout: Layout | None = None
+        self._tell = tell
+        self._buffers = Buffers(pusher, max_bytes)
+        self._copier = Copier()
+        self._overlaps = True
+        self._is_prepared = threading.Event()
+        self._is_prepared.set()
+        self._layouts: dict[bool, tuple[Hashable, Layout]] = {}
+        self._watch: FrozenWatch | None = None
+        self._num_watched = 0
+        self._keeps_changing = False
+        """Whether what should be frozen is not: then it is saved with every step."""
 
-    def stage(self, step: int, deadline: float) -> StagedStep:
+    def prepare(self) -> None:
         """
-        Copy the state as it is now into a free buffer.
+        Make the first buffers, in the background, so that the first save need not.
 
-        Waits only when both buffers are still being pushed, until *deadline* (monotonic).
+        Raises:
+            UnsafeStateError, ConfigError: As :meth:`save`.
+        """
+        if self._layouts:
+            return  # there was a save before
+        _, active, frozen = self._capture()
+        num_bytes = self._plan(active, frozen=False).num_bytes
+        num_frozen_bytes = self._plan(frozen, frozen=True).num_bytes if frozen else 0
+        self._buffers.check_size(num_bytes)
+        self._is_prepared.clear()
+
+        def make() -> None:
+            try:
+                self._buffers.prepare(num_bytes, num_frozen_bytes)
+            finally:
+                self._is_prepared.set()
+
+        self._copier.do(make)
+
+    def save(self, step: int, trigger: Trigger, deadline: float) -> None:
+        """
+        Save the state as it is now. What only the step of an optimizer changes is copied until the next one begins.
+
+        Waits only when all buffers are still being pushed, until *deadline* (monotonic).
 
         Raises:
             UnsafeStateError: Some state has no pickle-free form.
+            ConfigError: It does not fit into the memory that it is given.
             StoreError: No buffer became free in time.
         """
-        document, sources = self._parts.capture(self._ranks.world_size)
-        layout = self._plan(sources)
-        buffer = self._free_buffer(layout.num_bytes, deadline)
-        copy_into(buffer, layout, sources)
-        return StagedStep(step, buffer, layout, document)
+        staged, snapshot = self._begin(step, trigger, deadline)
+        self._pusher.announce(step, staged.buffers)
+        if snapshot.is_complete:
+            self._finish(staged, 0.0, None)
+            return
+        self._copier.complete(snapshot, lambda waited_s, error: self._finish(staged, waited_s, error))
+        if not self._overlaps:
+            self._copier.fence()
+
+    def stage(self, step: int, trigger: Trigger, deadline: float) -> StagedStep:
+        """
+        Copy the state as it is now into a free buffer, all of it, and keep it there.
+
+        Waits and raises as :meth:`save`.
+        """
+        while True:
+            staged, snapshot = self._begin(step, trigger, deadline)
+            snapshot.issue()
+            snapshot.hold_back()
+            snapshot.wait()
+            if (settled := self._settle_frozen(staged)) is not None:
+                self._tell_staged(settled, 0.0)
+                return settled
 
     def push(self, staged: StagedStep) -> None:
-        """Hand *staged* to the pusher, which owns its buffer until the step is committed or abandoned."""
+        """Hand *staged* to the pusher, which owns its buffers until the step is committed or abandoned."""
+        tensors: list[TensorSlice] = []
+        images: list[BlobImage] = []
+        for blobs in staged.blobs:
+            first = len(images)
+            tensors += (replace(each, blob=each.blob + first) if first else each for each in blobs.layout.slices)
+            images += blobs.images()
         job = PushJob(
             step=staged.step,
-            buffer=staged.buffer.number,
-            blobs=tuple(BlobImage(offset=offset, num_bytes=size) for offset, size in staged.layout.blobs),
-            tensors=staged.layout.slices,
+            blobs=tuple(images),
+            tensors=tuple(tensors),
             state=staged.state,
+            frozen=None if staged.watch is None else staged.watch.number,
         )
-        self._pusher.submit(job, staged.buffer.fd, staged.buffer.num_bytes)
+        self._pusher.submit(job, staged.buffers)
+
+    def fence(self) -> None:
+        """Wait until nothing depends on live state any more: weights may now be changed by anyone."""
+        self._copier.fence()
 
     @property
     def has_room(self) -> bool:
         """Whether :meth:`stage` would find a buffer without waiting."""
-        return len(self._buffers) < MAX_BUFFERS or not all(self._pusher.holds(each.number) for each in self._buffers)
+        return self._buffers.has_room
 
-    def close(self) -> None:
-        """Let go of all buffers. The pusher keeps its own mappings."""
-        for buffer in self._buffers:
-            buffer.close()
-        self._buffers.clear()
+    def close(self, timeout_s: float = CLOSE_S) -> None:
+        """Hand over what is being copied, and let go of all buffers. The pusher keeps its own mappings."""
+        if self._copier.close(timeout_s):
+            self._buffers.close()
+        else:  # its device hangs: then nothing can be taken from under it
+            logger.error("a copy from the device does not end; it is left alone")
 
-    def _plan(self, sources: dict[str, Source]) -> Layout:
+    def _begin(self, step: int, trigger: Trigger, deadline: float) -> tuple[StagedStep, Snapshot]:
+        started = time.monotonic()
+        self._copier.fence()  # at most one copy at a time: it is done, or the optimizer's step would not be
+        self._is_prepared.wait()
+        document, active, frozen = self._capture()
+        layout = self._plan(active, frozen=False)
+        blobs = [Blobs(self._buffers.take(layout.num_bytes, deadline), layout, is_frozen=False)]
+        snapshot = Snapshot(blobs[0].buffer, layout, active)
+        watch = self._watch_over(frozen)
+        if frozen and (watch is None or not self._pusher.knows_frozen(watch.number)):
+            layout = self._plan(frozen, frozen=True)
+            blobs.append(Blobs(self._buffers.take_frozen(layout.num_bytes), layout, is_frozen=watch is not None))
+            snapshot.add(blobs[1].buffer, layout, frozen)
+        else:
+            self._buffers.retire()
+        stall_s = time.monotonic() - started
+        return StagedStep(step, trigger, document, tuple(blobs), frozen, watch, stall_s), snapshot
+
+    def _capture(self) -> tuple[Json, dict[str, Source], dict[str, Source]]:
+        """Return the state, the tensors that may change, and those that are frozen."""
+        document, sources = self._parts.capture(self._ranks.world_size)
+        frozen = {name: source for name, source in sources.items() if source.changes is Changes.NEVER}
+        active = {name: source for name, source in sources.items() if name not in frozen} if frozen else sources
+        return document, active, frozen
+
+    def _watch_over(self, frozen: dict[str, Source]) -> FrozenWatch | None:
+        """Return what watches over *frozen*; None if there is nothing, or if it was seen to change."""
+        if not frozen or self._keeps_changing:
+            return None
+        layout = self._plan(frozen, frozen=True)
+        watch = self._watch
+        if watch is not None and watch.is_of(layout):
+            if not watch.is_in_place(frozen):
+                self._keeps_changing = True
+                return None
+            if self._pusher.knows_frozen(watch.number):
+                return watch
+        self._num_watched += 1
+        self._watch = FrozenWatch(self._num_watched, layout, frozen)
+        return self._watch
+
+    def _settle_frozen(self, staged: StagedStep) -> StagedStep | None:
+        """
+        Return *staged*, fit to be pushed; None if the frozen blobs of an earlier step are not what it has now.
+
+        If what should be frozen has changed since it was staged here, it is of this step alone.
+        """
+        if staged.watch is None:
+            return staged
+        brought = [blobs for blobs in staged.blobs if blobs.is_frozen]
+        for blobs in brought:
+            staged.watch.remember(blobs.buffer)
+        if staged.watch.has_same_values(staged.frozen):
+            return staged
+        self._keeps_changing = True
+        logger.warning("weights without gradients change all the same, so they are stored with each step")
+        if not brought:
+            return None
+        return replace(staged, watch=None, blobs=tuple(blobs._replace(is_frozen=False) for blobs in staged.blobs))
+
+    def _finish(self, staged: StagedStep, waited_s: float, error: Exception | None) -> None:
+        if isinstance(error, TornError):
+            self._overlaps = False
+            logger.warning("%s. From now on each save copies everything before training goes on", error)
+        if error is not None:
+            self._pusher.abandon(staged.step, f"it could not be copied: {error}")
+        elif (settled := self._settle_frozen(staged)) is not None:
+            self._tell_staged(settled, waited_s)
+            self.push(settled)
+        else:
+            reason = "weights without gradients have changed since they were stored"
+            self._pusher.abandon(staged.step, reason)
+
+    def _tell_staged(self, staged: StagedStep, waited_s: float) -> None:
+        event = Staged(
+            step=staged.step,
+            trigger=staged.trigger,
+            num_bytes=staged.num_bytes,
+            stall_s=staged.stall_s + waited_s,
+        )
+        logger.info("staged step %s (%s), %.3f s, %s bytes", event.step, event.trigger, event.stall_s, event.num_bytes)
+        self._tell(event)
+
+    def _plan(self, sources: dict[str, Source], *, frozen: bool) -> Layout:
+        """Return the layout. That of frozen ones is apart, so that ranks agree on it whatever each of them stores."""
         new = signature(sources)
-        if self._layout is None or new != self._signature:
-            self._layout = plan_layout(sources, self._ranks.rank)
-            self._signature = new
-        return self._layout
+        known, layout = self._layouts.get(frozen, (None, None))
+        if layout is None or new != known:
+            layout = plan_layout(sources, self._ranks.rank)
+            self._layouts[frozen] = new, layout
+        return layout
 
-    def _free_buffer(self, num_bytes: int, deadline: float) -> SharedBuffer:
-        if len(self._buffers) == MAX_BUFFERS:
+
+class Buffers:
+    """The shared buffers of a rank: as few as possible, for fresh memory is slow and there is none to waste."""
+
+    def __init__(self, pusher: Pusher, max_bytes: int | None) -> None:
+        self._pusher = pusher
+        self._max_bytes = max_bytes
+        self._buffers: list[SharedBuffer] = []
+        self._frozen: list[SharedBuffer] = []
+        self._num_made = 0
+
+    def prepare(self, num_bytes: int, num_frozen_bytes: int) -> None:
+        """Make what the first save needs."""
+        self._buffers.append(self._make(num_bytes))
+        if num_frozen_bytes:
+            self._frozen.append(self._make(num_frozen_bytes))
+
+    def take(self, num_bytes: int, deadline: float) -> SharedBuffer:
+        """
+        Return a free buffer of at least *num_bytes*.
+
+        Raises:
+            ConfigError: That is more than there may ever be.
+            StoreError: All are in use, and none became free before *deadline* (monotonic).
+        """
+        self.check_size(num_bytes)
+        if not self._may_grow(num_bytes):
             numbers = {buffer.number for buffer in self._buffers}
             started = time.monotonic()
             if not self._pusher.wait_released(numbers, deadline):
-                raise StoreError("put", "", "two earlier steps are still being pushed")
+                raise StoreError("put", "", "earlier steps are still being pushed, and hold all memory for saves")
             if (waited_s := time.monotonic() - started) > 0.1:
                 logger.warning("training waited %.1f s for an earlier push", waited_s)
-        for buffer in [b for b in self._buffers if not self._pusher.holds(b.number)]:
+        for buffer in [each for each in self._buffers if not self._pusher.holds(each.number)]:
             if buffer.num_bytes >= num_bytes:
                 return buffer
-            self._pusher.forget_buffer(buffer.number)
             self._buffers.remove(buffer)
-            buffer.close()
-        self._num_made += 1
-        self._buffers.append(SharedBuffer(self._num_made, num_bytes + ROOM_BYTES))
+            self._drop(buffer)
+        self._buffers.append(self._make(num_bytes))
         return self._buffers[-1]
+
+    def take_frozen(self, num_bytes: int) -> SharedBuffer:
+        """Return a buffer of at least *num_bytes* for what is frozen. Until :meth:`retire` it stays."""
+        for buffer in self._frozen:
+            if buffer.num_bytes >= num_bytes and not self._pusher.holds(buffer.number):
+                return buffer
+        self._frozen.append(self._make(num_bytes))
+        return self._frozen[-1]
+
+    def retire(self) -> None:
+        """Let go of the buffers for what is frozen, as far as they are free."""
+        for buffer in [each for each in self._frozen if not self._pusher.holds(each.number)]:
+            self._frozen.remove(buffer)
+            self._drop(buffer)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether :meth:`take` would find a buffer without waiting."""
+        return self._may_grow(0) or not all(self._pusher.holds(each.number) for each in self._buffers)
+
+    def check_size(self, num_bytes: int) -> None:
+        """Raise :exc:`ConfigError` if one state of *num_bytes* is more than there may be."""
+        if self._max_bytes is not None and num_bytes + ROOM_BYTES > self._max_bytes:
+            raise ConfigError(
+                f"buffer_bytes={self._max_bytes} is too small for the state of this rank: give at least "
+                f"{num_bytes + ROOM_BYTES}, or None"
+            )
+
+    def close(self) -> None:
+        """Let go of all."""
+        for buffer in self._buffers + self._frozen:
+            buffer.close()
+
+    def _may_grow(self, num_bytes: int) -> bool:
+        """Whether there may be one buffer more, of *num_bytes* or of the size of those that there are."""
+        if self._max_bytes is None or not self._buffers:
+            return len(self._buffers) < MAX_BUFFERS
+        taken = sum(buffer.num_bytes for buffer in self._buffers)
+        return taken + max(num_bytes + ROOM_BYTES, self._buffers[0].num_bytes) <= self._max_bytes
+
+    def _make(self, num_bytes: int) -> SharedBuffer:
+        self._num_made += 1
+        return SharedBuffer(self._num_made, num_bytes + ROOM_BYTES)
+
+    def _drop(self, buffer: SharedBuffer) -> None:
+        self._pusher.forget_buffer(buffer.number)
+        buffer.close()

@@ -11,6 +11,7 @@ from typing import Final
 
 from . import events
 from .agreement import Agreement, Crew, Decision, Notice, Solo
+from .capture import Part, Parts
 from .clock import Clock, SystemClock
 from .config import SpotConfig
 from .data import end_shielded_workers
@@ -22,7 +23,7 @@ from .notices import SignalNotices
 from .push import Pusher, PushSettings
 from .ranks import Board, Ranks, current_ranks, meet
 from .resuming import apply_state, check_alike, load_newest
-from .saving import Part, Parts, Saver, StagedStep
+from .saving import Saver, StagedStep
 from .triggers import PeriodicTrigger, Trigger
 
 logger = logging.getLogger(__name__)
@@ -91,7 +92,8 @@ class SpotSession:
             self._tell,
         )
         self._pusher.start()
-        self._saver = Saver(self._parts, self._ranks, self._pusher)
+        self._saver = Saver(self._parts, self._ranks, self._pusher, self._tell, config.buffer_bytes)
+        self._is_prepared = False
         self._signals = SignalNotices(self._on_sigterm)
         self._num_deferred = 0
         self._last_saved: int | None = None
@@ -173,12 +175,19 @@ class SpotSession:
         """
         Say that optimizer step *step* is done. In a quiet step this costs microseconds.
 
+        If it is saved, weights and optimizer state are copied while training goes on. The next step of any optimizer
+        waits for that by itself; whoever else changes them calls :meth:`fence` before.
+
         Raises:
             Preempted: After a notice, once all is safe or the time is up.
             UnsafeStateError: Some state has no pickle-free form.
+            ConfigError: The state does not fit into ``buffer_bytes``.
         """
         decision = self._agreement.at_boundary(step)
         if decision is None:
+            if not self._is_prepared:  # not before: an optimizer has no state before its first step
+                self._is_prepared = True
+                self._saver.prepare()
             return
         if decision.trigger == "notice":
             self._leave(step)
@@ -187,7 +196,7 @@ class SpotSession:
 
     def save(self, step: int) -> None:
         """
-        Save *step* now, whatever the triggers say. Call it on every rank behind the same step.
+        Save *step* now, whatever the triggers say. Call it on every rank behind the same step. See :meth:`after_step`.
 
         It does nothing once other ranks have left this one behind (``on_notice="continue"``).
 
@@ -196,6 +205,15 @@ class SpotSession:
             StoreError: Two earlier saves are still on their way and did not end within the grace.
         """
         self._save(step, "explicit")
+
+    def fence(self) -> None:
+        """
+        Wait until no save depends on live state any more.
+
+        To be called before weights or the state of an optimizer are changed by anything but an optimizer's step, such
+        as weights being clipped or swapped for averaged ones. Pauses, and the end of the training, include it.
+        """
+        self._saver.fence()
 
     def enter_pause(self, step: int) -> None:
         """
@@ -208,9 +226,10 @@ class SpotSession:
         with self._leaving:  # a notice from now on waits until the state is staged
             self._paused_step = step
             self._agreement.enter_pause()
+            self._saver.fence()
             if not self._is_saved(step) and not self._stays:
                 try:
-                    self._held = self._stage(step, "pause", deadline=0.0)
+                    self._held = self._saver.stage(step, "pause", deadline=0.0)
                 except StoreError:  # training never waits for the store, not even here
                     logger.warning("two saves are still on their way: a notice in this pause cannot save %s", step)
 
@@ -276,8 +295,8 @@ class SpotSession:
             return
         self._closed = True
         self._agreement.close()
+        self._saver.close()  # what is being copied goes to the pusher
         self._pusher.close()
-        self._saver.close()
         self._signals.uninstall()
         self._board.close()
 
@@ -287,7 +306,7 @@ class SpotSession:
 
     def _save(self, step: int, trigger: Trigger) -> None:
         if not self._is_saved(step) and not self._stays:
-            self._saver.push(self._stage(step, trigger, time.monotonic() + self._config.grace_seconds))
+            self._saver.save(step, trigger, time.monotonic() + self._config.grace_seconds)
             self._last_saved = step
         self._agreement.saved(step)
 
@@ -297,19 +316,6 @@ class SpotSession:
             if self._agreement.notice is not None:
                 self._leave(step)
             time.sleep(POLL_S)
-
-    def _stage(self, step: int, trigger: Trigger, deadline: float) -> StagedStep:
-        started = time.monotonic()
-        staged = self._saver.stage(step, deadline)
-        event = events.Staged(
-            step=step,
-            trigger=trigger,
-            num_bytes=staged.num_bytes,
-            stall_s=time.monotonic() - started,
-        )
-        logger.info("staged step %s (%s), %.3f s, %s bytes", step, trigger, event.stall_s, event.num_bytes)
-        self._tell(event)
-        return staged
 
     def _leave_paused(self, decision: Decision | None) -> None:
         if decision is not None:
@@ -372,7 +378,7 @@ class SpotSession:
         """Push *step* unless that is done, and wait. Return whether the last saved step is stored."""
         try:
             if not self._is_saved(step):
-                self._saver.push(self._last_staged(step, deadline))
+                self._save_last(step, deadline)
                 self._last_saved = step
         except SpotError as error:
             logger.error("step %s could not be saved before leaving: %s", step, error)
@@ -380,12 +386,13 @@ class SpotSession:
             return False
         return self._pusher.wait_settled(saved, deadline) in (StepState.COMMITTED, None)
 
-    def _last_staged(self, step: int, deadline: float) -> StagedStep:
+    def _save_last(self, step: int, deadline: float) -> None:
         if self._held is not None:
-            return self._held
-        if self._paused_step is not None:
+            self._saver.push(self._held)
+        elif self._paused_step is not None:
             raise StoreError("put", "", "it was not staged before the pause, and weights may be swapped since", False)
-        return self._stage(step, "notice", deadline)
+        else:
+            self._saver.save(step, "notice", deadline)
 
     def _on_sigterm(self, received_at: float) -> None:
         grace_s = self._config.grace_seconds

@@ -109,14 +109,20 @@ def test_a_large_object_comes_back(store):
         assert hashlib.sha256(store.get("large")).digest() == hashlib.sha256(data).digest()
 
 
-@pytest.mark.parametrize(("start", "stop"), [(0, 10), (0, 3), (3, 7), (7, 10), (7, 99), (10, 12), (50, 60)])
-def test_a_range_is_a_part_of_the_object(store, start, stop):
+@pytest.mark.parametrize("sizes", [(10,), (3,), (2, 0, 5), (1, 1, 100), (0,), ()], ids=str)
+@pytest.mark.parametrize("start", [0, 3, 9, 10, 50])
+def test_a_range_is_scattered_over_memory(store, start, sizes):
     """
-    As of a list in Python: what is behind the end is not there, and is no failure.
+    Pieces of memory are filled one behind the other; what is behind the object's end is not there, and is no failure.
     """
     store.put("steps/range", b"0123456789")
+    memory = [bytearray(b"." * size) for size in sizes]
 
-    assert store.get_range("steps/range", start, stop) == b"0123456789"[start:stop]
+    count = store.get_into("steps/range", start, [memoryview(each) for each in memory])
+
+    expected = b"0123456789"[start : start + sum(sizes)]
+    assert count == len(expected)
+    assert b"".join(memory) == expected.ljust(sum(sizes), b".")
 
 
 def test_put_replaces(store):
@@ -165,7 +171,7 @@ def test_an_object_that_is_not_there_is_a_key_error(store):
         with pytest.raises(KeyError):
             store.get(key)
         with pytest.raises(KeyError):
-            store.get_range(key, 0, 1)
+            store.get_into(key, 0, [memoryview(bytearray(1))])
 
 
 def test_deletion_is_idempotent(store):

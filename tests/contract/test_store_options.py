@@ -539,20 +539,3 @@ def test_a_put_that_is_given_up_lets_go_of_its_memory(s3_server):
         with pytest.raises(TimeoutError, match="no byte moved"):
             clients.puts.run(lambda part: obstore.put_async(clients.patient, "key", part, use_multipart=False), view)
     memory.append(0)  # refused while anybody has a view of it
-
-
-def test_a_part_is_read_into_the_memory_of_the_caller(s3_server):
-    """
-    As much as there is, from anywhere; nothing behind it is touched.
-    """
-    store = ObstoreStore(s3_server.create_bucket("read-into"), s3_server.storage_options())
-    store.put("key", b"0123456789")
-    for start, size, expected in [(0, 4, b"0123"), (7, 3, b"789"), (7, 5, b"789.."), (10, 2, b".."), (50, 2, b"..")]:
-        target = bytearray(b"." * size)
-
-        assert store.get_into("key", start, memoryview(target)) == len(expected.rstrip(b"."))
-        assert target == expected
-    assert store.get_into("key", 3, memoryview(b"")) == 0
-    for size in (0, 1):
-        with pytest.raises(KeyError):
-            store.get_into("nothing", 0, memoryview(bytearray(size)))

@@ -17,7 +17,7 @@ from spot_plugins.config import SpotConfig
 from spot_plugins.errors import IncompatibleCheckpointError, NothingToResumeError
 from spot_plugins.events import CheckpointRejected
 from spot_plugins.keys import StepId, blob_key, rank_manifest_key
-from spot_plugins.manifest import RankManifest, canonical_json
+from spot_plugins.manifest import RankManifest, canonical_json, hash_of_blob
 from spot_plugins.session import SpotSession
 from spot_plugins.store import LocalStore, MemoryStore
 
@@ -257,7 +257,13 @@ def hostile(store, data=None, **changes):
     blob = manifest.blobs[0]
     if data is not None:
         store.put(BLOB, data)
-        blob = replace(blob, num_bytes=len(data), xxh3_128=xxhash.xxh3_128_hexdigest(data))
+        tensors = tuple(
+            replace(piece, xxh3_128=xxhash.xxh3_128_hexdigest(data[piece.start : piece.stop]))
+            for piece in manifest.tensors
+        )
+        first = min(piece.start for piece in tensors)
+        blob = replace(blob, num_bytes=len(data), xxh3_128=hash_of_blob(data[:first], tensors))
+        changes = {"tensors": tensors} | changes
     store.put(MANIFEST, replace(manifest, **({"blobs": (blob,)} | changes)).encode())
 
 

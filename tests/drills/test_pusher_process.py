@@ -24,6 +24,7 @@ from spot_plugins.config import SpotConfig
 from spot_plugins.events import AttemptStarted, Committed, Resumed, SaveAbandoned, Superseded
 from spot_plugins.keys import parse_rank_manifest_key
 from spot_plugins.push import PushSettings, messages
+from spot_plugins.push.priority import NICENESS
 from spot_plugins.saving import MAX_BUFFERS
 from spot_plugins.session import SpotSession
 from spot_plugins.store import LocalStore, open_store
@@ -141,6 +142,43 @@ def test_closing_does_not_wait_for_the_store(s3_server, bucket, proxy, tmp_path)
     proxy.heal()
     until(lambda: numbers(open_store(url, s3_server.storage_options())) == [1], "the pusher commits")
     until_gone(pusher)
+
+
+def niceness(pid):
+    """The nice values of all threads of a process."""
+    values = set()
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with suppress(FileNotFoundError):  # it has just ended
+            values.add(int((thread / "stat").read_text().rpartition(")")[2].split()[16]))
+    return values
+
+
+def test_the_pusher_steps_back_until_there_is_a_notice(s3_server, bucket, proxy, tmp_path):
+    """
+    Threads that put run at low priority; after a notice the next ones run at normal priority, and so do those under way
+    if the process may raise them. A process that may not can do the former.
+    """
+    url = f"{bucket}/{uuid.uuid4().hex}"
+    options = s3_server.storage_options(endpoint_url=proxy.endpoint_url, connect_timeout=600, read_timeout=600)
+    state = {"w": torch.zeros(20_000_000)}
+    with session_at(url, state, storage_options=options, local_dir=str(tmp_path)) as (session, heard):
+        session.resume()
+        pusher = session._pusher.pid
+        proxy.hang()
+        session.save(1)
+        until(lambda: NICENESS in niceness(pusher), "it puts, at low priority")
+        session._pusher.hurry()
+        if os.geteuid() == 0:
+            until(lambda: NICENESS not in niceness(pusher), "what is under way is raised")
+        proxy.heal()
+        heard.wait(Committed, step=1)
+        until_idle(session)
+        proxy.hang()
+        session.save(2)
+        until(lambda: proxy.num_open, "it puts again")
+        assert NICENESS not in niceness(pusher)
+        proxy.heal()
+        heard.wait(Committed, step=2)
 
 
 def test_a_pusher_that_is_killed_is_replaced_at_the_next_save(tmp_path):

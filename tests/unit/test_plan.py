@@ -14,12 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from steps import Holder, InlinePusher
 
+from spot_plugins.capture import Parts
 from spot_plugins.keys import StepId
 from spot_plugins.manifest import Blob, RankManifest
 from spot_plugins.placement import Placement, range_boxes, whole
 from spot_plugins.ranks import SingleRank
-from spot_plugins.saving import Parts, Saver
-from spot_plugins.staging import SharedBuffer, Source, copy_into, find_nonsense, plan, plan_layout, signature
+from spot_plugins.saving import Saver
+from spot_plugins.staging import SharedBuffer, Snapshot, Source, find_nonsense, plan, plan_layout, signature
 
 SMALL_BLOB_BYTES = 1024
 
@@ -82,7 +83,7 @@ def staged(sources, layout):
     """The blobs of *layout*, as bytes."""
     buffer = SharedBuffer(1, layout.num_bytes)
     try:
-        copy_into(buffer, layout, sources)
+        Snapshot(buffer, layout, sources).issue()
         return [bytes(buffer.bytes[offset : offset + size].numpy()) for offset, size in layout.blobs]
     finally:
         buffer.close()
@@ -350,19 +351,19 @@ def test_the_saver_plans_once_and_again_when_the_state_changes(change):
     holder = Holder({"w": torch.zeros(2, 3), "step": 0})
     parts = Parts()
     parts.add("part", holder)
-    saver = Saver(parts, SingleRank(), InlinePusher(None, None))
+    saver = Saver(parts, SingleRank(), InlinePusher(None, None), lambda event: None)
 
-    first = saver.stage(1, deadline=0.0).layout
+    first = saver.stage(1, "explicit", deadline=0.0).blobs[0].layout
     holder.state = {"w": torch.ones(2, 3), "step": 1}
-    same = saver.stage(2, deadline=0.0).layout
+    same = saver.stage(2, "explicit", deadline=0.0).blobs[0].layout
     holder.state = change(holder.state)
-    other = saver.stage(3, deadline=0.0)
+    other = saver.stage(3, "explicit", deadline=0.0)
     saver.close()
 
     assert same is first
-    assert other.layout != first
+    assert other.blobs[0].layout != first
     document, sources = parts.capture(1)
-    assert other.layout == plan_layout(sources, 0)
+    assert other.blobs[0].layout == plan_layout(sources, 0)
     assert other.state == document
 
 
@@ -373,14 +374,14 @@ def test_a_buffer_is_used_again_and_its_bytes_are_the_new_ones():
     holder = Holder({"w": torch.full((100,), 1.0)})
     parts = Parts()
     parts.add("part", holder)
-    saver = Saver(parts, SingleRank(), InlinePusher(None, None))
+    saver = Saver(parts, SingleRank(), InlinePusher(None, None), lambda event: None)
 
-    first = saver.stage(1, deadline=0.0)
+    first = saver.stage(1, "explicit", deadline=0.0)
     holder.state = {"w": torch.full((100,), 2.0)}
-    second = saver.stage(2, deadline=0.0)
+    second = saver.stage(2, "explicit", deadline=0.0)
 
-    assert second.buffer is first.buffer
-    offset, size = second.layout.blobs[0]
-    image = bytes(second.buffer.bytes[offset : offset + size].numpy())
+    assert second.blobs[0].buffer is first.blobs[0].buffer
+    offset, size = second.blobs[0].layout.blobs[0]
+    image = bytes(second.blobs[0].buffer.bytes[offset : offset + size].numpy())
     assert torch.equal(safetensors.torch.load(image)["part/w"], torch.full((100,), 2.0))
     saver.close()

@@ -12,11 +12,11 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from ..capture import Part
 from ..config import ElasticBatch, OnNotice, from_environment
 from ..data import end_shielded_workers
 from ..errors import ConfigError, Preempted
 from ..events import Hook
-from ..saving import Part
 from ..session import SpotSession
 from ..state import RngPart
 from .position import PositionPart, StreamsPart
@@ -83,6 +83,7 @@ class SpotHook:
         keep_last: int | None = None,
         keep_every: int | None = None,
         local_dir: str | None = None,
+        buffer_bytes: int | None = None,
         elastic_batch: ElasticBatch | None = None,
         storage_options: Mapping[str, Any] | None = None,
         hooks: Sequence[Hook] = (),
@@ -107,6 +108,7 @@ class SpotHook:
             keep_last=keep_last,
             keep_every=keep_every,
             local_dir=local_dir,
+            buffer_bytes=buffer_bytes,
             elastic_batch=elastic_batch,
             storage_options=storage_options,
         )
@@ -230,7 +232,7 @@ class SpotHook:
                 f"{num_late} models, optimizers or schedulers were prepared after spot.resume(), so they are neither "
                 f"restored nor saved. Prepare everything before"
             )
-        return self._position.batches(loader)
+        return self._then_fence(self._position.batches(loader))
 
     def after_step(self) -> None:
         """
@@ -297,6 +299,13 @@ class SpotHook:
         if self._paused:
             with _workers_end_first():
                 self._session.in_pause()
+
+    def _then_fence(self, batches: Iterator[Any]) -> Iterator[Any]:
+        """Behind the loop the program may swap weights, to validate with averaged ones for example."""
+        try:
+            yield from batches
+        finally:
+            self._session.fence()
 
     def _enter_pause(self) -> None:
         if self._step_is_open or not self._accelerator.sync_gradients:

@@ -12,8 +12,8 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
 
+from ..capture import Part
 from ..errors import ConfigError
-from ..saving import Part
 from ..state import ModelPart, OptimizerPart
 
 logger = logging.getLogger(__name__)

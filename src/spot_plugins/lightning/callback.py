@@ -51,6 +51,7 @@ class SpotCheckpoint(Callback):
         keep_last: int | None = None,
         keep_every: int | None = None,
         local_dir: str | None = None,
+        buffer_bytes: int | None = None,
         elastic_batch: ElasticBatch | None = None,
         storage_options: Mapping[str, Any] | None = None,
         hooks: Sequence[Hook] = (),
@@ -72,6 +73,7 @@ class SpotCheckpoint(Callback):
             keep_last=keep_last,
             keep_every=keep_every,
             local_dir=local_dir,
+            buffer_bytes=buffer_bytes,
             elastic_batch=elastic_batch,
             storage_options=storage_options,
         )
@@ -196,6 +198,8 @@ class SpotCheckpoint(Callback):
             return
         fit.last_step = step
         fit.session.after_step(step)
+        if trainer.is_last_batch:  # at the end of an epoch other callbacks may prune weights, or average them
+            fit.session.fence()
         if validation_is_due(trainer):
             fit.paused = True
             fit.session.enter_pause(step)

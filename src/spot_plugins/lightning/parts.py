@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BaseFinetuning
 from torch import nn
 
-from ..saving import Part
+from ..capture import Part
 from ..state import clean_name, is_flat
 
 

@@ -12,10 +12,10 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from .. import events
 from ..events import Event
@@ -32,6 +32,13 @@ _started: list[subprocess.Popen[bytes]] = []
 """Keeps the handles of pushers that outlive their session: dropping one of a live process is a warning."""
 
 
+class Lent(Protocol):
+    """A shared buffer."""
+
+    fd: int
+    num_bytes: int
+
+
 class Pusher:
     """
     Starts the pusher process, hands it staged steps and knows what became of them.
@@ -45,7 +52,9 @@ class Pusher:
         self._tell = tell
         self._changed = threading.Condition()
         self._steps: dict[int, StepLifecycle] = {}
-        self._held: set[int] = set()
+        self._submitted: set[int] = set()
+        self._held: dict[int, int] = {}  # buffers, and the steps in them
+        self._sending = threading.Lock()  # the process is started, and spoken to, by one thread at a time
         self._failing = False
         self._closed = False
         self._superseded = False
@@ -55,6 +64,7 @@ class Pusher:
         self._known: set[int] = set()
         self.speeds = Speeds()
         """How fast the disk and the store have lately taken this rank's blobs; changes with the steps."""
+        self._known_frozen: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._reader: threading.Thread | None = None
         _pushers.add(self)
@@ -121,20 +131,36 @@ class Pusher:
         with self._changed:
             return bool(self._held) and not self._failing
 
-    def submit(self, job: PushJob, fd: int, num_bytes: int) -> None:
-        """Hand over one staged step in the buffer *fd* of *num_bytes*. Never waits for disk or network."""
+    def knows_frozen(self, number: int) -> bool:
+        """Whether the process has stored the set of frozen blobs of that *number*, so that a job may refer to it."""
+        with self._changed:
+            return number == self._known_frozen
+
+    def announce(self, step: int, buffers: Iterable[int]) -> None:
+        """Say that *step* is being copied into *buffers*: :meth:`submit` or :meth:`abandon` will follow."""
+        with self._changed:
+            self._steps[step] = StepLifecycle(step)
+            self._held |= dict.fromkeys(buffers, step)
+
+    def submit(self, job: PushJob, buffers: Mapping[int, Lent]) -> None:
+        """Hand over one staged step, which lies in *buffers*, by number. Never waits for disk or network."""
         for _ in range(2):  # the second time with a fresh process, should this one have died
-            job = replace(job, again=job.step in self._steps)
             with self._changed:
+                job = replace(job, again=job.step in self._submitted)
+                self._submitted.add(job.step)
                 self._steps[job.step] = StepLifecycle(job.step, StepState.PUSHING)
-                self._held.add(job.buffer)
+                self._held |= dict.fromkeys(buffers, job.step)
                 self._submitting = job.step
             try:
-                sock = self.start()
-                if job.buffer not in self._known:
-                    messages.send(sock, {"buffer": job.buffer, "num_bytes": num_bytes}, fd)
-                    self._known.add(job.buffer)
-                messages.send(sock, messages.encode_job(job))
+                with self._sending:
+                    sock = self.start()
+                    if self._refers_to_lost(job):
+                        break
+                    for number in buffers.keys() - self._known:
+                        lent = buffers[number]
+                        messages.send(sock, {"buffer": number, "num_bytes": lent.num_bytes}, lent.fd)
+                        self._known.add(number)
+                    messages.send(sock, messages.encode_job(job))
             except OSError as error:
                 logger.warning("the pusher process cannot be reached: %s", error)
                 sock = None
@@ -148,26 +174,35 @@ class Pusher:
                 self._reader.join()
         with self._changed:
             self._submitting = None
-            self._held.discard(job.buffer)
-        self._abandon(job.step, "the pusher process does not start")
+        self.abandon(job.step, "the pusher process had to be started again")
+
+    def _refers_to_lost(self, job: PushJob) -> bool:
+        """Whether *job* needs frozen blobs that the process, a new one, has never heard of."""
+        brings_them = any(blob.is_frozen for blob in job.blobs)
+        return job.frozen is not None and not brings_them and not self.knows_frozen(job.frozen)
+
+    def abandon(self, step: int, reason: str) -> None:
+        """Say that *step*, which was announced, will not come, because of *reason*."""
+        self._release(step)
+        self._abandon(step, reason)
 
     def wait_released(self, buffers: set[int], deadline: float) -> bool:
         """Wait until the pusher holds no longer all of *buffers*, or until *deadline*. Return whether it does not."""
         with self._changed:
             left_s = max(0.0, deadline - time.monotonic())
-            return self._changed.wait_for(lambda: not buffers <= self._held, timeout=left_s)
+            return self._changed.wait_for(lambda: not buffers <= self._held.keys(), timeout=left_s)
 
     def forget_buffer(self, buffer: int) -> None:
         """Let the pusher unmap *buffer*, which it does not hold."""
         if (sock := self._sock) is not None and buffer in self._known:
             self._known.discard(buffer)
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError), self._sending:
                 messages.send(sock, {"drop_buffer": buffer})
 
     def hurry(self) -> None:
         """The machine will be taken: give the pusher normal priority."""
         if (sock := self._sock) is not None:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError), self._sending:
                 messages.send(sock, {"hurry": True})
 
     def wait_settled(self, step: int, deadline: float) -> StepState | None:
@@ -212,12 +247,21 @@ class Pusher:
         logger.error("the pusher process ended with code %s", process.returncode)
         with self._changed:
             self._sock = None
-            self._held.clear()
+            self._known_frozen = None
+            # What is still being copied is not lost: its submission starts another process.
+            copied = {step for step in self._held.values() if self._steps[step].state is StepState.STAGING}
+            self._held = {buffer: step for buffer, step in self._held.items() if step in copied}
             self._failing = False
             self._changed.notify_all()
-            lost = [s.step for s in self._steps.values() if not s.ended and s.step != self._submitting]
+            pushed = [each.step for each in self._steps.values() if each.state is StepState.PUSHING]
+            lost = [step for step in pushed if step != self._submitting]
         for step in lost:
             self._abandon(step, f"the pusher process ended with code {process.returncode}")
+
+    def _release(self, step: int) -> None:
+        with self._changed:
+            self._held = {buffer: held for buffer, held in self._held.items() if held != step}
+            self._changed.notify_all()
 
     def _abandon(self, step: int, reason: str) -> None:
         self._end(step, StepState.ABANDONED, reason)
@@ -225,10 +269,12 @@ class Pusher:
 
     def _hear(self, body: dict[str, Any]) -> None:
         if "released" in body:
+            self._failing = False
+            self._release(body["released"])
+            return
+        if "frozen" in body:
             with self._changed:
-                self._held.discard(body["released"])
-                self._failing = False
-                self._changed.notify_all()
+                self._known_frozen = body["frozen"]
             return
         event = messages.decode_event(body)
         match event:

@@ -16,8 +16,8 @@ from xxhash import xxh3_128_hexdigest
 
 from .. import events
 from ..events import Event
-from ..keys import StepId, blob_key
-from ..manifest import Blob, Json, RankManifest, TensorSlice
+from ..keys import StepId, blob_key, frozen_key
+from ..manifest import Blob, Json, RankManifest, TensorSlice, hash_of_blob
 
 _LENGTH: Final = struct.Struct("<Q")
 _TOLD_BY_PUSHER: Final = (
@@ -48,44 +48,59 @@ class PushSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BlobImage:
-    """Where in the shared buffer the finished bytes of one blob lie."""
+    """Where in a shared buffer the finished bytes of one blob lie."""
 
+    buffer: int
+    """Number of the shared buffer."""
     offset: int
     num_bytes: int
+    is_frozen: bool = False
+    """Whether it goes under a key of its own content, which other steps share."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PushJob:
-    """One staged step of one rank. The buffer belongs to the pusher until it says ``released``."""
+    """One staged step of one rank. Its buffers belong to the pusher until it says ``released``."""
 
     step: int
-    buffer: int
-    """Number of the shared buffer."""
     blobs: tuple[BlobImage, ...]
     tensors: tuple[TensorSlice, ...]
     state: Json
+    frozen: int | None = None
+    """Number of the set of frozen blobs that the step has: those in ``blobs``, or if there are none of these, the
+    ones that an earlier job brought under this number."""
     again: bool = False
     """Whether an earlier push of this step was lost: it may have been committed before."""
 
-    def manifest(self, settings: PushSettings, images: list[memoryview]) -> RankManifest:
-        """Return the manifest of this job, given the bytes of each blob."""
-        step_id = StepId(self.step, settings.attempt)
-        blobs = tuple(
-            Blob(key=blob_key(step_id, settings.rank, index), num_bytes=len(image), xxh3_128=xxh3_128_hexdigest(image))
-            for index, image in enumerate(images)
-        )
-        tensors = tuple(
-            replace(piece, xxh3_128=xxh3_128_hexdigest(images[piece.blob][piece.start : piece.stop]))
-            for piece in self.tensors
-        )
-        return RankManifest(
-            step_id=step_id,
-            rank=settings.rank,
-            world_size=settings.world_size,
-            blobs=blobs,
-            tensors=tensors,
-            state=self.state,
-        )
+
+@dataclass(frozen=True, slots=True)
+class SealedBlob:
+    """A blob with all its hashes."""
+
+    blob: Blob
+    tensors: tuple[TensorSlice, ...]
+    """The slices in it. Their index of the blob is of no meaning before :func:`manifest_of` has set it."""
+
+
+def seal(job: PushJob, index: int, image: memoryview, inside: list[TensorSlice], settings: PushSettings) -> SealedBlob:
+    """Return blob *index* of *job*, whose bytes are *image* with the slices *inside*, with its key and its hashes."""
+    tensors = tuple(replace(piece, xxh3_128=xxh3_128_hexdigest(image[piece.start : piece.stop])) for piece in inside)
+    blob_hash = hash_of_blob(image[: min(piece.start for piece in inside)], tensors)
+    step_id = StepId(job.step, settings.attempt)
+    key = frozen_key(blob_hash) if job.blobs[index].is_frozen else blob_key(step_id, settings.rank, index)
+    return SealedBlob(Blob(key=key, num_bytes=len(image), xxh3_128=blob_hash), tensors)
+
+
+def manifest_of(job: PushJob, sealed: list[SealedBlob], settings: PushSettings) -> RankManifest:
+    """Return the manifest of *job*, which is made of *sealed*."""
+    return RankManifest(
+        step_id=StepId(job.step, settings.attempt),
+        rank=settings.rank,
+        world_size=settings.world_size,
+        blobs=tuple(each.blob for each in sealed),
+        tensors=tuple(replace(piece, blob=index) for index, each in enumerate(sealed) for piece in each.tensors),
+        state=job.state,
+    )
 
 
 def encode_job(job: PushJob) -> dict[str, Any]:

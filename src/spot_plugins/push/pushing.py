@@ -15,13 +15,14 @@ from .. import events
 from ..commit import commit
 from ..errors import SpotError, StoreError, SupersededError
 from ..events import Event
-from ..keys import STEPS_PREFIX, StepId, parse_rank_manifest_key, parse_step_id, rank_manifest_key
-from ..manifest import RankManifest
+from ..keys import FROZEN_PREFIX, STEPS_PREFIX, StepId, parse_rank_manifest_key, parse_step_id, rank_manifest_key
+from ..manifest import RankManifest, TensorSlice
 from ..retention import prune, removal_groups
 from ..store import ObjectStore
-from .messages import PushJob, PushSettings
-from .speed import Speed
+from .messages import PushJob, PushSettings, SealedBlob, manifest_of, seal
+from .speed import Meters
 
+NUM_WRITES: Final = 2  # one to the disk, one being hashed
 NUM_PUTS: Final = 8  # puts in flight; S3 gives about 100 MB/s per connection
 FIRST_PAUSE_S: Final = 0.2
 LONGEST_PAUSE_S: Final = 15.0
@@ -42,35 +43,43 @@ class StepPush:
         self,
         job: PushJob,
         settings: PushSettings,
-        memory: memoryview,
+        images: list[memoryview],
         *,
         store: ObjectStore,
         local: ObjectStore | None,
         tell: Callable[[Event], None],
-        disk_speed: Speed,
-        put_speed: Speed,
+        meters: Meters,
+        frozen: list[SealedBlob] | None = None,
+        lower_priority: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Make ready; nothing is pushed before :meth:`run`.
 
         Args:
-            job: What to push; its blobs lie in *memory*.
+            job: What to push.
             settings: Whose step it is.
-            memory: The shared buffer.
+            images: The bytes of its blobs.
             store: Where the step is committed.
             local: The local disk's store, or None for no local copy.
             tell: Called with every event, on the thread of :meth:`run`.
-            disk_speed: Takes in how fast blobs go to *local*.
-            put_speed: Takes in how fast blobs go to *store*.
+            meters: Takes in how fast blobs go to *local* and to *store*.
+            frozen: Blobs that were stored before and belong to this step too.
+            lower_priority: Called on each thread that does the work.
         """
         self._job = job
         self._settings = settings
         self._store = store
         self._local = local
-        self._images = [memory[blob.offset : blob.offset + blob.num_bytes] for blob in job.blobs]
+        self._images = images
+        self._slices: list[list[TensorSlice]] = [[] for _ in images]
+        for piece in job.tensors:
+            self._slices[piece.blob].append(piece)
+        self._stored_before = frozen or []
+        self._lower_priority = lower_priority
+        self.frozen: list[SealedBlob] = []
+        """The frozen blobs of this job, with their hashes. Complete once the step is committed."""
         self._tell = tell
-        self._disk_speed = disk_speed
-        self._put_speed = put_speed
+        self._meters = meters
         self._started = time.monotonic()
         self.committed = False
         """Whether this rank's part is stored."""
@@ -85,17 +94,17 @@ class StepPush:
     def run(self) -> None:
         """Push. Never raises: what goes wrong is an event."""
         try:
-            manifest = self._job.manifest(self._settings, self._images)
-            if not (self._job.again and self._retry(lambda: self._is_stored(manifest))):
-                self._write_locally(manifest)
-                self._store_remotely(manifest)
+            num_bytes = 0
+            if not (self._job.again and self._retry(self._is_stored)):
+                manifest = self._seal_and_write()
+                num_bytes = self._store_remotely(manifest)
             self.committed = True
             self._tell(
                 events.Committed(
                     step=self._job.step,
-                    num_bytes=manifest.num_bytes,
+                    num_bytes=num_bytes,
                     push_s=time.monotonic() - self._started,
-                    put_bytes_per_s=self._put_speed.bytes_per_s,
+                    put_bytes_per_s=self._meters.store.bytes_per_s,
                 )
             )
             if self._settings.rank == 0:
@@ -111,29 +120,47 @@ class StepPush:
     def _abandon(self, reason: str) -> None:
         self._tell(events.SaveAbandoned(step=self._job.step, reason=reason))
 
-    def _write_locally(self, manifest: RankManifest) -> None:
-        if (local := self._local) is None:
-            return
-        try:
-            started = time.monotonic()
-            for blob, image in zip(manifest.blobs, self._images, strict=True):
-                local.put(blob.key, image)
-            self._disk_speed.record(manifest.num_bytes, time.monotonic() - started)
-            local.put(rank_manifest_key(manifest.step_id, manifest.rank, manifest.world_size), manifest.encode())
-        except StoreError as error:
-            self._tell(events.LocalWriteFailed(step=self._job.step, reason=str(error)))
-            # The disk may be full, and others need it too. Without one older copy the next one may fit.
-            self._prune_locally(local, LOCAL_STEPS - 1, half_written=manifest.step_id)
-            return
-        self._tell(
-            events.WrittenLocally(
-                step=self._job.step,
-                num_bytes=manifest.num_bytes,
-                write_s=time.monotonic() - self._started,
-                write_bytes_per_s=self._disk_speed.bytes_per_s,
-            )
-        )
-        self._prune_locally(local, LOCAL_STEPS)
+    def _seal_and_write(self) -> RankManifest:
+        """Hash all blobs and write them to the local disk, one while another is hashed. Return the manifest."""
+        started = time.monotonic()
+        with ThreadPoolExecutor(NUM_WRITES, "spot-write", self._lower_priority) as pool:
+            results = list(pool.map(self._seal_and_write_blob, range(len(self._images))))
+        sealed = [each for each, _ in results]
+        self.frozen = [each for each, image in zip(sealed, self._job.blobs, strict=True) if image.is_frozen]
+        manifest = manifest_of(self._job, sealed + self._stored_before, self._settings)
+        if (local := self._local) is not None:
+            error = next((error for _, error in results if error is not None), None)
+            try:
+                if error is not None:
+                    raise error
+                self._meters.disk.record(sum(map(len, self._images)), time.monotonic() - started)
+                local.put(rank_manifest_key(manifest.step_id, manifest.rank, manifest.world_size), manifest.encode())
+            except StoreError as failure:
+                self._tell(events.LocalWriteFailed(step=self._job.step, reason=str(failure)))
+                # The disk may be full, and others need it too. Without one older copy the next one may fit.
+                self._prune_locally(local, LOCAL_STEPS - 1, half_written=manifest.step_id)
+            else:
+                self._tell(
+                    events.WrittenLocally(
+                        step=self._job.step,
+                        num_bytes=sum(map(len, self._images)),
+                        write_s=time.monotonic() - self._started,
+                        write_bytes_per_s=self._meters.disk.bytes_per_s,
+                    )
+                )
+                self._prune_locally(local, LOCAL_STEPS)
+        return manifest
+
+    def _seal_and_write_blob(self, index: int) -> tuple[SealedBlob, StoreError | None]:
+        image = self._images[index]
+        sealed = seal(self._job, index, image, self._slices[index], self._settings)
+        if self._local is not None:
+            try:
+                if not (self._job.blobs[index].is_frozen and _has(self._local, sealed.blob.key)):
+                    self._local.put(sealed.blob.key, image)
+            except StoreError as error:
+                return sealed, error
+        return sealed, None
 
     def _prune_locally(self, local: ObjectStore, num_kept: int, half_written: StepId | None = None) -> None:
         """Remove this rank's older copies, and *half_written*; other ranks of the machine see to their own."""
@@ -148,16 +175,23 @@ class StepPush:
                 for key in chain(*removal_groups(mine[step_id])):
                     local.delete(key)
 
-    def _store_remotely(self, manifest: RankManifest) -> None:
-        with ThreadPoolExecutor(NUM_PUTS, thread_name_prefix="spot-put") as pool:
-            unstored = dict(zip((blob.key for blob in manifest.blobs), self._images, strict=True))
+    def _store_remotely(self, manifest: RankManifest) -> int:
+        """Put what is not there, and commit. Return how many bytes of blobs that were."""
+        unstored = {blob.key: image for blob, image in zip(manifest.blobs, self._images, strict=False)}
+        if self.frozen:
+            there = set(self._retry(lambda: list(self._store.keys(FROZEN_PREFIX))))
+            unstored = {key: image for key, image in unstored.items() if key not in there}
+        num_bytes = sum(map(len, unstored.values()))
+        with ThreadPoolExecutor(NUM_PUTS, "spot-put", self._lower_priority) as pool:
             self._retry(lambda: self._put_blobs(pool, unstored))
         self._retry(lambda: commit(manifest, self._store))
+        return num_bytes
 
-    def _is_stored(self, manifest: RankManifest) -> bool:
+    def _is_stored(self) -> bool:
         """Return whether this rank's part of the step is committed. Then no object of it may be written again."""
-        key = rank_manifest_key(manifest.step_id, manifest.rank, manifest.world_size)
-        return key in self._store.keys(key)
+        settings = self._settings
+        step_id = StepId(self._job.step, settings.attempt)
+        return _has(self._store, rank_manifest_key(step_id, settings.rank, settings.world_size))
 
     def _put_blobs(self, pool: ThreadPoolExecutor, unstored: dict[str, memoryview]) -> None:
         """Put what is still missing; what got through is not put again."""
@@ -173,7 +207,7 @@ class StepPush:
                 failure = error
         if failure is not None:
             raise failure
-        self._put_speed.record(num_bytes, time.monotonic() - started)
+        self._meters.store.record(num_bytes, time.monotonic() - started)
 
     def _retry(self, action: Callable[[], _T]) -> _T:
         pause_s = FIRST_PAUSE_S
@@ -200,6 +234,10 @@ class StepPush:
             return  # old checkpoints cost money, not work; the next commit tries again
         for step_id in removed:
             self._tell(events.Pruned(step=step_id.step, attempt=step_id.attempt))
+
+
+def _has(store: ObjectStore, key: str) -> bool:
+    return key in store.keys(key)
 
 
 def _rank_of(key: str) -> int | None:

@@ -26,9 +26,10 @@ from ..keys import StepId
 from ..manifest import ManifestError
 from ..store import LocalStore, open_store
 from . import messages
-from .messages import PushJob, PushSettings
+from .messages import PushJob, PushSettings, SealedBlob
+from .priority import Priority
 from .pushing import StepPush
-from .speed import Speed
+from .speed import Meters
 
 LINGER_S: Final = 600.0
 """How long a pusher whose trainer is gone keeps trying to store what was staged."""
@@ -39,8 +40,6 @@ MERGE_S: Final = 10.0
 FIRST_PAUSE_S: Final = 0.2
 LONGEST_PAUSE_S: Final = 5.0
 
-NICENESS: Final = 10  # measured: SCHED_IDLE makes a push six times slower, 10 hardly does
-
 
 class Worker:
     """Reads jobs on the main thread, so that the trainer never waits, and pushes on another."""
@@ -49,12 +48,14 @@ class Worker:
         self._sock = sock
         self._send_lock = threading.Lock()
         self._changed = threading.Condition()
-        self._waiting: deque[PushJob] = deque()
+        self._waiting: deque[tuple[PushJob, list[memoryview]]] = deque()
+        self._priority = Priority()
+        self._frozen: dict[int, list[SealedBlob]] = {}
         self._pushing: StepPush | None = None
         self._trainer_gone = False
         self._hopeless = False
         self._buffers: dict[int, mmap.mmap] = {}
-        self._disk_speed, self._put_speed = Speed(), Speed()
+        self._meters = Meters()
         body, _ = messages.receive(sock)
         self._settings = settings = PushSettings(**body)
         self._store = open_store(settings.url, settings.storage_options)
@@ -88,39 +89,58 @@ class Worker:
             case {"drop_buffer": int(number)}:
                 del self._buffers[number]
             case {"hurry": True}:
-                with contextlib.suppress(OSError):  # raising it back takes a right we may not have
-                    os.setpriority(os.PRIO_PROCESS, 0, 0)
+                self._priority.hurry()
             case _:
                 job = messages.decode_job(body)
+                # Looked up now: the trainer may let go of a buffer as soon as it has handed it over.
+                memory = {number: memoryview(self._buffers[number]) for number in {each.buffer for each in job.blobs}}
+                images = [memory[each.buffer][each.offset : each.offset + each.num_bytes] for each in job.blobs]
                 with self._changed:
-                    self._waiting.append(job)  # two, when a fast training was ahead of this process' start
+                    self._waiting.append((job, images))  # two, when a fast training was ahead of this process' start
                     self._hasten()
                     self._changed.notify_all()
 
     def _push_all(self) -> None:
-        while (job := self._next_job()) is not None:
-            memory = memoryview(self._buffers[job.buffer])
-            push = StepPush(
+        while (pushed := self._push_next()) is not None:
+            step, is_committed = pushed
+            if is_committed and self._settings.rank == 0 and self._settings.world_size > 1:
+                self._merge(StepId(step, self._settings.attempt))
+
+    def _push_next(self) -> tuple[int, bool] | None:
+        """Push what waits longest. Return its step and whether it is committed, or None when nothing will come."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._trainer_gone)
+            if not self._waiting:
+                return None
+            job, images = self._waiting.popleft()
+            self._pushing = push = StepPush(
                 job,
                 self._settings,
-                memory,
+                images,
                 store=self._store,
                 local=self._local,
                 tell=self._tell,
-                disk_speed=self._disk_speed,
-                put_speed=self._put_speed,
+                meters=self._meters,
+                frozen=self._frozen_before(job),
+                lower_priority=self._priority.lower,
             )
+            self._hasten()
+        try:
+            push.run()
+        finally:
             with self._changed:
-                self._pushing = push
-                self._hasten()
-            try:
-                push.run()
-            finally:
-                with self._changed:
-                    self._pushing = None
-                self._say({"released": job.buffer, "step": job.step})
-            if push.committed and self._settings.rank == 0 and self._settings.world_size > 1:
-                self._merge(StepId(job.step, self._settings.attempt))
+                self._pushing = None
+            if push.committed and push.frozen:
+                assert job.frozen is not None
+                self._frozen = {job.frozen: push.frozen}
+                self._say({"frozen": job.frozen})
+            self._say({"released": job.step})
+        return job.step, push.committed
+
+    def _frozen_before(self, job: PushJob) -> list[SealedBlob]:
+        if job.frozen is None or any(each.is_frozen for each in job.blobs):
+            return []
+        return self._frozen[job.frozen]
 
     def _merge(self, step_id: StepId) -> None:
         """Add the merged manifest once all ranks have put theirs, unless a newer step is staged before."""
@@ -148,11 +168,6 @@ class Worker:
         elif self._waiting:
             self._pushing.give_up("a newer step is staged and the store does not answer")
 
-    def _next_job(self) -> PushJob | None:
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._trainer_gone)
-            return self._waiting.popleft() if self._waiting else None
-
     def _tell(self, event: Event) -> None:
         self._say(messages.encode_event(event))
 
@@ -166,7 +181,6 @@ def main() -> None:
     # Such a signal means the trainer; we end when the work is done. Up to here the signals are blocked.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.nice(NICENESS)
     Worker(socket.socket(fileno=int(sys.argv[1]))).run()
 
 

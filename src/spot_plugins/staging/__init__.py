@@ -4,7 +4,21 @@ from __future__ import annotations
 
 from .buffer import SharedBuffer
 from .check import find_nonsense
-from .plan import Layout, Source, plan_layout, signature
-from .stage import copy_into
+from .copier import Copier, TornError
+from .frozen import FrozenWatch
+from .plan import Changes, Layout, Source, plan_layout, signature
+from .stage import Snapshot
 
-__all__ = ["Layout", "SharedBuffer", "Source", "copy_into", "find_nonsense", "plan_layout", "signature"]
+__all__ = [
+    "Changes",
+    "Copier",
+    "FrozenWatch",
+    "Layout",
+    "SharedBuffer",
+    "Snapshot",
+    "Source",
+    "TornError",
+    "find_nonsense",
+    "plan_layout",
+    "signature",
+]

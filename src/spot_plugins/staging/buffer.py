@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import ctypes
+import logging
 import mmap
 import os
+from typing import Any, Final
 
 import torch
+
+logger = logging.getLogger(__name__)
+
+_FAULTED_AT_ONCE: Final = 1024**2  # short enough for the interpreter's lock to come free in between
 
 
 class SharedBuffer:
     """
-    *num_bytes* of shared memory, faulted in at once.
+    *num_bytes* of shared memory, faulted in when it is made.
 
-    Fresh pages cost eight times what copying into present ones does, so they are made present here and
-    the buffer is used again and again. It is a memfd: a container's small ``/dev/shm`` does not limit it,
-    and it is gone when the last process that maps it is.
+    Fresh pages cost many times what copying into present ones does, so they are made present here and the buffer is
+    used again and again. It is a memfd: a container's small ``/dev/shm`` does not limit it, and it is gone when the
+    last process that maps it is. Where CUDA is in use it is pinned, so that a device copies into it by itself.
     """
 
     def __init__(self, number: int, num_bytes: int) -> None:
@@ -24,14 +31,38 @@ class SharedBuffer:
         self.fd = os.memfd_create(f"spot-{number}", os.MFD_CLOEXEC)
         try:
             os.ftruncate(self.fd, num_bytes)
-            self._map = mmap.mmap(self.fd, num_bytes, flags=mmap.MAP_SHARED | mmap.MAP_POPULATE)
+            self._map = mmap.mmap(self.fd, num_bytes)
         except BaseException:
             os.close(self.fd)
             raise
         self.bytes = torch.frombuffer(self._map, dtype=torch.uint8)
         """The memory as a tensor of shape ``(num_bytes,)``."""
+        self.address = self.bytes.data_ptr()
+        # Not MAP_POPULATE: until it is done no thread of this process could map memory, nor run Python.
+        for start in range(0, num_bytes, _FAULTED_AT_ONCE):
+            ctypes.memset(self.address + start, 0, min(_FAULTED_AT_ONCE, num_bytes - start))
+        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+        self._is_pinned = torch.cuda.is_initialized() and self._pin()  # type: ignore[no-untyped-call]
+
+    def stream(self, device: torch.device) -> torch.cuda.Stream:
+        """Return the stream of the copies from a CUDA device: never the one that training uses."""
+        if device not in self._streams:
+            self._streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        return self._streams[device]
 
     def close(self) -> None:
         """Let go of the memory; the pusher keeps its own mapping. The tensor must not be used any more."""
+        if self._is_pinned:
+            _cudart().cudaHostUnregister(self.address)
         os.close(self.fd)
         del self.bytes, self._map
+
+    def _pin(self) -> bool:
+        failure = int(_cudart().cudaHostRegister(self.address, self.num_bytes, 0))
+        if failure:
+            logger.warning("host memory for saves cannot be pinned (CUDA error %s), so copies are slower", failure)
+        return not failure
+
+
+def _cudart() -> Any:
+    return torch.cuda.cudart()  # type: ignore[no-untyped-call]

@@ -11,6 +11,7 @@ import json
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
+from enum import Enum, auto
 from math import prod
 from typing import Final, NamedTuple
 
@@ -46,6 +47,18 @@ DTYPES: Final[dict[torch.dtype, str]] = {
 }
 """What safetensors can hold, and how it spells it."""
 
+TORCH_DTYPES: Final = {name: dtype for dtype, name in DTYPES.items()}
+
+
+class Changes(Enum):
+    """When a tensor may change, as far as the one who saves it knows."""
+
+    ANYTIME = auto()
+    IN_STEP = auto()
+    """In the step of an optimizer alone: until the next one begins, there is time to copy it."""
+    NEVER = auto()
+    """Presumably never: it is frozen. Whether that holds is watched."""
+
 
 class Source(NamedTuple):
     """One tensor to be saved, or this rank's part of one."""
@@ -54,6 +67,7 @@ class Source(NamedTuple):
     """The whole; or the elements of its placement: of the shape of the only box, or those of all, end to end."""
     placement: Placement | None = None
     """Which part of a tensor that the ranks share. None: it is this rank's own, and others have theirs."""
+    changes: Changes = Changes.ANYTIME
 
     @property
     def boxes(self) -> tuple[Box, ...]:

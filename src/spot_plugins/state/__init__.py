@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .flat import clean_name, is_flat
 from .parts import ModelPart, OptimizerPart, RngPart
-from .shard import Shard
+from .shard import Shard, memory_of
 from .tree import decode, encode, graft, named
 
 __all__ = [
@@ -17,5 +17,6 @@ __all__ = [
     "encode",
     "graft",
     "is_flat",
+    "memory_of",
     "named",
 ]

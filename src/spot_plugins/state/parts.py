@@ -22,7 +22,7 @@ from torch import nn
 from ..errors import UnsafeStateError
 from .encoder import segment
 from .flat import FlatPiece, clean_name, flat_model_state, flat_pieces, is_flat, load_extra_state
-from .shard import Shard, is_dtensor, local_part, relabelled, shard_of
+from .shard import Shard, is_dtensor, local_part, memory_of, relabelled, shard_of
 
 
 class ModelPart:
@@ -59,6 +59,10 @@ class ModelPart:
                 value = spread.setdefault(id(parameters[name]), value)
             state[kind][clean_name(name)] = value
         return state
+
+    def frozen_memory(self) -> set[int]:
+        """Return where the parameters are that no gradient is computed for, as :func:`~.shard.memory_of` tells it."""
+        return {memory_of(local_part(each)) for each in self._module.parameters() if not each.requires_grad}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """
@@ -148,6 +152,16 @@ class OptimizerPart:
                     elif is_dtensor(parameter):
                         found[f"state/{segment(name)}"] = shard_of(parameter.detach())  # type: ignore[arg-type]
         return found
+
+    def trained_memory(self) -> set[int]:
+        """
+        Return what only :meth:`torch.optim.Optimizer.step` changes, as :func:`~.shard.memory_of` tells it apart.
+
+        Empty for an optimizer whose steps cannot be waited for: one that is not torch's, or that skips its hooks.
+        """
+        if not getattr(type(self._optimizer).step, "hooked", False):
+            return set()
+        return {memory_of(local_part(each)) for group in self._optimizer.param_groups for each in group["params"]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """

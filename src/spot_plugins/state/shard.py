@@ -44,6 +44,11 @@ def local_part(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.to_local() if is_dtensor(tensor) else tensor
 
 
+def memory_of(tensor: torch.Tensor) -> int:
+    """Return where the memory begins that *tensor* and its views share."""
+    return tensor.untyped_storage().data_ptr()
+
+
 def relabelled(dtensor: DTensor, local: torch.Tensor) -> DTensor:
     """Return *local* as a tensor that is spread over the ranks like *dtensor*."""
     return type(dtensor).from_local(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 
@@ -41,9 +41,12 @@ class ObjectStore(Protocol):
         """Return the whole object. Raise :exc:`KeyError` if there is none."""
         ...
 
-    def get_range(self, key: str, start: int, stop: int) -> bytes:
+    def get_into(self, key: str, start: int, targets: Sequence[memoryview]) -> int:
         """
-        Return the bytes *start* to *stop* of the object, fewer if it is shorter.
+        Read the object from byte *start* on into *targets*, one behind the other.
+
+        Returns:
+            How many bytes there were: fewer than the targets hold if the object is shorter.
 
         Raises:
             KeyError: There is no such object.
@@ -57,3 +60,14 @@ class ObjectStore(Protocol):
     def delete(self, key: str) -> None:
         """Remove the object. Do nothing if there is none."""
         ...
+
+
+def scatter(data: bytes | memoryview, targets: Sequence[memoryview]) -> int:
+    """Copy *data* into *targets*, one behind the other. Return how many bytes found a place."""
+    view = memoryview(data)
+    position = 0
+    for target in targets:
+        piece = view[position : position + target.nbytes]
+        target[: piece.nbytes] = piece
+        position += piece.nbytes
+    return position

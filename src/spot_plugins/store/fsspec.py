@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from ..errors import StoreError
+from .base import scatter
 from .conditional import ConditionalPuts
 from .failures import Secrets, error_code, failures, raise_if_no_bucket
 from .names import check_object_key, is_object_key
@@ -68,9 +69,10 @@ class FsspecStore:
         """Return the whole object. Raise :exc:`KeyError` if there is none."""
         return self._get(key, None, None)
 
-    def get_range(self, key: str, start: int, stop: int) -> bytes:
-        """Return the bytes *start* to *stop* of the object. Raise :exc:`KeyError` if there is none."""
-        return self._get(key, start, stop)
+    def get_into(self, key: str, start: int, targets: Sequence[memoryview]) -> int:
+        """Read the object from byte *start* on into *targets*. Return how many bytes there were."""
+        stop = start + sum(target.nbytes for target in targets)
+        return scatter(self._get(key, start, stop), targets)
 
     def _get(self, key: str, start: int | None, stop: int | None) -> bytes:
         if not is_object_key(key):

@@ -6,12 +6,13 @@ import errno
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import FileIO
 from typing import Final
 
 from ..errors import StoreError
+from .direct import write_whole
 from .names import TEMP_DIRECTORY, check_object_key, is_object_key
 
 _STALE_S: Final = 3600.0  # an unfinished file this old belongs to a writer that was killed
@@ -78,14 +79,18 @@ class LocalStore:
         with self._reading(key) as file:
             return file.readall()
 
-    def get_range(self, key: str, start: int, stop: int) -> bytes:
-        """Return the bytes *start* to *stop* of the object. Raise :exc:`KeyError` if there is none."""
+    def get_into(self, key: str, start: int, targets: Sequence[memoryview]) -> int:
+        """Read the object from byte *start* on into *targets*. Return how many bytes there were."""
         with self._reading(key) as file:
-            file.seek(start)
-            data = bytearray()
-            while len(data) < stop - start and (chunk := file.read(stop - start - len(data))):
-                data += chunk  # Linux reads 2 GiB at once at most
-            return bytes(data)
+            num_bytes = 0
+            for target in targets:
+                view = target
+                while view.nbytes and (count := os.preadv(file.fileno(), [view], start + num_bytes)):
+                    num_bytes += count  # Linux reads 2 GiB at once at most
+                    view = view[count:]
+                if view.nbytes:
+                    break
+            return num_bytes
 
     def keys(self, prefix: str) -> Iterator[str]:
         """Yield the keys that begin with *prefix*, in lexical order, as they are now."""
@@ -143,11 +148,7 @@ class LocalStore:
         path = os.path.join(directory, uuid.uuid4().hex)
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
-            view = memoryview(data)
-            view = view.cast("B") if view.nbytes else view
-            while view.nbytes:
-                view = view[os.write(file, view) :]  # Linux writes 2 GiB at most in one call
-            os.fsync(file)
+            write_whole(file, data)
         except BaseException:
             os.unlink(path)
             raise

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
+from .base import scatter
 from .names import check_object_key
 
 
@@ -45,9 +46,9 @@ class MemoryStore:
         with self._lock:
             return self._objects[key]
 
-    def get_range(self, key: str, start: int, stop: int) -> bytes:
-        """Return the bytes *start* to *stop* of the object. Raise :exc:`KeyError` if there is none."""
-        return self.get(key)[start:stop]
+    def get_into(self, key: str, start: int, targets: Sequence[memoryview]) -> int:
+        """Read the object from byte *start* on into *targets*. Return how many bytes there were."""
+        return scatter(self.get(key)[start:], targets)
 
     def keys(self, prefix: str) -> Iterator[str]:
         """Yield the keys that begin with *prefix*, in lexical order, as they are now."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 
+from .base import scatter
 from .conditional import ConditionalPuts
 from .failures import Secrets, error_code, failures, http_status, raise_if_no_bucket
 from .names import check_object_key, is_object_key
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from .watched import WatchedPuts
 
 _SMALL_BYTES: Final = 256 * 1024  # at less than 20 kB/s even these are given up
-_CHUNK_BYTES: Final = 1024**2
 
 
 class ObstoreStore:
@@ -81,38 +81,24 @@ class ObstoreStore:
                 return obstore.get(self._open().plain, self._path(key)).bytes().to_bytes()
         raise KeyError(key)
 
-    def get_range(self, key: str, start: int, stop: int) -> bytes:
-        """Return the bytes *start* to *stop* of the object. Raise :exc:`KeyError` if there is none."""
-        data = bytearray(stop - start)
-        return bytes(data[: self.get_into(key, start, memoryview(data))])
-
-    def get_into(self, key: str, start: int, target: memoryview) -> int:
-        """
-        Fill *target* with the bytes of the object from *start* on; return how many there were.
-
-        Raises:
-            KeyError: There is no such object.
-        """
+    def get_into(self, key: str, start: int, targets: Sequence[memoryview]) -> int:
+        """Read the object from byte *start* on into *targets*. Return how many bytes there were."""
         if is_object_key(key):
             import obstore
 
+            num_bytes = sum(target.nbytes for target in targets)
             with failures("get", key, self._secrets), _unless_missing():
                 client, path = self._open().plain, self._path(key)
-                target = _bytes_of(target)
-                if not target:
+                if not num_bytes:
                     obstore.head(client, path)
                     return 0
                 try:
-                    answer = obstore.get(client, path, options={"range": (start, start + len(target))})
+                    answer = obstore.get(client, path, options={"range": (start, start + num_bytes)})
                 except obstore.exceptions.BaseError as error:
                     if http_status(error) != 416:
                         raise
                     return 0  # the object ends before the range begins
-                filled = 0
-                for chunk in answer.stream(_CHUNK_BYTES):
-                    target[filled : filled + len(chunk)] = chunk
-                    filled += len(chunk)
-                return filled
+                return scatter(memoryview(answer.bytes()), targets)
         raise KeyError(key)
 
     def keys(self, prefix: str) -> Iterator[str]:

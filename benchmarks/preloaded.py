@@ -1,0 +1,10 @@
+"""What the server imports once that all ranks are forked from."""
+
+from __future__ import annotations
+
+import accelerate
+import lightning.pytorch
+import torch.distributed.checkpoint
+import torch.distributed.checkpoint.state_dict
+
+__all__ = ["accelerate", "lightning", "torch"]

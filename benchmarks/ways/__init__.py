@@ -1,0 +1,36 @@
+"""The ways to save and restore a training that are compared, by the name that is printed."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+MODULES = {
+    "spot_plugins": "spot.Spot",
+    "torch.save": "torch_ways.TorchSave",
+    "DCP save": "torch_ways.DcpSave",
+    "DCP async, thread": "torch_ways.DcpThread",
+    "DCP async, DefaultStager": "torch_ways.DcpStager",
+    "DCP async, process": "torch_ways.DcpProcess",
+    "Lightning ModelCheckpoint": "hosts.Lightning",
+    "Lightning AsyncCheckpointIO": "hosts.LightningAsync",
+    "Accelerate save_state": "hosts.Accelerate",
+    "torch_checkpointing": "engines.TorchCheckpointing",
+    "nvidia-resiliency-ext": "engines.Resiliency",
+}
+
+
+def find(name):
+    """Return the class of the way called *name*; only now what it needs is imported."""
+    module, _, attribute = MODULES[name].partition(".")
+    return getattr(import_module(f"{__name__}.{module}"), attribute)
+
+
+def why_not(name, device):
+    """Return why the way called *name* cannot run here, or None."""
+    return find(name).why_not(device)
+
+
+def add_flag(parser, names=tuple(MODULES)):
+    """Let the user choose some of *names*."""
+    told = "which to compare, by name; all by default: " + ", ".join(f"'{name}'" for name in names)
+    parser.add_argument("--ways", nargs="+", choices=names, default=list(names), metavar="WAY", help=told)

@@ -1,0 +1,63 @@
+"""How far a long restore is, for who waits for it."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from contextlib import suppress
+from types import TracebackType
+from typing import Any, Final
+
+logger = logging.getLogger(__name__)
+
+FIRST_S: Final = 2.0  # what is done by then needs no report
+LOG_EVERY_S: Final = 10.0
+
+
+class Progress:
+    """
+    Reports bytes that were read. A context manager.
+
+    On a terminal that is a bar, if tqdm is installed, as it is with both hosts; elsewhere a line in the log at times.
+
+    Args:
+        total_bytes: What it will come to.
+        shown: Whether this rank is the one that reports.
+    """
+
+    def __init__(self, total_bytes: int, *, shown: bool) -> None:
+        self._total_bytes = total_bytes
+        self._num_bytes = 0
+        self._started = time.monotonic()
+        self._next_line_at = self._started + FIRST_S if shown else float("inf")
+        self._bar = _bar(total_bytes) if shown and sys.stderr.isatty() else None
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def add(self, num_bytes: int) -> None:
+        """Say that *num_bytes* more were read."""
+        self._num_bytes += num_bytes
+        if self._bar is not None:
+            self._bar.update(num_bytes)
+            return
+        now = time.monotonic()
+        if now >= self._next_line_at:
+            self._next_line_at = now + LOG_EVERY_S
+            done, total = self._num_bytes / 1e9, self._total_bytes / 1e9
+            logger.info("restoring: %.1f of %.1f GB, %.0f s", done, total, now - self._started)
+
+
+def _bar(total_bytes: int) -> Any:
+    with suppress(ImportError):
+        from tqdm import tqdm
+
+        return tqdm(desc="restoring", total=total_bytes, unit="B", unit_scale=True, delay=FIRST_S, leave=False)
+    return None

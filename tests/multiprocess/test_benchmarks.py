@@ -1,0 +1,83 @@
+"""
+Every benchmark runs, on a state so small that its figures mean nothing.
+"""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+OPTIONAL = {"torch_checkpointing", "nvidia-resiliency-ext"}  # not in the development environment
+DCP = {"DCP save", "DCP async, thread", "DCP async, DefaultStager", "DCP async, process"}
+HOSTS = {"Lightning ModelCheckpoint", "Accelerate save_state"}
+RUNS = {
+    "stall": (
+        ["--gb", "0.002", "--saves", "2", "--steps", "2", "--max-s", "0"],
+        {"spot_plugins", "torch.save", *DCP, *HOSTS, "Lightning AsyncCheckpointIO"},
+    ),
+    "stall on two ranks": (
+        ["--gb", "0.002", "--ranks", "2", "--saves", "2", "--steps", "2", "--max-s", "0", "--ways", "spot_plugins"],
+        {"spot_plugins"},
+    ),
+    "overhead": (
+        ["--steps", "10", "--saves", "2"],
+        {"session, tight loop", "session", "Lightning SpotCheckpoint", "Accelerate SpotHook"},
+    ),
+    "durable": (
+        ["--gb", "0.002", "--saves", "1"],
+        {"spot_plugins", "raw O_DIRECT write", "bare obstore", "bare s3fs", "spot_plugins, LoRA"},
+    ),
+    "restore": (
+        ["--gb", "0.002", "--saves", "1"],
+        {
+            "spot_plugins",
+            "raw read",
+            "raw read, O_DIRECT",
+            "bare obstore",
+            "bare s3fs",
+            "torch.save",
+            "DCP save",
+            *HOSTS,
+        },
+    ),
+    "agree": (
+        ["--ranks", "2", "--steps", "40", "--notices", "1"],
+        {"spot_plugins board, 2 ranks", "all-reduce, 2 ranks", "empty call, 2 ranks"},
+    ),
+    "scale": (["--ranks", "4"], {"memory, 4 ranks", "S3, 4 ranks"}),
+}
+FIGURES = {  # that spot_plugins has in each
+    "stall": {"stall_s", "lost_s", "lost_interval_s", "durable_s", "cpu_s_per_gb", "memory_ratio", "step_s"},
+    "overhead": {"added_us", "interval_us"},
+    "durable": {"local_s", "committed_s", "local_to_floor", "committed_to_floor"},
+    "restore": {"warm_s", "s3_s", "session_s", "warm_to_floor", "s3_to_floor"},
+    "agree": {"quiet_median_us", "notice_median_s"},
+    "scale": {"commit", "discover", "prune"},
+}
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_a_benchmark_has_a_finite_figure_for_every_way_that_can_run(run, tmp_path):
+    """
+    No way fails, and nothing that was measured is infinite, missing or not a number.
+    """
+    flags, expected = RUNS[run]
+    verb = run.partition(" ")[0]
+    command = [sys.executable, "-m", "benchmarks", verb, *flags, "--out", str(tmp_path)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=110, check=False)
+    assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-3000:]
+
+    document = json.loads(next(tmp_path.glob("*.json")).read_text())
+    assert next(tmp_path.glob("*.png")).read_bytes().startswith(b"\x89PNG")
+    assert document["not_run"].keys() <= OPTIONAL | {"cold"}, document["not_run"]
+    ways = {row["way"] for row in document["rows"]}
+    assert ways - OPTIONAL == expected
+    assert document["rows"][0].keys() >= FIGURES[verb]
+    for row in document["rows"]:
+        numbers = [value for name, value in row.items() if name not in ("way", "store")]
+        assert numbers
+        assert all(isinstance(value, (int, float)) and math.isfinite(value) for value in numbers), row

@@ -1,0 +1,282 @@
+"""What is not trained is stored once; what only looks like it is stored with every step, as it was then."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import closing, contextmanager
+
+import pytest
+import torch
+from hearing import Heard, until, until_idle
+from torch import nn
+
+from spot_plugins.config import SpotConfig
+from spot_plugins.errors import Preempted
+from spot_plugins.events import Committed, SaveAbandoned, Staged
+from spot_plugins.session import SpotSession
+from spot_plugins.state import ModelPart, OptimizerPart
+from spot_plugins.store import LocalStore
+from spot_plugins.testing import run_thread_ranks
+
+TRAINED_BYTES = 3 * 4 * (16 * 4 + 4)  # weights and two moments of the head
+
+
+class Quantized(nn.Module):
+    """Keeps tensors beside its parameters, as layers of 4 bits do."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randint(0, 256, (64, 256), dtype=torch.uint8), requires_grad=False)
+        self.absmax = torch.rand(20_000)
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "weight.absmax"] = self.absmax
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        self.absmax.copy_(state_dict.pop(prefix + "weight.absmax"))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def tuned(seed=0):
+    """A frozen base, and a head that is trained."""
+    torch.manual_seed(seed)
+    model = nn.ModuleDict({"base": nn.Linear(300, 300), "quantized": Quantized(), "head": nn.Linear(16, 4)})
+    model["base"].requires_grad_(False)
+    return model, torch.optim.AdamW(model["head"].parameters())
+
+
+def step(model, optimizer):
+    optimizer.zero_grad()
+    model["head"](torch.randn(2, 16)).square().mean().backward()
+    optimizer.step()
+
+
+@contextmanager
+def session_of(url, model, optimizer, *, ranks=None, **settings):
+    heard = Heard()
+    session = SpotSession(SpotConfig(url=str(url), **{"every_steps": 10**6, **settings}), ranks=ranks, hooks=[heard])
+    with closing(session):
+        session.register("model", ModelPart(model), replicated=ModelPart.replicated)
+        session.register("optimizer", OptimizerPart(optimizer, model), replicated=OptimizerPart.replicated)
+        session.resumed = session.resume()
+        yield session, heard
+
+
+def save(session, heard, number):
+    session.save(number)
+    committed = heard.wait(Committed, step=number)
+    until_idle(session)
+    return committed
+
+
+def restored(url):
+    model, optimizer = tuned(seed=1)
+    with session_of(url, model, optimizer) as (session, _):
+        return session.resumed, weights(model)
+
+
+def weights(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_equal(found, expected):
+    assert found.keys() == expected.keys()
+    assert not [name for name, value in expected.items() if not torch.equal(found[name], value)]
+
+
+def frozen_objects(url):
+    return {path.name: path.stat().st_mtime_ns for path in (url / "frozen").glob("*")}
+
+
+def test_frozen_weights_are_stored_once_for_all_steps_and_lives(tmp_path):
+    """
+    The first save stores the base; later ones stage and store a little more than what is trained, and each is whole.
+    The next life finds the base stored.
+    """
+    model, optimizer = tuned()
+    step(model, optimizer)
+    with session_of(tmp_path, model, optimizer) as (session, heard):
+        first = save(session, heard, 1)
+        assert first.num_bytes > 4 * 300 * 300 + 64 * 256 + 4 * 20_000
+        objects = frozen_objects(tmp_path)
+        for number in (2, 3):
+            step(model, optimizer)
+            later = save(session, heard, number)
+            assert later.num_bytes < TRAINED_BYTES + 2000  # a header
+            assert heard.of(Staged, step=number)[0].num_bytes == later.num_bytes
+    assert not heard.of(SaveAbandoned)
+    assert_equal(restored(tmp_path)[1], weights(model))
+
+    model, optimizer = tuned(seed=2)
+    with session_of(tmp_path, model, optimizer) as (session, heard):
+        assert session.resumed == 3
+        step(model, optimizer)
+        assert save(session, heard, 4).num_bytes < TRAINED_BYTES + 2000
+    assert frozen_objects(tmp_path) == objects
+    assert restored(tmp_path)[0] == 4
+    assert_equal(restored(tmp_path)[1], weights(model))
+
+
+def in_place(base):
+    with torch.no_grad():
+        base.weight.mul_(0.9)
+
+
+def behind_the_version(base):
+    base.weight.data.mul_(0.9)
+
+
+def other_memory(base):
+    base.weight.data = base.weight.data * 0.9
+
+
+def a_few_rows(base):
+    base.weight.data[::20].add_(1.0)
+
+
+@pytest.mark.parametrize("change", [in_place, behind_the_version, other_memory, a_few_rows])
+def test_what_changes_without_gradients_is_never_taken_from_an_earlier_step(change, tmp_path):
+    """
+    A momentum encoder has no gradients, yet changes behind every step: however it is done, each committed step has what
+    it was then. At most the first save that sees it is given up.
+    """
+    model, optimizer = tuned()
+    with session_of(tmp_path, model, optimizer, keep_last=10) as (session, heard):
+        expected = {}
+        for number in range(1, 5):
+            step(model, optimizer)
+            change(model["base"])
+            expected[number] = weights(model)
+            session.save(number)
+            until_idle(session)
+    assert {event.step for event in heard.of(SaveAbandoned)} <= {2}
+    for number in sorted(expected, reverse=True):
+        if not heard.of(SaveAbandoned, step=number):
+            resumed, found = restored(tmp_path)
+            assert resumed == number
+            assert_equal(found, expected[number])
+            for path in (tmp_path / "steps").glob(f"{number:010d}-*/rank*"):
+                path.unlink()
+
+
+def test_a_notice_stores_what_turns_out_not_to_be_frozen(tmp_path):
+    """
+    If the last save finds that a weight has changed that should not, it is made again with that weight, not given up.
+    """
+    model, optimizer = tuned()
+    with session_of(tmp_path, model, optimizer) as (session, heard):
+        session.watch_signals()
+        save(session, heard, 1)
+        behind_the_version(model["base"])
+        os.kill(os.getpid(), signal.SIGTERM)
+        until(lambda: session.notice, "the notice is heard")
+        with pytest.raises(Preempted):
+            session.after_step(2)
+    assert restored(tmp_path)[0] == 2
+    assert_equal(restored(tmp_path)[1], weights(model))
+
+
+def test_a_pause_holds_what_turns_out_not_to_be_frozen(tmp_path):
+    """
+    So does the state that is held for a notice in a pause.
+    """
+    model, optimizer = tuned()
+    with session_of(tmp_path, model, optimizer) as (session, heard):
+        session.watch_signals()
+        save(session, heard, 1)
+        behind_the_version(model["base"])
+        expected = weights(model)
+        session.enter_pause(2)
+        behind_the_version(model["base"])
+        os.kill(os.getpid(), signal.SIGTERM)
+        until(lambda: session.notice, "the notice is heard")
+        with pytest.raises(Preempted):
+            session.in_pause()
+    assert restored(tmp_path)[0] == 2
+    assert_equal(restored(tmp_path)[1], expected)
+
+
+def test_weights_that_are_frozen_later_or_trained_later(tmp_path):
+    """
+    When layers are frozen, or set free again, each save goes by what is so at its time.
+    """
+    model, optimizer = tuned()
+    with session_of(tmp_path, model, optimizer) as (session, heard):
+        save(session, heard, 1)
+        model["base"].requires_grad_(True)
+        optimizer.add_param_group({"params": [*model["base"].parameters()]})
+        for number in (2, 3):
+            optimizer.zero_grad()
+            model["base"](torch.randn(2, 300)).square().mean().backward()
+            optimizer.step()
+            assert save(session, heard, number).num_bytes > 3 * 4 * 300 * 300
+            expected = weights(model)
+    model, optimizer = tuned(seed=3)
+    optimizer.add_param_group({"params": [*model["base"].parameters()]})
+    with session_of(tmp_path, model, optimizer) as (session, _):
+        assert session.resumed == 3
+    assert_equal(weights(model), expected)
+
+
+def test_a_new_pusher_process_is_told_again(tmp_path):
+    """
+    What a pusher process knew of frozen blobs dies with it; the next save brings them again, and stores nothing twice.
+    """
+    model, optimizer = tuned()
+    with session_of(tmp_path, model, optimizer) as (session, heard):
+        save(session, heard, 1)
+        objects = frozen_objects(tmp_path)
+        os.kill(session._pusher.pid, signal.SIGKILL)
+        until(lambda: session._pusher._sock is None, "its death is known")
+        step(model, optimizer)
+        assert save(session, heard, 2).num_bytes < TRAINED_BYTES + 2000
+    assert frozen_objects(tmp_path) == objects
+    assert_equal(restored(tmp_path)[1], weights(model))
+
+
+def test_a_pusher_that_dies_while_a_step_refers_to_what_it_knew(tmp_path):
+    """
+    A step that was begun when the old process knew the frozen blobs is given up, never stored without them.
+    """
+    model, optimizer = tuned()
+    step(model, optimizer)
+    with session_of(tmp_path, model, optimizer) as (session, heard):
+        save(session, heard, 1)
+        os.kill(session._pusher.pid, signal.SIGSTOP)
+        session._saver._copier.do(lambda: until(lambda: session._pusher._sock is None, "its death is known"))
+        session.save(2)
+        os.kill(session._pusher.pid, signal.SIGKILL)
+        heard.wait(SaveAbandoned, step=2)
+        save(session, heard, 3)
+    assert restored(tmp_path)[0] == 3
+
+
+@pytest.mark.parametrize("changes_on", [None, 1])
+def test_ranks_share_the_frozen_weights_also_when_one_of_them_sees_a_change(changes_on, tmp_path):
+    """
+    Each rank stores its part of the base, once. One that takes it for changed stores its own part with each step, and
+    what the ranks have stored still fits together.
+    """
+
+    def life(ranks):
+        model, optimizer = tuned()
+        with session_of(tmp_path, model, optimizer, ranks=ranks, keep_last=10) as (session, heard):
+            for number in range(1, 5):
+                torch.manual_seed(number)
+                step(model, optimizer)
+                if ranks.rank == changes_on:
+                    with torch.no_grad():
+                        model["base"].weight.add_(0.0)  # the same values, a new version
+                save(session, heard, number)
+            return weights(model), [event.num_bytes for event in heard.of(Committed)]
+
+    (expected, sizes), (_, other_sizes) = run_thread_ranks(2, life)
+
+    assert restored(tmp_path)[0] == 4
+    assert_equal(restored(tmp_path)[1], expected)
+    assert max(sizes[1:]) < TRAINED_BYTES + 2000
+    assert (max(other_sizes[1:]) < TRAINED_BYTES + 2000) == (changes_on is None)
+    store = LocalStore(str(tmp_path))
+    assert len([*store.keys("frozen/")]) >= 2
