@@ -15,6 +15,7 @@ from spot_plugins.keys import rank_manifest_key
 from spot_plugins.manifest import RankManifest
 from spot_plugins.push import PushSettings
 from spot_plugins.push.pushing import StepPush
+from spot_plugins.push.speed import Meters
 from spot_plugins.ranks import Board, MemoryBoard, SingleRank
 from spot_plugins.resuming import load_newest
 from spot_plugins.saving import Saver
@@ -63,7 +64,8 @@ class InlinePusher:
         job = replace(job, again=self.again)
         memory = {number: memoryview(mmap.mmap(each.fd, each.num_bytes)) for number, each in buffers.items()}
         images = [memory[blob.buffer][blob.offset : blob.offset + blob.num_bytes] for blob in job.blobs]
-        StepPush(job, self.settings, images, store=self.store, local=self.local, tell=self.told.append).run()
+        stores = {"store": self.store, "local": self.local}
+        StepPush(job, self.settings, images, tell=self.told.append, meters=Meters(), **stores).run()
 
     def knows_frozen(self, number):
         return False

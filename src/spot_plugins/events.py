@@ -84,6 +84,8 @@ class WrittenLocally:
     step: int
     num_bytes: int
     write_s: float
+    write_bytes_per_s: float | None = None
+    """How fast this rank's blobs have lately gone to the local disk; None if not known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,6 +115,8 @@ class Committed:
     """Bytes that this rank stored."""
     push_s: float
     """Seconds from the end of staging to this rank's manifest."""
+    put_bytes_per_s: float | None = None
+    """How fast this rank's blobs have lately gone to the store, all parallel puts together; None if not known."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

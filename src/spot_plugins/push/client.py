@@ -22,6 +22,7 @@ from ..events import Event
 from ..lifecycle import StepLifecycle, StepState
 from . import messages
 from .messages import PushJob, PushSettings
+from .speed import Speeds
 
 logger = logging.getLogger(__name__)
 
@@ -61,6 +62,8 @@ class Pusher:
         self._sock: socket.socket | None = None
         self._deaf = threading.Event()
         self._known: set[int] = set()
+        self.speeds = Speeds()
+        """How fast the disk and the store have lately taken this rank's blobs; changes with the steps."""
         self._known_frozen: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._reader: threading.Thread | None = None
@@ -277,7 +280,10 @@ class Pusher:
             return
         event = messages.decode_event(body)
         match event:
-            case events.Committed(step=step):
+            case events.WrittenLocally(write_bytes_per_s=speed):
+                self.speeds = replace(self.speeds, disk_bytes_per_s=speed)
+            case events.Committed(step=step, put_bytes_per_s=speed):
+                self.speeds = replace(self.speeds, store_bytes_per_s=speed)
                 self._end(step, StepState.COMMITTED, "")
             case events.SaveAbandoned(step=step, reason=reason):
                 self._end(step, StepState.ABANDONED, reason)

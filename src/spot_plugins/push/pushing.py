@@ -20,6 +20,7 @@ from ..manifest import RankManifest, TensorSlice
 from ..retention import prune, removal_groups
 from ..store import ObjectStore
 from .messages import PushJob, PushSettings, SealedBlob, manifest_of, seal
+from .speed import Meters
 
 NUM_WRITES: Final = 2  # one to the disk, one being hashed
 NUM_PUTS: Final = 8  # puts in flight; S3 gives about 100 MB/s per connection
@@ -47,6 +48,7 @@ class StepPush:
         store: ObjectStore,
         local: ObjectStore | None,
         tell: Callable[[Event], None],
+        meters: Meters,
         frozen: list[SealedBlob] | None = None,
         lower_priority: Callable[[], None] = lambda: None,
     ) -> None:
@@ -60,6 +62,7 @@ class StepPush:
             store: Where the step is committed.
             local: The local disk's store, or None for no local copy.
             tell: Called with every event, on the thread of :meth:`run`.
+            meters: Takes in how fast blobs go to *local* and to *store*.
             frozen: Blobs that were stored before and belong to this step too.
             lower_priority: Called on each thread that does the work.
         """
@@ -76,6 +79,7 @@ class StepPush:
         self.frozen: list[SealedBlob] = []
         """The frozen blobs of this job, with their hashes. Complete once the step is committed."""
         self._tell = tell
+        self._meters = meters
         self._started = time.monotonic()
         self.committed = False
         """Whether this rank's part is stored."""
@@ -95,8 +99,14 @@ class StepPush:
                 manifest = self._seal_and_write()
                 num_bytes = self._store_remotely(manifest)
             self.committed = True
-            push_s = time.monotonic() - self._started
-            self._tell(events.Committed(step=self._job.step, num_bytes=num_bytes, push_s=push_s))
+            self._tell(
+                events.Committed(
+                    step=self._job.step,
+                    num_bytes=num_bytes,
+                    push_s=time.monotonic() - self._started,
+                    put_bytes_per_s=self._meters.store.bytes_per_s,
+                )
+            )
             if self._settings.rank == 0:
                 self._prune()
         except SupersededError as error:
@@ -112,6 +122,7 @@ class StepPush:
 
     def _seal_and_write(self) -> RankManifest:
         """Hash all blobs and write them to the local disk, one while another is hashed. Return the manifest."""
+        started = time.monotonic()
         with ThreadPoolExecutor(NUM_WRITES, "spot-write", self._lower_priority) as pool:
             results = list(pool.map(self._seal_and_write_blob, range(len(self._images))))
         sealed = [each for each, _ in results]
@@ -122,15 +133,21 @@ class StepPush:
             try:
                 if error is not None:
                     raise error
+                self._meters.disk.record(sum(map(len, self._images)), time.monotonic() - started)
                 local.put(rank_manifest_key(manifest.step_id, manifest.rank, manifest.world_size), manifest.encode())
             except StoreError as failure:
                 self._tell(events.LocalWriteFailed(step=self._job.step, reason=str(failure)))
                 # The disk may be full, and others need it too. Without one older copy the next one may fit.
                 self._prune_locally(local, LOCAL_STEPS - 1, half_written=manifest.step_id)
             else:
-                write_s = time.monotonic() - self._started
-                num_bytes = sum(map(len, self._images))
-                self._tell(events.WrittenLocally(step=self._job.step, num_bytes=num_bytes, write_s=write_s))
+                self._tell(
+                    events.WrittenLocally(
+                        step=self._job.step,
+                        num_bytes=sum(map(len, self._images)),
+                        write_s=time.monotonic() - self._started,
+                        write_bytes_per_s=self._meters.disk.bytes_per_s,
+                    )
+                )
                 self._prune_locally(local, LOCAL_STEPS)
         return manifest
 
@@ -178,6 +195,8 @@ class StepPush:
 
     def _put_blobs(self, pool: ThreadPoolExecutor, unstored: dict[str, memoryview]) -> None:
         """Put what is still missing; what got through is not put again."""
+        started = time.monotonic()
+        num_bytes = sum(len(image) for image in unstored.values())
         puts = {key: pool.submit(self._store.put, key, image) for key, image in unstored.items()}
         failure: StoreError | None = None
         for key, put in puts.items():
@@ -188,6 +207,7 @@ class StepPush:
                 failure = error
         if failure is not None:
             raise failure
+        self._meters.store.record(num_bytes, time.monotonic() - started)
 
     def _retry(self, action: Callable[[], _T]) -> _T:
         pause_s = FIRST_PAUSE_S

@@ -29,6 +29,7 @@ from . import messages
 from .messages import PushJob, PushSettings, SealedBlob
 from .priority import Priority
 from .pushing import StepPush
+from .speed import Meters
 
 LINGER_S: Final = 600.0
 """How long a pusher whose trainer is gone keeps trying to store what was staged."""
@@ -54,6 +55,7 @@ class Worker:
         self._trainer_gone = False
         self._hopeless = False
         self._buffers: dict[int, mmap.mmap] = {}
+        self._meters = Meters()
         body, _ = messages.receive(sock)
         self._settings = settings = PushSettings(**body)
         self._store = open_store(settings.url, settings.storage_options)
@@ -118,6 +120,7 @@ class Worker:
                 store=self._store,
                 local=self._local,
                 tell=self._tell,
+                meters=self._meters,
                 frozen=self._frozen_before(job),
                 lower_priority=self._priority.lower,
             )

@@ -1,0 +1,50 @@
+"""How fast bytes have lately left this machine's memory: what a planner with a deadline counts on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Final
+
+HALF_LIFE_S: Final = 30.0
+"""Seconds of transfer after which an old measurement counts half."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Speeds:
+    """What one rank's pusher last reported, in bytes per second; None where nothing was measured yet."""
+
+    disk_bytes_per_s: float | None = None
+    store_bytes_per_s: float | None = None
+
+
+class Speed:
+    """
+    Bytes per second of one way out, with all its parallel transfers together. The newest count most.
+
+    Only what succeeded is recorded, with the time that it took: neither pauses nor failures make a way slow.
+    """
+
+    def __init__(self) -> None:
+        self._num_bytes = 0.0
+        self._seconds = 0.0
+
+    def record(self, num_bytes: int, seconds: float) -> None:
+        """Take in that *num_bytes* went out within *seconds*."""
+        if num_bytes <= 0 or seconds <= 0:
+            return
+        kept = 0.5 ** (seconds / HALF_LIFE_S)
+        self._num_bytes = kept * self._num_bytes + num_bytes
+        self._seconds = kept * self._seconds + seconds
+
+    @property
+    def bytes_per_s(self) -> float | None:
+        """The speed to expect, None before the first record."""
+        return self._num_bytes / self._seconds if self._seconds else None
+
+
+@dataclass(frozen=True, slots=True)
+class Meters:
+    """The two ways out of one pusher, measured from step to step."""
+
+    disk: Speed = field(default_factory=Speed)
+    store: Speed = field(default_factory=Speed)
