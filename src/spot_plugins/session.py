@@ -20,6 +20,7 @@ from .events import Event, Hook
 from .joining import join_run
 from .lifecycle import StepState
 from .notices import SignalNotices
+from .prefetching import stop_prefetch
 from .push import Pusher, PushSettings
 from .ranks import Board, Ranks, current_ranks, meet
 from .resuming import apply_state, check_alike, load_newest
@@ -152,6 +153,7 @@ class SpotSession:
         check_alike(self._ranks, self._board, self._parts.alike(self._ranks.world_size))
         started = time.monotonic()
         run = self._run
+        stop_prefetch(run.local_dir)
         loaded = load_newest(run.store, run.local, run.url, self._ranks, self._board, self._tell, want)
         if loaded is not None:
             apply_state(loaded, list(self._parts.items()), self._ranks.rank)

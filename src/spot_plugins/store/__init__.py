@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
+import tempfile
 import threading
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any, Final
+
+import xxhash
 
 from ..errors import ConfigError
 from .base import ObjectStore
@@ -29,6 +33,7 @@ __all__ = [
     "ObstoreStore",
     "check_writable",
     "is_local",
+    "local_directory",
     "open_store",
     "patiently",
 ]
@@ -91,6 +96,27 @@ def _fast_store(url: str, storage_options: Mapping[str, Any] | None) -> ObstoreS
     except UnmappedOptionError as unmapped:
         logger.info("%s is nothing that obstore knows: the store is reached through fsspec, which is slower", unmapped)
         return None
+
+
+def local_directory(url: str, given: str | None = None) -> str | None:
+    """
+    Return where the first copies of the run at *url* lie: *given*, or else a directory per user and run.
+
+    None if the run itself is on a local disk, and nothing is given.
+
+    Raises:
+        ConfigError: Somebody else has made that directory, who could read the weights.
+    """
+    if given is not None:
+        return os.path.abspath(given)
+    if is_local(url):
+        return None
+    own = os.path.join(tempfile.gettempdir(), f"spot_plugins-{os.getuid()}")
+    with contextlib.suppress(OSError):  # a disk that cannot be written to is an event of the first push
+        os.makedirs(own, mode=0o700, exist_ok=True)
+        if os.stat(own).st_uid != os.getuid():
+            raise ConfigError(f"local_dir={own!r} belongs to somebody else, who could read the weights: give another")
+    return os.path.join(own, xxhash.xxh3_64_hexdigest(url.encode()))
 
 
 def _scheme(url: str) -> str:
