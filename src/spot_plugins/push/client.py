@@ -144,6 +144,7 @@ class Pusher:
 
     def submit(self, job: PushJob, buffers: Mapping[int, Lent]) -> None:
         """Hand over one staged step, which lies in *buffers*, by number. Never waits for disk or network."""
+        reason = "the pusher process does not start"
         for _ in range(2):  # the second time with a fresh process, should this one have died
             with self._changed:
                 job = replace(job, again=job.step in self._submitted)
@@ -155,6 +156,7 @@ class Pusher:
                 with self._sending:
                     sock = self.start()
                     if self._refers_to_lost(job):
+                        reason = "the pusher process that knew its frozen weights has ended"
                         break
                     for number in buffers.keys() - self._known:
                         lent = buffers[number]
@@ -174,7 +176,7 @@ class Pusher:
                 self._reader.join()
         with self._changed:
             self._submitting = None
-        self.abandon(job.step, "the pusher process had to be started again")
+        self.abandon(job.step, reason)
 
     def _refers_to_lost(self, job: PushJob) -> bool:
         """Whether *job* needs frozen blobs that the process, a new one, has never heard of."""
