@@ -9,7 +9,6 @@ import re
 import tempfile
 import threading
 from collections.abc import Mapping
-from importlib.util import find_spec
 from typing import Any, Final
 
 import xxhash
@@ -42,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 _LOCAL_SCHEMES: Final = ("file", "local", "")
 _EXTRAS: Final = {"gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure", "az": "azure"}
+_OBSTORE: Final = (0, 11)  # the oldest that can delete one object by one request
 _EXAMPLES: Final = "s3://bucket/run, gs://bucket/run, abfs://container/run, file:///data/run or a plain path"
 _LOST_SLASH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/(?!/)")
 
@@ -89,7 +89,14 @@ def is_local(url: str) -> bool:
 
 def _fast_store(url: str, storage_options: Mapping[str, Any] | None) -> ObstoreStore | None:
     """Return the store of *url* over obstore, None if it is not installed or cannot do what is asked of it."""
-    if "::" in url or not url.partition("://")[2].strip("/") or find_spec("obstore") is None:
+    if "::" in url or not url.partition("://")[2].strip("/"):
+        return None
+    try:
+        from obstore import __version__ as version
+    except ImportError:
+        return None
+    if tuple(int(part) for part in version.split(".")[:2]) < _OBSTORE:
+        logger.info("obstore %s is too old: the store is reached through fsspec, which is slower", version)
         return None
     try:
         return ObstoreStore(url, storage_options)
