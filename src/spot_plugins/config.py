@@ -6,7 +6,7 @@ import math
 import numbers
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, Final, Literal, TypeAlias, get_args
 
@@ -14,8 +14,10 @@ from .errors import ConfigError
 
 OnNotice: TypeAlias = Literal["leave", "continue"]
 ElasticBatch: TypeAlias = Literal["keep", "scale"]
+NoticeSources: TypeAlias = Literal["auto"] | Sequence[str]
 
 DEFAULT_GRACE_S: Final = 30.0  # what torchrun, GCP, Azure and Kubernetes give by default
+KNOWN_SOURCES: Final = ("aws", "gcp", "azure", "slurm")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,11 +34,19 @@ class SpotConfig:
     """Save after this many seconds of rank 0's clock, whichever comes first. None: not on time."""
 
     grace_seconds: float = DEFAULT_GRACE_S
-    """Seconds between a SIGTERM and the end of the machine."""
+    """Seconds between a SIGTERM and the end of the machine. Also for notices that do not name their end."""
 
     on_notice: OnNotice = "leave"
     """Who leaves when one rank has a notice, once all have saved: ``leave`` all, ``continue`` only those with a
     notice of their own, so that an elastic launcher rescales. Those that stay save nothing more."""
+
+    notice_sources: NoticeSources = "auto"
+    """Who is asked for notices, beside signals: of ``aws``, ``gcp``, ``azure`` and ``slurm`` those whose traces are
+    found (``auto``), or those that are named. Empty: nobody."""
+
+    notice_file: str | None = None
+    """A file whose appearance is a notice, or an ``http://`` URL that answers 404 until there is one; for other
+    providers, and to rehearse. The content may be ``{"grace_seconds": 30}``."""
 
     keep_last: int = 2
     """Committed checkpoints to keep; the newest one is never removed."""
@@ -62,6 +72,7 @@ class SpotConfig:
     def __repr__(self) -> str:
         shown = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "storage_options"}
         shown["url"] = printable_url(self.url)
+        shown["notice_file"] = None if self.notice_file is None else printable_url(self.notice_file)
         return f"SpotConfig({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
     def __post_init__(self) -> None:
@@ -79,6 +90,9 @@ class SpotConfig:
             _require_seconds("every_seconds", self.every_seconds)
         _require_seconds("grace_seconds", self.grace_seconds)
         _require(self.on_notice in get_args(OnNotice), "on_notice", self.on_notice, "must be 'leave' or 'continue'")
+        _require_sources(self.notice_sources)
+        _require(isinstance(self.notice_file, str | None), "notice_file", self.notice_file, "must be a string or None")
+        _require(self.notice_file != "", "notice_file", self.notice_file, "names no file: give a path, or None")
         _require_count("keep_last", self.keep_last)
         if self.keep_every is not None:
             _require_count("keep_every", self.keep_every)
@@ -93,6 +107,7 @@ def from_environment(**settings: Any) -> SpotConfig:
     Build a :class:`SpotConfig` from *settings*, filling in what is missing from ``SPOT_*`` variables.
 
     ``SPOT_URL``, ``SPOT_EVERY_STEPS``, ``SPOT_EVERY_SECONDS``, ``SPOT_GRACE_SECONDS``, ``SPOT_ON_NOTICE``,
+    ``SPOT_NOTICE_SOURCES`` (``auto``, ``none``, or names with commas between them), ``SPOT_NOTICE_FILE``,
     ``SPOT_KEEP_LAST``, ``SPOT_KEEP_EVERY``, ``SPOT_LOCAL_DIR``, ``SPOT_BUFFER_BYTES`` and ``SPOT_ELASTIC_BATCH`` stand
     for the field of that name. A setting that is given, even as a default of the caller's own, is never overridden;
     one that is None counts as missing.
@@ -118,6 +133,12 @@ def printable_url(url: str) -> str:
     return _SECRET_IN_URL.sub("***", url)
 
 
+def _parse_sources(text: str) -> NoticeSources:
+    if text in ("auto", "none"):
+        return "auto" if text == "auto" else ()
+    return tuple(name.strip() for name in text.split(","))
+
+
 _SECRET_IN_URL: Final = re.compile(r"(?<=://)[^/]*(?=@)|(?<=\?).*")
 _PARSERS: Final[dict[str, Any]] = {
     "url": str,
@@ -125,6 +146,8 @@ _PARSERS: Final[dict[str, Any]] = {
     "every_seconds": float,
     "grace_seconds": float,
     "on_notice": str,
+    "notice_sources": _parse_sources,
+    "notice_file": str,
     "keep_last": int,
     "keep_every": int,
     "local_dir": str,
@@ -137,6 +160,13 @@ _ARTICLE: Final[dict[Any, str]] = {int: "a whole number", float: "a number", str
 def _require(holds: bool, name: str, value: object, remedy: str) -> None:
     if not holds:
         raise ConfigError(f"{name}={value!r} {remedy}")
+
+
+def _require_sources(sources: Any) -> None:
+    remedy = f"must be 'auto' or names of {', '.join(KNOWN_SOURCES)}"
+    are_names = isinstance(sources, Sequence) and (sources == "auto" or not isinstance(sources, str))
+    _require(are_names, "notice_sources", sources, remedy)
+    _require(sources == "auto" or set(sources) <= set(KNOWN_SOURCES), "notice_sources", sources, remedy)
 
 
 def _require_count(name: str, value: Any) -> None:

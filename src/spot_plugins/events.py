@@ -46,13 +46,29 @@ class CheckpointRejected:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class NoticeSourcesFound:
+    """The session has looked where it runs, and knows who may tell it of an end."""
+
+    providers: tuple[str, ...]
+    """What was recognised, for example ``aws`` and ``kubernetes``."""
+    sources: tuple[str, ...]
+    """Who is asked for notices, beside signals."""
+    grace_s: float
+    """Seconds between a notice and the end to plan for. 0: there may be none, periodic saves are all there is."""
+    limited_by: str
+    """What makes that so short: a provider, ``grace_seconds`` or the launcher."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class NoticeReceived:
     """Word came that the machine will be taken."""
 
     source: str
     """For example ``SIGTERM``."""
-    grace_s: float
-    """Seconds from the notice to the deadline."""
+    grace_s: float | None
+    """Seconds from the notice to the deadline. None: a soft one, which names none."""
+    kind: str = "hard"
+    """``hard``: it will be taken, and the ranks leave. ``soft``: it is likelier than usual; they save, and go on."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,7 +77,7 @@ class Staged:
 
     step: int
     trigger: str
-    """Why it was saved: ``steps``, ``seconds``, ``notice``, ``explicit``, ``end`` or ``pause``."""
+    """Why it was saved: ``steps``, ``seconds``, ``soft``, ``notice``, ``explicit``, ``end`` or ``pause``."""
     num_bytes: int
     """Bytes that this rank staged."""
     stall_s: float
@@ -159,6 +175,7 @@ Event: TypeAlias = (
     AttemptStarted
     | Resumed
     | CheckpointRejected
+    | NoticeSourcesFound
     | NoticeReceived
     | Staged
     | SaveDeferred

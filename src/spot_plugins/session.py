@@ -19,7 +19,7 @@ from .errors import Preempted, SpotError, StoreError
 from .events import Event, Hook
 from .joining import join_run
 from .lifecycle import StepState
-from .notices import SignalNotices
+from .notices import Announcement, NoticeWatch, SignalNotices, look_around, make_sources
 from .prefetching import stop_prefetch
 from .push import Pusher, PushSettings
 from .ranks import Board, Ranks, current_ranks, meet
@@ -28,6 +28,9 @@ from .saving import Saver, StagedStep
 from .triggers import PeriodicTrigger, Trigger
 
 logger = logging.getLogger(__name__)
+
+RECHECK_S: Final = 0.5
+"""How often the last wait looks whether an earlier end has become known."""
 
 LEAVE_MARGIN: Final = 0.1
 """Share of the grace kept for leaving itself: raising, teardown, exit."""
@@ -95,7 +98,10 @@ class SpotSession:
         self._pusher.start()
         self._saver = Saver(self._parts, self._ranks, self._pusher, self._tell, config.buffer_bytes)
         self._is_prepared = False
+        self._surroundings = look_around(config)
         self._signals = SignalNotices(self._on_sigterm)
+        sources = make_sources(self._surroundings.sources, config.notice_file, config.grace_seconds)
+        self._watch = NoticeWatch(sources, self._on_announcement)
         self._num_deferred = 0
         self._last_saved: int | None = None
         self._paused_step: int | None = None
@@ -107,6 +113,17 @@ class SpotSession:
         self._closed = False
         self._agreement = self._open_agreement(clock or SystemClock())  # last: its thread uses all of the above
         self._tell(events.AttemptStarted(attempt=run.attempt, world_size=self._ranks.world_size))
+        if self._ranks.rank == 0:
+            self._surroundings.log()
+        self._tell(
+            events.NoticeSourcesFound(
+                providers=self._surroundings.providers,
+                sources=tuple(source.name for source in sources),
+                grace_s=self._surroundings.grace_s,
+                limited_by=self._surroundings.limited_by,
+            )
+        )
+        self._watch.start()
 
     @property
     def attempt(self) -> int:
@@ -296,6 +313,7 @@ class SpotSession:
         if self._closed:
             return
         self._closed = True
+        self._watch.close()
         self._agreement.close()
         self._saver.close()  # what is being copied goes to the pusher
         self._pusher.close()
@@ -355,13 +373,14 @@ class SpotSession:
                 return
             notice = self._agreement.notice
             assert notice is not None
-            deadline = notice.deadline - LEAVE_MARGIN * self._config.grace_seconds
+            margin_s = LEAVE_MARGIN * max(0.0, min(self._config.grace_seconds, notice.deadline - time.monotonic()))
             self._pusher.hurry()
-            durable = self._push_last(step, deadline)
+            durable = self._push_last(step, margin_s)
             if not durable and not self._pusher.superseded:  # again, if the pusher process died with it
-                durable = self._push_last(step, deadline)
+                durable = self._push_last(step, margin_s)
             saved = self._last_saved
-            left_s = notice.deadline - time.monotonic()
+            deadline = self._leave_by(margin_s)
+            left_s = deadline + margin_s - time.monotonic()
             logger.warning(
                 "notice by %s: step %s is %s, %.1f s left",
                 notice.source,
@@ -376,17 +395,25 @@ class SpotSession:
                 self._stays = True
                 logger.warning("this rank stays: it goes on from step %s, and saves nothing from now on", step)
 
-    def _push_last(self, step: int, deadline: float) -> bool:
+    def _leave_by(self, margin_s: float) -> float:
+        """Return when to leave; earlier than it was, once an earlier end has become known."""
+        notice = self._agreement.notice
+        assert notice is not None
+        return notice.deadline - margin_s
+
+    def _push_last(self, step: int, margin_s: float) -> bool:
         """Push *step* unless that is done, and wait. Return whether the last saved step is stored."""
         try:
             if not self._is_saved(step):
-                self._save_last(step, deadline)
+                self._save_last(step, self._leave_by(margin_s))
                 self._last_saved = step
         except SpotError as error:
             logger.error("step %s could not be saved before leaving: %s", step, error)
         if (saved := self._last_saved) is None:
             return False
-        return self._pusher.wait_settled(saved, deadline) in (StepState.COMMITTED, None)
+        while not self._pusher.settled(saved) and (now := time.monotonic()) < (until := self._leave_by(margin_s)):
+            self._pusher.wait_settled(saved, min(until, now + RECHECK_S))
+        return self._pusher.wait_settled(saved, 0.0) in (StepState.COMMITTED, None)
 
     def _save_last(self, step: int, deadline: float) -> None:
         if self._held is not None:
@@ -397,9 +424,19 @@ class SpotSession:
             self._saver.save(step, "notice", deadline)
 
     def _on_sigterm(self, received_at: float) -> None:
-        grace_s = self._config.grace_seconds
+        grace_s = self._surroundings.signal_grace_s
         self._agreement.notify(Notice("SIGTERM", received_at + grace_s))
         self._tell(events.NoticeReceived(source="SIGTERM", grace_s=grace_s))
+
+    def _on_announcement(self, announcement: Announcement) -> None:
+        source, deadline = announcement.source, announcement.deadline
+        grace_s = None if deadline is None else deadline - time.monotonic()
+        if deadline is None:
+            logger.warning("%s: this machine may be taken before long; saving, and going on", source)
+            self._agreement.save_soon()
+        else:
+            self._agreement.notify(Notice(source, deadline))
+        self._tell(events.NoticeReceived(source=source, grace_s=grace_s, kind=announcement.kind))
 
     def _open_agreement(self, clock: Clock) -> Agreement:
         trigger = PeriodicTrigger(self._config.every_steps, self._config.every_seconds, clock)

@@ -6,33 +6,44 @@ from typing import Literal
 
 from .clock import Clock
 
-Trigger = Literal["steps", "seconds", "notice", "explicit", "end", "pause"]
+Trigger = Literal["steps", "seconds", "soft", "notice", "explicit", "end", "pause"]
 """Why a step is saved."""
+
+PeriodicReason = Literal["steps", "seconds", "soft"]
+"""Why a save is due while nobody leaves."""
 
 
 class PeriodicTrigger:
     """
     Counts steps and seconds since the last save. A save for any reason resets both.
 
-    Only rank 0 asks it, so ranks can never differ. Not thread-safe: the training thread owns it.
+    Only rank 0 asks it, so ranks can never differ. The training thread owns it; any may call :meth:`hasten`.
     """
 
     def __init__(self, every_steps: int | None, every_seconds: float | None, clock: Clock) -> None:
         self._every_steps = every_steps
         self._every_seconds = every_seconds
         self._clock = clock
+        self._hastened = False
         self._last_step = 0
         self._last_at = clock.monotonic()
 
     def reset(self, step: int) -> None:
         """Count from *step* and from now on."""
+        self._hastened = False
         self._last_step = step
         self._last_at = self._clock.monotonic()
 
-    def due(self, step: int) -> Literal["steps", "seconds"] | None:
-        """Return which of the two is due at *step*, or None."""
+    def hasten(self) -> None:
+        """Make a save due now, because of a soft notice."""
+        self._hastened = True
+
+    def due(self, step: int) -> PeriodicReason | None:
+        """Return which of them is due at *step*, or None."""
         if self.steps_left(step) <= 0:
             return "steps"
+        if self._hastened:
+            return "soft"
         if self._every_seconds is not None and self._clock.monotonic() - self._last_at >= self._every_seconds:
             return "seconds"
         return None

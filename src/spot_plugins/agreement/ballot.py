@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from ..triggers import PeriodicReason
+
 PlanAnswer = Literal["ready", "busy", "late"]
 PlanVerdict = Literal["save", "defer", "late"]
 
@@ -18,7 +20,7 @@ PlanVerdict = Literal["save", "defer", "late"]
 class Plan:
     """A proposal to save at a boundary that this rank has not passed."""
 
-    trigger: Literal["steps", "seconds"]
+    trigger: PeriodicReason
     verdict: PlanVerdict | None = None
 
 

@@ -23,12 +23,12 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, cast
 
 from ..ranks import Board, BoardClosedError, Ranks
-from ..triggers import PeriodicTrigger
+from ..triggers import PeriodicReason, PeriodicTrigger
 from .ballot import Ballot, Plan, PlanAnswer, count_notice, count_plan
-from .decision import Decision, Notice
+from .decision import Decision, Notice, earlier
 
 logger = logging.getLogger(__name__)
 
@@ -89,12 +89,16 @@ class Crew:
     def notify(self, notice: Notice) -> None:
         """See :class:`~.decision.Agreement`."""
         with self._lock:
-            self._own_notice = self._own_notice or notice
+            self._own_notice = earlier(self._own_notice, notice)
             if self._ballot.alone:
                 self._obey_alone()
-        if self._notice is None:
+        if earlier(self._notice, notice) is notice:
             left_s = notice.deadline - time.monotonic()
             self._send({"kind": "notice", "source": notice.source, "left_s": left_s})
+
+    def save_soon(self) -> None:
+        """See :class:`~.decision.Agreement`."""
+        self._send_aside({"kind": "soft"})
 
     def at_boundary(self, step: int) -> Decision | None:
         """See :class:`~.decision.Agreement`."""
@@ -147,11 +151,12 @@ class Crew:
         """On rank 0, behind *step*: propose a boundary when a periodic save is near."""
         if self._ballot.plans or self._ballot.alone or self._notice is not None:
             return
+        trigger: PeriodicReason
         steps_left = self._trigger.steps_left(step)
         if steps_left <= self._lead(self._lead_s) * self._stride:
             ahead, trigger = math.ceil(steps_left / self._stride), "steps"
-        elif self._trigger.due(step) == "seconds":
-            ahead, trigger = self._lead(self._lead_s), "seconds"
+        elif due := self._trigger.due(step):
+            ahead, trigger = self._lead(self._lead_s), due
         else:
             return
         if self._num_failed:
@@ -163,7 +168,7 @@ class Crew:
         with self._lock:
             boundary = self._ballot.reached + max(1, ahead)
             # Known to this rank at once, so that its training thread cannot run past it.
-            self._ballot.hear_plan(boundary, Plan(cast("Literal['steps', 'seconds']", trigger)))
+            self._ballot.hear_plan(boundary, Plan(trigger))
         self._send_aside({"kind": "plan", "boundary": boundary, "trigger": trigger})
 
     def _lead(self, seconds: float) -> int:
@@ -242,6 +247,8 @@ class Crew:
                     self._on_plan(message)
                 elif message["kind"] == "notice":
                     self._on_notice(message)
+                elif message["kind"] == "soft":
+                    self._trigger.hasten()  # rank 0 is the one that asks it
         except BoardClosedError as error:
             self._lost(error)
 
@@ -260,9 +267,10 @@ class Crew:
 
     def _on_notice(self, message: dict[str, Any]) -> None:
         with self._lock:
-            if self._notice is not None:
+            is_first = self._notice is None
+            self._notice = earlier(self._notice, Notice(message["source"], time.monotonic() + message["left_s"]))
+            if not is_first:
                 return
-            self._notice = Notice(message["source"], time.monotonic() + message["left_s"])
             answer = self._ballot.hear_notice()
         boundary = self._vote(message["number"], answer, count_notice)
         with self._lock:
@@ -289,5 +297,6 @@ class Crew:
 
     def _obey_alone(self) -> None:
         """Ask nobody any more, and obey a notice that is known or was on its way. Call with the lock held."""
-        self._notice = self._notice or self._own_notice
+        if self._own_notice is not None:
+            self._notice = earlier(self._notice, self._own_notice)
         self._ballot.go_alone(leave=self._notice is not None)

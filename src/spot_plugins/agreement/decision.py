@@ -15,11 +15,16 @@ class Notice:
     """Monotonic time at which it is taken, as far as this rank knows."""
 
 
+def earlier(known: Notice | None, notice: Notice) -> Notice:
+    """Return the one whose deadline is earlier; *known* if they are equal."""
+    return notice if known is None or notice.deadline < known.deadline else known
+
+
 @dataclass(frozen=True, slots=True)
 class Decision:
     """Save the step that was just done. All ranks get the same decision at the same boundary."""
 
-    trigger: Literal["steps", "seconds", "notice"]
+    trigger: Literal["steps", "seconds", "soft", "notice"]
 
 
 class Agreement(Protocol):
@@ -35,7 +40,11 @@ class Agreement(Protocol):
         ...
 
     def notify(self, notice: Notice) -> None:
-        """Tell all ranks of a notice. From any thread, any number of times; the first one counts."""
+        """Tell all ranks of a notice. From any thread, any number of times; the earliest deadline counts."""
+        ...
+
+    def save_soon(self) -> None:
+        """Ask all ranks to save at one of their next boundaries, and to go on. From any thread."""
         ...
 
     def enter_pause(self) -> None:
@@ -57,7 +66,7 @@ class Agreement(Protocol):
 
     @property
     def notice(self) -> Notice | None:
-        """The notice that all ranks know of, or None."""
+        """The notice that all ranks know of, or None. It may be replaced by one with an earlier deadline."""
         ...
 
     def saved(self, step: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..triggers import PeriodicTrigger
-from .decision import Decision, Notice
+from .decision import Decision, Notice, earlier
 
 
 class Solo:
@@ -25,7 +25,11 @@ class Solo:
 
     def notify(self, notice: Notice) -> None:
         """See :class:`~.decision.Agreement`."""
-        self._notice = self._notice or notice
+        self._notice = earlier(self._notice, notice)
+
+    def save_soon(self) -> None:
+        """See :class:`~.decision.Agreement`."""
+        self._trigger.hasten()
 
     def at_boundary(self, step: int) -> Decision | None:
         """See :class:`~.decision.Agreement`."""

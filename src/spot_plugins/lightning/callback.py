@@ -17,7 +17,7 @@ from lightning.pytorch.strategies import (
     SingleDeviceStrategy,
 )
 
-from ..config import ElasticBatch, OnNotice, from_environment
+from ..config import ElasticBatch, NoticeSources, OnNotice, from_environment
 from ..data import end_shielded_workers
 from ..errors import ConfigError, Preempted
 from ..events import Hook
@@ -48,6 +48,8 @@ class SpotCheckpoint(Callback):
         every_seconds: float | None = None,
         grace_seconds: float | None = None,
         on_notice: OnNotice | None = None,
+        notice_sources: NoticeSources | None = None,
+        notice_file: str | None = None,
         keep_last: int | None = None,
         keep_every: int | None = None,
         local_dir: str | None = None,
@@ -70,6 +72,8 @@ class SpotCheckpoint(Callback):
             every_seconds=every_seconds,
             grace_seconds=grace_seconds,
             on_notice=on_notice,
+            notice_sources=notice_sources,
+            notice_file=notice_file,
             keep_last=keep_last,
             keep_every=keep_every,
             local_dir=local_dir,

@@ -1,7 +1,24 @@
-"""Where notices come from. Each source calls back once, from a thread of its own."""
+"""
+Where notices come from: signals, and sources that are asked.
+
+A source is one small file here (``aws``, ``gcp``, ``azure``, ``slurm``, ``file``) that fulfils :class:`~.base.Source`;
+:class:`NoticeWatch` asks them all from one thread.
+"""
 
 from __future__ import annotations
 
+from .base import Announcement, Source
+from .detect import Surroundings, look_around
 from .signals import SignalNotices
+from .sources import make_sources
+from .watch import NoticeWatch
 
-__all__ = ["SignalNotices"]
+__all__ = [
+    "Announcement",
+    "NoticeWatch",
+    "SignalNotices",
+    "Source",
+    "Surroundings",
+    "look_around",
+    "make_sources",
+]

@@ -1,0 +1,93 @@
+"""
+Azure Spot: Scheduled Events, about 30 s ahead.
+
+The first request switches them on, and may take two minutes. Nothing is acknowledged: that could only make the end
+come sooner.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Mapping
+from http.client import HTTPException
+from typing import Any, Final
+
+from .base import Announcement, deadline_at
+from .web import Answer, Request, UnusableAnswerError, ask, check
+
+ENDPOINT: Final = "http://169.254.169.254"
+EVENTS: Final = "/metadata/scheduledevents?api-version=2020-07-01"
+OWN_NAME: Final = "/metadata/instance/compute/name?api-version=2021-02-01&format=text"
+HEADERS: Final = {"Metadata": "true"}
+
+LONGEST_S: Final = 30.0  # "up to": more can only be a wrong clock
+FIRST_ANSWER_S: Final = 150.0
+USUAL_ANSWER_S: Final = 0.5
+
+
+class AzureSource:
+    """
+    An event ``Preempt`` of this machine. In a scale set those of others are seen as well, and passed over.
+
+    Args:
+        endpoint: Base URL of the metadata service.
+        first_answer_s: Longest wait for an answer.
+    """
+
+    name = "azure"
+    every_s = 1.0  # as Azure advises
+
+    def __init__(self, endpoint: str = ENDPOINT, first_answer_s: float = FIRST_ANSWER_S) -> None:
+        self._endpoint = endpoint.rstrip("/")
+        self._first_answer_s = first_answer_s
+        self._own_name = ""
+        self._request: Request | None = None
+        self._asked_at = 0.0
+
+    @property
+    def awaited(self) -> socket.socket | None:
+        """See :class:`~.base.Source`."""
+        return None if self._request is None else self._request.socket
+
+    def poll(self) -> Announcement | None:
+        """See :class:`~.base.Source`."""
+        if self._request is None:
+            self._asked_at = time.monotonic()
+            self._request = Request(self._endpoint + EVENTS, HEADERS)
+        request = self._request
+        if request.is_ready(USUAL_ANSWER_S):
+            self._request = None
+            return self._read(check(request.answer()))
+        if time.monotonic() - self._asked_at > self._first_answer_s:
+            self.close()
+            raise TimeoutError(f"no answer within {self._first_answer_s} s")
+        return None
+
+    def close(self) -> None:
+        """See :class:`~.base.Source`."""
+        if self._request is not None:
+            self._request.close()
+            self._request = None
+
+    def _read(self, answer: Answer) -> Announcement | None:
+        document = answer.json()
+        events = document.get("Events") if isinstance(document, Mapping) else None
+        if not isinstance(events, list):
+            raise ValueError("no list of events in the answer")
+        deadlines = [_deadline(event, answer.date) for event in events if self._is_mine(event)]
+        return Announcement(self.name, min(deadlines)) if deadlines else None
+
+    def _is_mine(self, event: Any) -> bool:
+        if not isinstance(event, Mapping) or event.get("EventType") != "Preempt":
+            return False
+        if not self._own_name:
+            try:
+                self._own_name = check(ask(self._endpoint + OWN_NAME, HEADERS)).text().casefold()
+            except (OSError, HTTPException, UnusableAnswerError, ValueError):
+                return True  # rather save for another's end than miss this machine's own
+        return self._own_name in [str(name).casefold() for name in event.get("Resources") or ()]
+
+
+def _deadline(event: Mapping[str, Any], date: str | None) -> float:
+    return deadline_at(event.get("NotBefore"), date, LONGEST_S)  # blank once it has begun

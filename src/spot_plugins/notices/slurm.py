@@ -1,0 +1,50 @@
+"""SLURM: the time limit of the job, which is known from its start. Preemption comes as a SIGTERM."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Final
+
+from .base import Announcement, deadline_in
+
+END_VARIABLE: Final = "SLURM_JOB_END_TIME"
+
+
+class SlurmSource:
+    """
+    A notice *grace_s* seconds before the job's end.
+
+    An end that is past when training begins says nothing: the limit was raised, or the variable is another job's.
+
+    Args:
+        grace_s: Seconds that saving and leaving may take.
+        end: Unix time of the end. None: that of the environment.
+    """
+
+    name = "slurm"
+    every_s = 1.0
+    awaited = None
+
+    def __init__(self, grace_s: float, end: float | None = None) -> None:
+        self._grace_s = grace_s
+        self._end = end if end is not None else _end_of_job()
+        if self._end is not None and self._end <= time.time():
+            self._end = None
+
+    def poll(self) -> Announcement | None:
+        """See :class:`~.base.Source`."""
+        if self._end is None:
+            return None
+        left_s = self._end - time.time()
+        return Announcement(self.name, deadline_in(left_s)) if left_s <= self._grace_s else None
+
+    def close(self) -> None:
+        """See :class:`~.base.Source`."""
+
+
+def _end_of_job() -> float | None:
+    try:
+        return float(os.environ.get(END_VARIABLE, ""))
+    except ValueError:
+        return None
