@@ -14,7 +14,15 @@ KINDS = typing.get_args(events.Event)
 
 
 def example(kind):
-    values = {"int": 3, "float | None": 2.5, "float": 1.5, "str": "because", "bool": True, "int | None": 4}
+    values = {
+        "tuple[str, ...]": ("aws", "slurm"),
+        "int": 3,
+        "float | None": 2.5,
+        "float": 1.5,
+        "str": "because",
+        "bool": True,
+        "int | None": 4,
+    }
     return kind(**{field.name: values[field.type] for field in dataclasses.fields(kind)})
 
 

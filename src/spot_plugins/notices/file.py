@@ -69,7 +69,9 @@ class FileSource:
 
 class PageSource:
     """
-    A URL that answers 404 (or 204) while all is clear, and 200 from then on, with the same content as a file.
+    A URL that answers 404 (or 204) while all is clear, and 200 from then on: with nothing, or JSON as in a file.
+
+    Anything else is the error of some server in between.
 
     Args:
         url: What to ask.
@@ -89,7 +91,10 @@ class PageSource:
         answer = ask(self._url)
         if answer.status in (204, 404):
             return None
-        return Announcement(self.name, deadline_in(_grace_s(check(answer).body, self._grace_s)))
+        content = check(answer).body
+        if content.strip() and not isinstance(answer.json(), dict):
+            raise ValueError("neither empty nor a JSON object")
+        return Announcement(self.name, deadline_in(_grace_s(content, self._grace_s)))
 
     def close(self) -> None:
         """See :class:`~.base.Source`."""
