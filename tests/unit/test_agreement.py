@@ -442,14 +442,31 @@ def test_one_rank_defers_once_and_saves_when_it_can(solo):
 
 
 def test_one_rank_leaves_at_the_next_boundary_or_in_a_pause(solo):
-    """A notice comes first, before what was planned; the first notice counts."""
+    """A notice comes first, before what was planned; of several the one that ends first counts."""
     agreement, _, _ = solo(every_steps=1)
     assert agreement.in_pause() is None
 
     agreement.notify(Notice("first", 1.0))
-    agreement.notify(Notice("second", 2.0))
+    agreement.notify(Notice("later", 2.0))
 
     assert agreement.at_boundary(1).trigger == "notice"
     assert agreement.in_pause().trigger == "notice"
     assert agreement.exit_pause().trigger == "notice"
     assert agreement.notice.source == "first"
+    agreement.notify(Notice("sooner", 0.5))
+    assert agreement.notice.source == "sooner"
+
+
+def test_one_rank_that_shall_save_soon_does_so_once_when_it_can(solo):
+    """At its next boundary; or, while it is busy, at the first one behind. The save it was asked for is the only one."""
+    pushing = threading.Event()
+    pushing.set()
+    agreement, _, deferred = solo(ready=lambda: not pushing.is_set())
+    agreement.save_soon()
+
+    assert agreement.at_boundary(1) is None
+    pushing.clear()
+    assert agreement.at_boundary(2).trigger == "soft"
+    agreement.saved(2)
+    assert agreement.at_boundary(3) is None
+    assert deferred == [1]

@@ -57,6 +57,11 @@ def test_good_settings_are_taken_as_they_are():
         ({"grace_seconds": None}, "grace_seconds", "None", "a number"),
         ({"on_notice": "stay"}, "on_notice", "'stay'", "must be 'leave' or 'continue'"),
         ({"on_notice": None}, "on_notice", "None", "must be 'leave' or 'continue'"),
+        ({"notice_sources": "aws"}, "notice_sources", "'aws'", "names of aws, gcp, azure, slurm"),
+        ({"notice_sources": ["ec2"]}, "notice_sources", "['ec2']", "names of aws, gcp, azure, slurm"),
+        ({"notice_sources": None}, "notice_sources", "None", "must be 'auto' or names"),
+        ({"notice_file": ""}, "notice_file", "''", "give a path, or None"),
+        ({"notice_file": Path("/notice")}, "notice_file", "PosixPath", "must be a string"),
         ({"keep_last": 0}, "keep_last", "0", "at least 1"),
         ({"keep_last": None}, "keep_last", "None", "a whole number"),
         ({"keep_every": 0}, "keep_every", "0", "at least 1"),
@@ -83,6 +88,8 @@ VARIABLES = {
     "every_seconds": ("1.5", 1.5),
     "grace_seconds": ("110", 110.0),
     "on_notice": ("continue", "continue"),
+    "notice_sources": ("aws, slurm", ("aws", "slurm")),
+    "notice_file": ("/run/notice", "/run/notice"),
     "keep_last": ("5", 5),
     "keep_every": ("1000", 1000),
     "local_dir": ("/nvme/spot", "/nvme/spot"),
@@ -97,12 +104,29 @@ def test_a_variable_fills_in_and_never_overrides(name, monkeypatch):
     """
     text, value = VARIABLES[name]
     others = {key: given for key, (_, given) in VARIABLES.items() if key != name}
-    explicit = {"url": "s3://mine", "local_dir": "/mine", "on_notice": "leave", "elastic_batch": "keep"}.get(name, 3)
+    explicit = {
+        "url": "s3://mine",
+        "local_dir": "/mine",
+        "on_notice": "leave",
+        "notice_sources": "auto",
+        "notice_file": "/mine",
+        "elastic_batch": "keep",
+    }.get(name, 3)
     monkeypatch.setenv(f"SPOT_{name.upper()}", text)
 
     assert getattr(from_environment(**others), name) == value
     assert getattr(from_environment(**others, **{name: None}), name) == value
     assert getattr(from_environment(**others, **{name: explicit}), name) == explicit
+
+
+@pytest.mark.parametrize(("text", "sources"), [("auto", "auto"), ("none", ()), ("gcp", ("gcp",))])
+def test_the_sources_of_notices_in_a_variable(text, sources, monkeypatch):
+    """
+    Two words have a meaning of their own; all else are names.
+    """
+    monkeypatch.setenv("SPOT_NOTICE_SOURCES", text)
+
+    assert from_environment(**GOOD).notice_sources == sources
 
 
 def test_all_settings_can_come_from_the_environment(monkeypatch):

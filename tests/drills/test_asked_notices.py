@@ -1,0 +1,54 @@
+"""A cloud's notice, from the real metadata service's answers to the end of real processes."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+from exactness import events_of, newest_step
+from hearing import until
+from launching import exit_codes, launch_ranks, printed
+from metadata import AwsServer
+from remains import Remains
+
+RANKS = 2
+SETTINGS = {"ranks": RANKS, "samples": 83, "epochs": 100_000, "every_steps": 1_000_000, "validate": None}
+
+
+@pytest.fixture
+def remains():
+    remains = Remains()
+    yield remains
+    remains.kill()
+
+
+@pytest.mark.parametrize("host", ["accelerate"])
+def test_a_training_leaves_when_the_cloud_says_so(host, remains, tmp_path):
+    """
+    Nobody sends a signal. After a rebalance recommendation all ranks save and train on; after the interruption notice
+    they commit one step and end with 143, long before the end that it names, and nothing is left of them.
+    """
+    with AwsServer() as server:
+        environment = {**remains.environment, "AWS_EC2_METADATA_SERVICE_ENDPOINT": server.url}
+        processes = launch_ranks(f"{host}_train", tmp_path, SETTINGS, environment)
+        remains.sessions |= {process.pid for process in processes}
+        until(lambda: sum("instance-action" in path for path in server.requests) >= RANKS, "both ranks ask")
+        server.rebalance = time.time()
+        until(lambda: all(saved(tmp_path, rank) for rank in range(RANKS)), "the soft notice is saved for")
+        server.announce(110)
+        codes = exit_codes(processes, timeout=40)
+        remains.assert_nothing(within_s=10)
+
+    assert codes == [143] * RANKS, printed(tmp_path, RANKS)
+    assert [event["trigger"] for event in events_of(tmp_path, 0, "Staged")] == ["soft", "notice"]
+    left = [events_of(tmp_path, rank, "Leaving")[-1] for rank in range(RANKS)]
+    assert [event["durable"] for event in left] == [True] * RANKS
+    assert left[0]["step"] == left[1]["step"] == newest_step(tmp_path)
+    assert all(event["left_s"] > 60 for event in left)
+    for rank in range(RANKS):
+        assert events_of(tmp_path, rank, "NoticeSourcesFound")[0]["sources"] == ["aws"]
+
+
+def saved(folder, rank):
+    """Return whether *rank* has committed anything."""
+    return (folder / f"events-{rank}.jsonl").exists() and events_of(folder, rank, "Committed")

@@ -1,0 +1,203 @@
+"""What a session makes of notices that it asks for. Ranks are threads, each with a pusher process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+from hearing import Heard, until, until_idle
+from metadata import AwsServer
+from steps import Holder, numbers, state_of
+
+from spot_plugins.config import SpotConfig
+from spot_plugins.errors import Preempted
+from spot_plugins.events import Leaving, NoticeReceived, NoticeSourcesFound, Staged
+from spot_plugins.notices.aws import AwsSource
+from spot_plugins.session import SpotSession
+from spot_plugins.store import LocalStore
+from spot_plugins.testing import run_thread_ranks
+
+
+@pytest.fixture(autouse=True)
+def hurried(monkeypatch):
+    monkeypatch.setattr(AwsSource, "every_s", 0.05)
+
+
+def train(url, body, *, world_size=1, settings=lambda rank: {}):
+    """Run ``body(session, rank, heard)`` on every rank; return what it returns, or the step it left with."""
+
+    def run(ranks):
+        heard = Heard()
+        config = SpotConfig(url=url, every_steps=1_000_000, **settings(ranks.rank))
+        session = SpotSession(config, ranks=ranks, hooks=[heard])
+        session.register("part", Holder(state_of(1)), replicated=("both",))
+        try:
+            session.resume()
+            return body(session, ranks.rank, heard)
+        except Preempted as preempted:
+            return ("left with", preempted.step)
+        finally:
+            session.close()
+
+    return run_thread_ranks(world_size, run)
+
+
+def test_a_file_that_appears_makes_the_rank_leave(tmp_path):
+    """
+    As a SIGTERM does: the step is saved, made durable, and left with. What was found and heard is told.
+    """
+    file, url = tmp_path / "notice", str(tmp_path / "run")
+
+    def body(session, rank, heard):
+        session.after_step(1)
+        file.write_text('{"grace_seconds": 40}')
+        heard.wait(NoticeReceived)
+        try:
+            session.after_step(2)
+        finally:
+            (found,), (notice,), (leaving,) = map(heard.of, (NoticeSourcesFound, NoticeReceived, Leaving))
+            assert (found.providers, found.sources, found.grace_s) == ((), ("file",), 30)
+            assert (notice.source, notice.kind) == ("file", "hard")
+            assert notice.grace_s == pytest.approx(40, abs=1)
+            assert leaving.durable
+            assert 30 < leaving.left_s <= 40
+
+    assert train(url, body, settings=lambda rank: {"notice_file": str(file)}) == [("left with", 2)]
+    assert numbers(LocalStore(url)) == [2]
+
+
+def test_a_notice_on_one_machine_is_one_on_all(tmp_path):
+    """
+    Only one rank asks who knows. All leave with one step.
+    """
+    file, url, meeting = tmp_path / "notice", str(tmp_path / "run"), threading.Barrier(2)
+
+    def body(session, rank, heard):
+        session.after_step(1)
+        if rank == 1:
+            file.touch()
+        until(lambda: session.notice, "the notice is known")
+        meeting.wait(20)
+        session.after_step(2)
+        session.after_step(3)
+
+    left = train(url, body, world_size=2, settings=lambda rank: {"notice_file": str(file)} if rank == 1 else {})
+
+    assert left == [("left with", 2)] * 2
+    assert numbers(LocalStore(url)) == [2]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_soft_notice_is_saved_for_and_trained_on(world_size, tmp_path, monkeypatch):
+    """
+    On whichever rank it comes: all ranks save one step more, and go on. It names no deadline.
+    """
+    url, meeting = str(tmp_path / "run"), threading.Barrier(world_size)
+    with AwsServer() as server:
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", server.url)
+
+        def body(session, rank, heard):
+            session.after_step(1)
+            until_idle(session)
+            if rank == world_size - 1:
+                server.rebalance = time.time()
+                notice = heard.wait(NoticeReceived)
+                assert notice == NoticeReceived(source="aws rebalance", grace_s=None, kind="soft")
+            step = 1
+            while not heard.of(Staged) and step < 2000:
+                step += 1
+                meeting.wait(20)
+                session.after_step(step)
+            (staged,) = heard.of(Staged)
+            for later in range(step + 1, step + 20):
+                meeting.wait(20)
+                session.after_step(later)
+            assert heard.of(Staged) == [staged]
+            assert session.notice is None
+            return staged.step, staged.trigger
+
+        asks = {"notice_sources": ("aws",)}
+        saved = train(url, body, world_size=world_size, settings=lambda rank: asks if rank == world_size - 1 else {})
+    assert len(set(saved)) == 1
+    assert saved[0][1] == "soft"
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_the_earliest_deadline_counts(world_size, tmp_path, monkeypatch):
+    """
+    A notice that comes second but ends sooner shortens the time; one that ends later does not lengthen it.
+    """
+    url = str(tmp_path / "run")
+    with AwsServer() as server:
+        monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", server.url)
+        server.announce(110)
+
+        def body(session, rank, heard):
+            until(lambda: session.notice, "the notice is known")
+            if rank == 0:
+                session._on_sigterm(time.monotonic())
+            until(lambda: session.notice.source == "SIGTERM", "the earlier end is known")
+            deadline = session.notice.deadline
+            assert deadline - time.monotonic() == pytest.approx(30, abs=5)
+            if rank == 0:
+                session._on_sigterm(time.monotonic() + 50)
+            time.sleep(0.1)
+            assert session.notice.deadline == deadline
+            session.after_step(1)
+
+        left = train(url, body, world_size=world_size, settings=lambda rank: {"notice_sources": ("aws",)})
+    assert left == [("left with", 1)] * world_size
+
+
+def test_an_earlier_end_that_comes_in_the_last_wait_cuts_it_short(tmp_path):
+    """
+    The pusher stands still. The first notice would wait for two minutes; the second ends that within its own time.
+    """
+
+    def body(session, rank, heard):
+        os.kill(session._pusher.pid, signal.SIGSTOP)
+        session._on_sigterm(time.monotonic() + 90)
+        threading.Timer(0.2, session._on_sigterm, (time.monotonic() - 28,)).start()
+        started = time.monotonic()
+        try:
+            session.after_step(1)
+        finally:
+            os.kill(session._pusher.pid, signal.SIGCONT)
+            assert time.monotonic() - started < 10
+            assert not heard.of(Leaving)[0].durable
+
+    assert train(str(tmp_path / "run"), body) == [("left with", 1)]
+
+
+def test_nothing_to_ask_takes_no_thread(tmp_path):
+    """
+    On a machine of no provider there is nothing to poll. With something, the thread ends with the session.
+    """
+
+    def threads():
+        return [thread for thread in threading.enumerate() if thread.name == "spot-notices"]
+
+    assert train(str(tmp_path / "a"), lambda *_: len(threads())) == [0]
+    settings = {"notice_file": str(tmp_path / "notice")}
+    assert train(str(tmp_path / "b"), lambda *_: len(threads()), settings=lambda rank: settings) == [1]
+    assert threads() == []
+
+
+def test_the_launchers_timeout_is_the_grace_of_a_signal(tmp_path, monkeypatch):
+    """
+    The launcher kills behind it, whatever the settings say.
+    """
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "12")
+
+    def body(session, rank, heard):
+        session._on_sigterm(time.monotonic())
+        assert heard.wait(NoticeReceived).grace_s == 12
+        assert session.notice.deadline - time.monotonic() <= 12
+        session.after_step(1)
+
+    settings = {"grace_seconds": 300}
+    assert train(str(tmp_path / "run"), body, settings=lambda rank: settings) == [("left with", 1)]
