@@ -138,10 +138,11 @@ def test_the_watch_calls_back_once_and_its_thread_ends(name, tmp_path):
     From one thread that is gone after close(), also while a request hangs on purpose.
     """
     with SOURCES[name].open(tmp_path) as (source, announce, _):
-        source.every_s = 0.02
+        source.every_s = 3600.0
         with watching(source):
             time.sleep(0.1)
             assert len(watch_threads()) == 1
+        source.every_s = 0.02
         with watching(source) as announced:
             announce()
             until(lambda: announced, "a notice")
@@ -321,7 +322,6 @@ def test_gcp_hears_of_a_change_at_once(tmp_path, hurried):
     """
     with ASKED["gcp"].open(tmp_path) as (source, announce, server):
         source.every_s = 60.0
-        watch.MAX_GAP_S = 60.0
         with watching(source) as announced:
             until(lambda: any("wait_for_change" in path for path in server.requests), "it waits")
             time.sleep(0.2)

@@ -458,7 +458,7 @@ def test_one_rank_leaves_at_the_next_boundary_or_in_a_pause(solo):
 
 
 def test_one_rank_that_shall_save_soon_does_so_once_when_it_can(solo):
-    """At its next boundary; or, while it is busy, at the first one behind. The save it was asked for is the only one."""
+    """At its next boundary; or, while it is busy, at the first one behind that. Once."""
     pushing = threading.Event()
     pushing.set()
     agreement, _, deferred = solo(ready=lambda: not pushing.is_set())

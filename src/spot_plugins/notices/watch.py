@@ -93,7 +93,9 @@ class NoticeWatch:
             if not each.told:
                 each.told = True
                 logger.debug("notices of %s cannot be seen: %s: %s", each.source.name, type(error).__name__, error)
-        gap_s = min(each.source.every_s * 2 ** min(each.num_failed, 10), MAX_GAP_S)
+        gap_s = each.source.every_s
+        if each.num_failed:
+            gap_s = max(gap_s, min(gap_s * 2 ** min(each.num_failed, 10), MAX_GAP_S))
         each.next_at = time.monotonic() + gap_s
         if announcement is not None and not self._closed.is_set():
             if announcement.kind == "hard":

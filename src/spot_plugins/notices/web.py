@@ -49,7 +49,7 @@ class Request:
     def __init__(self, url: str, headers: Mapping[str, str] | None = None, method: str = "GET") -> None:
         parts = urlsplit(url)
         kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-        self._connection = kind(parts.netloc, timeout=TIMEOUT_S)
+        self._connection = kind(parts.hostname or "", parts.port, timeout=TIMEOUT_S)
         try:
             target = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
             self._connection.request(method, target, headers={"Connection": "close", **(headers or {})})
