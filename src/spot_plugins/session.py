@@ -113,12 +113,13 @@ class SpotSession:
         self._closed = False
         self._agreement = self._open_agreement(clock or SystemClock())  # last: its thread uses all of the above
         self._tell(events.AttemptStarted(attempt=run.attempt, world_size=self._ranks.world_size))
+        asked = tuple(source.name for source in sources)
         if self._ranks.rank == 0:
-            self._surroundings.log()
+            self._surroundings.log(asked)
         self._tell(
             events.NoticeSourcesFound(
                 providers=self._surroundings.providers,
-                sources=tuple(source.name for source in sources),
+                sources=asked,
                 grace_s=self._surroundings.grace_s,
                 limited_by=self._surroundings.limited_by,
             )

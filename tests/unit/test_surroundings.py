@@ -103,10 +103,32 @@ def test_no_notice_is_said_aloud(look, caplog):
     """
     Where only periodic saves help, a warning says so.
     """
-    look({"VAST_CONTAINERLABEL": "C.1"}).log()
+    look({"VAST_CONTAINERLABEL": "C.1"}).log(())
 
     assert "vast gives no notice that counts, periodic saves only" in caplog.text
     assert caplog.records[0].levelno == logging.WARNING
+
+
+def test_what_was_found_is_said(look, caplog):
+    """
+    Providers, who is asked, the time to plan for and what limits it.
+    """
+    caplog.set_level(logging.INFO)
+    look(EKS, AWS).log(("aws", "file"))
+
+    assert "runs on kubernetes, aws; notices by SIGTERM, and asks aws, file; 30 s to plan for (grace_seconds)" in (
+        caplog.text
+    )
+
+
+@pytest.mark.parametrize("settings", [{"notice_file": "/notice"}, {"notice_sources": ("aws",)}])
+def test_whoever_is_told_by_others_has_their_notice(look, settings):
+    """
+    A place that gives no notice of its own does not take away that of a source of the user's.
+    """
+    found = look({"VAST_CONTAINERLABEL": "C.1"}, **settings)
+
+    assert (found.providers, found.grace_s, found.limited_by) == (("vast",), 30, "grace_seconds")
 
 
 ELASTIC = {"TORCHELASTIC_RUN_ID": "none"}
@@ -143,7 +165,7 @@ def test_a_launcher_that_kills_too_early_is_told_of(look, caplog):
     With what to set; and no more is planned for than it gives.
     """
     found = look(ELASTIC, grace_seconds=120, launcher=["torchrun", "train.py"])
-    found.log()
+    found.log(())
 
     assert (found.grace_s, found.limited_by, found.signal_grace_s) == (30, "the launcher's timeout", 30)
     (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
@@ -157,7 +179,7 @@ def test_a_launcher_that_waits_long_enough_is_not(look, caplog, grace_s):
     The default grace and torchrun's default timeout are the same.
     """
     found = look(ELASTIC, grace_seconds=grace_s)
-    found.log()
+    found.log(())
 
     assert found.signal_grace_s == grace_s
     assert not [record for record in caplog.records if record.levelno == logging.WARNING]

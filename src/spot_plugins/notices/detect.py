@@ -74,13 +74,13 @@ class Surroundings:
     advice: str | None
     """What to change, so that the launcher does not cut the grace short. None: it does not."""
 
-    def log(self) -> None:
-        """Say it, once per job."""
+    def log(self, sources: Sequence[str]) -> None:
+        """Say it, once per job. *sources* are the names of all that are asked, a file or page included."""
         where = ", ".join(self.providers) or "nothing that is known"
         if self.grace_s == 0:
             logger.warning("runs on %s: %s gives no notice that counts, periodic saves only", where, self.limited_by)
         else:
-            asked = ", ".join(self.sources) or "nobody"
+            asked = ", ".join(sources) or "nobody"
             text = "runs on %s; notices by SIGTERM, and asks %s; %.0f s to plan for (%s)"
             logger.info(text, where, asked, self.grace_s, self.limited_by)
         if self.advice is not None:
@@ -115,16 +115,22 @@ def look_around(
     if environ.get(gcp.HOST_VARIABLE):
         names.append("gcp")
     providers = [_PROVIDERS[name] for name in dict.fromkeys(names)]
-    limits = [(each.grace_s, each.name) for each in providers if each.grace_s is not None]
+    found = tuple(each.source for each in providers if each.source is not None)
+    sources = found if config.notice_sources == "auto" else tuple(config.notice_sources)
+    is_told = bool(sources) or config.notice_file is not None  # by somebody, even where the provider says nothing
+    limits = [
+        (each.grace_s, each.name)
+        for each in providers
+        if each.grace_s is not None and (each.grace_s > 0 or not is_told)
+    ]
     if len(limits) < len(providers) or not limits:
         limits.append((grace_s, "grace_seconds"))
     if launcher_timeout_s is not None:
         limits.append((launcher_timeout_s, "the launcher's timeout"))
     least, limited_by = min(limits, key=lambda limit: limit[0])
-    found = tuple(each.source for each in providers if each.source is not None)
     return Surroundings(
         providers=tuple(each.name for each in providers),
-        sources=found if config.notice_sources == "auto" else tuple(config.notice_sources),
+        sources=sources,
         grace_s=least,
         limited_by=limited_by,
         signal_grace_s=grace_s if launcher_timeout_s is None else min(grace_s, launcher_timeout_s),
