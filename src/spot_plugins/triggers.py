@@ -30,7 +30,8 @@ class PeriodicTrigger:
 
     def reset(self, step: int) -> None:
         """Count from *step* and from now on."""
-        self._hastened = False
+        if step > self._last_step:  # else nothing new was saved, as in a first life's resume
+            self._hastened = False
         self._last_step = step
         self._last_at = self._clock.monotonic()
 

@@ -140,3 +140,16 @@ def test_the_system_clock_only_grows_and_knows_utc():
 
     assert clock.monotonic() <= clock.monotonic()
     assert clock.utc().tzinfo is timezone.utc
+
+
+def test_a_hastened_save_is_due_until_something_new_is_saved():
+    """
+    Whatever the intervals say. That a run begins, or that a step is saved again, does not count.
+    """
+    trigger = PeriodicTrigger(1000, None, HandClock())
+    trigger.hasten()
+    trigger.reset(0)
+    assert trigger.due(1) == "soft"
+
+    trigger.reset(1)
+    assert trigger.due(2) is None

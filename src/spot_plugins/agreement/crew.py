@@ -43,6 +43,9 @@ MAX_LEAD_S: Final = 2.0
 VERDICT_WAIT_S: Final = 10.0
 """Longest wait at a boundary for a verdict. Only a dead rank takes that long; the job is about to fail."""
 
+SAME_WORD_S: Final = 60.0
+"""How long a wish to save soon counts as the same one: all ranks of a machine hear of it, each in its time."""
+
 CLOSE_WAIT_S: Final = 2.0
 """Longest wait for the threads to end. Only a board that hangs takes that long."""
 
@@ -71,6 +74,7 @@ class Crew:
         self._notice: Notice | None = None
         self._own_notice: Notice | None = None
         self._loss = ""  # why there is no board any more
+        self._wished_at = -math.inf  # when it was last asked to save soon
         self._lead_s = LEAD_S
         self._told_deferred = False
         self._num_failed = 0  # proposals since the last save
@@ -247,7 +251,8 @@ class Crew:
                     self._on_plan(message)
                 elif message["kind"] == "notice":
                     self._on_notice(message)
-                elif message["kind"] == "soft":
+                elif message["kind"] == "soft" and time.monotonic() - self._wished_at > SAME_WORD_S:
+                    self._wished_at = time.monotonic()
                     self._trigger.hasten()  # rank 0 is the one that asks it
         except BoardClosedError as error:
             self._lost(error)
