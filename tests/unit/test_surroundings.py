@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -153,11 +156,19 @@ def test_the_timeout_of_the_elastic_launcher(environ, command, timeout_s):
     assert elastic_timeout_s(environ, command.split()) == timeout_s
 
 
-def test_the_flag_is_read_from_the_real_parent(monkeypatch):
+@pytest.mark.parametrize(("flags", "timeout_s"), [([], 30.0), (["--shutdown-timeout", "7"], 7.0)])
+def test_the_flag_is_read_from_the_real_parent(flags, timeout_s):
     """
-    The parent of this test is no launcher: nothing of its command line is mistaken for the flag.
+    It is not in the environment of what torchrun starts, but in torchrun's own command line.
     """
-    assert elastic_timeout_s(ELASTIC) == 30
+    child = "from spot_plugins.notices.launcher import elastic_timeout_s; print(elastic_timeout_s())"
+    parent = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]], check=True)"
+    environ = {**os.environ, **ELASTIC, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run(
+        [sys.executable, "-c", parent, child, *flags], env=environ, capture_output=True, text=True, check=True
+    )
+
+    assert float(done.stdout) == timeout_s
 
 
 def test_a_launcher_that_kills_too_early_is_told_of(look, caplog):
