@@ -185,6 +185,7 @@ def flip(data):
 
 DAMAGES = {
     "blob flipped": (0, flip, "its hash differs"),
+    "header flipped": (0, lambda data: data[:12] + flip(data[:13])[12:] + data[13:], "its hash differs"),
     "blob cut": (0, lambda data: data[:-1], "has not the"),
     "blob longer": (0, lambda data: data + b"x", "has not the"),
     "blob gone": (0, None, "is gone"),
@@ -255,7 +256,7 @@ def test_a_manifest_under_another_name_is_not_believed(job, caplog):
     assert_left_alone(job, steps, told, caplog, "of another step or rank")
 
 
-def test_steps_of_another_number_of_ranks_are_not_looked_at(tmp_path):
+def test_steps_of_another_number_of_ranks_are_not_looked_at(tmp_path, caplog):
     """
     A job of two ranks left step 2 on its disks. One rank alone cannot know whether that is all of it.
     """
@@ -265,6 +266,18 @@ def test_steps_of_another_number_of_ranks_are_not_looked_at(tmp_path):
     assert [step.step_id for step in steps] == [(1, 1)]
     assert told == ([],)
     assert not list(job.store.keys(StepId(2, 1).prefix))
+    assert not caplog.records
+
+
+def test_parts_of_another_number_of_ranks_in_the_store_do_not_count(tmp_path):
+    """
+    What the store has of this step is rank 0's of three: no part of what the disk of the only rank has.
+    """
+    job = job_of(1, tmp_path)
+    job.store.put(rank_manifest_key(StepId(2, 1), 0, 3), b"{}")
+    steps, _ = job.resume()
+
+    assert [step.step_id for step in steps] == [(2, 1)]
 
 
 def test_an_attempt_that_was_superseded_stores_nothing(job, caplog):
