@@ -6,10 +6,10 @@ save before the first, in turn. A block with a save goes on until that is on dis
 longer than its steps would have taken in the two quiet blocks around it, so it holds the stall of the call and all
 that came after. Mean and 95 % interval over all saves. CPU seconds are differences of the same kind.
 
-Memory is measured in one more save behind the others: the peak over that of quiet steps, of the training process and
-its children together, relative to the state. *Step* is the median in quiet blocks, *before* that of the steps before
-the first save: some ways slow down all that come after it. On several ranks figures in seconds are those of the
-slowest rank, CPU and memory are sums.
+Memory is measured in one more save behind the others: the peak over that of steps before there was a way to save, of
+the training process and its children together, relative to the state. *Step* is the median in quiet blocks, *before*
+that of the steps before the first save: some ways slow down all that come after it. On several ranks figures in
+seconds are those of the slowest rank, CPU and memory are sums.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def add_arguments(parser):
     parser.add_argument("--gb", type=float, default=1.0, help="size of the state in GB")
     parser.add_argument("--ranks", type=int, default=1, help="processes, with DDP over gloo or NCCL")
     parser.add_argument("--saves", type=int, default=4, help="saves per way, at least")
-    parser.add_argument("--steps", type=int, default=8, help="steps in a block, at least")
+    parser.add_argument("--steps", type=int, default=6, help="steps in a block, at least")
     parser.add_argument("--interval", type=float, default=0.03, help="half the 95 %% interval that is enough, seconds")
     parser.add_argument("--max-s", type=float, default=15.0, help="seconds per way after which no save is added")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -82,11 +82,20 @@ def _train(name, folder, arguments):
     world_size = ranks.current()[1]
     kind = ways.find(name)
     training = Training(arguments.gb, arguments.device, world_size=world_size, wrap=not kind.wraps)
-    way = kind(training, folder)
+    before = None if kind.wraps else _quiet_peak(training)
+    way = kind(training, folder)  # it may make buffers and start processes now: they count
+    before = before or _quiet_peak(training)
     measured = []
-    way.run(lambda: measured.append(_Measurement(way, arguments).run()))
+    way.run(lambda: measured.append(_Measurement(way, arguments, before).run()))
     way.close()
     return measured[0]
+
+
+def _quiet_peak(training):
+    with usage.MemoryPeak() as peak:
+        for _ in range(2):
+            training.step()
+    return peak
 
 
 @dataclass
@@ -101,8 +110,9 @@ class _Block:
 class _Measurement:
     """One way, on one rank. All ranks make the same steps."""
 
-    def __init__(self, way, arguments):
+    def __init__(self, way, arguments, before):
         self.way = way
+        self.before = before
         self.training = way.training
         self.arguments = arguments
         self.gb = self.training.num_bytes() / 1e9
@@ -110,11 +120,9 @@ class _Measurement:
     def run(self):
         self._block(saves=False, num_steps=2)  # the first steps are slow
         alone = self._block(saves=False)
-        with usage.MemoryPeak() as before:
-            self._block(saves=False, num_steps=2)
         first_stall_s = self._block(saves=True, num_steps=2).stall_s
         quiet, saving, children_s = self._in_turn()
-        peak, device_bytes = self._memory(before.num_bytes)
+        num_bytes, num_device_bytes = self._memory()
         lost, cpu = _differences(quiet, saving)
         mean, interval = mean_and_interval(self._slowest(lost))
         cpu_s = sum(ranks.gather(statistics.fmean(cpu)))
@@ -126,8 +134,8 @@ class _Measurement:
             "durable_s": statistics.median(self._slowest([block.durable_s for block in saving])),
             "cpu_s_per_gb": cpu_s / self.gb,
             "children_cpu_s_per_gb": sum(ranks.gather(children_s)) / len(saving) / self.gb,
-            "memory_ratio": sum(ranks.gather(peak)) / (self.gb * 1e9),
-            "device_memory_ratio": sum(ranks.gather(device_bytes)) / (self.gb * 1e9),
+            "memory_ratio": sum(ranks.gather(num_bytes)) / (self.gb * 1e9),
+            "device_memory_ratio": sum(ranks.gather(num_device_bytes)) / (self.gb * 1e9),
             "first_stall_s": max(ranks.gather(first_stall_s)),
             "step_s": statistics.median(block.steps_s / block.num_steps for block in quiet),
             "step_before_s": alone.steps_s / alone.num_steps,
@@ -177,12 +185,11 @@ class _Measurement:
             self._forget(step)
         return block
 
-    def _memory(self, before):
-        usage.reset_device_peak()
-        device_before = usage.device_peak()
+    def _memory(self):
+        """Return how many bytes one more save takes beyond a training without this way, in memory and on the device."""
         with usage.MemoryPeak() as peak:
             self._block(saves=True, num_steps=2)
-        return peak.num_bytes - before, usage.device_peak() - device_before
+        return peak.num_bytes - self.before.num_bytes, peak.num_device_bytes - self.before.num_device_bytes
 
     def _forget(self, step):
         ranks.gather(None)  # all have saved

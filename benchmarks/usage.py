@@ -32,7 +32,7 @@ def children_cpu_s():
 
 class MemoryPeak:
     """
-    The most memory that this process and its children had within a ``with`` block, in bytes.
+    The most memory that this process and its children had within a ``with`` block, and its tensors on the device.
 
     The kernel's proportional set sizes are added up: a page that two of them share counts once, so does one of shared
     memory. To ask for them holds up whoever maps memory meanwhile, so nothing is timed while this runs.
@@ -40,6 +40,9 @@ class MemoryPeak:
 
     def __enter__(self):
         self.num_bytes = 0
+        self.num_device_bytes = 0
+        if torch.cuda.is_initialized():
+            torch.cuda.reset_peak_memory_stats()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
         self._thread.start()
@@ -49,6 +52,8 @@ class MemoryPeak:
         self._stop.set()
         self._thread.join()
         self.num_bytes = max(self.num_bytes, _pss())
+        if torch.cuda.is_initialized():
+            self.num_device_bytes = torch.cuda.max_memory_allocated()
 
     def _sample(self):
         while not self._stop.wait(TICK_S):
@@ -64,13 +69,3 @@ def _pss():
         except psutil.Error:
             continue
     return total
-
-
-def reset_device_peak():
-    if torch.cuda.is_initialized():
-        torch.cuda.reset_peak_memory_stats()
-
-
-def device_peak():
-    """Return the most bytes of device memory that tensors took since :func:`reset_device_peak`; 0 without a device."""
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0

@@ -9,3 +9,7 @@ imports neither torch nor any of those frameworks: the pusher process relies on 
 from __future__ import annotations
 
 __version__ = "0.1.0"
+
+from .prefetching import prefetch
+
+__all__ = ["__version__", "prefetch"]

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
-import tempfile
 from dataclasses import dataclass
 from typing import cast
-
-import xxhash
 
 from . import __version__
 from .clock import SystemClock
@@ -19,7 +15,7 @@ from .errors import ConfigError, StoreError
 from .keys import RUN_KEY
 from .manifest import FORMAT, Json, canonical_json
 from .ranks import Board, Ranks, exchange
-from .store import LocalStore, ObjectStore, check_writable, is_local, open_store, patiently
+from .store import LocalStore, ObjectStore, check_writable, is_local, local_directory, open_store, patiently
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +64,7 @@ def join_run(config: SpotConfig, ranks: Ranks, board: Board) -> Membership:
         raise ConfigError(refusal)
     if lost:
         raise StoreError(lost[0], lost[1], lost[2])
-    return Membership(url, store, _local_dir(config, url), attempt)
+    return Membership(url, store, local_directory(url, config.local_dir), attempt)
 
 
 def _claim(store: ObjectStore, world_size: int) -> int:
@@ -82,17 +78,3 @@ def _claim(store: ObjectStore, world_size: int) -> int:
             raise
         store.put(RUN_KEY, canonical_json(run))  # claim_attempt says what it means that the store cannot do that
     return claim_attempt(store, canonical_json(life))
-
-
-def _local_dir(config: SpotConfig, url: str) -> str | None:
-    """Return the directory that was asked for, or one per user and run; None if the run itself is on a local disk."""
-    if config.local_dir is not None:
-        return os.path.abspath(config.local_dir)
-    if is_local(url):
-        return None
-    own = os.path.join(tempfile.gettempdir(), f"spot_plugins-{os.getuid()}")
-    with contextlib.suppress(OSError):  # a disk that cannot be written to is an event of the first push
-        os.makedirs(own, mode=0o700, exist_ok=True)
-        if os.stat(own).st_uid != os.getuid():
-            raise ConfigError(f"local_dir={own!r} belongs to somebody else, who could read the weights: give another")
-    return os.path.join(own, xxhash.xxh3_64_hexdigest(url.encode()))

@@ -22,6 +22,7 @@ from servers import FaultProxy
 from spot_plugins.errors import ConfigError, StoreError
 from spot_plugins.store import FsspecStore, LocalStore, MemoryStore, ObstoreStore, check_writable, is_local, open_store
 from spot_plugins.store.failures import Secrets
+from spot_plugins.store.options import read_options
 from spot_plugins.store.s3 import s3_options
 
 MIB = 1024**2
@@ -122,6 +123,27 @@ def test_a_service_that_stops_reading_in_the_middle_of_a_put_is_given_up(store, 
     assert caught.value.retryable
 
 
+def test_a_service_that_stops_sending_in_the_middle_of_a_get_is_given_up(store, proxy):
+    """
+    A download that gets stuck half-way gives StoreError, and never the part that has come.
+    """
+    store.put("large", bytes(16 * MIB))
+    with ThreadPoolExecutor(1) as pool, ExitStack() as stack:
+        stack.callback(proxy.heal)
+        proxy.slow(4 * MIB)
+        before = proxy.num_returned
+        getting = pool.submit(store.get, "large")
+        deadline = time.monotonic() + DEADLINE_S
+        while proxy.num_returned - before < MIB:
+            assert time.monotonic() < deadline
+        proxy.hang()
+
+        with pytest.raises(StoreError) as caught:
+            getting.result(timeout=5)
+
+    assert caught.value.retryable
+
+
 def test_a_slow_service_is_not_given_up(store, proxy):
     """
     A put that takes many times the read timeout succeeds as long as bytes move.
@@ -147,6 +169,13 @@ def test_a_hung_service_is_given_up_within_20_s_by_default():
     assert theirs["read_timeout"] == 100
     assert theirs["max_pool_connections"] == 50
     assert theirs["connect_timeout"] == ours["connect_timeout"]
+    keys = {"key": "key", "secret": "word"}
+    ours, theirs = (
+        read_options("s3", "bucket", {**keys, "config_kwargs": config})() for config in ({}, {"read_timeout": 100})
+    )
+    assert ours.client["connect_timeout"].total_seconds() + ours.read_timeout_s <= 20
+    assert theirs.read_timeout_s == 100
+    assert theirs.client["connect_timeout"] == ours.client["connect_timeout"]
 
 
 def test_requests_are_not_repeated(store, proxy, operation):

@@ -516,6 +516,17 @@ def test_an_option_that_obstore_lacks_chooses_fsspec_and_says_so(caplog):
     assert "hunter2" not in caplog.text
 
 
+def test_an_obstore_that_is_too_old_is_not_used(caplog, monkeypatch):
+    """
+    Somebody else's package may have brought one that lacks what is needed here.
+    """
+    caplog.set_level(logging.INFO, logger="spot_plugins")
+    monkeypatch.setattr(obstore, "__version__", "0.10.1")
+
+    assert isinstance(open_store("s3://bucket/run", KEYS), FsspecStore)
+    assert "obstore 0.10.1 is too old" in caplog.text
+
+
 def test_what_means_nothing_different_is_mapped():
     """
     Options with the value that they have anyway, or none, do not take the fast path away.

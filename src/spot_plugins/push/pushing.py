@@ -167,13 +167,17 @@ class StepPush:
         with suppress(StoreError):  # a copy too many is no failure; the next save tries again
             mine: dict[StepId, list[str]] = {}
             for key in local.keys(STEPS_PREFIX):
-                if (step_id := parse_step_id(key)) is not None and _rank_of(key) == self._settings.rank:
+                if (step_id := parse_step_id(key)) is not None and self._sees_to(_rank_of(key)):
                     mine.setdefault(step_id, []).append(key)
             # The newest of the newest attempt, which may have fallen back behind steps of an older one.
             whole = sorted(mine.keys() - {half_written}, key=lambda step_id: (step_id.attempt, step_id.step))
             for step_id in [*whole[:-num_kept], *(mine.keys() & {half_written})]:
                 for key in chain(*removal_groups(mine[step_id])):
                     local.delete(key)
+
+    def _sees_to(self, rank: int | None) -> bool:
+        """Whether this rank removes local copies of what *rank* stored, possibly one that the job no longer has."""
+        return rank is not None and rank % self._settings.world_size == self._settings.rank
 
     def _store_remotely(self, manifest: RankManifest) -> int:
         """Put what is not there, and commit. Return how many bytes of blobs that were."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
+import tempfile
 import threading
 from collections.abc import Mapping
-from importlib.util import find_spec
 from typing import Any, Final
+
+import xxhash
 
 from ..errors import ConfigError
 from .base import ObjectStore
@@ -29,6 +32,7 @@ __all__ = [
     "ObstoreStore",
     "check_writable",
     "is_local",
+    "local_directory",
     "open_store",
     "patiently",
 ]
@@ -37,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 _LOCAL_SCHEMES: Final = ("file", "local", "")
 _EXTRAS: Final = {"gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure", "az": "azure"}
+_OBSTORE: Final = (0, 11)  # the oldest that can delete one object by one request
 _EXAMPLES: Final = "s3://bucket/run, gs://bucket/run, abfs://container/run, file:///data/run or a plain path"
 _LOST_SLASH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/(?!/)")
 
@@ -84,13 +89,41 @@ def is_local(url: str) -> bool:
 
 def _fast_store(url: str, storage_options: Mapping[str, Any] | None) -> ObstoreStore | None:
     """Return the store of *url* over obstore, None if it is not installed or cannot do what is asked of it."""
-    if "::" in url or not url.partition("://")[2].strip("/") or find_spec("obstore") is None:
+    if "::" in url or not url.partition("://")[2].strip("/"):
+        return None
+    try:
+        from obstore import __version__ as version
+    except ImportError:
+        return None
+    if tuple(int(part) for part in version.split(".")[:2]) < _OBSTORE:
+        logger.info("obstore %s is too old: the store is reached through fsspec, which is slower", version)
         return None
     try:
         return ObstoreStore(url, storage_options)
     except UnmappedOptionError as unmapped:
         logger.info("%s is nothing that obstore knows: the store is reached through fsspec, which is slower", unmapped)
         return None
+
+
+def local_directory(url: str, given: str | None = None) -> str | None:
+    """
+    Return where the first copies of the run at *url* lie: *given*, or else a directory per user and run.
+
+    None if the run itself is on a local disk, and nothing is given.
+
+    Raises:
+        ConfigError: Somebody else has made that directory, who could read the weights.
+    """
+    if given is not None:
+        return os.path.abspath(given)
+    if is_local(url):
+        return None
+    own = os.path.join(tempfile.gettempdir(), f"spot_plugins-{os.getuid()}")
+    with contextlib.suppress(OSError):  # a disk that cannot be written to is an event of the first push
+        os.makedirs(own, mode=0o700, exist_ok=True)
+        if os.stat(own).st_uid != os.getuid():
+            raise ConfigError(f"local_dir={own!r} belongs to somebody else, who could read the weights: give another")
+    return os.path.join(own, xxhash.xxh3_64_hexdigest(url.encode()))
 
 
 def _scheme(url: str) -> str:
