@@ -431,6 +431,42 @@ def test_the_copies_of_another_run_are_left_alone(job):
     assert not list(job.store.keys(StepId(2, 1).prefix))
 
 
+class StuckDisk(LocalStore):
+    """Removes nothing."""
+
+    def delete(self, key):
+        raise StoreError("delete", key, "I/O error", retryable=False)
+
+
+def test_copies_of_another_run_that_cannot_be_removed_are_not_taken_for_our_own(tmp_path, caplog):
+    """
+    The new run's first life does not put its claim beside them, so the next one leaves them alone as well.
+    """
+    job = job_of(1, tmp_path)
+    for key in list(job.store.keys("")):
+        job.store.delete(key)
+    disks, job.disks = job.disks, [StuckDisk(str(tmp_path / "0"))]
+    job.resume()
+    assert "I/O error" in caplog.text
+    job.disks = disks
+    steps, told = job.resume()
+
+    assert (steps, told) == ((None,), ([],))
+
+
+def test_copies_of_an_attempt_that_nobody_knows_are_left_alone(job):
+    """
+    Neither the disk nor the store has its claim: that they agree in that says nothing.
+    """
+    for store in (job.store, *job.disks):
+        store.delete("attempts/000001.json")
+    job.store.put("attempts/000005.json", b"the only one")
+    steps, told = job.resume(attempt=5)
+
+    assert {step.step_id for step in steps} == {(1, 1)}
+    assert told == ([],) * len(steps)
+
+
 def test_the_disk_keeps_no_claims_that_are_of_no_use(job):
     """
     Many lives, and of each that has something on the disk one small file.
