@@ -16,7 +16,18 @@ from . import events
 from .commit import check_newest, stored_parts
 from .errors import SpotError, StoreError
 from .events import Event
-from .keys import FROZEN_PREFIX, STEPS_PREFIX, StepId, frozen_key, parse_rank_manifest_key, rank_manifest_key
+from .keys import (
+    ATTEMPTS_PREFIX,
+    FROZEN_PREFIX,
+    STEPS_PREFIX,
+    StepId,
+    attempt_key,
+    frozen_key,
+    parse_attempt_key,
+    parse_rank_manifest_key,
+    parse_step_id,
+    rank_manifest_key,
+)
 from .manifest import Blob, ManifestError, RankManifest, TensorSlice, hash_of_blob
 from .ranks import Board, Ranks, exchange
 from .store import LocalStore, ObjectStore, patiently
@@ -39,7 +50,8 @@ def salvage(
 
     Every rank calls this, before it looks for the step to resume from.
 
-    1. every rank: say of which parts of steps, its own and other ranks', it has the manifest;
+    1. every rank: say of which parts of steps, its own and other ranks', it has the manifest, and keep a copy of this
+       attempt's claim beside them: a later run at the same URL has another;
     2. rank 0: choose the steps that are newer than what is committed and of which there are all parts, on some disk or
        in the store already, and say who stores which part;
     3. every rank: see that its copies are complete;
@@ -47,15 +59,26 @@ def salvage(
     5. every rank, once all have: put the manifests.
 
     Only a step of as many ranks as the job has now counts, and none of an attempt that was overtaken: if a later one
-    committed anything, it is that training which goes on.
+    committed anything, it is that training which goes on. Nor one of another run, whose store was emptied.
 
     Whatever goes wrong, on any rank, is a warning on all, and the next older step is tried. Nothing is written once
     *attempt*, that of this job, is superseded.
     """
-    found = exchange(ranks, board, "salvage/found", cast("Any", _manifests_in(local, ranks.world_size)))
+    parts: list[list[Any]] = []
+    if local is not None:
+        try:
+            _remove_another_runs(local, attempt)
+            parts = _parts_in(local, ranks.world_size)
+        except StoreError as error:
+            logger.warning("the local copies cannot be used: %s", error)
+            local = None
+    claim = _own_claim(store, attempt) if ranks.rank == 0 else None
+    notes = cast("list[Any]", exchange(ranks, board, "salvage/found", cast("Any", [parts, claim])))
+    _keep_claim(local, attempt, notes[0][1])
+    found = [note[0] for note in notes]
     if not any(found):
         return
-    plans = _plan(store, cast("list[list[list[int]]]", found)) if ranks.rank == 0 else []
+    plans = _plan(store, found) if ranks.rank == 0 else []
     plans = cast("list[Any]", exchange(ranks, board, "salvage/plans", cast("Any", plans))[0])
     for number, (step, of_attempt, shares) in enumerate(plans):
         started = time.monotonic()
@@ -80,19 +103,55 @@ def salvage(
         logger.warning("step %s is on local disks only, and stays there: %s. An older one is taken", step, reason)
 
 
-def _manifests_in(local: LocalStore | None, world_size: int) -> list[list[int]]:
-    """Return step, attempt and rank of each manifest in *local* that is of a job of *world_size* ranks."""
-    if local is None:
-        return []
+def _remove_another_runs(local: LocalStore, attempt: int) -> None:
+    """Remove steps of *attempt*, which has saved nothing yet: they are of a run that was at this URL before."""
+    for key in list(local.keys(STEPS_PREFIX)):
+        if (step_id := parse_step_id(key)) is not None and step_id.attempt == attempt:
+            local.delete(key)
+
+
+def _parts_in(local: LocalStore, world_size: int) -> list[list[Any]]:
+    """Return step, attempt, rank and the attempt's claim of each manifest of *world_size* ranks that is in *local*."""
+    names = [name for key in local.keys(STEPS_PREFIX) if (name := parse_rank_manifest_key(key)) is not None]
+    claims = {attempt: _claim_of(local, attempt) for attempt in {name.step_id.attempt for name in names}}
+    return [
+        [*name.step_id, name.rank, claims[name.step_id.attempt]]
+        for name in names
+        if name.world_size == world_size > name.rank
+    ]
+
+
+def _claim_of(store: ObjectStore, attempt: int) -> str | None:
+    """Return what tells *attempt* from one of that number of another run, or None if *store* does not know it."""
     try:
-        names = [name for key in local.keys(STEPS_PREFIX) if (name := parse_rank_manifest_key(key)) is not None]
+        return patiently(lambda: store.get(attempt_key(attempt))).decode(errors="replace")
+    except KeyError:
+        return None
+
+
+def _own_claim(store: ObjectStore, attempt: int) -> str | None:
+    try:
+        return _claim_of(store, attempt)
     except StoreError as error:
-        logger.warning("the local copies cannot be listed: %s", error)
-        return []
-    return [[*name.step_id, name.rank] for name in names if name.world_size == world_size > name.rank]
+        logger.warning("local copies of this attempt will not be found again: %s", error)
+        return None
 
 
-def _plan(store: ObjectStore, found: list[list[list[int]]]) -> list[list[Any]]:
+def _keep_claim(local: LocalStore | None, attempt: int, claim: str | None) -> None:
+    """Copy the *claim* of this job to *local*, in place of those that nothing there is of any more."""
+    if local is None or claim is None:
+        return
+    try:
+        local.put(attempt_key(attempt), claim.encode())
+        saved = {step_id.attempt for key in local.keys(STEPS_PREFIX) if (step_id := parse_step_id(key)) is not None}
+        for key in local.keys(ATTEMPTS_PREFIX):
+            if parse_attempt_key(key) not in saved | {attempt}:
+                local.delete(key)
+    except StoreError as error:
+        logger.warning("local copies of this attempt will not be found again: %s", error)
+
+
+def _plan(store: ObjectStore, found: list[list[list[Any]]]) -> list[list[Any]]:
     """
     Choose what to store, the newest first, and by whom. *found* is what each rank has.
 
@@ -102,21 +161,28 @@ def _plan(store: ObjectStore, found: list[list[list[int]]]) -> list[list[Any]]:
     world_size = len(found)
     try:
         stored = patiently(lambda: stored_parts(store))
+        committed = [parts.step_id for parts in stored if parts.is_whole]
+        newest = max(committed, default=StepId(-1, 0))
+        newest_attempt = max((step_id.attempt for step_id in committed), default=0)
+        newer = [
+            (StepId(step, attempt), rank, holder, claim)
+            for holder, parts in enumerate(found)
+            for step, attempt, rank, claim in parts
+            if StepId(step, attempt) > newest and attempt >= newest_attempt
+        ]
+        claims = {attempt: _claim_of(store, attempt) for attempt in {step_id.attempt for step_id, *_ in newer}}
     except StoreError as error:
         logger.warning("steps that are on local disks only are not looked for: %s", error)
         return []
-    committed = [parts.step_id for parts in stored if parts.is_whole]
-    newest = max(committed, default=StepId(-1, 0))
-    newest_attempt = max((step_id.attempt for step_id in committed), default=0)
     holders: defaultdict[StepId, defaultdict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
-    for holder, parts in enumerate(found):
-        for step, attempt, rank in parts:
-            holders[StepId(step, attempt)][rank].add(holder)
+    for step_id, rank, holder, claim in newer:
+        if claim is not None and claim == claims[step_id.attempt]:
+            holders[step_id][rank].add(holder)
     there = {parts.step_id: parts.ranks for parts in stored if parts.world_size == world_size}
     plans: list[list[Any]] = []
     for step_id in sorted(holders, reverse=True):
         wanted = set(range(world_size)) - there.get(step_id, set())
-        if step_id > newest and step_id.attempt >= newest_attempt and wanted <= holders[step_id].keys():
+        if wanted <= holders[step_id].keys():
             shares: list[list[int]] = [[] for _ in found]
             for rank in sorted(wanted):
                 having = holders[step_id][rank]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from contextlib import closing
 from dataclasses import dataclass, replace
 
@@ -41,7 +42,7 @@ class Job:
 
     def resume(self, *, world_size=None, attempt=None):
         """Start the next process life. Return the step that each rank loaded, and what each was told."""
-        attempt = attempt or claim_attempt(self.store, b"")
+        attempt = attempt or claim_attempt(self.store, uuid.uuid4().bytes)
 
         def body(ranks):
             told, board, local = [], ranks.open_board(), self.disks[ranks.rank]
@@ -60,7 +61,7 @@ class Job:
 
 def job_of(world_size, folder):
     job = Job(MemoryStore(), [LocalStore(str(folder / str(rank))) for rank in range(world_size)])
-    claim_attempt(job.store, b"")
+    job.resume()
     job.save(1, stored=True)
     job.save(2)
     return job
@@ -170,7 +171,7 @@ def test_ranks_of_one_machine_store_their_own_parts(tmp_path):
     """
     store, disk = MemoryStore(), LocalStore(str(tmp_path))
     job = Job(store, [disk, disk])
-    claim_attempt(store, b"")
+    job.resume()
     job.save(2)
     _, told = job.resume()
 
@@ -409,6 +410,128 @@ def test_a_rank_without_a_disk(disk, tmp_path, caplog):
     assert_left_alone(job, steps, told, caplog, "I/O error" if disk else "")
 
 
+def test_the_copies_of_another_run_are_left_alone(job):
+    """
+    Somebody emptied the store to start anew at the same URL. The disks still have steps, of attempts of the same
+    numbers as the new run's, and higher than what that committed.
+    """
+    job.resume()
+    job.save(9, attempt=2)
+    for key in list(job.store.keys("")):
+        job.store.delete(key)
+    steps, told = job.resume()
+    assert steps == (None,) * len(steps)
+    job.save(1, stored=True)
+    steps, told_again = job.resume()
+    job.resume()
+
+    assert {step.step_id for step in steps} == {(1, 1)}
+    assert told == told_again == ([],) * len(steps)
+    assert numbers(job.store) == [1]
+    assert not list(job.store.keys(StepId(2, 1).prefix))
+
+
+class StuckDisk(LocalStore):
+    """Removes nothing."""
+
+    def delete(self, key):
+        raise StoreError("delete", key, "I/O error", retryable=False)
+
+
+def test_copies_of_another_run_that_cannot_be_removed_are_not_taken_for_our_own(tmp_path, caplog):
+    """
+    The new run's first life does not put its claim beside them, so the next one leaves them alone as well.
+    """
+    job = job_of(1, tmp_path)
+    for key in list(job.store.keys("")):
+        job.store.delete(key)
+    disks, job.disks = job.disks, [StuckDisk(str(tmp_path / "0"))]
+    job.resume()
+    assert "I/O error" in caplog.text
+    job.disks = disks
+    steps, told = job.resume()
+
+    assert (steps, told) == ((None,), ([],))
+
+
+def test_copies_of_an_attempt_that_nobody_knows_are_left_alone(job):
+    """
+    Neither the disk nor the store has its claim: that they agree in that says nothing.
+    """
+    for store in (job.store, *job.disks):
+        store.delete("attempts/000001.json")
+    job.store.put("attempts/000005.json", b"the only one")
+    steps, told = job.resume(attempt=5)
+
+    assert {step.step_id for step in steps} == {(1, 1)}
+    assert told == ([],) * len(steps)
+
+
+def test_the_disk_keeps_no_claims_that_are_of_no_use(job):
+    """
+    Many lives, and of each that has something on the disk one small file.
+    """
+    for attempt in range(2, 6):
+        job.resume()
+        assert list(job.disks[0].keys("attempts/")) == ["attempts/000001.json", f"attempts/{attempt:06d}.json"]
+
+
+class MuteStore(MemoryStore):
+    """Tells nobody what attempts claimed."""
+
+    def get(self, key):
+        if key.startswith("attempts/"):
+            raise StoreError("get", key, "not now", retryable=False)
+        return super().get(key)
+
+
+def test_a_store_that_does_not_tell_the_claims_costs_the_step_and_not_the_job(tmp_path, caplog):
+    """
+    Without them nobody knows of which run the copies are, so they are left alone.
+    """
+    job = job_of(2, tmp_path)
+    mute = MuteStore()
+    for key in job.store.keys(""):
+        mute.put(key, job.store.get(key))
+    job.store = mute
+    steps, told = job.resume()
+
+    assert_left_alone(job, steps, told, caplog, "not now")
+
+
+class FullDisk(LocalStore):
+    """Takes nothing more."""
+
+    def put(self, key, data):
+        raise StoreError("put", key, "the disk is full", retryable=True)
+
+
+def test_a_full_disk_still_gives_what_it_has(tmp_path, caplog):
+    """
+    This attempt's own copies will not be found again, which a warning says.
+    """
+    job = job_of(2, tmp_path)
+    job.disks = [FullDisk(str(tmp_path / str(rank))) for rank in range(2)]
+    steps, _ = job.resume()
+
+    assert [step.step_id for step in steps] == [(2, 1)] * 2
+    assert "the disk is full" in caplog.text
+
+
+def test_what_an_earlier_try_left_in_the_store_is_replaced(job):
+    """
+    A pusher died when it had put a blob; the step was saved again, with other bytes, and those are on the disks.
+    """
+    for rank in range(len(job.disks)):
+        job.store.put(blob_key(StepId(2, 1), rank, 0), b"of an earlier try")
+    job.resume()
+    steps, _ = job.resume()
+
+    for rank, step in enumerate(steps):
+        assert step.step_id == (2, 1)
+        assert job.store.get(blob_key(StepId(2, 1), rank, 0)) == job.disks[rank].get(blob_key(StepId(2, 1), rank, 0))
+
+
 def test_the_local_copies_wait_for_the_resume(job):
     """
     Many steps that the store never took: the newest stays on the disks until the next life, which stores it.
@@ -446,6 +569,7 @@ def test_frozen_weights_may_be_on_the_disk_or_in_the_store(frozen_in, tmp_path):
     """
 
     def save_twice(session, model, heard):
+        session.resume()
         session.finish(1)
         return {name: value.clone() for name, value in model.state_dict().items()}
 
@@ -481,6 +605,7 @@ def test_a_session_resumes_from_what_its_disk_has(tmp_path):
     config = SpotConfig(url=str(tmp_path / "store"), local_dir=str(tmp_path / "local"), every_steps=10**6)
     with closing(SpotSession(config)) as session:
         session.register("part", Holder(state_of(1)), replicated=("both",))
+        session.resume()
         session.finish(1)
     store = LocalStore(str(tmp_path / "store"))
     for key in store.keys("steps/"):
