@@ -26,6 +26,7 @@ LIGHT_MODULES = [
     "spot_plugins.commit",
     "spot_plugins.triggers",
     "spot_plugins.notices",
+    "spot_plugins.planning",
     "spot_plugins.push",
     "spot_plugins.retention",
 ]
