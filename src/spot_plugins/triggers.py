@@ -14,12 +14,14 @@ class PeriodicTrigger:
     """
     Counts steps and seconds since the last save. A save for any reason resets both.
 
-    Only rank 0 asks it, so ranks can never differ. Not thread-safe: the training thread owns it.
+    Only rank 0 asks it, so ranks can never differ. Not thread-safe but for ``every_seconds``: the training thread
+    owns it.
     """
 
     def __init__(self, every_steps: int | None, every_seconds: float | None, clock: Clock) -> None:
         self._every_steps = every_steps
-        self._every_seconds = every_seconds
+        self.every_seconds = every_seconds
+        """Seconds from one save to the next, None for not on time. Any thread may set it."""
         self._clock = clock
         self._last_step = 0
         self._last_at = clock.monotonic()
@@ -33,7 +35,8 @@ class PeriodicTrigger:
         """Return which of the two is due at *step*, or None."""
         if self.steps_left(step) <= 0:
             return "steps"
-        if self._every_seconds is not None and self._clock.monotonic() - self._last_at >= self._every_seconds:
+        every_seconds = self.every_seconds
+        if every_seconds is not None and self._clock.monotonic() - self._last_at >= every_seconds:
             return "seconds"
         return None
 
