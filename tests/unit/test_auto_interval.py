@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -21,6 +22,7 @@ from spot_plugins.planning import AutoInterval, Preemptions, daly_interval_s
 from spot_plugins.planning.auto import CHANGE, FIRST_INTERVAL_S, NUM_RECENT, PRIOR_MEAN_S, SHORTEST_S
 from spot_plugins.session import SpotSession
 from spot_plugins.store import MemoryStore
+from spot_plugins.testing import run_thread_ranks
 
 HOUR = 3600.0
 NOW = datetime(2030, 1, 2, tzinfo=timezone.utc)
@@ -235,3 +237,36 @@ def test_a_session_saves_at_the_interval_that_it_found(tmp_path):
     assert SHORTEST_S <= change.interval_s < FIRST_INTERVAL_S  # so small a state costs nothing
     assert change.before_s == FIRST_INTERVAL_S
     assert heard.of(SaveDeferred) == []
+
+
+def test_ranks_save_the_same_steps_at_the_interval_of_rank_0(tmp_path):
+    """
+    Rank 0 alone measures and decides; the others save what it proposes.
+    """
+    together, enough = threading.Barrier(2), threading.Event()
+
+    def body(ranks):
+        clock, heard = HandClock(), Heard()
+        config = SpotConfig(url=str(tmp_path), every_seconds="auto")
+        session = SpotSession(config, ranks=ranks, clock=clock, hooks=[heard])
+        session.register("part", Holder({"x": 1}))
+        session.resume()
+        step = 0
+        while not enough.is_set():
+            step += 1
+            clock.now += 1.0
+            session.after_step(step)
+            until_idle(session)
+            together.wait(30)
+            if ranks.rank == 1 and len(heard.of(Staged)) >= 3:
+                enough.set()
+            together.wait(30)
+        session.close()
+        changes = [event.interval_s for event in heard.of(IntervalChanged)]
+        return [event.step for event in heard.of(Staged)], changes, session._pacing.trigger.every_seconds
+
+    (saved, changes, every_seconds), (saved_too, changes_too, every_seconds_too) = run_thread_ranks(2, body)
+
+    assert saved == saved_too
+    assert (len(changes), changes_too) == (1, [])
+    assert (every_seconds, every_seconds_too) == (changes[0], None)
