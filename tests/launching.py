@@ -68,7 +68,7 @@ def launch_ranks(module, folder, settings, environment=None):
 def train(module, folder, settings, expect):
     """Run the training on its ranks, and check how each of them ends."""
     codes = exit_codes(launch_ranks(module, folder, settings))
-    assert codes == [expect] * len(codes), printed(folder, len(codes))
+    assert codes == [expect] * len(codes), (codes, printed(folder, len(codes)))
 
 
 def printed(folder, ranks):

@@ -195,6 +195,7 @@ class FaultProxy:
         self._open: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self._num_forwarded = 0
+        self._num_returned = 0
         self._num_requests = 0
 
     def __enter__(self) -> FaultProxy:
@@ -222,6 +223,12 @@ class FaultProxy:
         """Bytes that went from clients to the target so far."""
         with self._lock:
             return self._num_forwarded
+
+    @property
+    def num_returned(self) -> int:
+        """Bytes that went from the target to clients so far."""
+        with self._lock:
+            return self._num_returned
 
     @property
     def num_requests(self) -> int:
@@ -315,6 +322,9 @@ class FaultProxy:
             with self._lock:
                 self._num_forwarded += len(data)
                 self._num_requests += data.count(b" HTTP/1.1\r\n")
+        else:
+            with self._lock:
+                self._num_returned += len(data)
         if mode.name == "slow":
             self._closed.wait(len(data) / mode.number)
         return bool(data)

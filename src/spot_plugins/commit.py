@@ -41,6 +41,23 @@ class CommittedStep:
     """How many ranks wrote it; their manifests all exist."""
 
 
+@dataclass(frozen=True, slots=True)
+class StoredParts:
+    """What there is of a checkpoint."""
+
+    step_id: StepId
+    world_size: int
+    """How many ranks write it."""
+    ranks: set[int]
+    """Those whose manifests are there."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is committed."""
+        # No set of all ranks: a name alone may say any number.
+        return len(self.ranks) == self.world_size > max(self.ranks)
+
+
 def claim_attempt(store: ObjectStore, description: bytes) -> int:
     """
     Claim the next attempt of the run for this process life, and return its number, counted from 1.
@@ -102,17 +119,18 @@ def commit(manifest: RankManifest, store: ObjectStore) -> None:
     store.put(rank_manifest_key(manifest.step_id, manifest.rank, manifest.world_size), manifest.encode())
 
 
-def committed_steps(store: ObjectStore) -> list[CommittedStep]:
-    """Return all committed checkpoints, the newest first: the higher step, then the later attempt."""
+def stored_parts(store: ObjectStore) -> list[StoredParts]:
+    """Return whose manifests there are of each checkpoint, committed or not, in no order."""
     ranks: defaultdict[tuple[StepId, int], set[int]] = defaultdict(set)
     for key in store.keys(STEPS_PREFIX):
         if (found := parse_rank_manifest_key(key)) is not None:
             ranks[found.step_id, found.world_size].add(found.rank)
-    whole = [
-        CommittedStep(step_id, world_size)
-        for (step_id, world_size), present in ranks.items()
-        if len(present) == world_size > max(present)  # no set of all ranks: a name alone may say any number
-    ]
+    return [StoredParts(step_id, world_size, present) for (step_id, world_size), present in ranks.items()]
+
+
+def committed_steps(store: ObjectStore) -> list[CommittedStep]:
+    """Return all committed checkpoints, the newest first: the higher step, then the later attempt."""
+    whole = [CommittedStep(parts.step_id, parts.world_size) for parts in stored_parts(store) if parts.is_whole]
     return sorted(whole, key=lambda step: step.step_id, reverse=True)
 
 

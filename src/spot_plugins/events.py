@@ -46,6 +46,19 @@ class CheckpointRejected:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Salvaged:
+    """A step that an earlier attempt left on the local disks alone is committed now, and is what is resumed from."""
+
+    step: int
+    attempt: int
+    """The one that saved it."""
+    num_bytes: int
+    """Bytes of blobs that this rank stored."""
+    push_s: float
+    """Seconds from the first look at the local copies until all ranks were done."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class NoticeReceived:
     """Word came that the machine will be taken."""
 
@@ -173,6 +186,7 @@ Event: TypeAlias = (
     AttemptStarted
     | Resumed
     | CheckpointRejected
+    | Salvaged
     | NoticeReceived
     | Staged
     | SaveDeferred

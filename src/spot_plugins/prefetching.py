@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import shutil
 import threading
 import time
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from queue import Empty, SimpleQueue
 from typing import Any, Final
 
 from .commit import NUM_GETS, committed_steps
@@ -21,11 +22,13 @@ logger = logging.getLogger(__name__)
 
 SPARE_BYTES: Final = 1024**3  # a disk that this fills would fail the next save, or the job
 
+_FAILURES: Final = (SpotError, ManifestError, KeyError, OSError)
+
 _running: dict[str, Prefetch] = {}
 
 
 def prefetch(
-    url: str, *, local_dir: str | None = None, storage_options: Mapping[str, Any] | None = None
+    url: str | None = None, *, local_dir: str | None = None, storage_options: Mapping[str, Any] | None = None
 ) -> Prefetch | None:
     """
     Begin to bring this rank's blobs of the newest committed step to the local disk, on a thread.
@@ -37,8 +40,8 @@ def prefetch(
     What goes wrong is logged and otherwise harmless: every byte is verified when it is used.
 
     Args:
-        url: The same as for the run, see :class:`~spot_plugins.config.SpotConfig`.
-        local_dir: The same as for the run.
+        url: The same as for the run, see :class:`~spot_plugins.config.SpotConfig`; ``SPOT_URL`` if None.
+        local_dir: The same as for the run; ``SPOT_LOCAL_DIR`` if None.
         storage_options: The same as for the run.
 
     Returns:
@@ -47,7 +50,10 @@ def prefetch(
     Raises:
         ConfigError: *url* or *local_dir* cannot work.
     """
-    directory = local_directory(url, local_dir)
+    url = url or os.environ.get("SPOT_URL")
+    if not url:
+        raise ConfigError("url is missing: pass it, or set SPOT_URL, for example to s3://bucket/run-7")
+    directory = local_directory(url, local_dir or os.environ.get("SPOT_LOCAL_DIR") or None)
     if is_local(url) or directory is None:
         return None
     started = Prefetch(open_store(url, storage_options), directory)
@@ -73,6 +79,7 @@ class Prefetch(threading.Thread):
         self._rank = _number("RANK", 0)
         self._world_size = max(_number("WORLD_SIZE", 1), 1)
         self._stopped = threading.Event()
+        self._counting = threading.Lock()
         self.num_bytes = 0
         """Bytes that came so far."""
 
@@ -80,15 +87,21 @@ class Prefetch(threading.Thread):
         """Download. Never raises."""
         started = time.monotonic()
         try:
-            blobs = self._wanted()
-            free = shutil.disk_usage(os.path.dirname(os.path.abspath(self._directory))).free
-            if sum(blob.num_bytes for blob in blobs) + SPARE_BYTES > free:
-                logger.info("no prefetch: the disk of %s has only %.1f GB free", self._directory, free / 1e9)
-                return
-            with ThreadPoolExecutor(NUM_GETS, "spot-prefetch") as pool:
-                list(pool.map(self._bring, blobs))
-        except (SpotError, ManifestError, KeyError, OSError) as error:
-            logger.info("prefetch ended early: %s", error)
+            os.makedirs(self._directory, exist_ok=True)
+            queue: SimpleQueue[Blob] = SimpleQueue()
+            for blob in self._wanted():
+                queue.put(blob)
+            # No executor: a program does not end before one has done all that it was given.
+            getters = [
+                threading.Thread(target=self._bring_all, args=(queue,), name="spot-prefetch", daemon=True)
+                for _ in range(NUM_GETS)
+            ]
+            for getter in getters:
+                getter.start()
+            for getter in getters:
+                getter.join()
+        except _FAILURES as error:
+            logger.info("no prefetch: %s", error)
         logger.info("prefetched %.1f MB in %.1f s", self.num_bytes / 1e6, time.monotonic() - started)
 
     def stop(self) -> None:
@@ -109,10 +122,22 @@ class Prefetch(threading.Thread):
         present = {*self._local.keys("steps/"), *self._local.keys("frozen/")}
         return [blob for blob in wanted if blob.key not in present]
 
-    def _bring(self, blob: Blob) -> None:
-        if not self._stopped.is_set():
-            self._local.put(blob.key, self._store.get(blob.key))
-            self.num_bytes += blob.num_bytes
+    def _bring_all(self, queue: SimpleQueue[Blob]) -> None:
+        """Bring what is in *queue*, until it is empty, or something goes wrong here or on another thread."""
+        try:
+            while not self._stopped.is_set():
+                blob = queue.get_nowait()
+                free = shutil.disk_usage(self._directory).free
+                if blob.num_bytes + SPARE_BYTES > free:
+                    raise OSError(errno.ENOSPC, f"only {free / 1e9:.1f} GB are free", self._directory)
+                self._local.put(blob.key, self._store.get(blob.key))
+                with self._counting:
+                    self.num_bytes += blob.num_bytes
+        except Empty:
+            return
+        except _FAILURES as error:
+            logger.info("prefetch ends early: %s", error)
+            self._stopped.set()
 
 
 def _number(variable: str, default: int) -> int:

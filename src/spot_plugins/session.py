@@ -25,6 +25,7 @@ from .prefetching import stop_prefetch
 from .push import Pusher, PushSettings
 from .ranks import Board, Ranks, current_ranks, meet
 from .resuming import apply_state, check_alike, load_newest
+from .salvaging import salvage
 from .saving import Saver, StagedStep
 from .triggers import Trigger
 
@@ -143,6 +144,8 @@ class SpotSession:
         """
         Restore the newest committed step that is intact, on all ranks.
 
+        A newer one that is on the local disks of all ranks, but never reached the store, is committed first.
+
         Returns:
             The step behind which training goes on, or None on a first run.
 
@@ -153,9 +156,10 @@ class SpotSession:
         """
         want = self._parts.wanted()
         check_alike(self._ranks, self._board, self._parts.alike(self._ranks.world_size))
-        started = time.monotonic()
         run = self._run
         stop_prefetch(run.local_dir)
+        salvage(run.store, run.local, self._ranks, self._board, run.attempt, self._tell)
+        started = time.monotonic()
         loaded = load_newest(run.store, run.local, run.url, self._ranks, self._board, self._tell, want)
         if loaded is not None:
             apply_state(loaded, list(self._parts.items()), self._ranks.rank)

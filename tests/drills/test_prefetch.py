@@ -182,3 +182,62 @@ def test_it_needs_no_torch(run, tmp_path):
     num_bytes, has_torch = done.stdout.split()
     assert int(num_bytes) > 12 * 4 * 3_000_000
     assert has_torch == "False"
+
+
+ENDING = """
+import time
+import spot_plugins
+from spot_plugins import prefetching
+prefetching.NUM_GETS = 1
+begun = spot_plugins.prefetch({url!r}, local_dir={local_dir!r}, storage_options={options!r})
+while begun.is_alive() and not begun.num_bytes:
+    time.sleep(0.01)
+raise SystemExit(143)
+"""
+
+
+def test_a_program_that_ends_does_not_wait_for_it(run, s3_server, tmp_path):
+    """
+    An error of the user's own, or a notice at the very start, is not held up by a download that nobody needs any more.
+    The process ends with its own code, while a blob is under way.
+    """
+    save_on(1, run, tmp_path / "first", step=1)
+    with FaultProxy(s3_server.endpoint_url) as proxy:
+        proxy.slow(80_000_000)
+        options = s3_server.storage_options(endpoint_url=proxy.endpoint_url)
+        local_dir = str(tmp_path / "second")
+        program = ENDING.format(url=run["url"], local_dir=local_dir, options=options)
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+
+    assert (done.returncode, done.stderr) == (143, "")
+    num_saved = len(list((tmp_path / "first").glob("steps/*/*.safetensors")))
+    assert 1 <= len(list(LocalStore(local_dir).keys(""))) < num_saved
+
+
+def test_the_directory_need_not_be_there(run, tmp_path):
+    """
+    A machine that is new has none of its parents either; the disk that counts is the one that it is on.
+    """
+    save_on(1, run, tmp_path / "first", step=1)
+    local_dir = tmp_path / "of" / "a" / "new" / "machine"
+    begun = spot_plugins.prefetch(local_dir=str(local_dir), **run)
+    begun.join()
+
+    _, resumed = resume(run, local_dir)
+    assert resumed.from_local_bytes == resumed.num_bytes == begun.num_bytes
+
+
+def test_what_is_missing_comes_from_the_environment(run, tmp_path, monkeypatch):
+    """
+    As for the run itself: else the download would go where nobody looks.
+    """
+    save_on(1, run, tmp_path / "first", step=1)
+    monkeypatch.setenv("SPOT_URL", run["url"])
+    monkeypatch.setenv("SPOT_LOCAL_DIR", str(tmp_path / "second"))
+    begun = spot_plugins.prefetch(storage_options=run["storage_options"])
+    begun.join()
+
+    assert list(LocalStore(str(tmp_path / "second")).keys("steps/"))
+    monkeypatch.delenv("SPOT_URL")
+    with pytest.raises(ConfigError, match="url is missing"):
+        spot_plugins.prefetch()

@@ -13,6 +13,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from hearing import Heard, until, until_gone, until_idle
@@ -284,6 +285,26 @@ def test_the_pusher_is_small(tmp_path):
         assert "/dev/shm" not in maps
         assert not any("spot" in line and "/dev/shm" in line for line in own_maps.splitlines())
         assert {name for name in set(os.listdir("/dev/shm")) - before if "spot" in name} == set()
+
+
+@pytest.mark.parametrize(
+    ("client_options", "most_bytes"), [({}, 80e6), ({"default_fill_cache": False}, 120e6)], ids=["obstore", "s3fs"]
+)
+def test_the_pusher_needs_little_memory(client_options, most_bytes, s3_server, bucket, tmp_path):
+    """
+    What it has for itself alone, once it has pushed to S3, leaves the machine to training, eight times per node.
+    """
+    url = f"{bucket}/{uuid.uuid4().hex}"
+    options = {**s3_server.storage_options(), **client_options}
+    with session_at(url, {"w": torch.zeros(20_000_000)}, storage_options=options, local_dir=str(tmp_path)) as (
+        session,
+        heard,
+    ):
+        session.resume()
+        session.save(1)
+        heard.wait(Committed, step=1)
+
+        assert psutil.Process(session._pusher.pid).memory_full_info().uss < most_bytes
 
 
 def num_fds(pid="self"):

@@ -57,3 +57,39 @@ def test_training_goes_on_bit_for_bit_on_its_device(device, tmp_path):
     assert [step(model, optimizer, device) for _ in range(3)] == expected
     assert {p.device.type for p in model.parameters()} == {device}
     spot.close()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_a_save_waits_for_no_device(tmp_path):
+    """
+    It returns while the device still computes what came before, and the next optimizer step is queued while it copies;
+    what is saved is the state behind the kernels that came before. Its CPU twin is in test_overlap.
+    """
+    model, optimizer = training("cuda", seed=0)
+    spot = session(tmp_path, model, optimizer)
+    spot.resume()
+    step(model, optimizer, "cuda")
+    spot.save(1)  # makes the buffer
+    step(model, optimizer, "cuda")
+    torch.cuda.synchronize()
+
+    torch.cuda._sleep(2_000_000_000)  # about a second
+    step_behind = torch.cuda.Event()
+    optimizer.zero_grad()
+    loss = model(torch.randn(4, 8, device="cuda")).square().mean()
+    loss.backward()
+    optimizer.step()
+    step_behind.record()
+    spot.save(2)
+    optimizer.step()
+    assert not step_behind.query()
+    torch.cuda.synchronize()
+    spot.finish(3)
+
+    other, other_optimizer = training("cuda", seed=1)
+    again = session(tmp_path, other, other_optimizer)
+    assert again.resume() == 3
+    again.close()
+    for one, two in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, two)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import mmap
 import os
 import random
+import subprocess
+import sys
 
 import pytest
 
-from spot_plugins.store import LocalStore
+from spot_plugins.store import LocalStore, direct
 from spot_plugins.store.direct import write_whole
 
 MIB = 1024**2
@@ -80,3 +83,62 @@ def test_blobs_go_past_the_page_cache(tmp_path, memory):
     assert not is_cached(tmp_path / "aligned")
     assert is_cached(tmp_path / "unaligned")
     assert store.get("aligned") == memory[: 2 * MIB]
+
+
+class LibcWithout:
+    """The C library of a system whose file systems reserve nothing."""
+
+    def fallocate(self, *args):
+        return -1
+
+
+@pytest.mark.parametrize("reserves", [True, False])
+def test_the_whole_is_reserved_where_that_can_be_had(tmp_path, memory, monkeypatch, reserves):
+    """
+    Before the first write, and without a write: else glibc would write a byte into each block. Where a file system
+    cannot, as NFS or ext2, blobs go past the page cache all the same.
+    """
+    if not reserves:
+        monkeypatch.setattr(direct, "_libc", LibcWithout())
+    seen, write = [], os.write
+
+    def recording(file, data):
+        is_direct = bool(fcntl.fcntl(file, fcntl.F_GETFL) & os.O_DIRECT)
+        seen.append((os.fstat(file).st_size, len(data), is_direct))
+        return write(file, data)
+
+    monkeypatch.setattr(os, "write", recording)
+    file = os.open(tmp_path / "file", os.O_WRONLY | os.O_CREAT)
+    write_whole(file, memoryview(memory)[: 10 * MIB])
+    os.close(file)
+    if not any(is_direct for _, _, is_direct in seen):
+        pytest.skip("no O_DIRECT on this file system")
+
+    assert [(length, is_direct) for _, length, is_direct in seen] == [(8 * MIB, True), (2 * MIB, True)]
+    assert [size for size, _, _ in seen] == ([10 * MIB] * 2 if reserves else [0, 8 * MIB])
+
+
+LIMITED = """
+import mmap, resource, sys
+from spot_plugins.errors import StoreError
+from spot_plugins.store import LocalStore, direct
+resource.setrlimit(resource.RLIMIT_FSIZE, (20 * 1024**2, 20 * 1024**2))
+store = LocalStore(sys.argv[1])
+store.put("small", memoryview(mmap.mmap(-1, 20 * 1024**2)))
+try:
+    store.put("large", memoryview(mmap.mmap(-1, 20 * 1024**2 + 4096)))
+except StoreError as error:
+    print(error)
+print(list(store.keys("")))
+"""
+
+
+def test_a_write_that_fails_half_way_leaves_nothing(tmp_path):
+    """
+    The system lets no file grow beyond 20 MiB: an error says so, and nothing of the larger object stays.
+    """
+    done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, check=True)
+
+    assert "cannot put 'large': File too large" in done.stdout
+    assert done.stdout.endswith("['small']\n")
+    assert list((tmp_path / ".spot-tmp").iterdir()) == []

@@ -12,6 +12,7 @@ import torch
 
 logger = logging.getLogger(__name__)
 
+_FOR_ALL_DEVICES: Final = 1  # cudaHostRegisterPortable
 _FAULTED_AT_ONCE: Final = 1024**2  # short enough for the interpreter's lock to come free in between
 
 
@@ -58,7 +59,7 @@ class SharedBuffer:
         del self.bytes, self._map
 
     def _pin(self) -> bool:
-        failure = int(_cudart().cudaHostRegister(self.address, self.num_bytes, 0))
+        failure = int(_cudart().cudaHostRegister(self.address, self.num_bytes, _FOR_ALL_DEVICES))
         if failure:
             logger.warning("host memory for saves cannot be pinned (CUDA error %s), so copies are slower", failure)
         return not failure

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, Final
 
+import torch
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from .stage import Snapshot
@@ -38,7 +39,11 @@ class Copier:
         self._thread.start()
 
     def do(self, action: Callable[[], None]) -> None:
-        """Do *action* on the thread, behind what was given to it before."""
+        """Do *action* on the thread, behind what was given to it before, with this thread's CUDA device."""
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            device = torch.cuda.current_device()
+            # A thread begins with device 0: every rank of a machine would take memory there.
+            self._work.put(lambda: torch.cuda.set_device(device))
         self._work.put(action)
 
     def complete(self, snapshot: Snapshot, then: Callable[[float, Exception | None], None]) -> None:
@@ -51,7 +56,7 @@ class Copier:
         self._issued.clear()
         self._snapshot = snapshot
         self._waits_since = None
-        self._work.put(lambda: self._complete(snapshot, then))
+        self.do(lambda: self._complete(snapshot, then))
 
     def fence(self) -> None:
         """
