@@ -15,6 +15,7 @@ from .errors import ConfigError
 OnNotice: TypeAlias = Literal["leave", "continue"]
 ElasticBatch: TypeAlias = Literal["keep", "scale"]
 NoticeSources: TypeAlias = Literal["auto"] | Sequence[str]
+EverySeconds: TypeAlias = float | Literal["auto"]
 
 DEFAULT_GRACE_S: Final = 30.0  # what torchrun, GCP, Azure and Kubernetes give by default
 KNOWN_SOURCES: Final = ("aws", "gcp", "azure", "slurm")
@@ -30,8 +31,9 @@ class SpotConfig:
     every_steps: int | None = None
     """Save after this many optimizer steps. None: not on steps."""
 
-    every_seconds: float | None = None
-    """Save after this many seconds of rank 0's clock, whichever comes first. None: not on time."""
+    every_seconds: EverySeconds | None = None
+    """Save after this many seconds of rank 0's clock, whichever comes first. ``auto``: as often as wastes least, from
+    what saves have cost and how often the run was interrupted. None: not on time."""
 
     grace_seconds: float = DEFAULT_GRACE_S
     """Seconds between a SIGTERM and the end of the machine. Also for notices that do not name their end."""
@@ -86,8 +88,8 @@ class SpotConfig:
             )
         if self.every_steps is not None:
             _require_count("every_steps", self.every_steps)
-        if self.every_seconds is not None:
-            _require_seconds("every_seconds", self.every_seconds)
+        if self.every_seconds is not None and self.every_seconds != "auto":
+            _require_seconds("every_seconds", self.every_seconds, "must be a number of seconds, or 'auto'")
         _require_seconds("grace_seconds", self.grace_seconds)
         _require(self.on_notice in get_args(OnNotice), "on_notice", self.on_notice, "must be 'leave' or 'continue'")
         _require_sources(self.notice_sources)
@@ -139,11 +141,15 @@ def _parse_sources(text: str) -> NoticeSources:
     return tuple(name.strip() for name in text.split(","))
 
 
+def _seconds_or_auto(text: str) -> EverySeconds:
+    return "auto" if text == "auto" else float(text)
+
+
 _SECRET_IN_URL: Final = re.compile(r"(?<=://)[^/]*(?=@)|(?<=\?).*")
 _PARSERS: Final[dict[str, Any]] = {
     "url": str,
     "every_steps": int,
-    "every_seconds": float,
+    "every_seconds": _seconds_or_auto,
     "grace_seconds": float,
     "on_notice": str,
     "notice_sources": _parse_sources,
@@ -154,7 +160,12 @@ _PARSERS: Final[dict[str, Any]] = {
     "buffer_bytes": int,
     "elastic_batch": str,
 }
-_ARTICLE: Final[dict[Any, str]] = {int: "a whole number", float: "a number", str: "a string"}
+_ARTICLE: Final[dict[Any, str]] = {
+    int: "a whole number",
+    float: "a number",
+    _seconds_or_auto: "a number, or 'auto'",
+    str: "a string",
+}
 
 
 def _require(holds: bool, name: str, value: object, remedy: str) -> None:
@@ -175,8 +186,8 @@ def _require_count(name: str, value: Any) -> None:
     _require(value >= 1, name, value, "must be at least 1")
 
 
-def _require_seconds(name: str, value: Any) -> None:
+def _require_seconds(name: str, value: Any, remedy: str = "must be a number of seconds") -> None:
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    _require(is_number, name, value, "must be a number of seconds")
+    _require(is_number, name, value, remedy)
     _require(value > 0, name, value, "must be above 0")
     _require(math.isfinite(value), name, value, "must be finite")

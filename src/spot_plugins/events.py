@@ -107,6 +107,20 @@ class SaveDeferred:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class IntervalChanged:
+    """``every_seconds="auto"`` found a better interval between saves. Rank 0 alone tells it."""
+
+    interval_s: float
+    before_s: float
+    stall_s: float
+    """Seconds that training lately stood still for a save: the mean."""
+    push_s: float
+    """Seconds that a push lately took: the longest. The interval is never shorter."""
+    mean_between_preemptions_s: float
+    """Seconds between preemptions that are expected, from those seen and a prior."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class WrittenLocally:
     """All blobs of this rank are on the local disk."""
 
@@ -193,6 +207,7 @@ Event: TypeAlias = (
     | NoticeReceived
     | Staged
     | SaveDeferred
+    | IntervalChanged
     | WrittenLocally
     | LocalWriteFailed
     | PushFailing

@@ -20,13 +20,14 @@ from .events import Event, Hook
 from .joining import join_run
 from .lifecycle import StepState
 from .notices import Announcement, NoticeWatch, SignalNotices, look_around, make_sources
+from .pacing import Pacing
 from .prefetching import stop_prefetch
 from .push import Pusher, PushSettings
 from .ranks import Board, Ranks, current_ranks, meet
 from .resuming import apply_state, check_alike, load_newest
 from .salvaging import salvage
 from .saving import Saver, StagedStep
-from .triggers import PeriodicTrigger, Trigger
+from .triggers import Trigger
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ class SpotSession:
         self._ranks = ranks or current_ranks()
         self._board: Board = self._ranks.open_board()
         self._run = run = join_run(config, self._ranks, self._board)
+        self._pacing = Pacing(config, run.store, run.attempt, self._ranks.rank, clock or SystemClock())
         self._parts = Parts()
         self._pusher = Pusher(
             PushSettings(
@@ -112,7 +114,7 @@ class SpotSession:
         self._stays = False  # without the ranks that left: what this one saves would never be committed
         self._training_thread_leaves = threading.Event()
         self._closed = False
-        self._agreement = self._open_agreement(clock or SystemClock())  # last: its thread uses all of the above
+        self._agreement = self._open_agreement()  # last: its thread uses all of the above
         self._tell(events.AttemptStarted(attempt=run.attempt, world_size=self._ranks.world_size))
         asked = tuple(source.name for source in sources)
         if self._ranks.rank == 0:
@@ -443,8 +445,8 @@ class SpotSession:
             self._agreement.notify(Notice(source, deadline))
         self._tell(events.NoticeReceived(source=source, grace_s=grace_s, kind=announcement.kind))
 
-    def _open_agreement(self, clock: Clock) -> Agreement:
-        trigger = PeriodicTrigger(self._config.every_steps, self._config.every_seconds, clock)
+    def _open_agreement(self) -> Agreement:
+        trigger = self._pacing.trigger
         if self._ranks.world_size == 1:
             return Solo(trigger, self._is_ready, self._on_deferred)
         return Crew(self._ranks, self._board, trigger, self._is_ready, self._on_deferred, self._leave_in_pause)
@@ -463,3 +465,5 @@ class SpotSession:
                 hook(event)
             except Exception:
                 logger.exception("a hook failed on %s; training goes on", type(event).__name__)
+        if (change := self._pacing.hear(event)) is not None:
+            self._tell(change)

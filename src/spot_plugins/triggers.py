@@ -17,12 +17,14 @@ class PeriodicTrigger:
     """
     Counts steps and seconds since the last save. A save for any reason resets both.
 
-    Only rank 0 asks it, so ranks can never differ. The training thread owns it; any may call :meth:`hasten`.
+    Only rank 0 asks it, so ranks can never differ. The training thread owns it; any may call :meth:`hasten`, and set
+    ``every_seconds``.
     """
 
     def __init__(self, every_steps: int | None, every_seconds: float | None, clock: Clock) -> None:
         self._every_steps = every_steps
-        self._every_seconds = every_seconds
+        self.every_seconds = every_seconds
+        """Seconds from one save to the next, None for not on time. Any thread may set it."""
         self._clock = clock
         self._hastened = False
         self._last_step = 0
@@ -45,7 +47,8 @@ class PeriodicTrigger:
             return "steps"
         if self._hastened:
             return "soft"
-        if self._every_seconds is not None and self._clock.monotonic() - self._last_at >= self._every_seconds:
+        every_seconds = self.every_seconds
+        if every_seconds is not None and self._clock.monotonic() - self._last_at >= every_seconds:
             return "seconds"
         return None
 

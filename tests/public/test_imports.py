@@ -25,7 +25,9 @@ LIGHT_MODULES = [
     "spot_plugins.store",
     "spot_plugins.commit",
     "spot_plugins.triggers",
+    "spot_plugins.deadline",
     "spot_plugins.notices",
+    "spot_plugins.planning",
     "spot_plugins.push",
     "spot_plugins.retention",
 ]

@@ -34,6 +34,7 @@ def test_good_settings_are_taken_as_they_are():
     )
     assert config.on_notice == "leave"
     assert SpotConfig(url="x", every_seconds=0.5).every_seconds == 0.5
+    assert SpotConfig(url="x", every_seconds="auto").every_seconds == "auto"
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,7 @@ def test_good_settings_are_taken_as_they_are():
         ({"every_seconds": 0}, "every_seconds", "0", "above 0"),
         ({"every_seconds": -1.5}, "every_seconds", "-1.5", "above 0"),
         ({"every_seconds": float("nan")}, "every_seconds", "nan", "above 0"),
-        ({"every_seconds": "auto"}, "every_seconds", "'auto'", "a number"),
+        ({"every_seconds": "often"}, "every_seconds", "'often'", "a number of seconds, or 'auto'"),
         ({"grace_seconds": 0}, "grace_seconds", "0", "above 0"),
         ({"grace_seconds": float("inf")}, "grace_seconds", "inf", "finite"),
         ({"grace_seconds": None}, "grace_seconds", "None", "a number"),
@@ -149,7 +150,7 @@ def test_all_settings_can_come_from_the_environment(monkeypatch):
     [
         ("SPOT_EVERY_STEPS", "often", "not a whole number"),
         ("SPOT_EVERY_STEPS", "1.5", "not a whole number"),
-        ("SPOT_EVERY_SECONDS", "5 min", "not a number"),
+        ("SPOT_EVERY_SECONDS", "5 min", "not a number, or 'auto'"),
         ("SPOT_EVERY_STEPS", "0", "at least 1"),
     ],
 )
@@ -165,6 +166,15 @@ def test_a_bad_variable_is_named(name, text, says, monkeypatch):
     assert name.removeprefix("SPOT_") in str(caught.value).upper()
     assert text in str(caught.value)
     assert says in str(caught.value)
+
+
+def test_the_variable_of_seconds_may_say_auto(monkeypatch):
+    """
+    The one duration that may also be a word.
+    """
+    monkeypatch.setenv("SPOT_EVERY_SECONDS", "auto")
+
+    assert from_environment(url="s3://bucket/run").every_seconds == "auto"
 
 
 def test_without_a_url_it_says_where_to_give_one():

@@ -222,7 +222,7 @@ trainer:
       init_args:
         url: {url}
         every_steps: 3
-        every_seconds: 600
+        every_seconds: auto
 """
 
 

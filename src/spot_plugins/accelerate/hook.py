@@ -13,7 +13,7 @@ from typing import Any
 from accelerate import Accelerator
 
 from ..capture import Part
-from ..config import ElasticBatch, NoticeSources, OnNotice, from_environment
+from ..config import ElasticBatch, EverySeconds, NoticeSources, OnNotice, from_environment
 from ..data import end_shielded_workers
 from ..errors import ConfigError, Preempted
 from ..events import Hook
@@ -77,7 +77,7 @@ class SpotHook:
         url: str | None = None,
         *,
         every_steps: int | None = None,
-        every_seconds: float | None = None,
+        every_seconds: EverySeconds | None = None,
         grace_seconds: float | None = None,
         on_notice: OnNotice | None = None,
         notice_sources: NoticeSources | None = None,

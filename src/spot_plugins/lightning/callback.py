@@ -17,7 +17,7 @@ from lightning.pytorch.strategies import (
     SingleDeviceStrategy,
 )
 
-from ..config import ElasticBatch, NoticeSources, OnNotice, from_environment
+from ..config import ElasticBatch, EverySeconds, NoticeSources, OnNotice, from_environment
 from ..data import end_shielded_workers
 from ..errors import ConfigError, Preempted
 from ..events import Hook
@@ -45,7 +45,7 @@ class SpotCheckpoint(Callback):
         url: str | None = None,
         *,
         every_steps: int | None = None,
-        every_seconds: float | None = None,
+        every_seconds: EverySeconds | None = None,
         grace_seconds: float | None = None,
         on_notice: OnNotice | None = None,
         notice_sources: NoticeSources | None = None,
