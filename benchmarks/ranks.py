@@ -5,16 +5,17 @@ from __future__ import annotations
 import itertools
 import os
 import pickle
-import socket
 import tempfile
 import traceback
 import warnings
+from multiprocessing.connection import wait
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from .servers import free_port
 from .state import num_threads
 
 
@@ -27,26 +28,33 @@ def run(function, world_size, *arguments, group=False):
     Raises:
         RuntimeError: A rank failed; the message ends with its traceback.
     """
-    with tempfile.TemporaryDirectory(prefix="spot-bench-") as folder, socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-        probe.close()
+    with tempfile.TemporaryDirectory(prefix="spot-bench-") as folder:
         context = mp.get_context("forkserver")
         context.set_forkserver_preload(["benchmarks.preloaded"])  # to import the hosts takes longer than many a run
-        entry = (function, arguments, world_size, port, folder, group)
+        entry = (function, arguments, world_size, free_port(), folder, group)
         processes = [context.Process(target=_rank, args=(rank, *entry)) for rank in range(world_size)]
         for process in processes:
             process.start()
-        for process in processes:
-            process.join()
-        results = [Path(folder, f"result-{rank}") for rank in range(world_size)]
-        failures = [Path(folder, f"failure-{rank}") for rank in range(world_size)]
-        for failure in failures:
-            if failure.exists():
-                raise RuntimeError(failure.read_text())
-        if not all(result.exists() for result in results):
+        _join(processes)
+        for failure in sorted(Path(folder).glob("failure-*")):
+            raise RuntimeError(failure.read_text())
+        if any(process.exitcode for process in processes):
             raise RuntimeError(f"a rank ended without a result: exit codes {[each.exitcode for each in processes]}")
-        return pickle.loads(results[0].read_bytes())  # our own process wrote it a moment ago
+        return pickle.loads(Path(folder, "result").read_bytes())  # our own process wrote it a moment ago
+
+
+def _join(processes):
+    """Wait for all *processes*. When one fails, end the others, which may wait for it for half an hour."""
+    running = list(processes)
+    while running:
+        ended = wait([process.sentinel for process in running])
+        running = [process for process in running if process.sentinel not in ended]
+        for process in processes:
+            if process.sentinel in ended:
+                process.join()
+        if any(process.exitcode for process in processes):
+            for process in running:
+                process.kill()
 
 
 def gather(value):
@@ -76,13 +84,15 @@ def _rank(rank, function, arguments, world_size, port, folder, group):
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         if torch.cuda.is_available():
             torch.cuda.set_device(rank % torch.cuda.device_count())
-        dist.init_process_group(backend, rank=rank, world_size=world_size)
+        # By a file: the port in the environment is for those that look there, and may be taken by the time.
+        dist.init_process_group(backend, init_method=f"file://{folder}/group", rank=rank, world_size=world_size)
     try:
         result = function(*arguments)
     except BaseException:  # noqa: BLE001 - whatever it is, the parent is to read it
         Path(folder, f"failure-{rank}").write_text(traceback.format_exc())
         os._exit(1)  # the other ranks see the connection break, and nobody waits for a peer's threads
-    Path(folder, f"result-{rank}").write_bytes(pickle.dumps(result if rank == 0 else None))
+    if rank == 0:
+        Path(folder, "result").write_bytes(pickle.dumps(result))
     if dist.is_initialized():
         dist.barrier()
         dist.destroy_process_group()

@@ -49,6 +49,11 @@ class Report:
     """Why ways are missing."""
     machine: dict[str, Any] = field(default_factory=lambda: machine())
 
+    def fail(self, way, error):
+        """Note that *way* failed, which must not cost the figures of the others. Print all of *error*."""
+        print(error, flush=True)
+        self.not_run[way] = f"failed: {str(error).strip().splitlines()[-1]}"
+
     def show(self):
         """Print the figures, the ratios to the first row, and what did not run."""
         versions = ", ".join(f"{name} {number}" for name, number in self.machine["versions"].items())

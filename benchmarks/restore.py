@@ -82,7 +82,7 @@ def _add(report, way, function, arguments, *further, group=False):
             f"{way}: {', '.join(f'{key} {value:.3g}' for key, value in list(report.rows[-1].items())[1:])}", flush=True
         )
     except RuntimeError as error:
-        report.not_run[way] = f"failed: {error}"
+        report.fail(way, error)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -98,6 +98,8 @@ def _restore_spot(folder, arguments, options):
     spot = Spot(training, folder, url, local("local"), options)
     step = training.num_steps
     spot.save(step).wait()
+    saved = training.fingerprint()
+    training.step()
     times = {"warm_s": [], "cold_s": [], "s3_s": [], "session_s": []}
 
     def load(key, from_local):
@@ -110,6 +112,7 @@ def _restore_spot(folder, arguments, options):
             started = time.perf_counter()
             spot = Spot(training, folder, url, local(f"empty-{len(times['s3_s'])}"), options)
             session_s = time.perf_counter() - started
+        _check(training, saved)
         resumed = spot.heard[Resumed, step][1]
         if (resumed.from_local_bytes > 0) != from_local:
             raise RuntimeError(f"{resumed.from_local_bytes} bytes came from the local disk, from_local={from_local}")
@@ -150,9 +153,17 @@ def _restore_peer(folder, arguments, name):
     way = kind(training, folder)
     step = training.num_steps
     way.run(lambda: way.save(step).wait())
+    saved = training.fingerprint()
+    training.step(way.guard)
     times = _timed(None, arguments, lambda: max(ranks.gather(way.load(step))))
+    _check(training, saved)
     way.close()
     return times
+
+
+def _check(training, saved):
+    if (found := training.fingerprint()) != saved:
+        raise RuntimeError(f"what was restored is not what was saved: {found} instead of {saved}")
 
 
 def _timed(action, arguments, measure=None):

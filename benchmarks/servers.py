@@ -1,4 +1,4 @@
-"""The S3 server that the tests use, for benchmarks: SeaweedFS on this machine."""
+"""What the tests use and benchmarks too: an S3 server, SeaweedFS on this machine, and free ports."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from ports import free_port
 from servers import S3Server
 
-__all__ = ["S3Server"]
+__all__ = ["S3Server", "free_port"]

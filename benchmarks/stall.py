@@ -63,8 +63,8 @@ def run(arguments):
         started = time.monotonic()
         try:
             report.rows.append({"way": name, **_measure_one(name, arguments)})
-        except RuntimeError as error:  # a peer that fails must not cost the figures of the others
-            report.not_run[name] = f"failed: {error}"
+        except RuntimeError as error:
+            report.fail(name, error)
         print(f"[{number}/{len(arguments.ways)}] {name}: {time.monotonic() - started:.0f} s", flush=True)
     return report
 

@@ -93,6 +93,10 @@ class Training:
         moments = [value for state in self.optimizer.state.values() for value in state.values()]
         return [tensor.detach() for tensor in [*weights, *moments] if torch.is_tensor(tensor)]
 
+    def fingerprint(self):
+        """Return a number that another state does not have."""
+        return sum(float(tensor.double().sum()) for tensor in self.tensors())
+
     def num_bytes(self, *, trained_only=False):
         return sum(tensor.nbytes for tensor in self.tensors(trained_only=trained_only))
 
