@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from hearing import DEADLINE_S, Heard, until, until_idle
+from hearing import DEADLINE_S, Heard, until, until_gone, until_idle
 from servers import FaultProxy
 from steps import Holder, assert_same, assert_whole, load, numbers
 
@@ -101,6 +101,7 @@ class Training:
     def finish(self):
         """End the training, and check that its newest state is what a reader gets."""
         self.session.finish(self.step)
+        until_gone(self.session._pusher.pid)  # it prunes behind the last commit
         assert numbers(self.store)[0] == self.step
         assert_whole(self.store)
         assert_same(load(self.store).state["part"], self.holder.state)

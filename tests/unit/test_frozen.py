@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from contextlib import closing, contextmanager
 
 import pytest
@@ -39,10 +40,15 @@ class Quantized(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
+drawing = threading.Lock()
+"""Ranks that are threads share torch's generator."""
+
+
 def tuned(seed=0):
     """A frozen base, and a head that is trained."""
-    torch.manual_seed(seed)
-    model = nn.ModuleDict({"base": nn.Linear(300, 300), "quantized": Quantized(), "head": nn.Linear(16, 4)})
+    with drawing:
+        torch.manual_seed(seed)
+        model = nn.ModuleDict({"base": nn.Linear(300, 300), "quantized": Quantized(), "head": nn.Linear(16, 4)})
     model["base"].requires_grad_(False)
     return model, torch.optim.AdamW(model["head"].parameters())
 
@@ -264,8 +270,9 @@ def test_ranks_share_the_frozen_weights_also_when_one_of_them_sees_a_change(chan
         model, optimizer = tuned()
         with session_of(tmp_path, model, optimizer, ranks=ranks, keep_last=10) as (session, heard):
             for number in range(1, 5):
-                torch.manual_seed(number)
-                step(model, optimizer)
+                with drawing:
+                    torch.manual_seed(number)
+                    step(model, optimizer)
                 if ranks.rank == changes_on:
                     with torch.no_grad():
                         model["base"].weight.add_(0.0)  # the same values, a new version
