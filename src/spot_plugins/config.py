@@ -60,6 +60,10 @@ class SpotConfig:
     """Directory on a fast local disk for the first copy. None: a folder in the system's temporary directory,
     or none at all when *url* is itself a local path."""
 
+    local_dir_survives: bool = False
+    """Whether the next attempt finds what is in *local_dir*, as on machines that are stopped and keep their disk. Then
+    a last save that only that disk can have in time is worth training on for."""
+
     buffer_bytes: int | None = None
     """Most host memory per rank that state on its way to the store may take, in bytes. None: room for two states,
     of which the second is made only for a save that cannot wait. A save that finds no room is deferred."""
@@ -81,6 +85,8 @@ class SpotConfig:
         _require(isinstance(self.url, str), "url", self.url, "must be a string, such as 's3://bucket/run'")
         _require(self.url != "", "url", self.url, "names no place: give one, such as s3://bucket/run")
         _require(isinstance(self.local_dir, str | None), "local_dir", self.local_dir, "must be a string or None")
+        survives = self.local_dir_survives
+        _require(isinstance(survives, bool), "local_dir_survives", survives, "must be True or False")
         if self.every_steps is None and self.every_seconds is None:
             raise ConfigError(
                 "every_steps=None and every_seconds=None: nothing would be saved before a notice, and a "
@@ -110,9 +116,9 @@ def from_environment(**settings: Any) -> SpotConfig:
 
     ``SPOT_URL``, ``SPOT_EVERY_STEPS``, ``SPOT_EVERY_SECONDS``, ``SPOT_GRACE_SECONDS``, ``SPOT_ON_NOTICE``,
     ``SPOT_NOTICE_SOURCES`` (``auto``, ``none``, or names with commas between them), ``SPOT_NOTICE_FILE``,
-    ``SPOT_KEEP_LAST``, ``SPOT_KEEP_EVERY``, ``SPOT_LOCAL_DIR``, ``SPOT_BUFFER_BYTES`` and ``SPOT_ELASTIC_BATCH`` stand
-    for the field of that name. A setting that is given, even as a default of the caller's own, is never overridden;
-    one that is None counts as missing.
+    ``SPOT_KEEP_LAST``, ``SPOT_KEEP_EVERY``, ``SPOT_LOCAL_DIR``, ``SPOT_LOCAL_DIR_SURVIVES`` (``true`` or ``false``),
+    ``SPOT_BUFFER_BYTES`` and ``SPOT_ELASTIC_BATCH`` stand for the field of that name. A setting that is given, even as
+    a default of the caller's own, is never overridden; one that is None counts as missing.
 
     Raises:
         ConfigError: A variable does not parse, or a setting cannot work.
@@ -141,6 +147,12 @@ def _parse_sources(text: str) -> NoticeSources:
     return tuple(name.strip() for name in text.split(","))
 
 
+def _true_or_false(text: str) -> bool:
+    if text not in ("true", "false"):
+        raise ValueError(text)
+    return text == "true"
+
+
 def _seconds_or_auto(text: str) -> EverySeconds:
     return "auto" if text == "auto" else float(text)
 
@@ -157,6 +169,7 @@ _PARSERS: Final[dict[str, Any]] = {
     "keep_last": int,
     "keep_every": int,
     "local_dir": str,
+    "local_dir_survives": _true_or_false,
     "buffer_bytes": int,
     "elastic_batch": str,
 }
@@ -164,6 +177,7 @@ _ARTICLE: Final[dict[Any, str]] = {
     int: "a whole number",
     float: "a number",
     _seconds_or_auto: "a number, or 'auto'",
+    _true_or_false: "true or false",
     str: "a string",
 }
 

@@ -8,6 +8,7 @@ the local disk, if there is one, and put to the store; pushes follow one another
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
@@ -25,8 +26,8 @@ class Situation:
     """Seconds until everything must be stored. What leaving takes is subtracted already."""
     step_s: float | None
     """Seconds of one optimizer step, rather too many than too few."""
-    num_bytes: int
-    """Size of one save."""
+    num_bytes: int | None
+    """Size of one save; None before the first one."""
     stall_s: float
     """Seconds that training stands still for a save that is copied while it goes on."""
     stage_bytes_per_s: float | None
@@ -54,7 +55,7 @@ class Plan:
     - ``train_on``: do one more step and ask again;
     - ``save``: stage this step now and push it, then wait;
     - ``save_locally``: the same; only the local disk will have it in time, and that survives;
-    - ``finish_push``: wait for what is in flight, nothing newer can be stored;
+    - ``finish_push``: wait for what is in flight; a save behind it may be tried, and is not promised;
     - ``nothing_fits``: by what was measured nothing will be in time. A save may be tried, and is not promised.
     """
     is_promised: bool
@@ -66,6 +67,32 @@ class Plan:
     """Steps that fit before the last save."""
     save_first: bool = False
     """Whether to save this step as well before training on, for the case that the notice was too optimistic."""
+
+
+def slowest(ranks: Sequence[Situation]) -> Situation:
+    """
+    Return the situation of a job whose *ranks* must all be in time: in each field that of the worst of them.
+
+    Raises:
+        ValueError: There is no rank.
+    """
+    steps = [each.step_s for each in ranks]
+    sizes = [each.num_bytes for each in ranks]
+    disks = [each.disk_bytes_per_s for each in ranks if each.disk_bytes_per_s is not None]
+    return Situation(
+        left_s=min(each.left_s for each in ranks),
+        step_s=None if None in steps else max(filter(None, steps), default=None),
+        num_bytes=None if None in sizes else max(filter(None, sizes), default=0),
+        stall_s=max(each.stall_s for each in ranks),
+        stage_bytes_per_s=_least([each.stage_bytes_per_s for each in ranks]),
+        disk_bytes_per_s=min(disks, default=None),
+        store_bytes_per_s=_least([each.store_bytes_per_s for each in ranks]),
+        commit_s=max(each.commit_s for each in ranks),
+        disk_survives=all(each.disk_survives and each.disk_bytes_per_s is not None for each in ranks),
+        in_flight_s=max(each.in_flight_s for each in ranks),
+        num_unsaved_steps=max(each.num_unsaved_steps for each in ranks),
+        saved_since_notice=all(each.saved_since_notice for each in ranks),
+    )
 
 
 def plan_last_seconds(now: Situation) -> Plan:
@@ -120,11 +147,17 @@ def _promise(choice: Choice, needs_s: float, now: Situation, num_steps: int = 0,
     )
 
 
-def _seconds(num_bytes: int, bytes_per_s: float | None) -> float:
+def _seconds(num_bytes: int | None, bytes_per_s: float | None) -> float:
     """How long so many bytes take; infinitely long where nobody knows."""
     if num_bytes == 0:
         return 0.0
-    return num_bytes / bytes_per_s if bytes_per_s else math.inf
+    return num_bytes / bytes_per_s if num_bytes and bytes_per_s else math.inf
+
+
+def _least(speeds: Sequence[float | None]) -> float | None:
+    """Return the lowest of *speeds*, None if one is not known."""
+    known = [speed for speed in speeds if speed is not None]
+    return min(known) if len(known) == len(speeds) else None
 
 
 def _steps_within(seconds: float, step_s: float | None) -> int:

@@ -95,6 +95,8 @@ class Staged:
     """Bytes that this rank staged."""
     stall_s: float
     """Seconds that the training thread stood still for it."""
+    copy_s: float = 0.0
+    """Seconds from the begin of the save until all was copied, most of them beside training."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -108,10 +110,11 @@ class SaveDeferred:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IntervalChanged:
-    """``every_seconds="auto"`` found a better interval between saves. Rank 0 alone tells it."""
+    """``every_seconds="auto"`` found a better interval between saves, or a soft notice shortened it. Told by rank 0."""
 
     interval_s: float
     before_s: float
+    """Infinity if saves were due on steps alone."""
     stall_s: float
     """Seconds that training lately stood still for a save: the mean."""
     push_s: float
@@ -187,6 +190,35 @@ class Pruned:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LastSecondsPlanned:
+    """What is done with the time that a notice leaves, and the numbers that say so. Told again when that changes."""
+
+    step: int
+    choice: str
+    """``train_on``, ``save``, ``save_locally``, ``finish_push`` or ``nothing_fits``: see docs/notices.md."""
+    is_promised: bool
+    """Whether it is in time by what was measured, with a margin. Not so where nothing was measured yet."""
+    needs_s: float | None
+    """Seconds until the last save is where it shall be, by what was measured; None without a promise."""
+    left_s: float
+    """Seconds until then at most. What leaving takes is subtracted already."""
+    num_steps: int
+    """Steps that fit before the last save."""
+    save_first: bool
+    """Whether this step is saved as well, in case that the notice was too optimistic."""
+    step_s: float | None
+    """Seconds of one step."""
+    num_bytes: int | None
+    """Bytes of one save, on the rank that has most; None before the first one."""
+    stage_bytes_per_s: float | None
+    disk_bytes_per_s: float | None
+    store_bytes_per_s: float | None
+    """What the slowest rank lately reached; None where nothing was measured."""
+    in_flight_s: float
+    """Seconds until earlier saves are committed; 0 if they are, infinity where nobody knows."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Leaving:
     """Because of a notice the process is about to end, unless ``on_notice="continue"`` lets this rank stay."""
 
@@ -215,6 +247,7 @@ Event: TypeAlias = (
     | SaveAbandoned
     | Superseded
     | Pruned
+    | LastSecondsPlanned
     | Leaving
 )
 """A union, one member per kind of event."""

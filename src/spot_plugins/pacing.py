@@ -1,9 +1,10 @@
-"""When saves are due on this rank, and with ``every_seconds="auto"`` how the interval follows what it costs."""
+"""When saves are due on this rank, and how the interval follows what they cost: if it shall, or when danger is near."""
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 from datetime import datetime
 from typing import Final
 
@@ -35,6 +36,9 @@ class Pacing:
     """
 
     def __init__(self, config: SpotConfig, store: ObjectStore, attempt: int, rank: int, clock: Clock) -> None:
+        self._is_asked = rank == 0
+        self._clock = clock
+        self._is_warned = False
         self._auto: AutoInterval | None = None
         every_seconds = config.every_seconds
         if every_seconds == "auto":
@@ -46,10 +50,19 @@ class Pacing:
         """Says when a save is due."""
 
     def hear(self, event: Event) -> IntervalChanged | None:
-        """Take in *event*. Return the change of the interval that it leads to, or None. Thread-safe."""
+        """
+        Take in *event*. Return the change of the interval that it leads to, or None. Thread-safe.
+
+        A soft notice shortens any interval, down to what saves cost; without one, steps alone say when a save is due.
+        """
+        if self._is_asked and self.trigger.was_hastened and not self._is_warned:
+            self._is_warned = True
+            if self._auto is None:
+                self._auto = AutoInterval(Preemptions(), self._clock, self.trigger.every_seconds or math.inf)
+            self._auto.warn()
         if self._auto is None or (change := self._auto.hear(event)) is None:
             return None
-        logger.info("saving every %.0f s from now on, not every %.0f s", change.interval_s, change.before_s)
+        logger.info("saving every %.0f s from now on (before: %.0f)", change.interval_s, change.before_s)
         self.trigger.every_seconds = change.interval_s
         return change
 

@@ -69,6 +69,8 @@ class StagedStep:
     """What is known of it, if it is stored for several steps."""
     stall_s: float
     """Seconds that training stood still to begin it."""
+    begun_at: float
+    """Monotonic time."""
 
     @property
     def num_bytes(self) -> int:
@@ -223,7 +225,7 @@ class Saver:
         else:
             self._buffers.retire()
         stall_s = time.monotonic() - started
-        return StagedStep(step, trigger, document, tuple(blobs), frozen, watch, stall_s), snapshot
+        return StagedStep(step, trigger, document, tuple(blobs), frozen, watch, stall_s, started), snapshot
 
     def _capture(self) -> tuple[Json, dict[str, Source], dict[str, Source]]:
         """Return the state, the tensors that may change, and those that are frozen."""
@@ -286,6 +288,7 @@ class Saver:
             trigger=staged.trigger,
             num_bytes=staged.num_bytes,
             stall_s=staged.stall_s + waited_s,
+            copy_s=time.monotonic() - staged.begun_at,
         )
         logger.info("staged step %s (%s), %.3f s, %s bytes", event.step, event.trigger, event.stall_s, event.num_bytes)
         self._tell(event)

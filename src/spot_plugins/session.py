@@ -18,8 +18,9 @@ from .data import end_shielded_workers
 from .errors import Preempted, SpotError, StoreError
 from .events import Event, Hook
 from .joining import join_run
+from .last_seconds import LastSeconds
 from .lifecycle import StepState
-from .notices import Announcement, NoticeWatch, SignalNotices, look_around, make_sources
+from .listening import Listener
 from .pacing import Pacing
 from .prefetching import stop_prefetch
 from .push import Pusher, PushSettings
@@ -33,9 +34,6 @@ logger = logging.getLogger(__name__)
 
 RECHECK_S: Final = 0.5
 """How often the last wait looks whether an earlier end has become known."""
-
-LEAVE_MARGIN: Final = 0.1
-"""Share of the grace kept for leaving itself: raising, teardown, exit."""
 
 STUCK_S: Final = 1.0
 """How long the training thread may take to leave a pause once all ranks are done."""
@@ -101,10 +99,7 @@ class SpotSession:
         self._pusher.start()
         self._saver = Saver(self._parts, self._ranks, self._pusher, self._tell, config.buffer_bytes)
         self._is_prepared = False
-        self._surroundings = look_around(config)
-        self._signals = SignalNotices(self._on_sigterm)
-        sources = make_sources(self._surroundings.sources, config.notice_file, config.grace_seconds)
-        self._watch = NoticeWatch(sources, self._on_announcement)
+        self._last_seconds = LastSeconds(config.local_dir_survives, self._tell)
         self._num_deferred = 0
         self._last_saved: int | None = None
         self._paused_step: int | None = None
@@ -116,18 +111,7 @@ class SpotSession:
         self._closed = False
         self._agreement = self._open_agreement()  # last: its thread uses all of the above
         self._tell(events.AttemptStarted(attempt=run.attempt, world_size=self._ranks.world_size))
-        asked = tuple(source.name for source in sources)
-        if self._ranks.rank == 0:
-            self._surroundings.log(asked)
-        self._tell(
-            events.NoticeSourcesFound(
-                providers=self._surroundings.providers,
-                sources=asked,
-                grace_s=self._surroundings.grace_s,
-                limited_by=self._surroundings.limited_by,
-            )
-        )
-        self._watch.start()
+        self._listener = Listener(config, self._agreement, self._tell, is_first=self._ranks.rank == 0)
 
     @property
     def attempt(self) -> int:
@@ -152,11 +136,8 @@ class SpotSession:
         self._parts.add(name, part, replicated)
 
     def watch_signals(self) -> None:
-        """Take SIGTERM as a notice. Call it from the main thread; again, to take it back from a host."""
-        if self._signals.installed:
-            self._signals.retake()
-        else:
-            self._signals.install()
+        """Take SIGTERM as a notice, under SLURM SIGUSR1 too. On the main thread; again, to take it back from a host."""
+        self._listener.watch_signals()
 
     def resume(self) -> int | None:
         """
@@ -183,6 +164,7 @@ class SpotSession:
             apply_state(loaded, list(self._parts.items()), self._ranks.rank)
         step = loaded.step_id.step if loaded is not None else None
         self._last_saved = step
+        self._last_seconds.saved(step or 0)
         self._agreement.saved(step or 0)
         if loaded is not None:
             event = events.Resumed(
@@ -209,13 +191,14 @@ class SpotSession:
             UnsafeStateError: Some state has no pickle-free form.
             ConfigError: The state does not fit into ``buffer_bytes``.
         """
+        self._last_seconds.passed()
         decision = self._agreement.at_boundary(step)
         if decision is None:
             if not self._is_prepared:  # not before: an optimizer has no state before its first step
                 self._is_prepared = True
                 self._saver.prepare()
             return
-        if decision.trigger == "notice":
+        if decision.leaves:
             self._leave(step)
         else:
             self._save(step, decision.trigger)
@@ -251,6 +234,7 @@ class SpotSession:
         """
         with self._leaving:  # a notice from now on waits until the state is staged
             self._paused_step = step
+            self._last_seconds.paused()
             self._agreement.enter_pause()
             self._saver.fence()
             if not self._is_saved(step) and not self._stays:
@@ -320,11 +304,11 @@ class SpotSession:
         if self._closed:
             return
         self._closed = True
-        self._watch.close()
+        self._listener.close()
         self._agreement.close()
         self._saver.close()  # what is being copied goes to the pusher
         self._pusher.close()
-        self._signals.uninstall()
+        self._listener.release_signals()
         self._board.close()
 
     def _is_saved(self, step: int) -> bool:
@@ -335,6 +319,7 @@ class SpotSession:
         if not self._is_saved(step) and not self._stays:
             self._saver.save(step, trigger, time.monotonic() + self._config.grace_seconds)
             self._last_saved = step
+            self._last_seconds.saved(step, because_of_notice=trigger == "notice")
         self._agreement.saved(step)
 
     def _wait(self, done: Callable[[], bool], step: int, deadline: float) -> None:
@@ -355,7 +340,7 @@ class SpotSession:
         self._make_durable(step)
         if self._stays and self._agreement.notice is None:
             return
-        self._signals.uninstall(for_good=True)
+        self._listener.release_signals(for_good=True)
         self.close()
         raise Preempted(self._last_saved)
 
@@ -378,16 +363,14 @@ class SpotSession:
         with self._leaving:
             if self._stays or self._left == step:  # the other thread has done it, or nobody is left to do it with
                 return
-            notice = self._agreement.notice
-            assert notice is not None
-            margin_s = LEAVE_MARGIN * max(0.0, min(self._config.grace_seconds, notice.deadline - time.monotonic()))
+            notice = self._known_notice()
             self._pusher.hurry()
-            durable = self._push_last(step, margin_s)
+            self._last_seconds.leave(step, notice)
+            durable = self._push_last(step)
             if not durable and not self._pusher.superseded:  # again, if the pusher process died with it
-                durable = self._push_last(step, margin_s)
-            saved = self._last_saved
-            deadline = self._leave_by(margin_s)
-            left_s = deadline + margin_s - time.monotonic()
+                durable = self._push_last(step)
+            saved, notice = self._last_saved, self._known_notice()  # an earlier end may have become known
+            left_s = notice.deadline - time.monotonic()
             logger.warning(
                 "notice by %s: step %s is %s, %.1f s left",
                 notice.source,
@@ -396,29 +379,33 @@ class SpotSession:
                 left_s,
             )
             self._tell(events.Leaving(step=saved, durable=durable, left_s=left_s))
-            meet(self._ranks, self._board, deadline)
+            meet(self._ranks, self._board, notice.deadline - notice.margin_s)
             self._left = step
             if self._config.on_notice == "continue" and self._agreement.stay():
                 self._stays = True
                 logger.warning("this rank stays: it goes on from step %s, and saves nothing from now on", step)
 
-    def _leave_by(self, margin_s: float) -> float:
-        """Return when to leave; earlier than it was, once an earlier end has become known."""
+    def _known_notice(self) -> Notice:
         notice = self._agreement.notice
         assert notice is not None
-        return notice.deadline - margin_s
+        return notice
 
-    def _push_last(self, step: int, margin_s: float) -> bool:
+    def _leave_by(self) -> float:
+        """Return when to leave; earlier than it was, once an earlier end has become known."""
+        notice = self._known_notice()
+        return notice.deadline - notice.margin_s
+
+    def _push_last(self, step: int) -> bool:
         """Push *step* unless that is done, and wait. Return whether the last saved step is stored."""
         try:
             if not self._is_saved(step):
-                self._save_last(step, self._leave_by(margin_s))
+                self._save_last(step, self._leave_by())
                 self._last_saved = step
         except SpotError as error:
             logger.error("step %s could not be saved before leaving: %s", step, error)
         if (saved := self._last_saved) is None:
             return False
-        while not self._pusher.settled(saved) and (now := time.monotonic()) < (until := self._leave_by(margin_s)):
+        while not self._pusher.settled(saved) and (now := time.monotonic()) < (until := self._leave_by()):
             self._pusher.wait_settled(saved, min(until, now + RECHECK_S))
         return self._pusher.wait_settled(saved, 0.0) in (StepState.COMMITTED, None)
 
@@ -430,26 +417,19 @@ class SpotSession:
         else:
             self._saver.save(step, "notice", deadline)
 
-    def _on_sigterm(self, received_at: float) -> None:
-        grace_s = self._surroundings.signal_grace_s
-        self._agreement.notify(Notice("SIGTERM", received_at + grace_s))
-        self._tell(events.NoticeReceived(source="SIGTERM", grace_s=grace_s))
-
-    def _on_announcement(self, announcement: Announcement) -> None:
-        source, deadline = announcement.source, announcement.deadline
-        grace_s = None if deadline is None else deadline - time.monotonic()
-        if deadline is None:
-            logger.warning("%s: this machine may be taken before long; saving, and going on", source)
-            self._agreement.save_soon()
-        else:
-            self._agreement.notify(Notice(source, deadline))
-        self._tell(events.NoticeReceived(source=source, grace_s=grace_s, kind=announcement.kind))
-
     def _open_agreement(self) -> Agreement:
         trigger = self._pacing.trigger
         if self._ranks.world_size == 1:
-            return Solo(trigger, self._is_ready, self._on_deferred)
-        return Crew(self._ranks, self._board, trigger, self._is_ready, self._on_deferred, self._leave_in_pause)
+            return Solo(trigger, self._is_ready, self._on_deferred, self._last_seconds)
+        return Crew(
+            self._ranks,
+            self._board,
+            trigger,
+            self._is_ready,
+            self._on_deferred,
+            self._leave_in_pause,
+            self._last_seconds,
+        )
 
     def _is_ready(self) -> bool:
         return self._saver.has_room and not self._pusher.busy
@@ -465,5 +445,6 @@ class SpotSession:
                 hook(event)
             except Exception:
                 logger.exception("a hook failed on %s; training goes on", type(event).__name__)
+        self._last_seconds.hear(event)
         if (change := self._pacing.hear(event)) is not None:
             self._tell(change)

@@ -10,7 +10,10 @@ Trigger = Literal["steps", "seconds", "soft", "notice", "explicit", "end", "paus
 """Why a step is saved."""
 
 PeriodicReason = Literal["steps", "seconds", "soft"]
-"""Why a save is due while nobody leaves."""
+"""Why a save is due while there is no notice of an end."""
+
+AgreedReason = Literal["steps", "seconds", "soft", "notice"]
+"""Why all ranks save one step together."""
 
 
 class PeriodicTrigger:
@@ -27,6 +30,8 @@ class PeriodicTrigger:
         """Seconds from one save to the next, None for not on time. Any thread may set it."""
         self._clock = clock
         self._hastened = False
+        self.was_hastened = False
+        """Whether there ever was a soft notice."""
         self._last_step = 0
         self._last_at = clock.monotonic()
 
@@ -39,7 +44,7 @@ class PeriodicTrigger:
 
     def hasten(self) -> None:
         """Make a save due now, because of a soft notice."""
-        self._hastened = True
+        self._hastened = self.was_hastened = True
 
     def due(self, step: int) -> PeriodicReason | None:
         """Return which of them is due at *step*, or None."""

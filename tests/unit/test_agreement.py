@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from spot_plugins.agreement import Crew, Notice, Solo, crew
+from spot_plugins.agreement import Crew, Decision, Notice, Solo, crew
 from spot_plugins.clock import SystemClock
 from spot_plugins.ranks import MemoryBoard
 from spot_plugins.testing import run_thread_ranks
@@ -59,11 +59,32 @@ class Life:
     left_in_pause: bool = False
 
 
+class Script:
+    """A planner that says what was written for the step, else trains on. Remembers what it was asked and told."""
+
+    def __init__(self, rank, acts):
+        self.rank = rank
+        self.acts = acts
+        self.asked = []
+        self.learned = []
+
+    def figures(self):
+        return {"rank": self.rank}
+
+    def learn(self, figures):
+        self.learned.append(figures)
+
+    def heed(self, step, notice, num_ahead):
+        assert self.learned or num_ahead == 0
+        self.asked.append(step)
+        return self.acts.get(step, "train")
+
+
 class Training:
     """One rank's training thread, with a place to interfere at every point of a step."""
 
     def __init__(
-        self, ranks, gradients, *, every_steps=None, every_seconds=None, pause_every=0, ready=lambda rank: True
+        self, ranks, gradients, *, every_steps=None, every_seconds=None, pause_every=0, ready=lambda rank: True, acts=()
     ):
         self.life = Life()
         self.rank = ranks.rank
@@ -72,6 +93,7 @@ class Training:
         self.pause_every = pause_every
         self.gradients = gradients
         self.stuck = threading.Event()
+        self.planner = Script(self.rank, dict(acts))
         self.crew = Crew(
             ranks,
             ranks.open_board(),
@@ -79,6 +101,7 @@ class Training:
             lambda: ready(self.rank),
             self.life.deferred.append,
             self.leave_in_pause,
+            self.planner,
         )
         self.crew.saved(0)
 
@@ -86,8 +109,8 @@ class Training:
         self.life.left_in_pause = True
         self.stuck.set()
 
-    def notify(self):
-        self.crew.notify(Notice("test", time.monotonic() + PATIENCE_S))
+    def notify(self, *, at_once=True):
+        self.crew.notify(Notice("test", time.monotonic() + PATIENCE_S, at_once=at_once))
 
     def wait_for_notice(self):
         deadline = time.monotonic() + PATIENCE_S
@@ -124,7 +147,7 @@ class Training:
     def obey(self, decision):
         if decision is None:
             return False
-        if decision.trigger == "notice":
+        if decision.leaves:
             self.life.left_at = self.step
             return True
         self.life.saves.append((self.step, decision.trigger))
@@ -276,6 +299,72 @@ def test_a_pause_that_only_some_ranks_have_left_does_not_hold_them_up():
     assert run_thread_ranks(2, body) == [("notice", False)] * 2
 
 
+def wait_until(condition):
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def knows_figures(training):
+    wait_until(lambda: training.rank != 0 or training.planner.learned)
+
+
+@pytest.mark.parametrize("notified", [0, 1, 2])
+def test_a_notice_that_leaves_time_is_trained_through_until_rank_0_calls(notified):
+    """
+    Whoever has it: rank 0 learns what each rank has measured, is asked at each step from then on, has one step saved
+    by all, and calls them to leave, which they do at the next boundary. Nothing else is saved meanwhile.
+    """
+    trainings = {}
+
+    def at(training, place, step):
+        trainings[training.rank] = training
+        if (place, step) == ("before the step", 5):
+            if training.rank == notified:
+                training.notify(at_once=False)
+            training.wait_for_notice()
+            knows_figures(training)
+        elif (place, step) == ("before the step", 9):
+            wait_until(lambda: 10 in (plans := training.crew._ballot.plans) and plans[10].verdict == "save")
+        elif (place, step) == ("before the step", 16):
+            wait_until(lambda: training.crew._ballot.leave_at is not None)
+
+    lives = train(3, at, every_steps=12, acts={8: "save", 15: "leave"})
+
+    assert_same(lives)
+    assert trainings[0].planner.learned == [[{"rank": 0}, {"rank": 1}, {"rank": 2}]]
+    assert lives[0].saves == [(10, "notice")]
+    assert lives[0].left_at == 16
+    assert trainings[0].planner.asked[:2] == [4, 5], "at the notice, then at each boundary"
+    assert not trainings[1].planner.asked
+
+
+@pytest.mark.parametrize("first", ["a signal comes behind", "a pause comes", "the notice comes in a pause"])
+def test_what_ends_the_time_that_a_notice_leaves(first):
+    """
+    A pause, in which all leave; another notice that leaves none, on any rank, which is obeyed soon.
+    """
+
+    def at(training, place, step):
+        if (place, step) == ("in the pause" if first == "the notice comes in a pause" else "before the step", 6):
+            if training.rank == 1:
+                training.notify(at_once=False)
+            training.wait_for_notice()
+            knows_figures(training)
+        if (place, step) == ("in the pause", 6):
+            wait_until(lambda: training.crew._ballot.leave_at is not None)
+        if (place, step) == ("before the step", 8) and training.rank == 2:
+            training.notify()
+            wait_until(lambda: training.crew.notice.at_once)
+
+    pause_every = 0 if first == "a signal comes behind" else 6
+    lives = train(3, at, pause_every=pause_every)
+
+    assert_same(lives)
+    assert lives[0].left_at in ((8, 9, 10) if first == "a signal comes behind" else (6,))
+
+
 def interfere(rng):
     """Return a hook that makes random ranks wait a little, and notify, at random places."""
     notices = {
@@ -285,14 +374,16 @@ def interfere(rng):
     if rng.random() < 0.2:  # the machine's manager tells all at once
         place, step = rng.choice(PLACES), rng.randrange(1, NUM_STEPS)
         notices |= {(rank, place, step) for rank in range(4)}
+    leaves_time = rng.random() < 0.4
     delays = [rng.randrange(4) for _ in range(97)]
 
     def at(training, place, step):
         if (training.rank, place, step) in notices:
+            at_once = not leaves_time or step % 5 == 0
             if step % 2:
-                training.notify()
+                training.notify(at_once=at_once)
             else:  # as from the thread of a signal
-                threading.Thread(target=training.notify).start()
+                threading.Thread(target=training.notify, kwargs={"at_once": at_once}).start()
         deadline = time.monotonic() + 1e-4 * max(0, delays[(training.rank * 31 + step * 7 + len(place)) % 97] - 1)
         while time.monotonic() < deadline:
             pass
@@ -331,6 +422,7 @@ def test_no_schedule_makes_ranks_differ_or_hang(hundred):
             every_seconds=rng.choice([3, 4]),
             pause_every=rng.choice([0, 2, 3]),
             ready=ready,
+            acts={rng.randrange(1, NUM_STEPS): act for act in ("save", "save", "leave")},
         )
         assert_same(lives)
         ends[lives[0].left_at] += 1
@@ -395,7 +487,7 @@ def test_a_notice_that_nobody_heard_before_the_board_was_lost_still_counts():
     board.close()
     crew._thread.join(PATIENCE_S)
 
-    assert crew.at_boundary(2).trigger == "notice"
+    assert crew.at_boundary(2).leaves
     crew.close()
 
 
@@ -405,7 +497,8 @@ def solo():
 
     def make(every_steps=None, every_seconds=None, ready=lambda: True):
         clock, deferred = ManualClock(), []
-        return Solo(PeriodicTrigger(every_steps, every_seconds, clock), ready, deferred.append), clock, deferred
+        trigger = PeriodicTrigger(every_steps, every_seconds, clock)
+        return Solo(trigger, ready, deferred.append, Script(0, {3: "save", 5: "leave"})), clock, deferred
 
     return make
 
@@ -449,12 +542,29 @@ def test_one_rank_leaves_at_the_next_boundary_or_in_a_pause(solo):
     agreement.notify(Notice("first", 1.0))
     agreement.notify(Notice("later", 2.0))
 
-    assert agreement.at_boundary(1).trigger == "notice"
-    assert agreement.in_pause().trigger == "notice"
-    assert agreement.exit_pause().trigger == "notice"
+    assert agreement.at_boundary(1).leaves
+    assert agreement.in_pause().leaves
+    assert agreement.exit_pause().leaves
     assert agreement.notice.source == "first"
     agreement.notify(Notice("sooner", 0.5))
     assert agreement.notice.source == "sooner"
+
+
+def test_one_rank_does_what_its_planner_says_until_there_is_no_time(solo):
+    """
+    It trains on, saves, and leaves at the very step; in a pause it leaves; a signal behind that is obeyed at once.
+    """
+    agreement, _, _ = solo(every_steps=1)
+    agreement.notify(Notice("patient", 1.0, at_once=False))
+
+    assert [agreement.at_boundary(step) for step in (1, 2)] == [None, None]
+    assert agreement.at_boundary(3) == Decision("notice", leaves=False)
+    assert agreement.at_boundary(4) is None
+    assert agreement.in_pause().leaves
+    assert agreement.at_boundary(5).leaves
+    agreement.notify(Notice("signal", 2.0))
+    assert agreement.notice == Notice("patient", 1.0, at_once=True)
+    assert agreement.at_boundary(6).leaves
 
 
 def test_one_rank_that_shall_save_soon_does_so_once_when_it_can(solo):

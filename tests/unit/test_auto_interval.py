@@ -19,7 +19,7 @@ from spot_plugins.events import Committed, IntervalChanged, SaveDeferred, Staged
 from spot_plugins.manifest import canonical_json
 from spot_plugins.pacing import NUM_LIVES, Pacing, recent_preemptions
 from spot_plugins.planning import AutoInterval, Preemptions, daly_interval_s
-from spot_plugins.planning.auto import CHANGE, FIRST_INTERVAL_S, NUM_RECENT, PRIOR_MEAN_S, SHORTEST_S
+from spot_plugins.planning.auto import CHANGE, FIRST_INTERVAL_S, NUM_RECENT, PRIOR_MEAN_S, SHORTEST_S, WARNED_MEAN_S
 from spot_plugins.session import SpotSession
 from spot_plugins.store import MemoryStore
 from spot_plugins.testing import run_thread_ranks
@@ -106,6 +106,57 @@ def test_a_small_difference_changes_nothing():
     changes = [change for _ in range(NUM_RECENT) if (change := auto.hear(staged(4.0)))]
     assert changes
     assert changes[-1].before_s < auto.interval_s
+
+
+def pacing_of(rank=0, **settings):
+    return Pacing(SpotConfig(url="memory://x", **settings), MemoryStore(), 1, rank, HandClock())
+
+
+@pytest.mark.parametrize(
+    ("settings", "before_s", "after_s"),
+    [
+        ({"every_seconds": 600}, 600.0, daly_interval_s(2.0, WARNED_MEAN_S)),
+        ({"every_seconds": 40}, 40.0, None),
+        ({"every_steps": 100}, math.inf, daly_interval_s(2.0, WARNED_MEAN_S)),
+        ({"every_seconds": "auto"}, FIRST_INTERVAL_S, None),
+    ],
+    ids=str,
+)
+def test_a_soft_notice_shortens_the_interval(settings, before_s, after_s):
+    """
+    Whatever was asked for: to what is best with a preemption to be expected soon, if that is shorter. Steps alone get a
+    companion in time. Nothing is measured before the save that the notice asks for.
+    """
+    pacing = pacing_of(**settings)
+    assert pacing.hear(staged(2.0)) is None
+    assert pacing.hear(committed(1.0)) is None or settings == {"every_seconds": "auto"}
+    pacing.trigger.hasten()
+    pacing.hear(staged(2.0, "soft"))
+    change = pacing.hear(committed(1.0))
+
+    if settings == {"every_seconds": "auto"}:
+        assert pacing.trigger.every_seconds == daly_interval_s(2.0, WARNED_MEAN_S)
+    elif after_s is None:
+        assert change is None
+        assert pacing.trigger.every_seconds == before_s
+    else:
+        assert (change.before_s, change.interval_s) == (before_s, after_s)
+        assert pacing.trigger.every_seconds == after_s
+
+
+def test_a_soft_notice_leaves_time_for_pushes_and_concerns_rank_0_alone():
+    """
+    Even then no save is due before the last one is stored; and the other ranks are never asked.
+    """
+    pacing = pacing_of(every_seconds=600)
+    pacing.trigger.hasten()
+    pacing.hear(staged(0.001, "soft"))
+    assert pacing.hear(committed(100.0)).interval_s == 100.0
+
+    other = pacing_of(rank=1, every_seconds=600)
+    other.trigger.hasten()
+    other.hear(staged(0.001, "soft"))
+    assert other.hear(committed(100.0)) is None
 
 
 def test_old_saves_are_forgotten():

@@ -67,6 +67,7 @@ def test_good_settings_are_taken_as_they_are():
         ({"keep_last": None}, "keep_last", "None", "a whole number"),
         ({"keep_every": 0}, "keep_every", "0", "at least 1"),
         ({"local_dir": Path("/nvme")}, "local_dir", "PosixPath", "must be a string"),
+        ({"local_dir_survives": "yes"}, "local_dir_survives", "'yes'", "must be True or False"),
         ({"elastic_batch": "half"}, "elastic_batch", "'half'", "'keep' or 'scale'"),
     ],
     ids=str,
@@ -94,6 +95,7 @@ VARIABLES = {
     "keep_last": ("5", 5),
     "keep_every": ("1000", 1000),
     "local_dir": ("/nvme/spot", "/nvme/spot"),
+    "local_dir_survives": ("true", True),
     "elastic_batch": ("scale", "scale"),
 }
 
@@ -108,6 +110,7 @@ def test_a_variable_fills_in_and_never_overrides(name, monkeypatch):
     explicit = {
         "url": "s3://mine",
         "local_dir": "/mine",
+        "local_dir_survives": False,
         "on_notice": "leave",
         "notice_sources": "auto",
         "notice_file": "/mine",

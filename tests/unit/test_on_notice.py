@@ -48,7 +48,7 @@ def train(url, body, **settings):
 
 def notify(session):
     """As the thread of a SIGTERM does, which only one rank of a process can have."""
-    session._on_sigterm(time.monotonic())
+    session._listener._on_signal("SIGTERM", time.monotonic())
 
 
 def hear_of_it(session):

@@ -72,7 +72,7 @@ def test_a_file_that_appears_makes_the_rank_leave(tmp_path):
 
 def test_a_notice_on_one_machine_is_one_on_all(tmp_path):
     """
-    Only one rank asks who knows. All leave with one step.
+    Only one rank asks who knows. All leave with one step, and soon: nobody knows yet how long a save takes.
     """
     file, url, meeting = tmp_path / "notice", str(tmp_path / "run"), threading.Barrier(2)
 
@@ -81,14 +81,15 @@ def test_a_notice_on_one_machine_is_one_on_all(tmp_path):
         if rank == 1:
             file.touch()
         until(lambda: session.notice, "the notice is known")
-        meeting.wait(20)
-        session.after_step(2)
-        session.after_step(3)
+        for step in range(2, 10):
+            meeting.wait(20)
+            session.after_step(step)
 
     left = train(url, body, world_size=2, settings=lambda rank: {"notice_file": str(file)} if rank == 1 else {})
 
-    assert left == [("left with", 2)] * 2
-    assert numbers(LocalStore(url)) == [2]
+    assert len(set(left)) == 1
+    assert left[0][1] in (2, 3, 4)
+    assert numbers(LocalStore(url)) == [left[0][1]]
 
 
 @pytest.mark.parametrize(("world_size", "told"), [(1, [0]), (2, [1]), (2, [0, 1])])
@@ -114,7 +115,7 @@ def test_a_soft_notice_is_saved_for_and_trained_on(world_size, told, tmp_path, m
                 meeting.wait(20)
                 session.after_step(step)
             if world_size > 1:  # each rank of a machine hears of it in its own time
-                session._on_announcement(Announcement("aws rebalance", None, "soft"))
+                session._listener._on_announcement(Announcement("aws rebalance", None, "soft"))
                 time.sleep(0.1)
             (staged,) = heard.of(Staged)
             for later in range(step + 1, step + 20):
@@ -143,12 +144,12 @@ def test_the_earliest_deadline_counts(world_size, tmp_path, monkeypatch):
         def body(session, rank, heard):
             until(lambda: session.notice, "the notice is known")
             if rank == 0:
-                session._on_sigterm(time.monotonic())
+                session._listener._on_signal("SIGTERM", time.monotonic())
             until(lambda: session.notice.source == "SIGTERM", "the earlier end is known")
             deadline = session.notice.deadline
             assert deadline - time.monotonic() == pytest.approx(30, abs=5)
             if rank == 0:
-                session._on_sigterm(time.monotonic() + 50)
+                session._listener._on_signal("SIGTERM", time.monotonic() + 50)
             time.sleep(0.1)
             assert session.notice.deadline == deadline
             session.after_step(1)
@@ -164,8 +165,8 @@ def test_an_earlier_end_that_comes_in_the_last_wait_cuts_it_short(tmp_path):
 
     def body(session, rank, heard):
         os.kill(session._pusher.pid, signal.SIGSTOP)
-        session._on_sigterm(time.monotonic() + 90)
-        threading.Timer(0.2, session._on_sigterm, (time.monotonic() - 28,)).start()
+        session._listener._on_signal("SIGTERM", time.monotonic() + 90)
+        threading.Timer(0.2, session._listener._on_signal, ("SIGTERM", time.monotonic() - 28)).start()
         started = time.monotonic()
         try:
             session.after_step(1)
@@ -199,7 +200,7 @@ def test_the_launchers_timeout_is_the_grace_of_a_signal(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "12")
 
     def body(session, rank, heard):
-        session._on_sigterm(time.monotonic())
+        session._listener._on_signal("SIGTERM", time.monotonic())
         assert heard.wait(NoticeReceived).grace_s == 12
         assert session.notice.deadline - time.monotonic() <= 12
         session.after_step(1)

@@ -28,7 +28,7 @@ def term(pid=None):
     os.kill(pid or os.getpid(), signal.SIGTERM)
 
 noticed = threading.Event()
-notices = SignalNotices(lambda at: noticed.set())
+notices = SignalNotices(lambda name, at: noticed.set())
 """
 
 
@@ -61,7 +61,7 @@ def test_the_handler_only_records_and_a_thread_calls_back():
         """
         lock = threading.Lock()
         order = []
-        def on_notice(at):
+        def on_notice(name, at):
             with lock:
                 order.append(threading.current_thread() is not threading.main_thread())
                 noticed.set()
@@ -77,6 +77,52 @@ def test_the_handler_only_records_and_a_thread_calls_back():
     ) == (0, ["[True, True]"])
 
 
+def test_another_signal_is_one_too_where_it_was_named():
+    """
+    Its name is told. A forked child ignores it, and ends by SIGTERM as usual; it is given back in the end.
+    """
+    assert run(
+        """
+        told = []
+        def on_notice(name, at):
+            told.append(name)
+            noticed.set()
+        notices = SignalNotices(on_notice, [signal.SIGUSR1])
+        notices.install()
+        pid = os.fork()
+        if pid == 0:
+            time.sleep(60)
+        os.kill(pid, signal.SIGUSR1)
+        time.sleep(0.2)
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0)
+        os.kill(pid, signal.SIGTERM)
+        assert os.waitpid(pid, 0)[1] == signal.SIGTERM
+        signal.raise_signal(signal.SIGUSR1)
+        wait(noticed)
+        signal.raise_signal(signal.SIGTERM)
+        notices.uninstall()
+        say(told, signal.getsignal(signal.SIGUSR1) == signal.SIG_DFL)
+        """
+    ) == (0, ["['SIGUSR1'] True"])
+
+
+def test_another_signal_stays_with_the_program_that_handles_it():
+    """
+    Only SIGTERM is taken from a program whatever it does with it.
+    """
+    assert run(
+        """
+        signal.signal(signal.SIGUSR1, lambda *_: say("mine"))
+        notices = SignalNotices(lambda name, at: noticed.set(), [signal.SIGUSR1])
+        notices.install()
+        signal.raise_signal(signal.SIGUSR1)
+        assert not noticed.wait(0.2)
+        term()
+        wait(noticed)
+        """
+    ) == (0, ["mine"])
+
+
 def test_later_signals_are_harmless():
     """
     The first SIGTERM counts, with its time; a hundred more neither end the process nor call back.
@@ -84,7 +130,7 @@ def test_later_signals_are_harmless():
     assert run(
         """
         calls = []
-        def on_notice(at):
+        def on_notice(name, at):
             calls.append(at)
             noticed.set()
         notices = SignalNotices(on_notice)
@@ -106,7 +152,7 @@ def test_a_notice_gets_through_a_long_call_into_c():
     """
     process = start(
         """
-        notices = SignalNotices(lambda at: os._exit(7))
+        notices = SignalNotices(lambda name, at: os._exit(7))
         notices.install()
         say("ready")
         hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # minutes, without a look at signals
@@ -180,7 +226,7 @@ def test_the_previous_handler_comes_back_and_is_not_called_before():
         signal.signal(signal.SIGTERM, lambda *_: old.set())
         for _ in range(2):
             noticed.clear()
-            notices = SignalNotices(lambda at: noticed.set())
+            notices = SignalNotices(lambda name, at: noticed.set())
             notices.install()
             term()
             wait(noticed)

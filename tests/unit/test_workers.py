@@ -87,6 +87,34 @@ def test_the_users_own_init_function_still_runs():
     assert exit_code_of(begins) == 0
 
 
+def test_under_slurm_a_worker_obeys_its_parent_alone(monkeypatch):
+    """
+    SLURM signals each process of a step. A worker goes on through that; its parent's SIGTERM ends it with 0, though its
+    own code blocks.
+    """
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+
+    def worker(ready):
+        shield(None)(0)
+        ready.send(os.getpid())
+        threading.Event().wait()
+
+    def parent_signals():
+        here, there = multiprocessing.Pipe()
+        process = multiprocessing.get_context("fork").Process(target=worker, args=(there,))
+        process.start()
+        pid = here.recv()
+        for number in ("TERM", "USR1", "TERM"):
+            subprocess.run(["kill", f"-{number}", str(pid)], check=True)
+        process.join(0.5)
+        survived = process.exitcode is None
+        os.kill(pid, signal.SIGTERM)
+        process.join(DEADLINE_S)
+        return survived and process.exitcode == 0
+
+    assert exit_code_of(parent_signals) == 0
+
+
 def own_init(worker_id):
     os.environ["WORKER"] = str(worker_id)
 

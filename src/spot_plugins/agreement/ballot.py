@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from ..triggers import PeriodicReason
+from ..triggers import AgreedReason
 
 PlanAnswer = Literal["ready", "busy", "late"]
 PlanVerdict = Literal["save", "defer", "late"]
@@ -20,7 +20,7 @@ PlanVerdict = Literal["save", "defer", "late"]
 class Plan:
     """A proposal to save at a boundary that this rank has not passed."""
 
-    trigger: PeriodicReason
+    trigger: AgreedReason
     verdict: PlanVerdict | None = None
 
 

@@ -14,6 +14,9 @@ it stands at. The largest answer is the boundary at which all save and leave. A 
 answer before the largest is known waits there. This answer must not depend on the training thread: one that
 waits at boundary k for another to *arrive* somewhere deadlocks, because that one may need its gradients of
 step k + 1 to get there.
+
+*Notices that leave time.* Each rank posts what it has measured, and training goes on. Rank 0 alone asks the planner at
+each boundary, and calls all to leave when it is time; from then on it is as above. A pause ends the wait.
 """
 
 from __future__ import annotations
@@ -26,9 +29,9 @@ from collections.abc import Callable
 from typing import Any, Final, cast
 
 from ..ranks import Board, BoardClosedError, Ranks
-from ..triggers import PeriodicReason, PeriodicTrigger
+from ..triggers import AgreedReason, PeriodicTrigger
 from .ballot import Ballot, Plan, PlanAnswer, count_notice, count_plan
-from .decision import Decision, Notice, earlier
+from .decision import Decision, Notice, Planner, merge
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +54,18 @@ CLOSE_WAIT_S: Final = 2.0
 
 
 class Crew:
-    """The :class:`~.decision.Agreement` of a job of many processes."""
+    """
+    The :class:`~.decision.Agreement` of a job of many processes.
+
+    Args:
+        ranks: This process among them.
+        board: What they agree over.
+        trigger: Says when a save is due. That of rank 0 is asked.
+        ready: Whether this rank's earlier save is done, so that another may begin.
+        deferred: Called on rank 0 with a step that was due and is not saved.
+        leave_in_pause: Called on a thread of the agreement when all leave with the step at which this rank pauses.
+        planner: Asked on rank 0 at each boundary once a notice leaves time. None: every notice is obeyed at once.
+    """
 
     def __init__(
         self,
@@ -61,6 +75,7 @@ class Crew:
         ready: Callable[[], bool],
         deferred: Callable[[int], None],
         leave_in_pause: Callable[[], None],
+        planner: Planner | None = None,
     ) -> None:
         self._ranks = ranks
         self._board = board
@@ -68,11 +83,14 @@ class Crew:
         self._ready = ready
         self._deferred = deferred
         self._leave_in_pause = leave_in_pause
+        self._planner = planner
         self._lock = threading.Lock()  # around the ballot and the notice
         self._changed = threading.Condition(self._lock)
         self._ballot = Ballot()
         self._notice: Notice | None = None
         self._own_notice: Notice | None = None
+        self._knows_figures = False  # of all ranks, on rank 0
+        self._called = False  # all, by rank 0, to leave
         self._loss = ""  # why there is no board any more
         self._wished_at = -math.inf  # when it was last asked to save soon
         self._lead_s = LEAD_S
@@ -93,12 +111,12 @@ class Crew:
     def notify(self, notice: Notice) -> None:
         """See :class:`~.decision.Agreement`."""
         with self._lock:
-            self._own_notice = earlier(self._own_notice, notice)
+            self._own_notice = merge(self._own_notice, notice)
             if self._ballot.alone:
                 self._obey_alone()
-        if earlier(self._notice, notice) is notice:
-            left_s = notice.deadline - time.monotonic()
-            self._send({"kind": "notice", "source": notice.source, "left_s": left_s})
+        if merge(self._notice, notice) is not self._notice:
+            message = {"kind": "notice", "source": notice.source, "left_s": notice.deadline - time.monotonic()}
+            self._send({**message, "margin_s": notice.margin_s, "at_once": notice.at_once})
 
     def save_soon(self) -> None:
         """See :class:`~.decision.Agreement`."""
@@ -114,7 +132,7 @@ class Crew:
                     self._wait_decided(boundary)
                 plan = self._ballot.arrive()
                 if self._ballot.leaves_at(boundary):
-                    return Decision("notice")
+                    return Decision("notice", leaves=True)
         if self._loss:  # not said when it happens: the end of the training takes the board away too
             logger.error("the ranks can no longer agree, nothing will be saved from now on: %s", self._loss)
             self._loss = ""
@@ -129,7 +147,10 @@ class Crew:
 
     def _wait_decided(self, boundary: int) -> None:
         """Wait, with the lock, until it is known what happens at *boundary*."""
-        wait_s = VERDICT_WAIT_S if self._notice is None else self._notice.deadline - time.monotonic()
+        wait_s = VERDICT_WAIT_S
+        if self._notice is not None:
+            left_s = self._notice.deadline - time.monotonic()
+            wait_s = left_s if self._notice.at_once or self._called else min(wait_s, left_s)
         if not self._changed.wait_for(lambda: not self._ballot.is_open(boundary), max(0.0, wait_s)):
             logger.error("a rank does not answer; boundary %s is decided without it", boundary)
             if self._notice is not None:
@@ -152,10 +173,13 @@ class Crew:
         self._last = (step, now)
 
     def _plan(self, step: int) -> None:
-        """On rank 0, behind *step*: propose a boundary when a periodic save is near."""
-        if self._ballot.plans or self._ballot.alone or self._notice is not None:
+        """On rank 0, behind *step*: propose a boundary when a save is near, or call all to leave."""
+        if self._ballot.plans or self._ballot.alone:
             return
-        trigger: PeriodicReason
+        if (notice := self._notice) is not None:
+            self._heed(step, notice)
+            return
+        trigger: AgreedReason
         steps_left = self._trigger.steps_left(step)
         if steps_left <= self._lead(self._lead_s) * self._stride:
             ahead, trigger = math.ceil(steps_left / self._stride), "steps"
@@ -169,11 +193,29 @@ class Crew:
             if self._trigger.due(step) is not None:
                 self._defer(step)
             return
+        self._propose(ahead, trigger)
+
+    def _heed(self, step: int, notice: Notice) -> None:
+        if notice.at_once or self._called or not self._knows_figures:
+            return
+        assert self._planner is not None
+        ahead = self._lead(LEAD_S)
+        act = self._planner.heed(step, notice, ahead)
+        if act == "leave":
+            self._call_to_leave()
+        elif act == "save" and self._ready():
+            self._propose(ahead, "notice")
+
+    def _propose(self, ahead: int, trigger: AgreedReason) -> None:
         with self._lock:
             boundary = self._ballot.reached + max(1, ahead)
             # Known to this rank at once, so that its training thread cannot run past it.
             self._ballot.hear_plan(boundary, Plan(trigger))
         self._send_aside({"kind": "plan", "boundary": boundary, "trigger": trigger})
+
+    def _call_to_leave(self) -> None:
+        self._called = True
+        self._send_aside({"kind": "leave"})
 
     def _lead(self, seconds: float) -> int:
         """Return how many boundaries training passes in *seconds*, but at least a few."""
@@ -188,11 +230,14 @@ class Crew:
         """See :class:`~.decision.Agreement`."""
         with self._lock:
             self._ballot.paused = True
+            if self._waits():
+                self._call_to_leave()
 
     def in_pause(self) -> Decision | None:
         """See :class:`~.decision.Agreement`."""
         with self._lock:
-            return Decision("notice") if self._ballot.leaves_at(self._ballot.reached) else None
+            leaves = self._ballot.leaves_at(self._ballot.reached)
+        return Decision("notice", leaves=True) if leaves else None
 
     def exit_pause(self) -> Decision | None:
         """See :class:`~.decision.Agreement`."""
@@ -209,6 +254,7 @@ class Crew:
             if self._own_notice is not None:
                 return False
             self._notice = None
+            self._knows_figures = self._called = False
             self._ballot.stay()
         self._wake()
         return True
@@ -251,6 +297,8 @@ class Crew:
                     self._on_plan(message)
                 elif message["kind"] == "notice":
                     self._on_notice(message)
+                elif message["kind"] == "leave":
+                    self._on_leave(message["number"])
                 elif message["kind"] == "soft" and time.monotonic() - self._wished_at > SAME_WORD_S:
                     self._wished_at = time.monotonic()
                     self._trigger.hasten()  # rank 0 is the one that asks it
@@ -271,13 +319,45 @@ class Crew:
             self._changed.notify_all()
 
     def _on_notice(self, message: dict[str, Any]) -> None:
+        number, deadline = message["number"], time.monotonic() + message["left_s"]
         with self._lock:
             is_first = self._notice is None
-            self._notice = earlier(self._notice, Notice(message["source"], time.monotonic() + message["left_s"]))
-            if not is_first:
+            at_once = message["at_once"] or self._planner is None
+            self._notice = merge(self._notice, Notice(message["source"], deadline, message["margin_s"], at_once))
+            at_once = self._notice.at_once
+        if at_once:
+            self._on_leave(number)
+        elif is_first:
+            self._share_figures(number)
+
+    def _share_figures(self, number: int) -> None:
+        """Tell rank 0 what this rank has measured. Rank 0 decides from then on when all leave."""
+        assert self._planner is not None
+        self._board.post(f"figures/{number}/{self._ranks.rank}", self._planner.figures())
+        if self._ranks.rank != 0:
+            return
+        self._planner.learn([self._board.read(f"figures/{number}/{rank}") for rank in range(self._ranks.world_size)])
+        with self._lock:
+            notice, step = self._notice, 0 if self._last is None else self._last[0]
+        # Asked here first: a step may take longer than there is time.
+        if notice is not None and self._planner.heed(step, notice, self._lead(LEAD_S)) == "leave":
+            self._call_to_leave()
+        with self._lock:
+            self._knows_figures = True
+            if self._ballot.paused and self._waits():
+                self._call_to_leave()
+
+    def _waits(self) -> bool:
+        """Whether this is rank 0, and all train on until it calls them to leave. Call with the lock held."""
+        is_patient = self._notice is not None and not self._notice.at_once
+        return is_patient and self._ranks.rank == 0 and not self._called and not self._ballot.alone
+
+    def _on_leave(self, number: int) -> None:
+        with self._lock:
+            if self._ballot.answer is not None:  # that is being decided, or was
                 return
             answer = self._ballot.hear_notice()
-        boundary = self._vote(message["number"], answer, count_notice)
+        boundary = self._vote(number, answer, count_notice)
         with self._lock:
             leaves_in_pause = self._ballot.hear_leave(boundary)
             self._changed.notify_all()
@@ -303,5 +383,5 @@ class Crew:
     def _obey_alone(self) -> None:
         """Ask nobody any more, and obey a notice that is known or was on its way. Call with the lock held."""
         if self._own_notice is not None:
-            self._notice = earlier(self._notice, self._own_notice)
+            self._notice = merge(self._notice, self._own_notice)
         self._ballot.go_alone(leave=self._notice is not None)

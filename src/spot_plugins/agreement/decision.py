@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Final, Literal, Protocol, TypeAlias
+
+from ..manifest import Json
+from ..triggers import AgreedReason
+
+LEAVE_SHARE: Final = 0.1
+"""Share of the time between a notice and its end that is kept for leaving itself: raising, teardown, exit."""
+
+MAX_LEAVE_S: Final = 3.0
+"""Most seconds that are kept for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,18 +23,57 @@ class Notice:
     source: str
     deadline: float
     """Monotonic time at which it is taken, as far as this rank knows."""
+    margin_s: float = 0.0
+    """Seconds before the deadline that are kept for leaving itself."""
+    at_once: bool = True
+    """Whether all leave at their next step. Else training may go on until near the deadline."""
 
 
-def earlier(known: Notice | None, notice: Notice) -> Notice:
-    """Return the one whose deadline is earlier; *known* if they are equal."""
-    return notice if known is None or notice.deadline < known.deadline else known
+def notice_of(source: str, deadline: float, left_s: float, *, at_once: bool) -> Notice:
+    """Return the notice by *source* that comes *left_s* seconds before its *deadline* (monotonic)."""
+    return Notice(source, deadline, min(LEAVE_SHARE * max(0.0, left_s), MAX_LEAVE_S), at_once)
+
+
+def merge(known: Notice | None, notice: Notice) -> Notice:
+    """Return what both say together: the earlier end, and at once if either says so. *known* if nothing is new."""
+    if known is None:
+        return notice
+    first = notice if notice.deadline < known.deadline else known
+    at_once = known.at_once or notice.at_once
+    return first if first.at_once == at_once else replace(first, at_once=at_once)
+
+
+Act: TypeAlias = Literal["train", "save", "leave"]
+
+
+class Planner(Protocol):
+    """What a rank makes of the time that a notice leaves it."""
+
+    def figures(self) -> Json:
+        """Return what this rank has measured. From a thread of the agreement."""
+        ...
+
+    def learn(self, figures: Sequence[Json]) -> None:
+        """Take in the :meth:`figures` of all ranks, before :meth:`heed`. From a thread of the agreement."""
+        ...
+
+    def heed(self, step: int, notice: Notice, num_ahead: int) -> Act:
+        """
+        Return what to do behind *step*: ``train`` on, ``save`` and train on, or ``leave``.
+
+        What this says is done up to *num_ahead* boundaries later, because the ranks must agree on it. Called on rank 0
+        once there is a notice that leaves time: at first on a thread of the agreement, then at each boundary.
+        """
+        ...
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
     """Save the step that was just done. All ranks get the same decision at the same boundary."""
 
-    trigger: Literal["steps", "seconds", "soft", "notice"]
+    trigger: AgreedReason
+    leaves: bool = False
+    """Whether all leave with it, because of a notice."""
 
 
 class Agreement(Protocol):

@@ -5,16 +5,31 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from ..triggers import PeriodicTrigger
-from .decision import Decision, Notice, earlier
+from .decision import Decision, Notice, Planner, merge
 
 
 class Solo:
-    """The :class:`~.decision.Agreement` of a job of one process."""
+    """
+    The :class:`~.decision.Agreement` of a job of one process.
 
-    def __init__(self, trigger: PeriodicTrigger, ready: Callable[[], bool], deferred: Callable[[int], None]) -> None:
+    Args:
+        trigger: Says when a save is due.
+        ready: Whether an earlier save is done, so that another may begin.
+        deferred: Called with a step that was due and is not saved.
+        planner: Asked at each step once a notice leaves time. None: every notice is obeyed at once.
+    """
+
+    def __init__(
+        self,
+        trigger: PeriodicTrigger,
+        ready: Callable[[], bool],
+        deferred: Callable[[int], None],
+        planner: Planner | None = None,
+    ) -> None:
         self._trigger = trigger
         self._ready = ready
         self._deferred = deferred
+        self._planner = planner
         self._told_deferred = False
         self._notice: Notice | None = None
 
@@ -25,7 +40,7 @@ class Solo:
 
     def notify(self, notice: Notice) -> None:
         """See :class:`~.decision.Agreement`."""
-        self._notice = earlier(self._notice, notice)
+        self._notice = merge(self._notice, notice)
 
     def save_soon(self) -> None:
         """See :class:`~.decision.Agreement`."""
@@ -33,8 +48,8 @@ class Solo:
 
     def at_boundary(self, step: int) -> Decision | None:
         """See :class:`~.decision.Agreement`."""
-        if self._notice is not None:
-            return Decision("notice")
+        if (notice := self._notice) is not None:
+            return self._heed(step, notice)
         if (due := self._trigger.due(step)) is None:
             return None
         if self._ready():
@@ -44,12 +59,17 @@ class Solo:
             self._deferred(step)
         return None
 
+    def _heed(self, step: int, notice: Notice) -> Decision | None:
+        if notice.at_once or self._planner is None or (act := self._planner.heed(step, notice, 0)) == "leave":
+            return Decision("notice", leaves=True)
+        return Decision("notice") if act == "save" and self._ready() else None
+
     def enter_pause(self) -> None:
         """See :class:`~.decision.Agreement`."""
 
     def in_pause(self) -> Decision | None:
         """See :class:`~.decision.Agreement`."""
-        return None if self._notice is None else Decision("notice")
+        return None if self._notice is None else Decision("notice", leaves=True)
 
     exit_pause = in_pause
 

@@ -25,6 +25,8 @@ class _Shielded:
 
     def __call__(self, worker_id: int) -> None:
         os.setpgid(0, 0)
+        if "SLURM_JOB_ID" in os.environ:
+            _obey_parent_alone()
         if self.original is not None:
             self.original(worker_id)
 
@@ -36,8 +38,24 @@ def shield(worker_init_fn: Callable[[int], object] | None) -> Callable[[int], ob
     torchrun sends SIGTERM to the whole group. A worker dies of it within milliseconds, and the trainer with
     ``RuntimeError: DataLoader worker exited unexpectedly``, before it has saved anything. The shield goes up
     when the worker runs its init function: a signal to the group before that still hits it.
+
+    SLURM signals every process of a step by itself. There a worker ends by SIGTERM only if its parent sends it.
     """
     return worker_init_fn if isinstance(worker_init_fn, _Shielded) else _Shielded(worker_init_fn)
+
+
+def _obey_parent_alone() -> None:
+    """Ignore SIGTERM from anyone but the parent, and SIGUSR1, in this process, which has one thread."""
+    parent = os.getppid()
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # later threads inherit it
+
+    def watch() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)  # as torch's own handler, which this signal no longer reaches
+
+    threading.Thread(target=watch, name="spot-shield", daemon=True).start()
 
 
 def shield_workers(loader: Any) -> None:

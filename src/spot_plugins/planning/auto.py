@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from dataclasses import dataclass
@@ -19,6 +20,9 @@ SHORTEST_S: Final = 30.0
 
 PRIOR_MEAN_S: Final = 6 * 3600.0
 """Seconds between preemptions that are expected before any is seen."""
+
+WARNED_MEAN_S: Final = 900.0
+"""The same once a soft notice has said that a preemption is near: the shortest mean that Daly computes with."""
 
 NUM_RECENT: Final = 8  # saves whose cost counts
 
@@ -49,23 +53,30 @@ class AutoInterval:
     Args:
         preemptions: What is known from earlier lives.
         clock: Says how long this life lasts.
+        at_most_s: Seconds between two saves that the user has asked for: only shortened. None: nothing was asked.
     """
 
-    def __init__(self, preemptions: Preemptions, clock: Clock) -> None:
+    def __init__(self, preemptions: Preemptions, clock: Clock, at_most_s: float | None = None) -> None:
         self._preemptions = preemptions
         self._clock = clock
         self._started = clock.monotonic()
         self._lock = threading.Lock()
         self._stalls_s: deque[float] = deque(maxlen=NUM_RECENT)
         self._pushes_s: deque[float] = deque(maxlen=NUM_RECENT)
-        self.interval_s = FIRST_INTERVAL_S
+        self._at_most_s = math.inf if at_most_s is None else at_most_s
+        self._is_warned = False
+        self.interval_s = FIRST_INTERVAL_S if at_most_s is None else at_most_s
         """Seconds between two saves."""
+
+    def warn(self) -> None:
+        """Take in that a preemption is near. The interval follows with the next event."""
+        self._is_warned = True
 
     def hear(self, event: Event) -> IntervalChanged | None:
         """Take in *event*. Return the change that follows from it, or None."""
         with self._lock:
             match event:
-                case Staged(trigger="steps" | "seconds" | "explicit", stall_s=stall_s):
+                case Staged(trigger="steps" | "seconds" | "soft" | "explicit", stall_s=stall_s):
                     self._stalls_s.append(stall_s)
                 case Committed(push_s=push_s):
                     self._pushes_s.append(push_s)
@@ -77,10 +88,14 @@ class AutoInterval:
         stall_s = sum(self._stalls_s) / len(self._stalls_s)
         push_s = max(self._pushes_s)
         mean_s = self._preemptions.mean_s(self._clock.monotonic() - self._started)
-        interval_s = max(daly_interval_s(stall_s, mean_s), push_s, SHORTEST_S)
-        if push_s <= self.interval_s and abs(interval_s - self.interval_s) < CHANGE * self.interval_s:
+        if self._is_warned:
+            mean_s = min(mean_s, WARNED_MEAN_S)
+        before_s = self.interval_s
+        interval_s = min(max(daly_interval_s(stall_s, mean_s), push_s, SHORTEST_S), self._at_most_s)
+        is_small = push_s <= before_s and abs(interval_s - before_s) < CHANGE * before_s
+        if is_small or interval_s == before_s:
             return None
-        before_s, self.interval_s = self.interval_s, interval_s
+        self.interval_s = interval_s
         return IntervalChanged(
             interval_s=interval_s, before_s=before_s, stall_s=stall_s, push_s=push_s, mean_between_preemptions_s=mean_s
         )

@@ -81,7 +81,7 @@ class Pusher:
         ours, theirs = socket.socketpair()
         # Its own session: a signal to the job's process group must not end it. Its folder: "-m" puts the
         # current one first in the module path, and a user's "random.py" there must not shadow Python's.
-        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})  # inherited: see main()
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, messages.SIGNALS)  # inherited: see main()
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "spot_plugins.push.worker", str(theirs.fileno())],

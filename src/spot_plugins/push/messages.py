@@ -7,6 +7,7 @@ A message is a JSON object behind its length in 8 bytes; a file descriptor may t
 from __future__ import annotations
 
 import json
+import signal
 import socket
 import struct
 from dataclasses import asdict, dataclass, replace
@@ -18,6 +19,9 @@ from .. import events
 from ..events import Event
 from ..keys import StepId, blob_key, frozen_key
 from ..manifest import Blob, Json, RankManifest, TensorSlice, hash_of_blob
+
+SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGUSR1})
+"""Signals to a job, which end a trainer and not its pusher. SLURM sends them to every process."""
 
 _LENGTH: Final = struct.Struct("<Q")
 _TOLD_BY_PUSHER: Final = (

@@ -179,8 +179,8 @@ class Worker:
 def main() -> None:
     """Entry point. The one argument is the descriptor of the socket to the trainer."""
     # Such a signal means the trainer; we end when the work is done. Up to here the signals are blocked.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in messages.SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     Worker(socket.socket(fileno=int(sys.argv[1]))).run()
 
 
