@@ -268,9 +268,9 @@ class SpotSession:
         Say that training is done, behind *step*: save it and wait until it is stored. Then close.
 
         Raises:
-            Preempted: A notice came before the end was stored.
+            Preempted: A notice came before the end was stored, and left no time for that.
         """
-        if self._agreement.notice is not None:
+        if self._is_pressed():
             self._leave(step)
         deadline = time.monotonic() + FINISH_WAIT_S
         for _ in range(2):  # again, if the pusher process died with it
@@ -323,11 +323,16 @@ class SpotSession:
         self._agreement.saved(step)
 
     def _wait(self, done: Callable[[], bool], step: int, deadline: float) -> None:
-        """Wait until *done* or *deadline*; leave with *step* if a notice comes meanwhile."""
+        """Wait until *done* or *deadline*; leave with *step* if a notice leaves no time for that."""
         while not done() and time.monotonic() < deadline:
-            if self._agreement.notice is not None:
+            if self._is_pressed():
                 self._leave(step)
             time.sleep(POLL_S)
+
+    def _is_pressed(self) -> bool:
+        """Whether there is a notice that is to be obeyed at once, or whose time is up."""
+        notice = self._agreement.notice
+        return notice is not None and (notice.at_once or time.monotonic() > self._leave_by())
 
     def _leave_paused(self, decision: Decision | None) -> None:
         if decision is not None:

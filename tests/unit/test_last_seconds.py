@@ -133,6 +133,29 @@ def test_a_pause_ends_the_time_that_a_notice_left(tmp_path):
     assert left_s > 50
 
 
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_training_that_is_done_in_time_ends_well(world_size, tmp_path):
+    """
+    There is nothing that another attempt would have to do: the end is saved and stored, and nobody leaves with 143.
+    """
+
+    def life(ranks):
+        config = SpotConfig(url=str(tmp_path / "run"), every_steps=5)
+        session = SpotSession(config, ranks=ranks)
+        session.register("part", Holder(state_of(1)), replicated=("both",))
+        session.resume()
+        for step in range(1, 10):
+            time.sleep(STEP_S)
+            session.after_step(step)
+        announce(session, 30.0)
+        until(lambda: session.notice, "the notice is known")
+        session.finish(9)
+
+    run_thread_ranks(world_size, life)
+
+    assert numbers(LocalStore(str(tmp_path / "run")))[0] == 9
+
+
 def test_without_a_measured_save_it_leaves_at_once(tmp_path):
     """
     Nobody knows how long a save takes: it is made at once, tried, and not promised.
