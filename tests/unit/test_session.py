@@ -171,9 +171,12 @@ def test_a_rank_that_is_new_begins_with_what_rank_0_had_and_may_make_it_its_own(
         def for_new_rank(self, state, rank):
             return {**state, "name": f"new rank {rank}"}
 
+    resumed = threading.Barrier(3)
+
     def body(ranks):
         with training(url, ranks=ranks, part=Own(state_of(0))) as (session, holder, _):
             assert session.resume() == 4
+            resumed.wait(30)  # a board of threads ends at once when rank 0 lets go of it
             return holder.state
 
     for rank, state in enumerate(run_thread_ranks(3, body)):
