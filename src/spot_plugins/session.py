@@ -15,11 +15,10 @@ from .capture import Part, Parts
 from .clock import Clock, SystemClock
 from .config import SpotConfig
 from .data import end_shielded_workers
-from .errors import Preempted, SpotError, StoreError
+from .errors import Preempted
 from .events import Event, Hook
 from .joining import join_run
 from .last_seconds import LastSeconds
-from .lifecycle import StepState
 from .listening import Listener
 from .pacing import Pacing
 from .prefetching import stop_prefetch
@@ -27,13 +26,11 @@ from .push import Pusher, PushSettings
 from .ranks import Board, Ranks, current_ranks, meet
 from .resuming import apply_state, check_alike, load_newest
 from .salvaging import salvage
-from .saving import Saver, StagedStep
+from .saves import Saves
+from .saving import Saver
 from .triggers import Trigger
 
 logger = logging.getLogger(__name__)
-
-RECHECK_S: Final = 0.5
-"""How often the last wait looks whether an earlier end has become known."""
 
 STUCK_S: Final = 1.0
 """How long the training thread may take to leave a pause once all ranks are done."""
@@ -101,9 +98,7 @@ class SpotSession:
         self._is_prepared = False
         self._last_seconds = LastSeconds(config.local_dir_survives, self._tell)
         self._num_deferred = 0
-        self._last_saved: int | None = None
-        self._paused_step: int | None = None
-        self._held: StagedStep | None = None
+        self._saves = Saves(self._saver, self._pusher, self._last_seconds, config.grace_seconds)
         self._leaving = threading.Lock()
         self._left: int | None = None
         self._stays = False  # without the ranks that left: what this one saves would never be committed
@@ -163,8 +158,7 @@ class SpotSession:
         if loaded is not None:
             apply_state(loaded, list(self._parts.items()), self._ranks.rank)
         step = loaded.step_id.step if loaded is not None else None
-        self._last_saved = step
-        self._last_seconds.saved(step or 0)
+        self._saves.resumed(step)
         self._agreement.saved(step or 0)
         if loaded is not None:
             event = events.Resumed(
@@ -233,15 +227,12 @@ class SpotSession:
         same step.
         """
         with self._leaving:  # a notice from now on waits until the state is staged
-            self._paused_step = step
+            self._saves.pause(step)
             self._last_seconds.paused()
             self._agreement.enter_pause()
             self._saver.fence()
-            if not self._is_saved(step) and not self._stays:
-                try:
-                    self._held = self._saver.stage(step, "pause", deadline=0.0)
-                except StoreError:  # training never waits for the store, not even here
-                    logger.warning("two saves are still on their way: a notice in this pause cannot save %s", step)
+            if not self._stays:
+                self._saves.hold(step)
 
     def in_pause(self) -> None:
         """
@@ -260,8 +251,7 @@ class SpotSession:
             Preempted: As :meth:`after_step`.
         """
         self._leave_paused(self._agreement.exit_pause())
-        self._paused_step = None
-        self._held = None
+        self._saves.go_on()
 
     def finish(self, step: int) -> None:
         """
@@ -278,11 +268,11 @@ class SpotSession:
             if self._saver.has_room and not self._pusher.superseded:
                 self._save(step, "end")
             self._wait(lambda: self._pusher.settled(step), step, deadline)
-            if self._is_saved(step):
+            if self._saves.has(step):
                 break
         if not self._pusher.settled(step):
             logger.error("step %s is still not stored; the pusher process goes on trying", step)
-        elif not self._is_saved(step):
+        elif not self._saves.has(step):
             logger.error("step %s is not stored, and will not be", step)
         meet(self._ranks, self._board, time.monotonic() + self._config.grace_seconds)
         self.close()
@@ -294,7 +284,7 @@ class SpotSession:
         Raises:
             Preempted: All ranks had agreed to leave: then the error only says that another rank is gone.
         """
-        paused, notice = self._paused_step, self._agreement.notice
+        paused, notice = self._saves.paused, self._agreement.notice
         if paused is not None and notice is not None and not isinstance(error, Preempted):
             self._leave_paused(self._agreement.exit_pause())
         self.close()
@@ -311,15 +301,9 @@ class SpotSession:
         self._listener.release_signals()
         self._board.close()
 
-    def _is_saved(self, step: int) -> bool:
-        """Whether *step* is stored or on its way. Only then must it not be saved again: it may be visible."""
-        return step == self._last_saved and not self._pusher.abandoned(step)
-
     def _save(self, step: int, trigger: Trigger) -> None:
-        if not self._is_saved(step) and not self._stays:
-            self._saver.save(step, trigger, time.monotonic() + self._config.grace_seconds)
-            self._last_saved = step
-            self._last_seconds.saved(step, because_of_notice=trigger == "notice")
+        if not self._stays:
+            self._saves.save(step, trigger)
         self._agreement.saved(step)
 
     def _wait(self, done: Callable[[], bool], step: int, deadline: float) -> None:
@@ -336,8 +320,8 @@ class SpotSession:
 
     def _leave_paused(self, decision: Decision | None) -> None:
         if decision is not None:
-            assert self._paused_step is not None
-            self._leave(self._paused_step)
+            assert self._saves.paused is not None
+            self._leave(self._saves.paused)
 
     def _leave(self, step: int) -> None:
         """Save *step*, make it durable within the grace, and raise :exc:`Preempted`, unless this rank stays."""
@@ -347,7 +331,7 @@ class SpotSession:
             return
         self._listener.release_signals(for_good=True)
         self.close()
-        raise Preempted(self._last_saved)
+        raise Preempted(self._saves.last)
 
     def _leave_in_pause(self) -> None:
         """
@@ -355,8 +339,8 @@ class SpotSession:
 
         If that thread is caught in a collective with a rank that is gone, it would never come to leave.
         """
-        assert self._paused_step is not None
-        self._make_durable(self._paused_step)
+        assert self._saves.paused is not None
+        self._make_durable(self._saves.paused)
         if not self._stays and not self._training_thread_leaves.wait(STUCK_S):
             logger.warning("the training thread is stuck in the pause; ending the process")
             end_shielded_workers()
@@ -371,10 +355,10 @@ class SpotSession:
             notice = self._known_notice()
             self._pusher.hurry()
             self._last_seconds.leave(step, notice)
-            durable = self._push_last(step)
+            durable = self._saves.push_last(step, self._leave_by)
             if not durable and not self._pusher.superseded:  # again, if the pusher process died with it
-                durable = self._push_last(step)
-            saved, notice = self._last_saved, self._known_notice()  # an earlier end may have become known
+                durable = self._saves.push_last(step, self._leave_by)
+            saved, notice = self._saves.last, self._known_notice()  # an earlier end may have become known
             left_s = notice.deadline - time.monotonic()
             logger.warning(
                 "notice by %s: step %s is %s, %.1f s left",
@@ -399,28 +383,6 @@ class SpotSession:
         """Return when to leave; earlier than it was, once an earlier end has become known."""
         notice = self._known_notice()
         return notice.deadline - notice.margin_s
-
-    def _push_last(self, step: int) -> bool:
-        """Push *step* unless that is done, and wait. Return whether the last saved step is stored."""
-        try:
-            if not self._is_saved(step):
-                self._save_last(step, self._leave_by())
-                self._last_saved = step
-        except SpotError as error:
-            logger.error("step %s could not be saved before leaving: %s", step, error)
-        if (saved := self._last_saved) is None:
-            return False
-        while not self._pusher.settled(saved) and (now := time.monotonic()) < (until := self._leave_by()):
-            self._pusher.wait_settled(saved, min(until, now + RECHECK_S))
-        return self._pusher.wait_settled(saved, 0.0) in (StepState.COMMITTED, None)
-
-    def _save_last(self, step: int, deadline: float) -> None:
-        if self._held is not None:
-            self._saver.push(self._held)
-        elif self._paused_step is not None:
-            raise StoreError("put", "", "it was not staged before the pause, and weights may be swapped since", False)
-        else:
-            self._saver.save(step, "notice", deadline)
 
     def _open_agreement(self) -> Agreement:
         trigger = self._pacing.trigger

@@ -309,7 +309,7 @@ def test_random_numbers_in_a_pause_are_not_the_trainings(url):
         broken_off.__enter__()
         draw()
         assert not broken_off.__exit__(StoppedError, StoppedError(), None)  # the error goes on,
-        assert spot._session._paused_step is None  # and so does the training, if the program catches it
+        assert spot._session._saves.paused is None  # and so does the training, if the program catches it
         assert draw() == expected
 
 
