@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable
 
+from . import roster
 from .agreement import Agreement, notice_of
 from .config import SpotConfig
 from .events import Event, NoticeReceived, NoticeSourcesFound
@@ -56,6 +57,7 @@ class Listener:
             self._signals.retake()
         else:
             self._signals.install()
+            roster.join()
 
     def release_signals(self, *, for_good: bool = False) -> None:
         """Give signals back; *for_good*, because of a notice: see :meth:`~.notices.SignalNotices.uninstall`."""

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from . import events
+from . import events, roster
 from .agreement import Agreement, Crew, Decision, Notice, Solo
 from .capture import Part, Parts
 from .clock import Clock, SystemClock
@@ -331,6 +331,7 @@ class SpotSession:
             return
         self._listener.release_signals(for_good=True)
         self.close()
+        roster.leave()
         raise Preempted(self._saves.last)
 
     def _leave_in_pause(self) -> None:
@@ -345,6 +346,7 @@ class SpotSession:
             logger.warning("the training thread is stuck in the pause; ending the process")
             end_shielded_workers()
             self._board.close()
+            roster.leave()
             os._exit(Preempted.EXIT_CODE)
 
     def _make_durable(self, step: int) -> None:

@@ -1,0 +1,5 @@
+"""``python -m spot_plugins.cli``."""
+
+from . import main
+
+main()

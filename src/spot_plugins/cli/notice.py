@@ -1,0 +1,36 @@
+"""``spot notice``: say that a machine will be taken, to rehearse it."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def notice(
+    file: Annotated[
+        Path, typer.Argument(envvar="SPOT_NOTICE_FILE", help="The training's notice_file.", show_default=False)
+    ],
+    grace_seconds: Annotated[
+        float | None,
+        typer.Option(help="Seconds until the machine is taken.", show_default="what the training was told"),
+    ] = None,
+) -> None:
+    """Write FILE, on which trainings with ``notice_file=FILE`` save and leave as if a cloud had told them to."""
+    if grace_seconds is not None and not (grace_seconds > 0 and math.isfinite(grace_seconds)):
+        raise typer.BadParameter(f"{grace_seconds} must be a number of seconds above 0", param_hint="--grace-seconds")
+    if "://" in str(file):
+        raise typer.BadParameter(f"{file} is a page: only its server can change it", param_hint="FILE")
+    document = {} if grace_seconds is None else {"grace_seconds": grace_seconds}
+    # Whole from the first look on, and newer than one that was there.
+    made = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    try:
+        made.write_text(json.dumps(document) + "\n")
+        made.replace(file)
+    except OSError as error:
+        raise typer.BadParameter(f"{file} cannot be written: {error.strerror}", param_hint="FILE") from error
+    typer.echo(f"wrote {file}")

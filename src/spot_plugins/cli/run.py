@@ -1,0 +1,40 @@
+"""``spot run``: start a training so that notices reach it and nothing of it is left behind."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated
+
+import typer
+
+from ..config import DEFAULT_GRACE_S
+from ..supervising import supervise
+
+
+def run(
+    command: Annotated[list[str], typer.Argument(help="What to run: torchrun ..., accelerate launch ..., python ...")],
+    grace_seconds: Annotated[
+        float,
+        typer.Option(envvar="SPOT_GRACE_SECONDS", help="From a signal until everything that is left is killed."),
+    ] = DEFAULT_GRACE_S,
+    max_restarts: Annotated[
+        int, typer.Option(min=0, help="Run it again so often if it fails; never after a notice.")
+    ] = 0,
+) -> None:
+    """
+    Run COMMAND, a launcher or a training, as a small init process.
+
+    SIGTERM, SIGINT, SIGHUP and SIGUSR1 reach every rank as a notice. Ranks whose launcher dies save and leave. Pushes
+    are waited for. The exit code is 143 after a preemption, else the command's.
+    """
+    if not (grace_seconds > 0 and math.isfinite(grace_seconds)):
+        raise typer.BadParameter(f"{grace_seconds} must be a number of seconds above 0", param_hint="--grace-seconds")
+    try:
+        code = supervise(command, grace_seconds, max_restarts)
+    except FileNotFoundError:
+        typer.echo(f"spot run: {command[0]} is not found", err=True)
+        code = 127  # as shells have it
+    except PermissionError:
+        typer.echo(f"spot run: {command[0]} cannot be executed", err=True)
+        code = 126
+    raise typer.Exit(code)
