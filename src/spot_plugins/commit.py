@@ -22,6 +22,7 @@ from .keys import (
     merged_manifest_key,
     parse_attempt_key,
     parse_rank_manifest_key,
+    parse_step_id,
     rank_manifest_key,
 )
 from .manifest import RankManifest, encode_merged
@@ -63,9 +64,11 @@ def claim_attempt(store: ObjectStore, description: bytes) -> int:
     Claim the next attempt of the run for this process life, and return its number, counted from 1.
 
     Call it on one rank only. Of several racing claimants each gets its own number; the highest wins,
-    and :func:`commit` refuses for all others.
+    and :func:`commit` refuses for all others. No step has this number yet, either: a mirror may have brought steps
+    without the claim of the life that saved them.
     """
-    attempt = newest_attempt(store) + 1
+    saved = (parse_step_id(key) for key in store.keys(STEPS_PREFIX))
+    attempt = 1 + max([newest_attempt(store), *(step_id.attempt for step_id in saved if step_id is not None)])
     while True:
         try:
             if store.put_if_absent(attempt_key(attempt), description):

@@ -16,6 +16,8 @@ Preempted is not an error: it is the ``SystemExit`` with which a notified proces
 
 from __future__ import annotations
 
+from typing import Final
+
 
 class SpotError(Exception):
     """Base of every error of this package."""
@@ -65,6 +67,10 @@ class CommitError(SpotError):
 
     def __str__(self) -> str:
         return f"step {self.step} is not known to be committed: {self.reason}"
+
+
+GONE: Final = "is gone"
+"""The reason of a :class:`CorruptCheckpointError` where an object is missing."""
 
 
 class CorruptCheckpointError(SpotError):

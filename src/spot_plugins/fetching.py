@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 import torch
 import xxhash
 
-from .errors import CorruptCheckpointError, StoreError
+from .errors import GONE, CorruptCheckpointError, StoreError
 from .manifest import Blob, RankManifest, TensorSlice, hash_of_blob
 from .staging.plan import TORCH_DTYPES
 from .store import LocalStore, ObjectStore, patiently
@@ -99,7 +99,7 @@ def fetch(run: Run, step: int, store: ObjectStore, local: LocalStore | None) -> 
                 continue
             if isinstance(error, StoreError):
                 raise
-            damage = "is gone"
+            damage = GONE
         if damage is None:
             for piece, image in zip(run.pieces, memory, strict=True):
                 if isinstance(image, bytearray):

@@ -51,6 +51,11 @@ class Listener:
         self._watch = NoticeWatch(sources, self._on_announcement)
         self._watch.start()
 
+    @property
+    def providers(self) -> tuple[str, ...]:
+        """Where this process runs, as far as it is known."""
+        return self._surroundings.providers
+
     def watch_signals(self) -> None:
         """See :meth:`~.session.SpotSession.watch_signals`."""
         if self._signals.installed:

@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorPr
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from .commit import NUM_GETS, CommittedStep
-from .errors import CorruptCheckpointError, IncompatibleCheckpointError, StoreError
+from .errors import GONE, CorruptCheckpointError, IncompatibleCheckpointError, StoreError
 from .fetching import Copy, fetch, runs_of
 from .keys import StepId, merged_manifest_key, rank_manifest_key
 from .manifest import ManifestError, NewerFormatError, RankManifest, TensorSlice, decode_merged
@@ -192,7 +192,7 @@ class StepReader:
         try:
             manifest = RankManifest.decode(patiently(lambda: self._store.get(key)))
         except KeyError:
-            raise CorruptCheckpointError(step_id.step, key, "is gone") from None
+            raise CorruptCheckpointError(step_id.step, key, GONE) from None
         except NewerFormatError as error:
             raise IncompatibleCheckpointError(step_id.step, str(error)) from error
         except ManifestError as error:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from . import events
 from .commit import CommittedStep, committed_steps
 from .errors import (
+    GONE,
     ConfigError,
     CorruptCheckpointError,
     IncompatibleCheckpointError,
@@ -22,6 +24,9 @@ from .store import LocalStore, ObjectStore, patiently
 
 if TYPE_CHECKING:
     from .reading import LoadedStep, Wanted
+
+
+logger = logging.getLogger(__name__)
 
 
 def check_alike(ranks: Ranks, board: Board, held: str) -> None:
@@ -47,6 +52,8 @@ def load_newest(
     board: Board,
     tell: Callable[[Event], None],
     want: Wanted = lambda name, shape: None,
+    *,
+    is_mirror: bool = False,
 ) -> LoadedStep | None:
     """
     Read the newest committed step that is intact on all ranks. Every rank calls this and gets the same step.
@@ -58,8 +65,11 @@ def load_newest(
     A step of another number of ranks is as good: of tensors that the ranks share, each reads what it *wants*; of what
     is each rank's own, those that are new get rank 0's.
 
+    What is a *mirror* of the folder that was written to may lack any object that was new, whatever the order in which
+    they were written. There, steps of which something is missing have not come as far yet, and are no loss to hide.
+
     Returns:
-        The step, or None when nothing was ever committed.
+        The step, or None when nothing was ever committed, or has come.
 
     Raises:
         NothingToResumeError: Steps were committed, but all of them are damaged. Training from scratch then
@@ -71,6 +81,7 @@ def load_newest(
     _raise_shared(exchange(ranks, board, "resume/found", problem))
     steps = cast("list[list[int]]", exchange(ranks, board, "resume/steps", cast("Any", found))[0])
     rejected: list[str] = []
+    is_late = is_mirror
     for number, (step, attempt, world_size) in enumerate(steps):
         committed = CommittedStep(StepId(step, attempt), world_size)
         from .reading import StepReader  # it takes half a second, which a first run need not pay
@@ -82,9 +93,12 @@ def load_newest(
         damages = [str(p["text"]) for p in problems if p is not None]  # type: ignore[index, call-overload]
         if not damages:
             return cast("LoadedStep", loaded)
+        is_late &= all(p is None or p["gone"] for p in problems)  # type: ignore[index, call-overload]
         rejected.append(damages[0])
         tell(events.CheckpointRejected(step=step, attempt=attempt, reason=damages[0]))
-    if rejected:
+    if rejected and is_late:
+        logger.error("none of %s steps has come whole, so training begins anew: %s", len(rejected), rejected[0])
+    elif rejected:
         raise NothingToResumeError(
             url,
             f"all {len(rejected)} committed steps are damaged ({rejected[0]}). Bring back older object "
@@ -103,7 +117,7 @@ def _attempt(action: Callable[[], Any]) -> tuple[Any, dict[str, Any] | None]:
     try:
         return action(), None
     except CorruptCheckpointError as error:
-        return None, {"kind": "damaged", "text": str(error)}
+        return None, {"kind": "damaged", "text": str(error), "gone": error.reason == GONE}
     except IncompatibleCheckpointError as error:
         return None, {"kind": "incompatible", "step": error.step, "text": error.reason}
     except StoreError as error:

@@ -28,6 +28,7 @@ from .resuming import apply_state, check_alike, load_newest
 from .salvaging import salvage
 from .saves import Saves
 from .saving import Saver
+from .store import is_local
 from .triggers import Trigger
 
 logger = logging.getLogger(__name__)
@@ -154,7 +155,10 @@ class SpotSession:
         stop_prefetch(run.local_dir)
         salvage(run.store, run.local, self._ranks, self._board, run.attempt, self._tell)
         started = time.monotonic()
-        loaded = load_newest(run.store, run.local, run.url, self._ranks, self._board, self._tell, want)
+        is_mirror = is_local(run.url) and "sagemaker" in self._listener.providers  # of its S3 prefix
+        loaded = load_newest(
+            run.store, run.local, run.url, self._ranks, self._board, self._tell, want, is_mirror=is_mirror
+        )
         if loaded is not None:
             apply_state(loaded, list(self._parts.items()), self._ranks.rank)
         step = loaded.step_id.step if loaded is not None else None

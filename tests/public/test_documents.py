@@ -5,15 +5,24 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import subprocess
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import yaml
+
+from spot_plugins.config import SpotConfig
+from spot_plugins.notices.detect import _PROVIDERS
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BASH_BLOCK = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
+YAML_BLOCK = re.compile(r"^```yaml\n(.*?)^```", re.MULTILINE | re.DOTALL)
+VARIABLE = re.compile(r"\bSPOT_[A-Z_]+\b")
 
 each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 
@@ -33,3 +42,27 @@ def test_the_code_in_it_names_what_exists(path: Path) -> None:
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("spot_plugins"):
                 module = importlib.import_module(node.module)
                 assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
+
+
+@each_document
+def test_a_script_in_it_is_one(path: Path) -> None:
+    """Bash takes every block, and YAML is YAML."""
+    for block in BASH_BLOCK.findall(path.read_text()):
+        subprocess.run(["bash", "-n"], input=block, text=True, check=True)
+    for block in YAML_BLOCK.findall(path.read_text()):
+        assert yaml.safe_load(block)
+
+
+@each_document
+def test_a_variable_in_it_is_one_of_ours(path: Path) -> None:
+    """A name that nobody reads would be believed to be set."""
+    known = {f"SPOT_{field.name.upper()}" for field in fields(SpotConfig)} - {"SPOT_STORAGE_OPTIONS"}
+    assert set(VARIABLE.findall(path.read_text())) <= known
+
+
+def test_there_is_a_page_for_whatever_is_recognised() -> None:
+    """Each provider that a session finds, and each launcher, is in the table of the how-tos."""
+    pages = {path.stem for path in ROOT.glob("docs/howto/*.md")} - {"index"}
+    assert set(_PROVIDERS) <= pages
+    index = (ROOT / "docs/howto/index.md").read_text()
+    assert {page for page in pages if f"({page}.md" not in index} == set()

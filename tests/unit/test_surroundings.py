@@ -12,7 +12,7 @@ import pytest
 
 from spot_plugins.config import SpotConfig
 from spot_plugins.notices import look_around
-from spot_plugins.notices.launcher import elastic_timeout_s
+from spot_plugins.notices.launcher import Launcher, elastic_timeout_s
 
 AZURE = {"sys_vendor": "Microsoft Corporation", "chassis_asset_tag": "7783-7084-3265-9085-8269-3286-77"}
 AWS = {"sys_vendor": "Amazon EC2", "product_name": "g5.xlarge"}
@@ -35,7 +35,7 @@ def no_network(monkeypatch):
 def look(tmp_path):
     """Look around on a machine with the given variables and firmware."""
 
-    def look(environ=(), firmware=(), *, launcher=(), config_file=False, **settings):
+    def look(environ=(), firmware=(), *, launcher="", launcher_pid=7, config_file=False, **settings):
         for name, value in dict(firmware).items():
             (tmp_path / name).write_text(f"{value}\n")
         resources = tmp_path / "resourceconfig.json"
@@ -43,7 +43,11 @@ def look(tmp_path):
             resources.touch()
         config = SpotConfig(url="x", every_steps=1, **settings)
         return look_around(
-            config, environ=dict(environ), dmi=tmp_path, sagemaker_config=resources, launcher=list(launcher)
+            config,
+            environ=dict(environ),
+            dmi=tmp_path,
+            sagemaker_config=resources,
+            launcher=Launcher(launcher_pid, launcher.split()),
         )
 
     return look
@@ -153,7 +157,7 @@ def test_the_timeout_of_the_elastic_launcher(environ, command, timeout_s):
     """
     Flag before ``PET_`` before ``TORCH_ELASTIC_`` before 30 s, as torch reads them.
     """
-    assert elastic_timeout_s(environ, command.split()) == timeout_s
+    assert elastic_timeout_s(environ, Launcher(7, command.split())) == timeout_s
 
 
 @pytest.mark.parametrize(("flags", "timeout_s"), [([], 30.0), (["--shutdown-timeout", "7"], 7.0)])
@@ -161,7 +165,7 @@ def test_the_flag_is_read_from_the_real_parent(flags, timeout_s):
     """
     It is not in the environment of what torchrun starts, but in torchrun's own command line.
     """
-    child = "from spot_plugins.notices.launcher import elastic_timeout_s; print(elastic_timeout_s())"
+    child = "import os; from spot_plugins.notices.launcher import *; print(elastic_timeout_s(os.environ, parent()))"
     parent = "import subprocess, sys; subprocess.run([sys.executable, '-c', sys.argv[1]], check=True)"
     environ = {**os.environ, **ELASTIC, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(
@@ -175,7 +179,7 @@ def test_a_launcher_that_kills_too_early_is_told_of(look, caplog):
     """
     With what to set; and no more is planned for than it gives.
     """
-    found = look(ELASTIC, grace_seconds=120, launcher=["torchrun", "train.py"])
+    found = look(ELASTIC, grace_seconds=120, launcher="torchrun train.py")
     found.log(())
 
     assert (found.grace_s, found.limited_by, found.signal_grace_s) == (30, "the launcher's timeout", 30)
@@ -194,3 +198,29 @@ def test_a_launcher_that_waits_long_enough_is_not(look, caplog, grace_s):
 
     assert found.signal_grace_s == grace_s
     assert not [record for record in caplog.records if record.levelno == logging.WARNING]
+
+
+@pytest.mark.parametrize(
+    ("launcher", "pid", "environ", "says"),
+    [
+        ("/env/bin/python /env/bin/accelerate launch train.py", 7, {}, "spot run -- accelerate launch"),
+        ("python3 -m accelerate.commands.launch --cpu train.py", 7, {}, "spot run -- accelerate launch"),
+        ("/env/bin/python /env/bin/accelerate launch train.py", 7, ELASTIC, None),
+        ("/env/bin/python /env/bin/accelerate launch train.py", 7, {"SPOT_ROSTER": "/tmp/x"}, None),
+        ("sh -c python", 1, {}, "exec"),
+        ("/bin/bash /start.sh", 1, {}, "spot run --"),
+        ("/bin/bash /start.sh", 7, {}, None),
+        ("/sbin/init", 1, {}, None),
+        ("", 1, {}, None),
+        ("python prepare.py accelerate launch", 7, {}, None),
+    ],
+)
+def test_a_launcher_that_passes_nothing_on_is_told_of(launcher, pid, environ, says, look, caplog):
+    """
+    Once, with what to start it with; not where the launcher passes signals on, nor behind ``spot run``.
+    """
+    look(environ, launcher=launcher, launcher_pid=pid).log(())
+
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == (says is not None)
+    assert says is None or says in warnings[0]

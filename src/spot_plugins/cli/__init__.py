@@ -15,7 +15,13 @@ def main() -> None:
         sys.exit("spot needs typer: pip install 'spot_plugins[cli]'")
     from . import notice, run
 
-    app = typer.Typer(add_completion=False, no_args_is_help=True, help="Train on machines that can be taken away.")
+    app = typer.Typer(
+        add_completion=False,
+        no_args_is_help=True,
+        rich_markup_mode=None,  # boxes are no help in a log
+        pretty_exceptions_enable=False,  # nor are the values of variables, which may be secret
+        help="Train on machines that can be taken away.",
+    )
 
     @app.callback(invoke_without_command=True)
     def version(show: bool = typer.Option(False, "--version", help="Print the version.")) -> None:

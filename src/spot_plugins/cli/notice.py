@@ -10,10 +10,12 @@ from typing import Annotated
 
 import typer
 
+from ..notices.file import is_page
+
 
 def notice(
     file: Annotated[
-        Path, typer.Argument(envvar="SPOT_NOTICE_FILE", help="The training's notice_file.", show_default=False)
+        str, typer.Argument(envvar="SPOT_NOTICE_FILE", help="The training's notice_file.", show_default=False)
     ],
     grace_seconds: Annotated[
         float | None,
@@ -23,11 +25,11 @@ def notice(
     """Write FILE, on which trainings with ``notice_file=FILE`` save and leave as if a cloud had told them to."""
     if grace_seconds is not None and not (grace_seconds > 0 and math.isfinite(grace_seconds)):
         raise typer.BadParameter(f"{grace_seconds} must be a number of seconds above 0", param_hint="--grace-seconds")
-    if "://" in str(file):
+    if is_page(file):
         raise typer.BadParameter(f"{file} is a page: only its server can change it", param_hint="FILE")
     document = {} if grace_seconds is None else {"grace_seconds": grace_seconds}
     # Whole from the first look on, and newer than one that was there.
-    made = file.with_name(f"{file.name}.{os.getpid()}.tmp")
+    made = Path(f"{file}.{os.getpid()}.tmp")
     try:
         made.write_text(json.dumps(document) + "\n")
         made.replace(file)

@@ -16,7 +16,7 @@ from typing import Final
 
 from ..config import SpotConfig
 from . import aws, gcp, slurm
-from .launcher import advice, elastic_timeout_s
+from .launcher import Launcher, advice, elastic_timeout_s, parent
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ class Surroundings:
     signal_grace_s: float
     """Seconds between a SIGTERM and the end: no more than the launcher gives."""
     advice: str | None
-    """What to change, so that the launcher does not cut the grace short. None: it does not."""
+    """What to change, so that the launcher passes signals on and does not cut the grace short. None: nothing."""
 
     def log(self, sources: Sequence[str]) -> None:
         """Say it, once per job. *sources* are the names of all that are asked, a file or page included."""
@@ -93,7 +93,7 @@ def look_around(
     environ: Mapping[str, str] = os.environ,
     dmi: Path = DMI,
     sagemaker_config: Path = SAGEMAKER_CONFIG,
-    launcher: Sequence[str] | None = None,
+    launcher: Launcher | None = None,
 ) -> Surroundings:
     """
     Return where this process runs.
@@ -103,9 +103,10 @@ def look_around(
         environ: Environment variables.
         dmi: Folder of the firmware's words.
         sagemaker_config: A file that SageMaker's training containers have.
-        launcher: Words of the launcher's command line. None: those of the parent process.
+        launcher: Who started this process. None: its parent.
     """
     grace_s = config.grace_seconds
+    launcher = launcher or parent()
     launcher_timeout_s = elastic_timeout_s(environ, launcher)
     names = _by_environment(environ, sagemaker_config)
     if not _RENTED & set(names):
@@ -134,7 +135,7 @@ def look_around(
         grace_s=least,
         limited_by=limited_by,
         signal_grace_s=grace_s if launcher_timeout_s is None else min(grace_s, launcher_timeout_s),
-        advice=None if launcher_timeout_s is None else advice(launcher_timeout_s, grace_s),
+        advice=advice(environ, launcher, grace_s),
     )
 
 
