@@ -119,6 +119,7 @@ class _Life:
             self._reap()
             is_quiet = self._code is None and not self._is_noticed
             if not is_quiet and self._see_to_the_rest():
+                self._reap()
                 return self._exit_code()
             awaited = {*self._notices, signal.SIGCHLD}
             arrived = signal.sigwaitinfo(awaited) if is_quiet else signal.sigtimedwait(awaited, LOOK_S)
