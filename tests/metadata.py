@@ -112,6 +112,7 @@ class AzureServer(MetadataServer):
     event_type = "Preempt"
     first_answer_s = 0.0
     started = False
+    acknowledged = ()
 
     def answer(self, method, path, query, headers):
         if headers["Metadata"] != "true" or "api-version" not in query:
@@ -120,6 +121,10 @@ class AzureServer(MetadataServer):
             return 200, "myvm_0"
         if path != "/metadata/scheduledevents":
             return 404, ""
+        if method == "POST":
+            started = [each["EventId"] for each in json.loads(headers.body)["StartRequests"]]
+            self.acknowledged = (*self.acknowledged, *started)
+            return 200, ""
         first, self.first_answer_s = self.first_answer_s, 0.0
         time.sleep(first)
         event = {
@@ -152,6 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         parts = urlsplit(self.path)
+        self.headers.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         self.site.requests.append(self.path)
         match self.site.fault:
             case "hang":
@@ -170,7 +176,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body.encode())
 
-    do_PUT = do_GET  # noqa: N815 - its name is the protocol's
+    do_PUT = do_POST = do_GET  # noqa: N815 - their names are the protocol's
 
     def log_message(self, *_):
         pass

@@ -68,6 +68,10 @@ class Listener:
         """Give signals back; *for_good*, because of a notice: see :meth:`~.notices.SignalNotices.uninstall`."""
         self._signals.uninstall(for_good=for_good)
 
+    def acknowledge(self) -> None:
+        """Let the machine be taken sooner, by whoever has said that it will be."""
+        self._watch.acknowledge()
+
     def close(self) -> None:
         """Ask nobody any more. Signals are still taken."""
         self._watch.close()

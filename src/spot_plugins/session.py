@@ -375,6 +375,8 @@ class SpotSession:
             )
             self._tell(events.Leaving(step=saved, durable=durable, left_s=left_s))
             meet(self._ranks, self._board, notice.deadline - notice.margin_s)
+            if durable and self._config.acknowledge_notice:
+                self._listener.acknowledge()
             self._left = step
             if self._config.on_notice == "continue" and self._agreement.stay():
                 self._stays = True

@@ -363,6 +363,41 @@ def test_azure_passes_over_what_does_not_concern_it(other, tmp_path):
         assert source.poll() is not None
 
 
+EVENT = "602d9444-d2cd-49c7-8624-8643e7171297"
+
+
+@pytest.mark.parametrize(
+    ("names", "fault", "acknowledged"),
+    [
+        (("MyVM_0",), None, (EVENT,)),
+        (("MyVM_0", "MyVM_1"), None, ()),
+        (("MyVM_0",), 400, ()),
+        (("MyVM_0",), "hang", ()),
+    ],
+    ids=str,
+)
+def test_azure_is_told_that_all_is_saved(names, fault, acknowledged, tmp_path, caplog):
+    """
+    What concerns this machine alone may begin. A server that refuses, or does not answer, does no harm; it costs a
+    warning and at most a few seconds.
+    """
+    heard = []
+    with ASKED["azure"].open(tmp_path, names=names) as (source, announce, server):
+        watch = NoticeWatch([source], heard.append)
+        watch.acknowledge()
+        watch.start()
+        announce()
+        until(lambda: heard, "the notice is heard")
+        server.fault = fault
+        started = time.monotonic()
+        watch.acknowledge()
+        watch.close()
+
+        assert time.monotonic() - started < 5
+        assert server.acknowledged == acknowledged
+    assert len(caplog.records) == (fault is not None)
+
+
 def test_azure_an_event_that_has_begun_names_no_time(tmp_path):
     """
     Then there is as little time as is planned for.

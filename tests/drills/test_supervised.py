@@ -70,7 +70,10 @@ class Supervised:
     def until_saved(self):
         """Wait until every rank has committed a step."""
         everyone = lambda: all(self.events(rank, "Committed") for rank in range(self.ranks))  # noqa: E731
-        until(lambda: self.process.poll() is not None or everyone(), "all ranks have committed a step")
+        try:
+            until(lambda: self.process.poll() is not None or everyone(), "all ranks have committed a step")
+        except AssertionError as error:
+            raise AssertionError(self.printed()) from error
         assert self.process.poll() is None, self.printed()
 
     def launched(self):

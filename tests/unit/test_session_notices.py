@@ -81,14 +81,15 @@ def test_a_notice_on_one_machine_is_one_on_all(tmp_path):
         if rank == 1:
             file.touch()
         until(lambda: session.notice, "the notice is known")
-        for step in range(2, 10):
+        for step in range(2, 1000):
+            time.sleep(0.01)
             meeting.wait(20)
             session.after_step(step)
 
     left = train(url, body, world_size=2, settings=lambda rank: {"notice_file": str(file)} if rank == 1 else {})
 
     assert len(set(left)) == 1
-    assert left[0][1] in (2, 3, 4)
+    assert left[0][1] < 100
     assert numbers(LocalStore(url)) == [left[0][1]]
 
 

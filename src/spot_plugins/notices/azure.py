@@ -1,12 +1,12 @@
 """
 Azure Spot: Scheduled Events, about 30 s ahead.
 
-The first request switches them on, and may take two minutes. Nothing is acknowledged: that could only make the end
-come sooner.
+The first request switches them on, and may take two minutes.
 """
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from collections.abc import Mapping
@@ -42,6 +42,7 @@ class AzureSource:
         self._endpoint = endpoint.rstrip("/")
         self._first_answer_s = first_answer_s
         self._own_name = ""
+        self._own_events: list[str] = []
         self._request: Request | None = None
         self._asked_at = 0.0
 
@@ -64,6 +65,12 @@ class AzureSource:
             raise TimeoutError(f"no answer within {self._first_answer_s} s")
         return None
 
+    def acknowledge(self) -> None:
+        """Let the events start that are about this machine alone. See :class:`~.base.Acknowledging`."""
+        if self._own_events:
+            document = {"StartRequests": [{"EventId": event_id} for event_id in self._own_events]}
+            check(ask(self._endpoint + EVENTS, HEADERS, "POST", json.dumps(document).encode()))
+
     def close(self) -> None:
         """See :class:`~.base.Source`."""
         if self._request is not None:
@@ -75,7 +82,9 @@ class AzureSource:
         events = document.get("Events") if isinstance(document, Mapping) else None
         if not isinstance(events, list):
             raise ValueError("no list of events in the answer")
-        deadlines = [_deadline(event, answer.date) for event in events if self._is_mine(event)]
+        mine = [event for event in events if self._is_mine(event)]
+        deadlines = [_deadline(event, answer.date) for event in mine]
+        self._own_events = [str(event.get("EventId")) for event in mine if len(event.get("Resources") or ()) == 1]
         return Announcement(self.name, min(deadlines)) if deadlines else None
 
     def _is_mine(self, event: Any) -> bool:

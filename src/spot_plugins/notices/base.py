@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from socket import socket
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal, Protocol, runtime_checkable
 
 Kind = Literal["hard", "soft"]
 
@@ -57,6 +57,15 @@ class Source(Protocol):
 
     def close(self) -> None:
         """Let go of what is open. Called by the same thread."""
+        ...
+
+
+@runtime_checkable
+class Acknowledging(Protocol):
+    """A source whose provider takes the machine sooner once it is told that nothing is left to do."""
+
+    def acknowledge(self) -> None:
+        """Tell the provider, if it has announced the end of this machine. May fail in any way with an exception."""
         ...
 
 

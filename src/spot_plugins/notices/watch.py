@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import Final
 
-from .base import Announcement, Source
+from .base import Acknowledging, Announcement, Source
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,7 @@ class NoticeWatch:
     def __init__(self, sources: Sequence[Source], on_announcement: Callable[[Announcement], None]) -> None:
         self._watched = [_Watched(source) for source in sources]
         self._on_announcement = on_announcement
+        self._announced: list[Source] = []
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
         self._read_fd = self._write_fd = -1
@@ -56,6 +57,15 @@ class NoticeWatch:
             self._read_fd, self._write_fd = os.pipe()
             self._thread = threading.Thread(target=self._run, name="spot-notices", daemon=True)
             self._thread.start()
+
+    def acknowledge(self) -> None:
+        """Say to whom it matters that nothing is left to do here. Takes seconds at most, and never fails."""
+        for source in self._announced:
+            if isinstance(source, Acknowledging):
+                try:
+                    source.acknowledge()
+                except Exception as error:  # noqa: BLE001 - the machine only lives a little longer
+                    logger.warning("%s cannot be told that all is saved: %s", source.name, error)
 
     def close(self) -> None:
         """Stop asking. Harmless if it never began, or twice."""
@@ -100,6 +110,7 @@ class NoticeWatch:
         if announcement is not None and not self._closed.is_set():
             if announcement.kind == "hard":
                 self._watched.remove(each)
+                self._announced.append(each.source)
                 each.source.close()
             self._on_announcement(announcement)
 

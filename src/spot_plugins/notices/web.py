@@ -46,13 +46,15 @@ class Request:
         OSError: No connection.
     """
 
-    def __init__(self, url: str, headers: Mapping[str, str] | None = None, method: str = "GET") -> None:
+    def __init__(
+        self, url: str, headers: Mapping[str, str] | None = None, method: str = "GET", body: bytes | None = None
+    ) -> None:
         parts = urlsplit(url)
         kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
         self._connection = kind(parts.hostname or "", parts.port, timeout=TIMEOUT_S)
         try:
             target = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
-            self._connection.request(method, target, headers={"Connection": "close", **(headers or {})})
+            self._connection.request(method, target, body, headers={"Connection": "close", **(headers or {})})
         except BaseException:
             self._connection.close()
             raise
@@ -85,9 +87,9 @@ class Request:
         self._connection.close()
 
 
-def ask(url: str, headers: Mapping[str, str] | None = None, method: str = "GET") -> Answer:
+def ask(url: str, headers: Mapping[str, str] | None = None, method: str = "GET", body: bytes | None = None) -> Answer:
     """Return the answer to one request, whatever its status. Raises as :class:`Request` does."""
-    return Request(url, headers, method).answer()
+    return Request(url, headers, method, body).answer()
 
 
 def check(answer: Answer) -> Answer:
