@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from leases import p3_leases, save_at_once
+from leases import leases_of, save_at_once
 
 from spot_plugins.deadline import MARGIN, Situation, plan_last_seconds
 from spot_plugins.planning import TrainingRun, replay
@@ -340,18 +340,20 @@ def by_plan(run):
 @pytest.mark.parametrize(
     ("save_s", "push_s", "notice_s"), [(7.0, 70.0, 120.0), (0.6, 6.0, 30.0), (0.6, 6.0, 120.0), (0.05, 6.0, 30.0)]
 )
-def test_on_a_real_trace_it_gains_98_percent_of_what_an_oracle_does(save_s, push_s, notice_s):
+@pytest.mark.parametrize("trace", ["bamboo_aws_p3", "bamboo_aws_g4dn", "gcp_2019"])
+def test_on_a_real_trace_it_gains_98_percent_of_what_an_oracle_does(save_s, push_s, notice_s, trace):
     """
-    Leases of an AWS fleet, a save every ten minutes: the oracle knows each preemption from the begin, saves nothing
-    before, and once so that the push ends with the lease. Who stops at once gains less than the plan.
+    Leases of fleets on AWS and GCP, a save every ten minutes: the oracle knows each preemption from the begin, saves
+    nothing before, and once so that the push ends with the lease. Who stops at once gains less than the plan.
     """
     run = TrainingRun(step_s=1.0, save_s=save_s, push_s=push_s, restart_s=120.0, every_s=600.0, notice_s=notice_s)
-    planned = replay(replace(run, at_notice=by_plan(run)), p3_leases())
-    at_once = replay(replace(run, at_notice=save_at_once), p3_leases())
-    paid_s = sum(lease.length_s for lease in p3_leases())
+    leases = leases_of(trace)
+    planned = replay(replace(run, at_notice=by_plan(run)), leases)
+    at_once = replay(replace(run, at_notice=save_at_once), leases)
+    paid_s = sum(lease.length_s for lease in leases)
     kept_s = sum(
         max(0, math.floor(lease.length_s - 120.0 - (save_s + push_s if lease.is_preempted else 0.0)))
-        for lease in p3_leases()
+        for lease in leases
     )
 
     assert planned.goodput >= 0.98 * kept_s / paid_s
