@@ -382,11 +382,12 @@ def test_a_store_that_cannot_be_listed_costs_the_step_and_not_the_job(tmp_path, 
     Nobody knows what is newer then, so nothing is stored. If it goes on like that, it is for the resume to say so.
     """
     job = job_of(2, tmp_path)
+    attempt = claim_attempt(job.store, uuid.uuid4().bytes)
     forgetful = ForgetfulStore()
     for key in job.store.keys(""):
         forgetful.put(key, job.store.get(key))
     job.store = forgetful
-    steps, told = job.resume()
+    steps, told = job.resume(attempt=attempt)
 
     assert_left_alone(job, steps, told, caplog, "not now")
 
