@@ -14,6 +14,9 @@ from typing import Final
 VARIABLE: Final = "SPOT_ROSTER"
 """Names the folder. Set by ``spot run`` alone."""
 
+GRACE_VARIABLE: Final = "SPOT_RUN_GRACE_SECONDS"
+"""Seconds from a signal to ``spot run`` until it kills. Set by it alone, whatever grace the training is told of."""
+
 _RANK: Final = "rank-"
 _LEFT: Final = "left-"
 
@@ -34,14 +37,23 @@ def ranks(folder: Path) -> set[int]:
 
 
 def has_left(folder: Path) -> bool:
-    """Return whether any rank has left because of a notice."""
-    return any(folder.glob(f"{_LEFT}*"))
+    """
+    Return whether a rank has left because of a notice, and none has joined since.
+
+    A launcher with restarts of its own may start ranks again, and their end is the one that counts.
+    """
+    left = _newest(folder, _LEFT)
+    return left > 0 and left >= _newest(folder, _RANK)
 
 
 def clear(folder: Path) -> None:
     """Forget all, before the ranks are started again."""
     for path in folder.iterdir():
         path.unlink()
+
+
+def _newest(folder: Path, kind: str) -> int:
+    return max((path.stat().st_mtime_ns for path in folder.glob(f"{kind}*")), default=0)
 
 
 def _write(kind: str) -> None:

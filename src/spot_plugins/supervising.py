@@ -37,7 +37,7 @@ _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 def environment(environ: Mapping[str, str], grace_s: float, folder: Path) -> dict[str, str]:
     """Return *environ* for a command whose ranks have *grace_s* seconds to leave, and write down who they are."""
-    ours = {"SPOT_GRACE_SECONDS": f"{grace_s:g}", roster.VARIABLE: str(folder)}
+    ours = {"SPOT_GRACE_SECONDS": f"{grace_s:g}", roster.GRACE_VARIABLE: f"{grace_s:g}", roster.VARIABLE: str(folder)}
     if not any(name in environ for name in TIMEOUT_VARIABLES):
         ours[TIMEOUT_VARIABLES[1]] = str(math.ceil(grace_s))
     return {**environ, **ours}
@@ -57,13 +57,16 @@ def supervise(command: Sequence[str], grace_s: float, max_restarts: int = 0) -> 
         128 + n if signal n ended it.
 
     Raises:
-        OSError: The command cannot be run.
+        OSError: The command cannot be run; its ``filename`` is then the program. Any other says that ``spot run``
+            itself cannot work here.
     """
     if _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "the kernel does not let this process adopt orphans")
     # Not those that a shell or nohup has ignored for what it starts. Blocked, they come to sigwait: no handler, no
     # race, and process 1 gets them too.
     notices = {number for number in NOTICES if signal.getsignal(number) is not signal.SIG_IGN}
+    # If whoever started us ignores it, the kernel throws away how children end, ours and those of the command.
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {*notices, signal.SIGCHLD})
     try:
         with tempfile.TemporaryDirectory(prefix="spot-run-") as name:
@@ -97,6 +100,7 @@ class _Life:
         self._may_restart = may_restart
         self._is_noticed = False
         self._left_orphans = False
+        self._rank_has_left = False
         self._deadline = math.inf
         self._told: set[int] = set()
         self._code: int | None = None
@@ -175,16 +179,15 @@ class _Life:
                 return
             if pid == self._child.pid:
                 self._code = os.waitstatus_to_exitcode(status)
+                # Before orphans are told to leave, which is no notice: their launcher has failed.
+                self._rank_has_left = roster.has_left(self._folder)
                 self._child.returncode = self._code  # else its destructor would wait for it
 
     def _exit_code(self) -> int:
         assert self._code is not None
-        if self._code == 0:
-            return 0
-        # Orphans leave because we told them to, which is no notice: their launcher has failed.
-        if self._is_noticed or (roster.has_left(self._folder) and not self._left_orphans):
+        if self._rank_has_left or (self._is_noticed and (self._code != 0 or roster.has_left(self._folder))):
             return PREEMPTED
-        return self._code if self._code > 0 else 128 - self._code
+        return self._code if self._code >= 0 else 128 - self._code
 
 
 def _descendants(root: int) -> Iterator[tuple[int, int, bool]]:

@@ -205,6 +205,9 @@ def test_a_launcher_that_waits_long_enough_is_not(look, caplog, grace_s):
     [
         ("/env/bin/python /env/bin/accelerate launch train.py", 7, {}, "spot run -- accelerate launch"),
         ("python3 -m accelerate.commands.launch --cpu train.py", 7, {}, "spot run -- accelerate launch"),
+        ("/env/bin/python /env/bin/accelerate-launch --cpu train.py", 7, {}, "spot run -- accelerate launch"),
+        ("python -u -X dev -m accelerate.commands.launch train.py", 7, {}, "spot run -- accelerate launch"),
+        ("python -m accelerate.commands.accelerate_cli launch train.py", 7, {}, "spot run -- accelerate launch"),
         ("/env/bin/python /env/bin/accelerate launch train.py", 7, ELASTIC, None),
         ("/env/bin/python /env/bin/accelerate launch train.py", 7, {"SPOT_ROSTER": "/tmp/x"}, None),
         ("sh -c python", 1, {}, "exec"),
@@ -213,6 +216,9 @@ def test_a_launcher_that_waits_long_enough_is_not(look, caplog, grace_s):
         ("/sbin/init", 1, {}, None),
         ("", 1, {}, None),
         ("python prepare.py accelerate launch", 7, {}, None),
+        ("python -m prepare accelerate launch", 7, {}, None),
+        ("python /env/bin/accelerate test", 7, {}, None),
+        ("python -u", 7, {}, None),
     ],
 )
 def test_a_launcher_that_passes_nothing_on_is_told_of(launcher, pid, environ, says, look, caplog):
@@ -221,6 +227,33 @@ def test_a_launcher_that_passes_nothing_on_is_told_of(launcher, pid, environ, sa
     """
     look(environ, launcher=launcher, launcher_pid=pid).log(())
 
+    warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(warnings) == (says is not None)
+    assert says is None or says in warnings[0]
+
+
+BEHIND_SPOT_RUN = {"SPOT_ROSTER": "/tmp/x", "SPOT_RUN_GRACE_SECONDS": "45"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "timeout_s", "says"),
+    [
+        (BEHIND_SPOT_RUN, 45, "spot run kills its processes 45 s after a SIGTERM"),
+        (BEHIND_SPOT_RUN | ELASTIC | {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "45"}, 45, "spot run --grace-seconds 110"),
+        (BEHIND_SPOT_RUN | ELASTIC | {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "20"}, 20, "only 20 s will be used"),
+        (BEHIND_SPOT_RUN | {"SPOT_RUN_GRACE_SECONDS": "110"}, 110, None),
+        (BEHIND_SPOT_RUN | ELASTIC | {"SPOT_RUN_GRACE_SECONDS": "110"}, 30, "torchrun with --shutdown-timeout 110"),
+    ],
+)
+def test_spot_run_kills_too(environ, timeout_s, says, look, caplog):
+    """
+    The shorter of its grace and the elastic launcher's timeout is planned for, and the warning names what to change
+    first: spot run's grace, of which torchrun's timeout is made.
+    """
+    found = look(environ, grace_seconds=110, launcher="torchrun train.py")
+    found.log(())
+
+    assert found.signal_grace_s == timeout_s
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == (says is not None)
     assert says is None or says in warnings[0]

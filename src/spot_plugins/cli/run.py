@@ -31,10 +31,12 @@ def run(
         raise typer.BadParameter(f"{grace_seconds} must be a number of seconds above 0", param_hint="--grace-seconds")
     try:
         code = supervise(command, grace_seconds, max_restarts)
-    except FileNotFoundError:
-        typer.echo(f"spot run: {command[0]} is not found", err=True)
-        code = 127  # as shells have it
-    except PermissionError:
-        typer.echo(f"spot run: {command[0]} cannot be executed", err=True)
-        code = 126
+    except OSError as error:
+        if error.filename != command[0]:
+            text, code = str(error), 125  # as env and timeout have it, for what is not the command's fault
+        elif isinstance(error, FileNotFoundError):
+            text, code = f"{command[0]} is not found", 127  # as shells have it, also the next one
+        else:
+            text, code = f"{command[0]} cannot be executed: {error.strerror}", 126
+        typer.echo(f"spot run: {text}", err=True)
     raise typer.Exit(code)

@@ -16,7 +16,7 @@ from typing import Final
 
 from ..config import SpotConfig
 from . import aws, gcp, slurm
-from .launcher import Launcher, advice, elastic_timeout_s, parent
+from .launcher import Launcher, advice, parent, timeout_s
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +107,7 @@ def look_around(
     """
     grace_s = config.grace_seconds
     launcher = launcher or parent()
-    launcher_timeout_s = elastic_timeout_s(environ, launcher)
+    launcher_timeout_s = timeout_s(environ, launcher)
     names = _by_environment(environ, sagemaker_config)
     if not _RENTED & set(names):
         names += _by_firmware(dmi)

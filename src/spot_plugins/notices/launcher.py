@@ -17,8 +17,11 @@ ELASTIC_TIMEOUT_S: Final = 30.0
 FLAGS: Final = ("--shutdown-timeout", "--shutdown_timeout")
 VARIABLES: Final = ("PET_SHUTDOWN_TIMEOUT", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT")  # the first one wins
 
-
 SHELLS: Final = frozenset({"sh", "bash", "dash", "ash", "busybox"})
+
+_ACCELERATE: Final = ("accelerate", "accelerate.commands.accelerate_cli")  # before the word "launch"
+_ACCELERATE_LAUNCH: Final = ("accelerate-launch", "accelerate.commands.launch")
+_WITH_VALUE: Final = ("-X", "-W")  # options of python
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,16 +63,32 @@ def elastic_timeout_s(environ: Mapping[str, str], launcher: Launcher) -> float |
     return ELASTIC_TIMEOUT_S
 
 
+def timeout_s(environ: Mapping[str, str], launcher: Launcher) -> float | None:
+    """
+    Return how long after a SIGTERM this process is killed by what started it, ``spot run`` or the elastic agent.
+
+    None where nobody kills. The arguments are those of :func:`elastic_timeout_s`.
+    """
+    given = [each for each in (_spot_run_grace_s(environ), elastic_timeout_s(environ, launcher)) if each is not None]
+    return min(given, default=None)
+
+
 def advice(environ: Mapping[str, str], launcher: Launcher, grace_s: float) -> str | None:
     """Return what to tell a user whose launcher takes the grace away, or a part of it; None if it does not."""
-    timeout_s = elastic_timeout_s(environ, launcher)
-    if timeout_s is None:
+    least_s = timeout_s(environ, launcher)
+    if least_s is None:
         return _deaf(environ, launcher)
-    if timeout_s >= grace_s:
+    if least_s >= grace_s:
         return None
+    spot_run_s = _spot_run_grace_s(environ)
+    if spot_run_s is not None and spot_run_s < grace_s:  # first, as torchrun's timeout is made of it
+        return (
+            f"spot run kills its processes {spot_run_s:g} s after a SIGTERM, but grace_seconds={grace_s:g}: only "
+            f"{least_s:g} s will be used. Start it with: spot run --grace-seconds {grace_s:g} -- ..."
+        )
     return (
-        f"the elastic launcher kills its processes {timeout_s:g} s after a SIGTERM, but grace_seconds={grace_s:g}: "
-        f"only {timeout_s:g} s will be used. Start torchrun with --shutdown-timeout {math.ceil(grace_s)}, or set "
+        f"the elastic launcher kills its processes {least_s:g} s after a SIGTERM, but grace_seconds={grace_s:g}: "
+        f"only {least_s:g} s will be used. Start torchrun with --shutdown-timeout {math.ceil(grace_s)}, or set "
         f"TORCH_ELASTIC_SHUTDOWN_TIMEOUT={math.ceil(grace_s)} in its environment (accelerate launch: only the latter)"
     )
 
@@ -84,8 +103,8 @@ def _deaf(environ: Mapping[str, str], launcher: Launcher) -> str | None:
     if roster.VARIABLE in environ:  # spot run sees to it
         return None
     words = [Path(word).name for word in launcher.command]
-    modules = {"accelerate.commands.launch", "accelerate.commands.accelerate_cli"}
-    if words[1:3] == ["accelerate", "launch"] or modules & set(words[:3]):
+    program, argument = (*_program(words), "", "")[:2]
+    if program in _ACCELERATE_LAUNCH or (program in _ACCELERATE and argument == "launch"):
         return (
             "accelerate launch with one process does not pass on a SIGTERM: it dies of it, and this process is never "
             "told. Start it with: spot run -- accelerate launch ..."
@@ -96,3 +115,16 @@ def _deaf(environ: Mapping[str, str], launcher: Launcher) -> str | None:
             "script with exec, or with: spot run --"
         )
     return None
+
+
+def _program(words: Sequence[str]) -> Sequence[str]:
+    """Return what python, the first of *words*, is told to run, a script or a module, and its arguments."""
+    index = 1
+    while index < len(words) and words[index].startswith("-"):
+        index += 2 if words[index] in _WITH_VALUE else 1  # behind -m is the module
+    return words[index:]
+
+
+def _spot_run_grace_s(environ: Mapping[str, str]) -> float | None:
+    text = environ.get(roster.GRACE_VARIABLE)
+    return None if text is None else float(text)
