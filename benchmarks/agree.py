@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 from spot_plugins.agreement import Crew, Notice
 from spot_plugins.clock import SystemClock
+from spot_plugins.last_seconds import LastSeconds
 from spot_plugins.ranks import TorchRanks
 from spot_plugins.triggers import PeriodicTrigger
 
@@ -72,7 +73,8 @@ class Board:
     def __init__(self, ranks, save_every):
         self.board = TimedBoard(ranks.open_board())
         trigger = PeriodicTrigger(save_every, None, SystemClock())
-        self.crew = Crew(ranks, self.board, trigger, lambda: True, lambda step: None, lambda: None)
+        planner = LastSeconds(False, lambda event: None)
+        self.crew = Crew(ranks, self.board, trigger, lambda: True, lambda step: None, lambda: None, planner)
         self.crew.saved(0)
 
     def notify(self):

@@ -45,6 +45,21 @@ class Situation:
     saved_since_notice: bool
     """Whether that one was staged after the notice."""
 
+    @property
+    def stage_s(self) -> float:
+        """Seconds to copy one save to memory; infinity where nobody knows."""
+        return _seconds(self.num_bytes, self.stage_bytes_per_s)
+
+    @property
+    def disk_s(self) -> float:
+        """Seconds to write one save to the local disk, if there is one."""
+        return 0.0 if self.disk_bytes_per_s is None else _seconds(self.num_bytes, self.disk_bytes_per_s)
+
+    @property
+    def push_s(self) -> float:
+        """Seconds from a save in memory to its commit; infinity where nobody knows."""
+        return self.disk_s + _seconds(self.num_bytes, self.store_bytes_per_s) + self.commit_s
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
@@ -103,13 +118,10 @@ def plan_last_seconds(now: Situation) -> Plan:
     A first save, beside the late one, is made where it costs at most one step and is stored before the late one.
     """
     allowed_s = now.left_s / (1 + MARGIN)
-    stage_s = _seconds(now.num_bytes, now.stage_bytes_per_s)
-    disk_s = 0.0 if now.disk_bytes_per_s is None else _seconds(now.num_bytes, now.disk_bytes_per_s)
-    push_s = disk_s + _seconds(now.num_bytes, now.store_bytes_per_s) + now.commit_s
-
-    ways: list[tuple[Choice, float]] = [("save", push_s)]
+    stage_s = now.stage_s
+    ways: list[tuple[Choice, float]] = [("save", now.push_s)]
     if now.disk_survives and now.disk_bytes_per_s is not None:
-        ways.append(("save_locally", disk_s))
+        ways.append(("save_locally", now.disk_s))
     for choice, write_s in ways:
         if max(stage_s, now.in_flight_s) + write_s > allowed_s:
             continue
@@ -117,23 +129,23 @@ def plan_last_seconds(now: Situation) -> Plan:
         if num_steps >= 1:
             assert now.step_s is not None
             trained_s = num_steps * now.step_s
-            first = choice == "save" and _is_worth_a_first_save(now, stage_s + push_s, trained_s)
+            first = choice == "save" and _is_worth_a_first_save(now, trained_s)
             needs_s = max(trained_s + stage_s, now.in_flight_s) + write_s
             return _promise("train_on", needs_s, now, num_steps, save_first=first)
         if now.num_unsaved_steps:
             return _promise(choice, max(stage_s, now.in_flight_s) + write_s, now)
     if now.in_flight_s <= max(allowed_s, 0.0) and (now.in_flight_s or not now.num_unsaved_steps):
         return _promise("finish_push", now.in_flight_s, now)
-    is_unknown = math.isinf(stage_s + push_s)
+    is_unknown = math.isinf(stage_s + now.push_s)
     choice = "save" if is_unknown and now.num_unsaved_steps and now.left_s > 0 else "nothing_fits"
     return Plan(choice=choice, is_promised=False, needs_s=None, left_s=now.left_s)
 
 
-def _is_worth_a_first_save(now: Situation, save_s: float, trained_s: float) -> bool:
+def _is_worth_a_first_save(now: Situation, trained_s: float) -> bool:
     """Whether a save now costs no more than a step, and is stored a step before the late one begins."""
     assert now.step_s is not None
     is_needed = not now.saved_since_notice and not now.in_flight_s and now.num_unsaved_steps > 0
-    return is_needed and now.stall_s <= now.step_s and save_s <= trained_s - now.step_s
+    return is_needed and now.stall_s <= now.step_s and now.stage_s + now.push_s <= trained_s - now.step_s
 
 
 def _promise(choice: Choice, needs_s: float, now: Situation, num_steps: int = 0, *, save_first: bool = False) -> Plan:

@@ -73,8 +73,8 @@ class LastSeconds:
                 case WrittenLocally(write_bytes_per_s=speed):
                     self._disk_bytes_per_s = speed
                 case Committed(step=step, num_bytes=num_bytes, push_s=push_s, put_bytes_per_s=speed):
-                    if not self._is_failing and len(self._in_flight) == 1:  # else it waited for something else
-                        moved_s = _seconds(num_bytes, self._disk_bytes_per_s or math.inf) + _seconds(num_bytes, speed)
+                    if speed and not self._is_failing and len(self._in_flight) == 1:  # else it waited for others
+                        moved_s = num_bytes / speed + num_bytes / (self._disk_bytes_per_s or math.inf)
                         self._commit_s = max(0.0, push_s - moved_s)
                     self._store_bytes_per_s = speed
                     self._is_failing = False
@@ -129,13 +129,12 @@ class LastSeconds:
 
     def _in_flight_s(self, by: Situation) -> float:
         """Return the seconds until all pushes are done, by the speeds of *by*. A late one is as late again."""
-        push_s, end = by.commit_s, 0.0
-        push_s += _seconds(by.num_bytes, by.disk_bytes_per_s or math.inf) + _seconds(by.num_bytes, by.store_bytes_per_s)
+        end = 0.0
         with self._lock:
             if not self._in_flight:
                 return 0.0
             for staged_at in self._in_flight.values():
-                end = max(end, staged_at) + push_s
+                end = max(end, staged_at) + by.push_s
             return math.inf if self._is_failing else abs(end - time.monotonic())
 
     def _of_all(self, own: Situation) -> Situation:
@@ -168,12 +167,7 @@ class LastSeconds:
         self._tell(
             LastSecondsPlanned(
                 step=step,
-                choice=plan.choice,
-                is_promised=plan.is_promised,
-                needs_s=plan.needs_s,
-                left_s=plan.left_s,
-                num_steps=plan.num_steps,
-                save_first=plan.save_first,
+                **asdict(plan),
                 step_s=now.step_s,
                 num_bytes=now.num_bytes,
                 stage_bytes_per_s=now.stage_bytes_per_s,
@@ -186,7 +180,3 @@ class LastSeconds:
 
 def _left_s(notice: Notice) -> float:
     return notice.deadline - notice.margin_s - time.monotonic()
-
-
-def _seconds(num_bytes: int | None, bytes_per_s: float | None) -> float:
-    return math.inf if num_bytes is None or not bytes_per_s else num_bytes / bytes_per_s

@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Final
 
 from . import roster
+from .errors import Preempted
+from .notices.launcher import TIMEOUT_VARIABLES
 
 NOTICES: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 """What is passed on, as a SIGTERM. SLURM sends SIGUSR1 if ``--signal`` says so."""
 
-PREEMPTED: Final = 143
 LOOK_S: Final = 0.1  # how often it looks who is left, once there is a notice or the command has ended
-TIMEOUT_VARIABLES: Final = ("PET_SHUTDOWN_TIMEOUT", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT")
 
 _PUSHER: Final = b"spot_plugins.push.worker"
 _PR_SET_PDEATHSIG: Final = 1
@@ -39,7 +39,7 @@ def environment(environ: Mapping[str, str], grace_s: float, folder: Path) -> dic
     """Return *environ* for a command whose ranks have *grace_s* seconds to leave, and write down who they are."""
     ours = {"SPOT_GRACE_SECONDS": f"{grace_s:g}", roster.GRACE_VARIABLE: f"{grace_s:g}", roster.VARIABLE: str(folder)}
     if not any(name in environ for name in TIMEOUT_VARIABLES):
-        ours[TIMEOUT_VARIABLES[1]] = str(math.ceil(grace_s))
+        ours[TIMEOUT_VARIABLES[-1]] = str(math.ceil(grace_s))
     return {**environ, **ours}
 
 
@@ -72,7 +72,7 @@ def supervise(command: Sequence[str], grace_s: float, max_restarts: int = 0) -> 
         with tempfile.TemporaryDirectory(prefix="spot-run-") as name:
             for num_left in range(max_restarts, -1, -1):
                 code = _Life(command, grace_s, Path(name), notices, mask, may_restart=num_left > 0).live()
-                if code in (0, PREEMPTED) or num_left == 0:
+                if code in (0, Preempted.EXIT_CODE) or num_left == 0:
                     break
                 _say(f"the command ended with {code}; running it again, {num_left - 1} restarts are left")
                 roster.clear(Path(name))
@@ -99,7 +99,6 @@ class _Life:
         self._notices = notices
         self._may_restart = may_restart
         self._is_noticed = False
-        self._left_orphans = False
         self._rank_has_left = False
         self._deadline = math.inf
         self._told: set[int] = set()
@@ -110,7 +109,7 @@ class _Life:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)  # if we are killed, a launcher still ends its ranks
             if os.getppid() != parent:
-                os._exit(PREEMPTED)
+                os._exit(Preempted.EXIT_CODE)
 
         # In a session of its own: Ctrl-C in a terminal comes to us alone, and to the ranks as a notice.
         self._child = subprocess.Popen(
@@ -154,9 +153,8 @@ class _Life:
         return self._code is not None and not others and (is_over or not left)
 
     def _send_to_orphans(self, orphans: set[int]) -> None:
-        if orphans and not self._is_noticed and not self._left_orphans:
+        if orphans and math.isinf(self._deadline):
             _say(f"the command ended with {self._code} and left {len(orphans)} processes behind, which save and leave")
-            self._left_orphans = True
             self._begin_grace()
         self._send(orphans)
 
@@ -186,7 +184,7 @@ class _Life:
     def _exit_code(self) -> int:
         assert self._code is not None
         if self._rank_has_left or (self._is_noticed and (self._code != 0 or roster.has_left(self._folder))):
-            return PREEMPTED
+            return Preempted.EXIT_CODE
         return self._code if self._code >= 0 else 128 - self._code
 
 

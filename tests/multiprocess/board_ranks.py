@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from spot_plugins.agreement import Crew, Notice
 from spot_plugins.clock import SystemClock
+from spot_plugins.last_seconds import LastSeconds
 from spot_plugins.ranks import BoardClosedError, TorchRanks, exchange
 from spot_plugins.triggers import PeriodicTrigger
 
@@ -84,7 +85,9 @@ def lose_rank_0(ranks, board):
 
 def outlive_a_machine(ranks, board):
     """Rank 0 stands still, as on a machine that was taken without a word. A notice and the end come all the same."""
-    crew = Crew(ranks, board, PeriodicTrigger(1, None, SystemClock()), lambda: True, lambda step: None, lambda: None)
+    planner = LastSeconds(False, lambda event: None)
+    trigger = PeriodicTrigger(1, None, SystemClock())
+    crew = Crew(ranks, board, trigger, lambda: True, lambda step: None, lambda: None, planner)
     pid, *_ = exchange(ranks, board, "pid", os.getpid())
     if ranks.rank == 0:
         signal.pause()

@@ -336,7 +336,9 @@ def test_a_notice_that_leaves_time_is_trained_through_until_rank_0_calls(notifie
     assert trainings[0].planner.learned == [[{"rank": 0}, {"rank": 1}, {"rank": 2}]]
     assert lives[0].saves == [(10, "notice")]
     assert lives[0].left_at == 16
-    assert trainings[0].planner.asked[:2] == [4, 5], "at the notice, then at each boundary"
+    first, *then = trainings[0].planner.asked
+    assert first in (3, 4), "at the notice: rank 0 need not have come to the end of step 4"
+    assert then[0] - first in (1, 2), "then at each boundary, except where it is being asked at the notice"
     assert not trainings[1].planner.asked
 
 
@@ -445,9 +447,8 @@ def test_ranks_that_lose_the_board_go_on_alone(notice_first):
             board.close()
             gone.set()
             return None
-        crew = Crew(
-            ranks, board, PeriodicTrigger(1, None, SystemClock()), lambda: True, lambda step: None, lambda: None
-        )
+        trigger = PeriodicTrigger(1, None, SystemClock())
+        crew = Crew(ranks, board, trigger, lambda: True, lambda step: None, lambda: None, Script(ranks.rank, {}))
         notice = Notice("test", time.monotonic() + PATIENCE_S)
         if notice_first:
             crew.notify(notice)
@@ -481,7 +482,8 @@ def test_a_notice_that_nobody_heard_before_the_board_was_lost_still_counts():
     class Ranks:
         rank, world_size = 1, 2
 
-    crew = Crew(Ranks(), board, PeriodicTrigger(1, None, SystemClock()), lambda: True, lambda step: None, lambda: None)
+    trigger = PeriodicTrigger(1, None, SystemClock())
+    crew = Crew(Ranks(), board, trigger, lambda: True, lambda step: None, lambda: None, Script(1, {}))
     crew.notify(Notice("test", time.monotonic() + PATIENCE_S))
     assert crew.at_boundary(1) is None, "it may yet be agreed on"
     board.close()

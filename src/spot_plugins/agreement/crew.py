@@ -64,7 +64,7 @@ class Crew:
         ready: Whether this rank's earlier save is done, so that another may begin.
         deferred: Called on rank 0 with a step that was due and is not saved.
         leave_in_pause: Called on a thread of the agreement when all leave with the step at which this rank pauses.
-        planner: Asked on rank 0 at each boundary once a notice leaves time. None: every notice is obeyed at once.
+        planner: Asked on rank 0 at each boundary once a notice leaves time.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class Crew:
         ready: Callable[[], bool],
         deferred: Callable[[int], None],
         leave_in_pause: Callable[[], None],
-        planner: Planner | None = None,
+        planner: Planner,
     ) -> None:
         self._ranks = ranks
         self._board = board
@@ -198,7 +198,6 @@ class Crew:
     def _heed(self, step: int, notice: Notice) -> None:
         if notice.at_once or self._called or not self._knows_figures:
             return
-        assert self._planner is not None
         ahead = self._lead(LEAD_S)
         act = self._planner.heed(step, notice, ahead)
         if act == "leave":
@@ -322,8 +321,8 @@ class Crew:
         number, deadline = message["number"], time.monotonic() + message["left_s"]
         with self._lock:
             is_first = self._notice is None
-            at_once = message["at_once"] or self._planner is None
-            self._notice = merge(self._notice, Notice(message["source"], deadline, message["margin_s"], at_once))
+            heard = Notice(message["source"], deadline, message["margin_s"], message["at_once"])
+            self._notice = merge(self._notice, heard)
             at_once = self._notice.at_once
         if at_once:
             self._on_leave(number)
@@ -332,7 +331,6 @@ class Crew:
 
     def _share_figures(self, number: int) -> None:
         """Tell rank 0 what this rank has measured. Rank 0 decides from then on when all leave."""
-        assert self._planner is not None
         self._board.post(f"figures/{number}/{self._ranks.rank}", self._planner.figures())
         if self._ranks.rank != 0:
             return

@@ -16,7 +16,7 @@ class Solo:
         trigger: Says when a save is due.
         ready: Whether an earlier save is done, so that another may begin.
         deferred: Called with a step that was due and is not saved.
-        planner: Asked at each step once a notice leaves time. None: every notice is obeyed at once.
+        planner: Asked at each step once a notice leaves time.
     """
 
     def __init__(
@@ -24,7 +24,7 @@ class Solo:
         trigger: PeriodicTrigger,
         ready: Callable[[], bool],
         deferred: Callable[[int], None],
-        planner: Planner | None = None,
+        planner: Planner,
     ) -> None:
         self._trigger = trigger
         self._ready = ready
@@ -60,7 +60,7 @@ class Solo:
         return None
 
     def _heed(self, step: int, notice: Notice) -> Decision | None:
-        if notice.at_once or self._planner is None or (act := self._planner.heed(step, notice, 0)) == "leave":
+        if notice.at_once or (act := self._planner.heed(step, notice, 0)) == "leave":
             return Decision("notice", leaves=True)
         return Decision("notice") if act == "save" and self._ready() else None
 

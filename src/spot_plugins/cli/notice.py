@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,7 @@ from typing import Annotated
 import typer
 
 from ..notices.file import is_page
+from .checks import seconds
 
 
 def notice(
@@ -19,12 +19,12 @@ def notice(
     ],
     grace_seconds: Annotated[
         float | None,
-        typer.Option(help="Seconds until the machine is taken.", show_default="what the training was told"),
+        typer.Option(
+            help="Seconds until the machine is taken.", show_default="what the training was told", callback=seconds
+        ),
     ] = None,
 ) -> None:
     """Write FILE, on which trainings with ``notice_file=FILE`` save and leave as if a cloud had told them to."""
-    if grace_seconds is not None and not (grace_seconds > 0 and math.isfinite(grace_seconds)):
-        raise typer.BadParameter(f"{grace_seconds} must be a number of seconds above 0", param_hint="--grace-seconds")
     if is_page(file):
         raise typer.BadParameter(f"{file} is a page: only its server can change it", param_hint="FILE")
     document = {} if grace_seconds is None else {"grace_seconds": grace_seconds}

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from typing import Annotated
 
 import typer
 
 from ..config import DEFAULT_GRACE_S
 from ..supervising import supervise
+from .checks import seconds
 
 
 def run(
     command: Annotated[list[str], typer.Argument(help="What to run: torchrun ..., accelerate launch ..., python ...")],
     grace_seconds: Annotated[
         float,
-        typer.Option(envvar="SPOT_GRACE_SECONDS", help="From a signal until everything that is left is killed."),
+        typer.Option(
+            envvar="SPOT_GRACE_SECONDS",
+            help="From a signal until everything that is left is killed.",
+            callback=seconds,
+        ),
     ] = DEFAULT_GRACE_S,
     max_restarts: Annotated[
         int, typer.Option(min=0, help="Run it again so often if it fails; never after a notice.")
@@ -27,8 +31,6 @@ def run(
     SIGTERM, SIGINT, SIGHUP and SIGUSR1 reach every rank as a notice. Ranks whose launcher dies save and leave. Pushes
     are waited for. The exit code is 143 after a preemption, else the command's.
     """
-    if not (grace_seconds > 0 and math.isfinite(grace_seconds)):
-        raise typer.BadParameter(f"{grace_seconds} must be a number of seconds above 0", param_hint="--grace-seconds")
     try:
         code = supervise(command, grace_seconds, max_restarts)
     except OSError as error:

@@ -84,7 +84,8 @@ class AzureSource:
             raise ValueError("no list of events in the answer")
         mine = [event for event in events if self._is_mine(event)]
         deadlines = [_deadline(event, answer.date) for event in mine]
-        self._own_events = [str(event.get("EventId")) for event in mine if len(event.get("Resources") or ()) == 1]
+        # Not those that are only taken for this machine's, as its name is not known, nor those of others as well.
+        self._own_events = [str(each.get("EventId")) for each in mine if self._own_name and len(each["Resources"]) == 1]
         return Announcement(self.name, min(deadlines)) if deadlines else None
 
     def _is_mine(self, event: Any) -> bool:

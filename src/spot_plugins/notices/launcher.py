@@ -15,7 +15,7 @@ ELASTIC_TIMEOUT_S: Final = 30.0
 """What torchrun waits unless it is told otherwise; ``accelerate launch`` with several processes is torchrun too."""
 
 FLAGS: Final = ("--shutdown-timeout", "--shutdown_timeout")
-VARIABLES: Final = ("PET_SHUTDOWN_TIMEOUT", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT")  # the first one wins
+TIMEOUT_VARIABLES: Final = ("PET_SHUTDOWN_TIMEOUT", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT")  # the first one wins
 
 SHELLS: Final = frozenset({"sh", "bash", "dash", "ash", "busybox"})
 
@@ -55,7 +55,7 @@ def elastic_timeout_s(environ: Mapping[str, str], launcher: Launcher) -> float |
         return None
     words = launcher.command
     given = [_value(words, index) for index, word in enumerate(words) if word.partition("=")[0] in FLAGS]
-    for text in (*given[-1:], *(environ.get(name, "") for name in VARIABLES)):
+    for text in (*given[-1:], *(environ.get(name, "") for name in TIMEOUT_VARIABLES)):
         try:
             return float(text)
         except ValueError:
