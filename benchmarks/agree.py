@@ -21,9 +21,9 @@ import torch.distributed as dist
 
 from spot_plugins.agreement import Crew, Notice
 from spot_plugins.clock import SystemClock
-from spot_plugins.last_seconds import LastSeconds
+from spot_plugins.leave.measurements import LastSeconds
 from spot_plugins.ranks import TorchRanks
-from spot_plugins.triggers import PeriodicTrigger
+from spot_plugins.schedule import PeriodicTrigger
 
 from . import ranks
 from .report import Column, Report

@@ -14,13 +14,13 @@ import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from spot_plugins.commit import CommittedStep, commit, committed_steps, merge_manifests
-from spot_plugins.keys import StepId, attempt_key, blob_key
-from spot_plugins.manifest import RankManifest
+from spot_plugins.format.commit import CommittedStep, commit, committed_steps, merge_manifests
+from spot_plugins.format.keys import StepId, attempt_key, blob_key
+from spot_plugins.format.manifest import RankManifest
+from spot_plugins.format.retention import prune
 from spot_plugins.ranks import MemoryBoard
-from spot_plugins.reading import StepReader
-from spot_plugins.resuming import load_newest
-from spot_plugins.retention import prune
+from spot_plugins.resume.newest import load_newest
+from spot_plugins.resume.reader import StepReader
 from spot_plugins.state import encode
 from spot_plugins.store import MemoryStore, open_store
 

@@ -11,7 +11,7 @@ import json
 
 import torch
 
-from spot_plugins.commit import committed_steps
+from spot_plugins.format.commit import committed_steps
 from spot_plugins.store import LocalStore
 
 

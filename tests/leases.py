@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 from pathlib import Path
 
-from spot_plugins.planning import Lease
+from spot_plugins.economics import Lease
 
 TRACES = Path(__file__).parent / "traces"
 

@@ -9,16 +9,16 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from spot_plugins.capture import Parts
-from spot_plugins.commit import committed_steps
-from spot_plugins.keys import rank_manifest_key
-from spot_plugins.manifest import RankManifest
+from spot_plugins.format.commit import committed_steps
+from spot_plugins.format.keys import rank_manifest_key
+from spot_plugins.format.manifest import RankManifest
 from spot_plugins.push import PushSettings
-from spot_plugins.push.pushing import StepPush
 from spot_plugins.push.speed import Meters
+from spot_plugins.push.step_push import StepPush
 from spot_plugins.ranks import Board, MemoryBoard, SingleRank
-from spot_plugins.resuming import load_newest
-from spot_plugins.saving import Saver
+from spot_plugins.resume.newest import load_newest
+from spot_plugins.save import Saver
+from spot_plugins.state.registry import Parts
 
 URL = "memory://steps"
 

@@ -10,6 +10,6 @@ from __future__ import annotations
 
 __version__ = "0.1.0"
 
-from .prefetching import prefetch
+from .resume.prefetch import prefetch
 
 __all__ = ["__version__", "prefetch"]

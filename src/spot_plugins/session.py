@@ -9,27 +9,27 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from . import events, roster
+from . import events
 from .agreement import Agreement, Crew, Decision, Notice, Solo
-from .capture import Part, Parts
 from .clock import Clock, SystemClock
 from .config import SpotConfig
 from .data import end_shielded_workers
 from .errors import Preempted
 from .events import Event, Hook
-from .joining import join_run
-from .last_seconds import LastSeconds
-from .listening import Listener
-from .pacing import Pacing
-from .prefetching import stop_prefetch
+from .launch import roster
+from .leave.listener import Listener
+from .leave.measurements import LastSeconds
 from .push import Pusher, PushSettings
 from .ranks import Board, Ranks, current_ranks, meet
-from .resuming import apply_state, check_alike, load_newest
-from .salvaging import salvage
-from .saves import Saves
-from .saving import Saver
+from .resume.join import join_run
+from .resume.newest import apply_state, check_alike, load_newest
+from .resume.prefetch import stop_prefetch
+from .resume.salvage import salvage
+from .save import Saver, Saves
+from .schedule import Pacing, Trigger
+from .state.part import Part
+from .state.registry import Parts
 from .store import is_local
-from .triggers import Trigger
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class SpotSession:
         self._is_prepared = False
         self._last_seconds = LastSeconds(config.local_dir_survives, self._tell)
         self._num_deferred = 0
-        self._saves = Saves(self._saver, self._pusher, self._last_seconds, config.grace_seconds)
+        self._saves = Saves(self._saver, self._pusher, self._last_seconds.saved, config.grace_seconds)
         self._leaving = threading.Lock()
         self._left: int | None = None
         self._stays = False  # without the ranks that left: what this one saves would never be committed
@@ -146,7 +146,7 @@ class SpotSession:
 
         Raises:
             NothingToResumeError, IncompatibleCheckpointError, StoreError: See
-                :func:`spot_plugins.resuming.load_newest`.
+                :func:`spot_plugins.resume.newest.load_newest`.
             UnsafeStateError: A registered part has state that could not be saved later.
         """
         want = self._parts.wanted()

@@ -13,7 +13,7 @@ from hearing import until
 from metadata import AwsServer, AzureServer, GcpServer, PageServer
 from ports import free_port
 
-from spot_plugins.notices import NoticeWatch, watch, web
+from spot_plugins.notices import NoticeWatch, poller, web
 from spot_plugins.notices.aws import AwsSource
 from spot_plugins.notices.azure import AzureSource
 from spot_plugins.notices.base import MIN_LEFT_S
@@ -88,8 +88,8 @@ def a_dead_proxy(monkeypatch):
 def hurried(monkeypatch):
     """All waits are short."""
     monkeypatch.setattr(web, "TIMEOUT_S", 0.2)
-    monkeypatch.setattr(watch, "MAX_GAP_S", 0.05)
-    monkeypatch.setattr(watch, "MIN_GAP_S", 0.02)
+    monkeypatch.setattr(poller, "MAX_GAP_S", 0.05)
+    monkeypatch.setattr(poller, "MIN_GAP_S", 0.02)
 
 
 @contextmanager

@@ -21,9 +21,9 @@ from servers import FaultProxy
 
 from spot_plugins.errors import ConfigError, StoreError
 from spot_plugins.store import FsspecStore, LocalStore, MemoryStore, ObstoreStore, check_writable, is_local, open_store
-from spot_plugins.store.failures import Secrets
-from spot_plugins.store.options import read_options
-from spot_plugins.store.s3 import s3_options
+from spot_plugins.store.obstore_options import read_options
+from spot_plugins.store.s3fs import s3_options
+from spot_plugins.store.store_errors import Secrets
 
 MIB = 1024**2
 DEADLINE_S = 60

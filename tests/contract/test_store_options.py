@@ -21,8 +21,8 @@ import pytest
 from servers import HOST, FaultProxy
 
 from spot_plugins.errors import StoreError
-from spot_plugins.store import FsspecStore, ObstoreStore, aws, open_store
-from spot_plugins.store.options import UnmappedOptionError, read_options
+from spot_plugins.store import FsspecStore, ObstoreStore, aws_config, open_store
+from spot_plugins.store.obstore_options import UnmappedOptionError, read_options
 
 MIB = 1024**2
 NOWHERE = f"http://{HOST}:9"
@@ -343,7 +343,7 @@ def test_credentials_that_expire_are_asked_for_again(home):
     What botocore renews is handed on for a few minutes only, so that it is never used when it has expired.
     """
     (home / ".aws" / "config").write_text(CONFIG.format(url=NOWHERE, program=write_program(home)))
-    options = aws.S3Options(
+    options = aws_config.S3Options(
         key=None,
         secret=None,
         token=None,
@@ -355,7 +355,7 @@ def test_credentials_that_expire_are_asked_for_again(home):
         addressing_style=None,
     )
 
-    given = aws.look_up(options).credentials()
+    given = aws_config.look_up(options).credentials()
 
     assert given["access_key_id"] == "fresh-key"
     assert timedelta(0) < given["expires_at"] - datetime.now(timezone.utc) <= timedelta(minutes=10)

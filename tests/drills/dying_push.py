@@ -10,7 +10,7 @@ from pathlib import Path
 
 from steps import save
 
-from spot_plugins.commit import claim_attempt
+from spot_plugins.format.attempts import claim_attempt
 from spot_plugins.store import LocalStore
 
 OPERATIONS = ("mkdir", "open", "write", "fsync", "replace", "link", "unlink", "rmdir")

@@ -12,12 +12,12 @@ import xxhash
 from hearing import Heard
 from steps import Holder, assert_same, load, load_on_all, save, state_of
 
-from spot_plugins.commit import claim_attempt
 from spot_plugins.config import SpotConfig
 from spot_plugins.errors import IncompatibleCheckpointError, NothingToResumeError
 from spot_plugins.events import CheckpointRejected
-from spot_plugins.keys import StepId, blob_key, rank_manifest_key
-from spot_plugins.manifest import RankManifest, canonical_json, hash_of_blob
+from spot_plugins.format.attempts import claim_attempt
+from spot_plugins.format.keys import StepId, blob_key, rank_manifest_key
+from spot_plugins.format.manifest import RankManifest, canonical_json, hash_of_blob
 from spot_plugins.session import SpotSession
 from spot_plugins.store import LocalStore, MemoryStore
 

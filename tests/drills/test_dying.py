@@ -14,12 +14,12 @@ from launching import exit_codes, launch
 from steps import Holder, assert_same, assert_whole, load, load_on_all, numbers, save, state_of
 
 import spot_plugins
-from spot_plugins.commit import claim_attempt
 from spot_plugins.config import SpotConfig
 from spot_plugins.events import Committed, Pruned, SaveAbandoned
-from spot_plugins.keys import StepId, parse_rank_manifest_key, rank_manifest_key
-from spot_plugins.manifest import RankManifest
-from spot_plugins.push import pushing
+from spot_plugins.format.attempts import claim_attempt
+from spot_plugins.format.keys import StepId, parse_rank_manifest_key, rank_manifest_key
+from spot_plugins.format.manifest import RankManifest
+from spot_plugins.push import step_push
 from spot_plugins.session import SpotSession
 from spot_plugins.store import LocalStore, MemoryStore
 
@@ -30,7 +30,7 @@ KILLING = Path(__file__).with_name("killing")
 @pytest.fixture(autouse=True)
 def one_local_step(monkeypatch):
     """Each save removes the older copy on the local disk, so that the tests die in there, too."""
-    monkeypatch.setattr(pushing, "LOCAL_STEPS", 1)
+    monkeypatch.setattr(step_push, "LOCAL_STEPS", 1)
 
 
 class KilledError(BaseException):

@@ -15,8 +15,8 @@ from hearing import until
 from launching import exit_codes, launch_ranks, printed, train
 from remains import Remains
 
-from spot_plugins.commit import committed_steps
-from spot_plugins.keys import merged_manifest_key
+from spot_plugins.format.commit import committed_steps
+from spot_plugins.format.keys import merged_manifest_key
 from spot_plugins.store import LocalStore
 
 HOSTS = ("lightning", "accelerate")

@@ -15,10 +15,10 @@ from servers import FaultProxy
 from steps import Holder, assert_same
 
 import spot_plugins
-from spot_plugins import prefetching
 from spot_plugins.config import SpotConfig
 from spot_plugins.errors import ConfigError
 from spot_plugins.events import Committed, Resumed
+from spot_plugins.resume import prefetch
 from spot_plugins.session import SpotSession
 from spot_plugins.store import LocalStore
 from spot_plugins.testing import run_thread_ranks
@@ -145,12 +145,12 @@ def test_it_never_stands_in_the_way(run, s3_server, tmp_path, monkeypatch):
     begun.join()
     save_on(1, run, tmp_path / "first", step=1)
     with FaultProxy(s3_server.endpoint_url) as proxy, monkeypatch.context() as patch:
-        patch.setattr("spot_plugins.store.patience.FIRST_PAUSE_S", 0.01)
+        patch.setattr("spot_plugins.store.retry.FIRST_PAUSE_S", 0.01)
         proxy.refuse()
         options = s3_server.storage_options(endpoint_url=proxy.endpoint_url)
         cut_off = spot_plugins.prefetch(run["url"], local_dir=str(tmp_path / "cut"), storage_options=options)
         cut_off.join()
-    monkeypatch.setattr(prefetching, "SPARE_BYTES", 10**18)
+    monkeypatch.setattr(prefetch, "SPARE_BYTES", 10**18)
     full = spot_plugins.prefetch(local_dir=str(tmp_path / "full"), **run)
     full.join()
     assert begun.num_bytes == cut_off.num_bytes == full.num_bytes == 0
@@ -187,8 +187,8 @@ def test_it_needs_no_torch(run, tmp_path):
 ENDING = """
 import time
 import spot_plugins
-from spot_plugins import prefetching
-prefetching.NUM_GETS = 1
+from spot_plugins.resume import prefetch
+prefetch.NUM_GETS = 1
 begun = spot_plugins.prefetch({url!r}, local_dir={local_dir!r}, storage_options={options!r})
 while begun.is_alive() and not begun.num_bytes:
     time.sleep(0.01)

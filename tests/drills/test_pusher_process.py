@@ -23,10 +23,10 @@ from steps import Holder, assert_same, load, numbers, state_of
 
 from spot_plugins.config import SpotConfig
 from spot_plugins.events import AttemptStarted, Committed, Resumed, SaveAbandoned, Superseded
-from spot_plugins.keys import parse_rank_manifest_key
+from spot_plugins.format.keys import parse_rank_manifest_key
 from spot_plugins.push import PushSettings, messages
 from spot_plugins.push.priority import NICENESS
-from spot_plugins.saving import MAX_BUFFERS
+from spot_plugins.save.buffers import MAX_BUFFERS
 from spot_plugins.session import SpotSession
 from spot_plugins.store import LocalStore, open_store
 

@@ -14,7 +14,7 @@ from servers import FaultProxy
 from steps import assert_same, load_on_all, numbers, state_of
 from test_pusher_process import is_zombie, said
 
-from spot_plugins.keys import StepId, merged_manifest_key
+from spot_plugins.format.keys import StepId, merged_manifest_key
 from spot_plugins.store import open_store
 
 

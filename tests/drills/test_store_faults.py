@@ -30,8 +30,8 @@ from spot_plugins.events import (
     Staged,
     WrittenLocally,
 )
+from spot_plugins.save import layout
 from spot_plugins.session import SpotSession
-from spot_plugins.staging import plan
 from spot_plugins.store import LocalStore, open_store
 
 NUM_FLOATS = 300_000  # 1.2 MB
@@ -274,7 +274,7 @@ def test_a_full_local_disk_is_told_and_cleaned_up(start, tmp_path, monkeypatch):
     Two copies fit and a third does not: an event says that the disk is full, the step is committed from memory, no
     half copy stays behind, and the next step fits again.
     """
-    monkeypatch.setattr(plan, "MAX_BLOB_BYTES", 300_000)  # some blobs of the third copy still fit
+    monkeypatch.setattr(layout, "MAX_BLOB_BYTES", 300_000)  # some blobs of the third copy still fit
     with small_disk(tmp_path / "disk", 3_000_000) as disk:
         training = start(local_dir=disk / "copies")
         for _ in range(2):

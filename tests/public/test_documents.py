@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from spot_plugins.config import SpotConfig
-from spot_plugins.notices.detect import _PROVIDERS
+from spot_plugins.notices.surroundings import _PROVIDERS
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])

@@ -19,17 +19,14 @@ LIGHT_MODULES = [
     "spot_plugins.config",
     "spot_plugins.events",
     "spot_plugins.clock",
-    "spot_plugins.manifest",
-    "spot_plugins.keys",
-    "spot_plugins.lifecycle",
+    "spot_plugins.format",
     "spot_plugins.store",
-    "spot_plugins.commit",
-    "spot_plugins.triggers",
-    "spot_plugins.deadline",
+    "spot_plugins.launch",
     "spot_plugins.notices",
-    "spot_plugins.planning",
+    "spot_plugins.schedule",
     "spot_plugins.push",
-    "spot_plugins.retention",
+    "spot_plugins.resume.prefetch",
+    "spot_plugins.economics",
 ]
 
 PUBLIC_NAMES = {

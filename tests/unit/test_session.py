@@ -14,7 +14,6 @@ from hearing import Heard, until, until_idle
 from steps import Holder, assert_same, assert_whole, load, numbers, save, state_of
 
 from spot_plugins import session as session_module
-from spot_plugins.commit import claim_attempt
 from spot_plugins.config import SpotConfig
 from spot_plugins.errors import ConfigError, IncompatibleCheckpointError, Preempted, UnsafeStateError
 from spot_plugins.events import (
@@ -28,7 +27,8 @@ from spot_plugins.events import (
     SaveDeferred,
     Staged,
 )
-from spot_plugins.keys import StepId, merged_manifest_key
+from spot_plugins.format.attempts import claim_attempt
+from spot_plugins.format.keys import StepId, merged_manifest_key
 from spot_plugins.session import SpotSession
 from spot_plugins.store import LocalStore
 from spot_plugins.testing import run_thread_ranks

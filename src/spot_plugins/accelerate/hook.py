@@ -12,13 +12,13 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from ..capture import Part
 from ..config import ElasticBatch, EverySeconds, NoticeSources, OnNotice, from_environment
 from ..data import end_shielded_workers
 from ..errors import ConfigError, Preempted
 from ..events import Hook
 from ..session import SpotSession
 from ..state import RngPart
+from ..state.part import Part
 from .position import PositionPart, StreamsPart
 from .prepared import NamedPart, check_supported, num_prepared, prepared_parts
 

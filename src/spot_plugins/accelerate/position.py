@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from ..data import ElasticSampler, LoaderPosition, shield_workers
-from ..data.anatomy import plain_loader, samplers
+from ..data import ElasticSampler, LoaderPosition, samplers, shield_workers
+from ..data.unwrap import plain_loader
 from ..errors import ConfigError
 from ..state import RngPart
 from .prepared import prepared_loaders

@@ -12,9 +12,9 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
 
-from ..capture import Part
 from ..errors import ConfigError
 from ..state import ModelPart, OptimizerPart
+from ..state.part import Part
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,9 @@ How all ranks choose the same step to save, without a collective and without a w
 
 from __future__ import annotations
 
-from .crew import Crew
-from .decision import Act, Agreement, Decision, Notice, notice_of
+from .decision import Act, Agreement, Decision
+from .group import Crew
+from .notice import Notice, notice_of
 from .solo import Solo
 
 __all__ = ["Act", "Agreement", "Crew", "Decision", "Notice", "Solo", "notice_of"]

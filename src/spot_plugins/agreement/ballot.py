@@ -1,7 +1,7 @@
 """
 What one rank knows of the votes of all, and what follows from it: the rules, without threads, board or clock.
 
-Kept apart so that ``tests/unit/test_agreement_model.py`` can walk through every order in which things happen.
+Kept apart so that ``tests/unit/agreement/test_ballot.py`` can walk through every order in which things happen.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from ..triggers import AgreedReason
+from ..schedule import AgreedReason
 
 PlanAnswer = Literal["ready", "busy", "late"]
 PlanVerdict = Literal["save", "defer", "late"]

@@ -3,45 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Final, Literal, Protocol, TypeAlias
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeAlias
 
-from ..manifest import Json
-from ..triggers import AgreedReason
-
-LEAVE_SHARE: Final = 0.1
-"""Share of the time between a notice and its end that is kept for leaving itself: raising, teardown, exit."""
-
-MAX_LEAVE_S: Final = 3.0
-"""Most seconds that are kept for it."""
-
-
-@dataclass(frozen=True, slots=True)
-class Notice:
-    """Word that the machine of at least one rank will be taken."""
-
-    source: str
-    deadline: float
-    """Monotonic time at which it is taken, as far as this rank knows."""
-    margin_s: float = 0.0
-    """Seconds before the deadline that are kept for leaving itself."""
-    at_once: bool = True
-    """Whether all leave at their next step. Else training may go on until near the deadline."""
-
-
-def notice_of(source: str, deadline: float, left_s: float, *, at_once: bool) -> Notice:
-    """Return the notice by *source* that comes *left_s* seconds before its *deadline* (monotonic)."""
-    return Notice(source, deadline, min(LEAVE_SHARE * max(0.0, left_s), MAX_LEAVE_S), at_once)
-
-
-def merge(known: Notice | None, notice: Notice) -> Notice:
-    """Return what both say together: the earlier end, and at once if either says so. *known* if nothing is new."""
-    if known is None:
-        return notice
-    first = notice if notice.deadline < known.deadline else known
-    at_once = known.at_once or notice.at_once
-    return first if first.at_once == at_once else replace(first, at_once=at_once)
-
+from ..format.manifest import Json
+from ..schedule import AgreedReason
+from .notice import Notice
 
 Act: TypeAlias = Literal["train", "save", "leave"]
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..triggers import PeriodicTrigger
-from .decision import Decision, Notice, Planner, merge
+from ..schedule import PeriodicTrigger
+from .decision import Decision, Planner
+from .notice import Notice, merge
 
 
 class Solo:

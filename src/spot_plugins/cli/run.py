@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..config import DEFAULT_GRACE_S
-from ..supervising import supervise
+from ..launch.supervisor import supervise
 from .checks import seconds
 
 

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from ..errors import ConfigError
-from .anatomy import batch_samplers, plain_loader, samplers, set_epoch
-from .generators import LoaderGenerators
-from .replay import Counted, Stateful
+from .counted import Counted
+from .loader_rng import LoaderGenerators
 from .sampler import ElasticSampler
+from .stateful import Stateful
+from .unwrap import batch_samplers, plain_loader, samplers, set_epoch
 
 
 class LoaderPosition:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch.utils.data._utils as torch_data
 
-from .anatomy import plain_loader
+from .unwrap import plain_loader
 
 
 class _Shielded:

@@ -9,8 +9,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BaseFinetuning
 from torch import nn
 
-from ..capture import Part
 from ..state import clean_name, is_flat
+from ..state.part import Part
 
 
 class DeferredPart:

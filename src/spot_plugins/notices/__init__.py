@@ -8,10 +8,10 @@ A source is one small file here (``aws``, ``gcp``, ``azure``, ``slurm``, ``file`
 from __future__ import annotations
 
 from .base import Announcement, Source
-from .detect import Surroundings, look_around
+from .poller import NoticeWatch
 from .signals import SignalNotices
 from .sources import make_sources
-from .watch import NoticeWatch
+from .surroundings import Surroundings, look_around
 
 __all__ = [
     "Announcement",

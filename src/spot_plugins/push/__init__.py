@@ -7,7 +7,7 @@ The training process talks to its pusher through :class:`Pusher`; the process it
 
 from __future__ import annotations
 
-from .client import Pusher
 from .messages import BlobImage, PushJob, PushSettings
+from .pusher import Pusher
 
 __all__ = ["BlobImage", "PushJob", "PushSettings", "Pusher"]

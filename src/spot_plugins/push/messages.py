@@ -17,8 +17,8 @@ from xxhash import xxh3_128_hexdigest
 
 from .. import events
 from ..events import Event
-from ..keys import StepId, blob_key, frozen_key
-from ..manifest import Blob, Json, RankManifest, TensorSlice, hash_of_blob
+from ..format.keys import StepId, blob_key, frozen_key
+from ..format.manifest import Blob, Json, RankManifest, TensorSlice, hash_of_blob
 
 SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGUSR1})
 """Signals to a job, which end a trainer and not its pusher. SLURM sends them to every process."""

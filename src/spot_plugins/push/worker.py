@@ -19,17 +19,17 @@ import time
 from collections import deque
 from typing import Any, Final
 
-from ..commit import merge_manifests
 from ..errors import SpotError
 from ..events import Event
-from ..keys import StepId
-from ..manifest import ManifestError
+from ..format.commit import merge_manifests
+from ..format.keys import StepId
+from ..format.manifest import ManifestError
 from ..store import LocalStore, open_store
 from . import messages
 from .messages import PushJob, PushSettings, SealedBlob
 from .priority import Priority
-from .pushing import StepPush
 from .speed import Meters
+from .step_push import StepPush
 
 LINGER_S: Final = 600.0
 """How long a pusher whose trainer is gone keeps trying to store what was staged."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from .flat import clean_name, is_flat
-from .parts import ModelPart, OptimizerPart, RngPart
+from .document import decode, encode, graft, named
+from .fsdp1 import clean_name, is_flat
+from .model import ModelPart
+from .optimizer import OptimizerPart
+from .rng import RngPart
 from .shard import Shard, memory_of
-from .tree import decode, encode, graft, named
 
 __all__ = [
     "ModelPart",

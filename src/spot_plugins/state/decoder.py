@@ -13,8 +13,8 @@ from typing import Any, Final, TypeVar
 import numpy as np
 import torch
 
-from ..manifest import Json, ManifestError
-from .tables import ARRAY_DTYPES, FACTORIES, FLOATS, NUMPY_SCALARS, PATHS, TORCH_DTYPES
+from ..format.manifest import Json, ManifestError
+from .tags import ARRAY_DTYPES, FACTORIES, FLOATS, NUMPY_SCALARS, PATHS, TORCH_DTYPES
 
 _MALFORMED: Final = (
     *(ValueError, TypeError, KeyError, OverflowError, struct.error),

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 
 from ..errors import UnsafeStateError
-from ..manifest import Json, canonical_json
+from ..format.manifest import Json, canonical_json
 from .shard import Shard, is_dtensor, shard_of
-from .tables import ARRAY_DTYPES, FACTORIES, FLOATS, NUMPY_SCALARS, PATHS, TENSOR_DTYPES
+from .tags import ARRAY_DTYPES, FACTORIES, FLOATS, NUMPY_SCALARS, PATHS, TENSOR_DTYPES
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor

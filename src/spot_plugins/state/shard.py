@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..placement import Box, Placement
+from ..format.boxes import Box, Placement
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh

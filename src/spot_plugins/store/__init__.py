@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
-import os
-import re
-import tempfile
-import threading
-from collections.abc import Mapping
-from typing import Any, Final
-
-import xxhash
-
-from ..errors import ConfigError
 from .base import ObjectStore
-from .failures import Secrets
-from .fsspec import OBJECT_STORES, FsspecStore
+from .fsspec import FsspecStore
 from .local import LocalStore
 from .memory import MemoryStore
-from .object_store import ObstoreStore
-from .options import UnmappedOptionError
-from .patience import patiently
+from .obstore import ObstoreStore
+from .opening import is_local, local_directory, open_store
 from .probe import check_writable
+from .retry import patiently
 
 __all__ = [
     "FsspecStore",
@@ -36,125 +23,3 @@ __all__ = [
     "open_store",
     "patiently",
 ]
-
-logger = logging.getLogger(__name__)
-
-_LOCAL_SCHEMES: Final = ("file", "local", "")
-_EXTRAS: Final = {"gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure", "az": "azure"}
-_OBSTORE: Final = (0, 11)  # the oldest that can delete one object by one request
-_EXAMPLES: Final = "s3://bucket/run, gs://bucket/run, abfs://container/run, file:///data/run or a plain path"
-_LOST_SLASH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/(?!/)")
-
-_memory_stores: dict[str, MemoryStore] = {}
-_memory_lock = threading.Lock()
-
-
-def open_store(url: str, storage_options: Mapping[str, Any] | None = None) -> ObjectStore:
-    """
-    Return the store of the run at *url*. Asks nothing of the service; :func:`check_writable` does.
-
-    S3, Google Cloud Storage and Azure are reached through obstore where it is installed and has something like
-    each of *storage_options*, else through fsspec.
-
-    Args:
-        url: A plain path or ``file://`` for a directory; ``memory://name`` for a store that all callers in
-            this process share by that name; any other URL that fsspec knows.
-        storage_options: Passed to the fsspec file system; a directory needs none. Never printed.
-
-    Raises:
-        ConfigError: *url* cannot work, or the package for its scheme is missing. Says what to do.
-    """
-    scheme = _scheme(url)
-    if scheme in _LOCAL_SCHEMES:
-        return LocalStore(_local_path(url))
-    if scheme == "memory":
-        with _memory_lock:
-            return _memory_stores.setdefault(url.rstrip("/"), MemoryStore())
-    if scheme in OBJECT_STORES and (fast := _fast_store(url, storage_options)) is not None:
-        return fast
-    _check_scheme(url, scheme)
-    if scheme not in OBJECT_STORES:
-        logger.warning(
-            "%s:// is not known to show objects whole: a reader may see part of one, and two runs at one URL "
-            "will not notice each other",
-            scheme,
-        )
-    return FsspecStore(url, storage_options)
-
-
-def is_local(url: str) -> bool:
-    """Return whether *url* is a directory of this machine: a plain path, ``file://`` or ``local://``."""
-    return _scheme(url) in _LOCAL_SCHEMES
-
-
-def _fast_store(url: str, storage_options: Mapping[str, Any] | None) -> ObstoreStore | None:
-    """Return the store of *url* over obstore, None if it is not installed or cannot do what is asked of it."""
-    if "::" in url or not url.partition("://")[2].strip("/"):
-        return None
-    try:
-        from obstore import __version__ as version
-    except ImportError:
-        return None
-    if tuple(int(part) for part in version.split(".")[:2]) < _OBSTORE:
-        logger.info("obstore %s is too old: the store is reached through fsspec, which is slower", version)
-        return None
-    try:
-        return ObstoreStore(url, storage_options)
-    except UnmappedOptionError as unmapped:
-        logger.info("%s is nothing that obstore knows: the store is reached through fsspec, which is slower", unmapped)
-        return None
-
-
-def local_directory(url: str, given: str | None = None) -> str | None:
-    """
-    Return where the first copies of the run at *url* lie: *given*, or else a directory per user and run.
-
-    None if the run itself is on a local disk, and nothing is given.
-
-    Raises:
-        ConfigError: Somebody else has made that directory, who could read the weights.
-    """
-    if given is not None:
-        return os.path.abspath(given)
-    if is_local(url):
-        return None
-    own = os.path.join(tempfile.gettempdir(), f"spot_plugins-{os.getuid()}")
-    with contextlib.suppress(OSError):  # a disk that cannot be written to is an event of the first push
-        os.makedirs(own, mode=0o700, exist_ok=True)
-        if os.stat(own).st_uid != os.getuid():
-            raise ConfigError(f"local_dir={own!r} belongs to somebody else, who could read the weights: give another")
-    return os.path.join(own, xxhash.xxh3_64_hexdigest(url.encode()))
-
-
-def _scheme(url: str) -> str:
-    return url.partition("://")[0] if "://" in url else ""
-
-
-def _local_path(url: str) -> str:
-    if "://" in url:
-        path = url.partition("://")[2]
-        if not path.startswith("/"):
-            raise ConfigError(f"url={url!r} names a host, not a directory: give three slashes, as in file:///data/run")
-        return path
-    if _LOST_SLASH.match(url):
-        raise ConfigError(f"url={url!r} is no path, and as a URL it lacks a slash: give one such as {_EXAMPLES}")
-    return os.path.expanduser(url)
-
-
-def _check_scheme(url: str, scheme: str) -> None:
-    """Raise :exc:`ConfigError` unless fsspec can open *url*."""
-    shown = f"url={Secrets(url, {}).hide(url)!r}"
-    if "::" in url:
-        raise ConfigError(f"{shown} chains file systems, which may show old objects: give one alone")
-    if not url.partition("://")[2].strip("/"):
-        raise ConfigError(f"{shown} names no bucket: give one, as in {scheme}://bucket/run")
-    from fsspec import get_filesystem_class
-
-    try:
-        get_filesystem_class(scheme)
-    except ValueError:
-        raise ConfigError(f"{shown}: unknown scheme {scheme!r}; give {_EXAMPLES}") from None
-    except ImportError as error:
-        extra = _EXTRAS.get(scheme)
-        remedy = f'pip install "spot_plugins[{extra}]"' if extra else f"{error}"
-        raise ConfigError(f"{shown}: the package for {scheme}:// is missing. To get it: {remedy}") from error

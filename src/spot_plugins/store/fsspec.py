@@ -8,10 +8,10 @@ from typing import Any, Final
 
 from ..errors import StoreError
 from .base import scatter
-from .conditional import ConditionalPuts
-from .failures import Secrets, error_code, failures, raise_if_no_bucket
-from .names import check_object_key, is_object_key
-from .s3 import GET_OPTIONS, PUT_OPTIONS, prepare, s3_options
+from .object_names import check_object_key, is_object_key
+from .put_if_absent import ConditionalPuts
+from .s3fs import GET_OPTIONS, PUT_OPTIONS, prepare, s3_options
+from .store_errors import Secrets, error_code, failures, raise_if_no_bucket
 
 _S3: Final = frozenset({"s3", "s3a"})
 OBJECT_STORES: Final = _S3 | {"gs", "gcs", "abfs", "abfss", "az"}

@@ -12,8 +12,8 @@ from io import FileIO
 from typing import Final
 
 from ..errors import StoreError
-from .direct import write_whole
-from .names import TEMP_DIRECTORY, check_object_key, is_object_key
+from .direct_io import write_whole
+from .object_names import TEMP_DIRECTORY, check_object_key, is_object_key
 
 _STALE_S: Final = 3600.0  # an unfinished file this old belongs to a writer that was killed
 _MOVE_TRIES: Final = 100  # each failure means that a concurrent delete got on

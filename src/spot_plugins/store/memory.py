@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 
 from .base import scatter
-from .names import check_object_key
+from .object_names import check_object_key
 
 
 class MemoryStore:

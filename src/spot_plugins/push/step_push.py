@@ -1,0 +1,252 @@
+"""The way of one staged step: hash, local disk, store, commit, prune. Runs in the pusher process."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from itertools import chain
+from typing import Final, TypeVar
+
+from .. import events
+from ..errors import SpotError, StoreError, SupersededError
+from ..events import Event
+from ..format.commit import commit
+from ..format.keys import FROZEN_PREFIX, STEPS_PREFIX, StepId, parse_rank_manifest_key, parse_step_id, rank_manifest_key
+from ..format.manifest import RankManifest, TensorSlice
+from ..format.retention import prune, removal_groups
+from ..store import ObjectStore
+from .messages import PushJob, PushSettings, SealedBlob, manifest_of, seal
+from .speed import Meters
+
+NUM_WRITES: Final = 2  # one to the disk, one being hashed
+NUM_PUTS: Final = 8  # puts in flight; S3 gives about 100 MB/s per connection
+FIRST_PAUSE_S: Final = 0.2
+LONGEST_PAUSE_S: Final = 15.0
+LOCAL_STEPS: Final = 2  # the newest may still be incomplete on another rank, so the one before stays
+
+_T = TypeVar("_T")
+
+
+class StepPush:
+    """
+    Pushes one job. :meth:`run` returns when the step is committed or will never be.
+
+    While the store fails it tries again, with growing pauses, until a newer step waits behind it: then the
+    newer one is worth more, and this one is abandoned.
+    """
+
+    def __init__(
+        self,
+        job: PushJob,
+        settings: PushSettings,
+        images: list[memoryview],
+        *,
+        store: ObjectStore,
+        local: ObjectStore | None,
+        tell: Callable[[Event], None],
+        meters: Meters,
+        frozen: list[SealedBlob] | None = None,
+        lower_priority: Callable[[], None] = lambda: None,
+    ) -> None:
+        """
+        Make ready; nothing is pushed before :meth:`run`.
+
+        Args:
+            job: What to push.
+            settings: Whose step it is.
+            images: The bytes of its blobs.
+            store: Where the step is committed.
+            local: The local disk's store, or None for no local copy.
+            tell: Called with every event, on the thread of :meth:`run`.
+            meters: Takes in how fast blobs go to *local* and to *store*.
+            frozen: Blobs that were stored before and belong to this step too.
+            lower_priority: Called on each thread that does the work.
+        """
+        self._job = job
+        self._settings = settings
+        self._store = store
+        self._local = local
+        self._images = images
+        self._slices: list[list[TensorSlice]] = [[] for _ in images]
+        for piece in job.tensors:
+            self._slices[piece.blob].append(piece)
+        self._stored_before = frozen or []
+        self._lower_priority = lower_priority
+        self.frozen: list[SealedBlob] = []
+        """The frozen blobs of this job, with their hashes. Complete once the step is committed."""
+        self._tell = tell
+        self._meters = meters
+        self._started = time.monotonic()
+        self.committed = False
+        """Whether this rank's part is stored."""
+        self._interrupt = threading.Event()
+        self._reason = ""
+
+    def give_up(self, reason: str) -> None:
+        """Stop trying once the store fails, because of *reason*. Called from another thread."""
+        self._reason = reason
+        self._interrupt.set()
+
+    def run(self) -> None:
+        """Push. Never raises: what goes wrong is an event."""
+        try:
+            num_bytes = 0
+            if not (self._job.again and self._retry(self._is_stored)):
+                manifest = self._seal_and_write()
+                num_bytes = self._store_remotely(manifest)
+            self.committed = True
+            self._tell(
+                events.Committed(
+                    step=self._job.step,
+                    num_bytes=num_bytes,
+                    push_s=time.monotonic() - self._started,
+                    put_bytes_per_s=self._meters.store.bytes_per_s,
+                )
+            )
+            if self._settings.rank == 0:
+                self._prune()
+        except SupersededError as error:
+            self._tell(events.Superseded(attempt=error.attempt, newest=error.newest))
+            self._abandon(str(error))
+        except SpotError as error:
+            self._abandon(str(error))
+        except Exception as error:  # noqa: BLE001 - a bug must not end the pusher: the next step may be saved
+            self._abandon(f"unexpected {error!r}")
+
+    def _abandon(self, reason: str) -> None:
+        self._tell(events.SaveAbandoned(step=self._job.step, reason=reason))
+
+    def _seal_and_write(self) -> RankManifest:
+        """Hash all blobs and write them to the local disk, one while another is hashed. Return the manifest."""
+        started = time.monotonic()
+        with ThreadPoolExecutor(NUM_WRITES, "spot-write", self._lower_priority) as pool:
+            results = list(pool.map(self._seal_and_write_blob, range(len(self._images))))
+        sealed = [each for each, _ in results]
+        self.frozen = [each for each, image in zip(sealed, self._job.blobs, strict=True) if image.is_frozen]
+        manifest = manifest_of(self._job, sealed + self._stored_before, self._settings)
+        if (local := self._local) is not None:
+            error = next((error for _, error in results if error is not None), None)
+            try:
+                if error is not None:
+                    raise error
+                self._meters.disk.record(sum(map(len, self._images)), time.monotonic() - started)
+                local.put(rank_manifest_key(manifest.step_id, manifest.rank, manifest.world_size), manifest.encode())
+            except StoreError as failure:
+                self._tell(events.LocalWriteFailed(step=self._job.step, reason=str(failure)))
+                # The disk may be full, and others need it too. Without one older copy the next one may fit.
+                self._prune_locally(local, LOCAL_STEPS - 1, half_written=manifest.step_id)
+            else:
+                self._tell(
+                    events.WrittenLocally(
+                        step=self._job.step,
+                        num_bytes=sum(map(len, self._images)),
+                        write_s=time.monotonic() - self._started,
+                        write_bytes_per_s=self._meters.disk.bytes_per_s,
+                    )
+                )
+                self._prune_locally(local, LOCAL_STEPS)
+        return manifest
+
+    def _seal_and_write_blob(self, index: int) -> tuple[SealedBlob, StoreError | None]:
+        image = self._images[index]
+        sealed = seal(self._job, index, image, self._slices[index], self._settings)
+        if self._local is not None:
+            try:
+                if not (self._job.blobs[index].is_frozen and _has(self._local, sealed.blob.key)):
+                    self._local.put(sealed.blob.key, image)
+            except StoreError as error:
+                return sealed, error
+        return sealed, None
+
+    def _prune_locally(self, local: ObjectStore, num_kept: int, half_written: StepId | None = None) -> None:
+        """Remove this rank's older copies, and *half_written*; other ranks of the machine see to their own."""
+        with suppress(StoreError):  # a copy too many is no failure; the next save tries again
+            mine: dict[StepId, list[str]] = {}
+            for key in local.keys(STEPS_PREFIX):
+                if (step_id := parse_step_id(key)) is not None and self._sees_to(_rank_of(key)):
+                    mine.setdefault(step_id, []).append(key)
+            # The newest of the newest attempt, which may have fallen back behind steps of an older one.
+            whole = sorted(mine.keys() - {half_written}, key=lambda step_id: (step_id.attempt, step_id.step))
+            for step_id in [*whole[:-num_kept], *(mine.keys() & {half_written})]:
+                for key in chain(*removal_groups(mine[step_id])):
+                    local.delete(key)
+
+    def _sees_to(self, rank: int | None) -> bool:
+        """Whether this rank removes local copies of what *rank* stored, possibly one that the job no longer has."""
+        return rank is not None and rank % self._settings.world_size == self._settings.rank
+
+    def _store_remotely(self, manifest: RankManifest) -> int:
+        """Put what is not there, and commit. Return how many bytes of blobs that were."""
+        unstored = {blob.key: image for blob, image in zip(manifest.blobs, self._images, strict=False)}
+        if self.frozen:
+            there = set(self._retry(lambda: list(self._store.keys(FROZEN_PREFIX))))
+            unstored = {key: image for key, image in unstored.items() if key not in there}
+        num_bytes = sum(map(len, unstored.values()))
+        with ThreadPoolExecutor(NUM_PUTS, "spot-put", self._lower_priority) as pool:
+            self._retry(lambda: self._put_blobs(pool, unstored))
+        self._retry(lambda: commit(manifest, self._store))
+        return num_bytes
+
+    def _is_stored(self) -> bool:
+        """Return whether this rank's part of the step is committed. Then no object of it may be written again."""
+        settings = self._settings
+        step_id = StepId(self._job.step, settings.attempt)
+        return _has(self._store, rank_manifest_key(step_id, settings.rank, settings.world_size))
+
+    def _put_blobs(self, pool: ThreadPoolExecutor, unstored: dict[str, memoryview]) -> None:
+        """Put what is still missing; what got through is not put again."""
+        started = time.monotonic()
+        num_bytes = sum(len(image) for image in unstored.values())
+        puts = {key: pool.submit(self._store.put, key, image) for key, image in unstored.items()}
+        failure: StoreError | None = None
+        for key, put in puts.items():
+            try:
+                put.result()
+                del unstored[key]
+            except StoreError as error:
+                failure = error
+        if failure is not None:
+            raise failure
+        self._meters.store.record(num_bytes, time.monotonic() - started)
+
+    def _retry(self, action: Callable[[], _T]) -> _T:
+        pause_s = FIRST_PAUSE_S
+        num_tries = 0
+        while True:
+            try:
+                return action()
+            except StoreError as error:
+                num_tries += 1
+                self._tell(events.PushFailing(step=self._job.step, num_tries=num_tries, reason=str(error)))
+                # Even a "permanent" refusal is tried again: credentials get renewed, quotas get raised.
+                if self._interrupt.wait(pause_s * random.uniform(0.5, 1.0)):
+                    raise StoreError(error.operation, error.key, f"{error.reason}; {self._reason}") from error
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def _prune(self) -> None:
+        settings = self._settings
+        try:
+            removed = prune(self._store, settings.attempt, keep_last=settings.keep_last, keep_every=settings.keep_every)
+        except SupersededError as error:  # since the commit: the step stays committed
+            self._tell(events.Superseded(attempt=error.attempt, newest=error.newest))
+            return
+        except StoreError:
+            return  # old checkpoints cost money, not work; the next commit tries again
+        for step_id in removed:
+            self._tell(events.Pruned(step=step_id.step, attempt=step_id.attempt))
+
+
+def _has(store: ObjectStore, key: str) -> bool:
+    return key in store.keys(key)
+
+
+def _rank_of(key: str) -> int | None:
+    """Return the rank that wrote the blob or manifest *key*."""
+    if (manifest := parse_rank_manifest_key(key)) is not None:
+        return manifest.rank
+    name = key.rpartition("/")[2]
+    return int(name[1:6]) if name[:1] == "r" and name[1:6].isdigit() else None

@@ -1,0 +1,80 @@
+"""How a process life joins its run: the store is proven to work, and the attempt is claimed, once for all ranks."""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from typing import cast
+
+from .. import __version__
+from ..clock import SystemClock
+from ..config import SpotConfig
+from ..errors import ConfigError, StoreError
+from ..format.attempts import claim_attempt
+from ..format.keys import RUN_KEY
+from ..format.manifest import FORMAT, Json, canonical_json
+from ..ranks import Board, Ranks, exchange
+from ..store import LocalStore, ObjectStore, check_writable, is_local, local_directory, open_store, patiently
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """This process' place in the run."""
+
+    url: str
+    """The run's URL, absolute: the pusher process works in another directory."""
+    store: ObjectStore
+    local_dir: str | None
+    """Directory of the first copies, or None for none."""
+    attempt: int
+    """Number of this process life, counted from 1."""
+
+    @property
+    def local(self) -> LocalStore | None:
+        """The store of the first copies."""
+        return None if self.local_dir is None else LocalStore(self.local_dir)
+
+
+def join_run(config: SpotConfig, ranks: Ranks, board: Board) -> Membership:
+    """
+    Prove that the store can be used, and claim the next attempt. Every rank calls this; rank 0 does the work.
+
+    Raises:
+        ConfigError: The URL cannot work, or the store refuses to be written to. On every rank.
+        StoreError: The store does not answer. On every rank.
+    """
+    url = os.path.abspath(config.url) if is_local(config.url) and "://" not in config.url else config.url
+    if url.startswith("memory:"):
+        raise ConfigError(f"url={url!r} would be gone with this process: give a directory, such as file:///data/run")
+    store = open_store(url, config.storage_options)
+    attempt, refusal = 0, None
+    outage: list[Json] = []
+    if ranks.rank == 0:
+        try:
+            patiently(lambda: check_writable(store))
+            attempt = patiently(lambda: _claim(store, ranks.world_size))
+        except ConfigError as error:
+            refusal = str(error)
+        except StoreError as error:
+            outage += [error.operation, error.key, error.reason]
+    found = exchange(ranks, board, "joining", [attempt, refusal, outage])[0]
+    attempt, refusal, lost = cast("tuple[int, str | None, list[str]]", found)
+    if refusal is not None:
+        raise ConfigError(refusal)
+    if lost:
+        raise StoreError(lost[0], lost[1], lost[2])
+    return Membership(url, store, local_directory(url, config.local_dir), attempt)
+
+
+def _claim(store: ObjectStore, world_size: int) -> int:
+    now = SystemClock().utc().isoformat(timespec="seconds")
+    run = {"format": FORMAT, "created_at": now, "software": f"spot_plugins {__version__}"}
+    life = {"host": platform.node(), "world_size": world_size, "started_at": now}
+    try:
+        store.put_if_absent(RUN_KEY, canonical_json(run))
+    except StoreError as error:
+        if error.retryable:
+            raise
+        store.put(RUN_KEY, canonical_json(run))  # claim_attempt says what it means that the store cannot do that
+    return claim_attempt(store, canonical_json(life))

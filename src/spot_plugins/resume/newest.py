@@ -1,0 +1,169 @@
+"""Back from the store: the newest committed step that is intact on all ranks, verified before it is used."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, cast
+
+from .. import events
+from ..errors import (
+    GONE,
+    ConfigError,
+    CorruptCheckpointError,
+    IncompatibleCheckpointError,
+    NothingToResumeError,
+    SpotError,
+    StoreError,
+)
+from ..events import Event
+from ..format.commit import CommittedStep, committed_steps
+from ..format.keys import StepId
+from ..ranks import Board, Ranks, exchange
+from ..store import LocalStore, ObjectStore, patiently
+
+if TYPE_CHECKING:
+    from .reader import LoadedStep, Wanted
+
+
+logger = logging.getLogger(__name__)
+
+
+def check_alike(ranks: Ranks, board: Board, held: str) -> None:
+    """
+    Compare *held*, a hash of what all ranks are to hold alike. Every rank calls this.
+
+    Raises:
+        ConfigError: They do not. On every rank, and before a step is saved that nobody could put together.
+    """
+    found = exchange(ranks, board, "resume/alike", held)
+    if different := [rank for rank, other in enumerate(found) if other != found[0]]:
+        raise ConfigError(
+            f"ranks {different} hold other parameters than rank 0, so they cannot share the work of storing them. "
+            f"Build the same model on every rank; pipeline parallelism is not supported"
+        )
+
+
+def load_newest(
+    store: ObjectStore,
+    local: LocalStore | None,
+    url: str,
+    ranks: Ranks,
+    board: Board,
+    tell: Callable[[Event], None],
+    want: Wanted = lambda name, shape: None,
+    *,
+    is_mirror: bool = False,
+) -> LoadedStep | None:
+    """
+    Read the newest committed step that is intact on all ranks. Every rank calls this and gets the same step.
+
+    1. rank 0: list the committed steps;
+    2. every rank: read its part of the newest and verify it;
+    3. if anything is damaged on any rank: all take the one before.
+
+    A step of another number of ranks is as good: of tensors that the ranks share, each reads what it *wants*; of what
+    is each rank's own, those that are new get rank 0's.
+
+    What is a *mirror* of the folder that was written to may lack any object that was new, whatever the order in which
+    they were written. There, steps of which something is missing have not come as far yet, and are no loss to hide.
+
+    Returns:
+        The step, or None when nothing was ever committed, or has come.
+
+    Raises:
+        NothingToResumeError: Steps were committed, but all of them are damaged. Training from scratch then
+            would hide the loss, so it is left to a person.
+        IncompatibleCheckpointError: The newest step was written by newer software.
+        StoreError: The store does not answer.
+    """
+    found, problem = _attempt(lambda: _list_steps(store)) if ranks.rank == 0 else ([], None)
+    _raise_shared(exchange(ranks, board, "resume/found", problem))
+    steps = cast("list[list[int]]", exchange(ranks, board, "resume/steps", cast("Any", found))[0])
+    rejected: list[str] = []
+    is_late = is_mirror
+    for number, (step, attempt, world_size) in enumerate(steps):
+        committed = CommittedStep(StepId(step, attempt), world_size)
+        from .reader import StepReader  # it takes half a second, which a first run need not pay
+
+        reader = StepReader(store, local, committed, ranks, want)
+        loaded, problem = _attempt(reader.read)
+        problems = exchange(ranks, board, f"resume/read/{number}", problem)
+        _raise_shared([p for p in problems if p is not None and p["kind"] != "damaged"])  # type: ignore[index, call-overload]
+        damages = [str(p["text"]) for p in problems if p is not None]  # type: ignore[index, call-overload]
+        if not damages:
+            return cast("LoadedStep", loaded)
+        is_late &= all(p is None or p["gone"] for p in problems)  # type: ignore[index, call-overload]
+        rejected.append(damages[0])
+        tell(events.CheckpointRejected(step=step, attempt=attempt, reason=damages[0]))
+    if rejected and is_late:
+        logger.error("none of %s steps has come whole, so training begins anew: %s", len(rejected), rejected[0])
+    elif rejected:
+        raise NothingToResumeError(
+            url,
+            f"all {len(rejected)} committed steps are damaged ({rejected[0]}). Bring back older object "
+            f"versions, or start anew at another URL",
+        )
+    return None
+
+
+def _list_steps(store: ObjectStore) -> list[list[int]]:
+    committed = patiently(lambda: committed_steps(store))
+    return [[*step.step_id, step.world_size] for step in committed]
+
+
+def _attempt(action: Callable[[], Any]) -> tuple[Any, dict[str, Any] | None]:
+    """Return the result of *action*, or what went wrong in a form that other ranks can read."""
+    try:
+        return action(), None
+    except CorruptCheckpointError as error:
+        return None, {"kind": "damaged", "text": str(error), "gone": error.reason == GONE}
+    except IncompatibleCheckpointError as error:
+        return None, {"kind": "incompatible", "step": error.step, "text": error.reason}
+    except StoreError as error:
+        return None, {"kind": "store", "operation": error.operation, "key": error.key, "text": error.reason}
+
+
+def _raise_shared(problems: list[Any]) -> None:
+    """Raise on every rank what went wrong on any."""
+    for problem in problems:
+        if problem is None:
+            continue
+        if problem["kind"] == "incompatible":
+            raise IncompatibleCheckpointError(problem["step"], problem["text"])
+        if problem["kind"] == "store":
+            raise StoreError(problem["operation"], problem["key"], problem["text"])
+
+
+def apply_state(loaded: LoadedStep, parts: list[tuple[str, Any]], rank: int) -> None:
+    """
+    Give each part of *rank* its state back.
+
+    Where there was no such rank when it was saved, a part may make rank 0's state its own first, by a method
+    ``for_new_rank(state, rank)``.
+
+    Raises:
+        IncompatibleCheckpointError: The checkpoint and the parts do not belong together.
+    """
+    step = loaded.step_id.step
+    expected, present = {name for name, _ in parts}, set(loaded.state)
+    if expected != present:
+        raise IncompatibleCheckpointError(
+            step,
+            f"this job has no {sorted(present - expected)} and the checkpoint has no {sorted(expected - present)}. "
+            f"Register the same parts as when it was saved, or start anew at another URL",
+        )
+    for name, part in parts:
+        state = loaded.state[name]
+        try:
+            if rank >= loaded.world_size and hasattr(part, "for_new_rank"):
+                state = part.for_new_rank(state, rank)
+            part.load_state_dict(state)
+        except SpotError:
+            raise
+        except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+            raise IncompatibleCheckpointError(
+                step,
+                f"its {name!r} does not fit: {error}. Use the model and settings it was saved with, or start "
+                f"anew at another URL",
+            ) from error

@@ -1,0 +1,206 @@
+"""What one rank reads of a committed step: only what it needs, in parallel, and every byte of that verified."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorProperties, TensorStorageMetadata
+from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
+
+from ..errors import GONE, CorruptCheckpointError, IncompatibleCheckpointError, StoreError
+from ..format.boxes import Box, overlap, whole
+from ..format.commit import NUM_GETS, CommittedStep
+from ..format.keys import StepId, merged_manifest_key, rank_manifest_key
+from ..format.manifest import ManifestError, NewerFormatError, RankManifest, TensorSlice, decode_merged
+from ..ranks import Ranks
+from ..state import Shard, decode, graft, named
+from ..state.dtypes import TORCH_DTYPES
+from ..store import LocalStore, ObjectStore, patiently
+from .plausible import find_nonsense
+from .progress import Progress
+from .ranges import Copy, fetch, runs_of
+
+Wanted: TypeAlias = Callable[[str, tuple[int, ...]], Shard | None]
+"""Which part of a shared tensor, by name and shape, this rank wants; None is all of it. See ``Parts.wanted``."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedStep:
+    """A step in host memory: complete, and every byte of it verified."""
+
+    step_id: StepId
+    world_size: int
+    """How many ranks saved it."""
+    state: dict[str, Any]
+    """State by the name of its part."""
+    num_bytes: int
+    from_local_bytes: int
+
+
+class _Target(NamedTuple):
+    """A tensor to be read, or this rank's part of it."""
+
+    template: Shard | None
+    boxes: tuple[Box, ...]
+    memory: torch.Tensor
+    """The elements of all boxes, end to end, of shape ``(n,)``."""
+
+    def in_box(self, number: int) -> torch.Tensor:
+        """Return the memory of one of the boxes, in its shape."""
+        start = sum(box.num_elements for box in self.boxes[:number])
+        box = self.boxes[number]
+        return self.memory[start : start + box.num_elements].view(box.lengths)
+
+    def tensor(self) -> torch.Tensor:
+        """Return what was read, as the part that it belongs to wants it."""
+        if self.template is None:
+            return self.memory.view(self.boxes[0].lengths)
+        return self.template.like(self.memory.view(self.template.local.shape))
+
+
+class _BlobPlace(NamedTuple):
+    """A blob of the step: whose, and its index in that rank's manifest."""
+
+    rank: int
+    blob: int
+
+
+class StepReader:
+    """Reads this rank's share of one committed step."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        local: LocalStore | None,
+        committed: CommittedStep,
+        ranks: Ranks,
+        want: Wanted,
+    ) -> None:
+        self._store = store
+        self._local = local
+        self._committed = committed
+        self._ranks = ranks
+        self._want = want
+
+    def read(self) -> LoadedStep:
+        """Read and verify everything that this rank needs, then return it."""
+        step_id, world_size = self._committed.step_id, self._committed.world_size
+        with ThreadPoolExecutor(NUM_GETS, thread_name_prefix="spot-get") as pool:
+            # A rank that the job did not have then begins with what rank 0 had.
+            own = self._manifest(self._ranks.rank if self._ranks.rank < world_size else 0)
+            self._check([(own, piece) for piece in own.tensors], complete=False)
+            manifests = [own] if self._suffices(own) else self._all_manifests(pool)
+            pieces = [(own, piece) for piece in own.tensors if not piece.shared]
+            pieces += [(each, piece) for each in manifests for piece in each.tensors if piece.shared]
+            self._check(pieces, complete=len(manifests) == world_size)
+            targets, copies = self._plan(pieces)
+            by_rank = {manifest.rank: manifest for manifest in manifests}
+            runs = [run for place, found in copies.items() for run in runs_of(by_rank[place.rank], place.blob, found)]
+            num_bytes = sum(run.num_bytes for run in runs)
+            were_local = pool.map(lambda run: fetch(run, step_id.step, self._store, self._local), runs)
+            from_local_bytes = 0
+            with Progress(num_bytes, shown=self._ranks.rank == 0) as progress:
+                for run, was_local in zip(runs, were_local, strict=True):
+                    from_local_bytes += run.num_bytes if was_local else 0
+                    progress.add(run.num_bytes)
+        try:
+            document = own.state
+            if unheard_of := {piece.name for _, piece in pieces if piece.shared}.difference(named(document)):
+                for manifest in manifests:
+                    document = graft(document, manifest.state, unheard_of)
+            state = decode(document, {name: target.tensor() for name, target in targets.items()})
+        except ValueError as error:
+            raise CorruptCheckpointError(step_id.step, step_id.prefix, f"holds unreadable state: {error}") from error
+        if not isinstance(state, dict):
+            raise CorruptCheckpointError(step_id.step, step_id.prefix, "holds no state by the names of parts")
+        return LoadedStep(step_id, world_size, state, num_bytes, from_local_bytes)
+
+    def _plan(
+        self, pieces: list[tuple[RankManifest, TensorSlice]]
+    ) -> tuple[dict[str, _Target], dict[_BlobPlace, list[Copy]]]:
+        """Decide where everything that is read goes. What DCP does when it reshards is done by DCP."""
+        by_name: defaultdict[str, dict[Box, tuple[RankManifest, TensorSlice]]] = defaultdict(dict)
+        for manifest, piece in pieces:
+            by_name[piece.name].setdefault(Box(piece.offsets, piece.lengths), (manifest, piece))
+        targets: dict[str, _Target] = {}
+        copies: defaultdict[_BlobPlace, list[Copy]] = defaultdict(list)
+        for name, saved in by_name.items():
+            first = next(iter(saved.values()))[1]
+            template = self._want(name, first.shape) if first.shared else None
+            boxes = self._boxes(first)
+            memory = torch.empty(sum(box.num_elements for box in boxes), dtype=TORCH_DTYPES[first.dtype])
+            targets[name] = target = _Target(template, boxes, memory)
+            stored = TensorStorageMetadata(
+                TensorProperties(dtype=memory.dtype), torch.Size(first.shape), [_chunk(box) for box in saved]
+            )
+            found = [*saved.values()]
+            for item in create_read_items_for_chunk_list(name, stored, [_chunk(box) for box in boxes]):
+                manifest, piece = found[item.storage_index.index or 0]
+                into = target.in_box(item.dest_index.index or 0)
+                for dim, (offset, length) in enumerate(zip(item.dest_offsets, item.lengths, strict=True)):
+                    into = into.narrow(dim, offset, length)
+                copies[_BlobPlace(manifest.rank, piece.blob)].append(Copy(piece, tuple(item.storage_offsets), into))
+        return targets, copies
+
+    def _check(self, pieces: list[tuple[RankManifest, TensorSlice]], *, complete: bool) -> None:
+        if (nonsense := find_nonsense(pieces, complete=complete)) is not None:
+            step_id = self._committed.step_id
+            raise CorruptCheckpointError(step_id.step, step_id.prefix, f"makes no sense: {nonsense}")
+
+    def _suffices(self, own: RankManifest) -> bool:
+        """Whether this rank stored all that it wants by itself, as shards are: then it need not look at the others'."""
+        if self._committed.world_size != self._ranks.world_size:
+            return False
+        stored: defaultdict[str, list[TensorSlice]] = defaultdict(list)
+        for piece in own.tensors:
+            stored[piece.name].append(piece)
+        for name in set(named(own.state)):
+            pieces = stored.get(name)
+            if pieces is None:
+                return False
+            wanted = self._boxes(pieces[0])
+            found = sum(overlap(box, Box(piece.offsets, piece.lengths)) for box in wanted for piece in pieces)
+            if found < sum(box.num_elements for box in wanted):
+                return False
+        return True
+
+    def _boxes(self, piece: TensorSlice) -> tuple[Box, ...]:
+        """Return what this rank wants of the tensor that *piece* is of."""
+        template = self._want(piece.name, piece.shape) if piece.shared else None
+        return (whole(piece.shape),) if template is None else template.placement.boxes
+
+    def _all_manifests(self, pool: ThreadPoolExecutor) -> list[RankManifest]:
+        """Return the manifests of all ranks: from the copy in one object, if it is there and intact."""
+        step_id, world_size = self._committed.step_id, self._committed.world_size
+        with suppress(KeyError, StoreError, ManifestError):
+            manifests = decode_merged(self._store.get(merged_manifest_key(step_id)))
+            if [(each.step_id, each.rank, each.world_size) for each in manifests] == [
+                (step_id, rank, world_size) for rank in range(world_size)
+            ]:
+                return manifests
+        return list(pool.map(self._manifest, range(world_size)))
+
+    def _manifest(self, rank: int) -> RankManifest:
+        step_id = self._committed.step_id
+        key = rank_manifest_key(step_id, rank, self._committed.world_size)
+        try:
+            manifest = RankManifest.decode(patiently(lambda: self._store.get(key)))
+        except KeyError:
+            raise CorruptCheckpointError(step_id.step, key, GONE) from None
+        except NewerFormatError as error:
+            raise IncompatibleCheckpointError(step_id.step, str(error)) from error
+        except ManifestError as error:
+            raise CorruptCheckpointError(step_id.step, key, f"is damaged: {error}") from error
+        if (manifest.step_id, manifest.rank, manifest.world_size) != (step_id, rank, self._committed.world_size):
+            raise CorruptCheckpointError(step_id.step, key, "is the manifest of another step or rank")
+        return manifest
+
+
+def _chunk(box: Box) -> ChunkStorageMetadata:
+    return ChunkStorageMetadata(torch.Size(box.offsets), torch.Size(box.lengths))

@@ -1,0 +1,312 @@
+"""A step that lies whole on the local disks of a job, but never reached the store, is stored before the job resumes."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, Final, cast
+
+from xxhash import xxh3_128_hexdigest
+
+from .. import events
+from ..errors import SpotError, StoreError
+from ..events import Event
+from ..format.attempts import check_newest
+from ..format.commit import stored_parts
+from ..format.keys import (
+    ATTEMPTS_PREFIX,
+    FROZEN_PREFIX,
+    STEPS_PREFIX,
+    StepId,
+    attempt_key,
+    frozen_key,
+    parse_attempt_key,
+    parse_rank_manifest_key,
+    parse_step_id,
+    rank_manifest_key,
+)
+from ..format.manifest import Blob, ManifestError, RankManifest, TensorSlice, hash_of_blob
+from ..ranks import Board, Ranks, exchange
+from ..store import LocalStore, ObjectStore, patiently
+
+NUM_PUTS: Final = 8  # blobs in memory at once, of 64 MiB: read, verified and put
+
+logger = logging.getLogger(__name__)
+
+
+def salvage(
+    store: ObjectStore,
+    local: LocalStore | None,
+    ranks: Ranks,
+    board: Board,
+    attempt: int,
+    tell: Callable[[Event], None],
+) -> None:
+    """
+    Commit the newest step of which the local disks have all that the store lacks.
+
+    Every rank calls this, before it looks for the step to resume from.
+
+    1. every rank: say of which parts of steps, its own and other ranks', it has the manifest, and keep a copy of this
+       attempt's claim beside them: a later run at the same URL has another;
+    2. rank 0: choose the steps that are newer than what is committed and of which there are all parts, on some disk or
+       in the store already, and say who stores which part;
+    3. every rank: see that its copies are complete;
+    4. every rank, once all have: verify and put the blobs;
+    5. every rank, once all have: put the manifests.
+
+    Only a step of as many ranks as the job has now counts, and none of an attempt that was overtaken: if a later one
+    committed anything, it is that training which goes on. Nor one of another run, whose store was emptied.
+
+    Whatever goes wrong, on any rank, is a warning on all, and the next older step is tried. Nothing is written once
+    *attempt*, that of this job, is superseded.
+    """
+    parts: list[list[Any]] = []
+    if local is not None:
+        try:
+            _remove_another_runs(local, attempt)
+            parts = _parts_in(local, ranks.world_size)
+        except StoreError as error:
+            logger.warning("the local copies cannot be used: %s", error)
+            local = None
+    claim = _own_claim(store, attempt) if ranks.rank == 0 else None
+    notes = cast("list[Any]", exchange(ranks, board, "salvage/found", cast("Any", [parts, claim])))
+    _keep_claim(local, attempt, notes[0][1])
+    found = [note[0] for note in notes]
+    if not any(found):
+        return
+    plans = _plan(store, found) if ranks.rank == 0 else []
+    plans = cast("list[Any]", exchange(ranks, board, "salvage/plans", cast("Any", plans))[0])
+    for number, (step, of_attempt, shares) in enumerate(plans):
+        started = time.monotonic()
+        share = _Share(
+            store,
+            local,
+            StepId(step, of_attempt),
+            owners=shares[ranks.rank],
+            world_size=ranks.world_size,
+            by_attempt=attempt,
+        )
+        for task in (share.open, share.put_blobs, share.put_manifests):
+            problems = exchange(ranks, board, f"salvage/{number}/{task.__name__}", _problem(task))
+            if any(problems):
+                break
+        else:
+            push_s = time.monotonic() - started
+            logger.info("step %s, which was on local disks only, is stored now", step)
+            tell(events.Salvaged(step=step, attempt=of_attempt, num_bytes=share.num_bytes, push_s=push_s))
+            return
+        reason = next(problem for problem in problems if problem)
+        logger.warning("step %s is on local disks only, and stays there: %s. An older one is taken", step, reason)
+
+
+def _remove_another_runs(local: LocalStore, attempt: int) -> None:
+    """Remove steps of *attempt*, which has saved nothing yet: they are of a run that was at this URL before."""
+    for key in list(local.keys(STEPS_PREFIX)):
+        if (step_id := parse_step_id(key)) is not None and step_id.attempt == attempt:
+            local.delete(key)
+
+
+def _parts_in(local: LocalStore, world_size: int) -> list[list[Any]]:
+    """Return step, attempt, rank and the attempt's claim of each manifest of *world_size* ranks that is in *local*."""
+    names = [name for key in local.keys(STEPS_PREFIX) if (name := parse_rank_manifest_key(key)) is not None]
+    claims = {attempt: _claim_of(local, attempt) for attempt in {name.step_id.attempt for name in names}}
+    return [
+        [*name.step_id, name.rank, claims[name.step_id.attempt]]
+        for name in names
+        if name.world_size == world_size > name.rank
+    ]
+
+
+def _claim_of(store: ObjectStore, attempt: int) -> str | None:
+    """Return what tells *attempt* from one of that number of another run, or None if *store* does not know it."""
+    try:
+        return patiently(lambda: store.get(attempt_key(attempt))).decode(errors="replace")
+    except KeyError:
+        return None
+
+
+def _own_claim(store: ObjectStore, attempt: int) -> str | None:
+    try:
+        return _claim_of(store, attempt)
+    except StoreError as error:
+        logger.warning("local copies of this attempt will not be found again: %s", error)
+        return None
+
+
+def _keep_claim(local: LocalStore | None, attempt: int, claim: str | None) -> None:
+    """Copy the *claim* of this job to *local*, in place of those that nothing there is of any more."""
+    if local is None or claim is None:
+        return
+    try:
+        local.put(attempt_key(attempt), claim.encode())
+        saved = {step_id.attempt for key in local.keys(STEPS_PREFIX) if (step_id := parse_step_id(key)) is not None}
+        for key in local.keys(ATTEMPTS_PREFIX):
+            if parse_attempt_key(key) not in saved | {attempt}:
+                local.delete(key)
+    except StoreError as error:
+        logger.warning("local copies of this attempt will not be found again: %s", error)
+
+
+def _plan(store: ObjectStore, found: list[list[list[Any]]]) -> list[list[Any]]:
+    """
+    Choose what to store, the newest first, and by whom. *found* is what each rank has.
+
+    Returns:
+        Of each step: its number, its attempt, and for each rank a list of the ranks whose parts it stores.
+    """
+    world_size = len(found)
+    try:
+        stored = patiently(lambda: stored_parts(store))
+        committed = [parts.step_id for parts in stored if parts.is_whole]
+        newest = max(committed, default=StepId(-1, 0))
+        newest_attempt = max((step_id.attempt for step_id in committed), default=0)
+        newer = [
+            (StepId(step, attempt), rank, holder, claim)
+            for holder, parts in enumerate(found)
+            for step, attempt, rank, claim in parts
+            if StepId(step, attempt) > newest and attempt >= newest_attempt
+        ]
+        claims = {attempt: _claim_of(store, attempt) for attempt in {step_id.attempt for step_id, *_ in newer}}
+    except StoreError as error:
+        logger.warning("steps that are on local disks only are not looked for: %s", error)
+        return []
+    holders: defaultdict[StepId, defaultdict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
+    for step_id, rank, holder, claim in newer:
+        if claim is not None and claim == claims[step_id.attempt]:
+            holders[step_id][rank].add(holder)
+    there = {parts.step_id: parts.ranks for parts in stored if parts.world_size == world_size}
+    plans: list[list[Any]] = []
+    for step_id in sorted(holders, reverse=True):
+        wanted = set(range(world_size)) - there.get(step_id, set())
+        if wanted <= holders[step_id].keys():
+            shares: list[list[int]] = [[] for _ in found]
+            for rank in sorted(wanted):
+                having = holders[step_id][rank]
+                shares[rank if rank in having else min(having)].append(rank)
+            plans.append([*step_id, shares])
+    return plans
+
+
+class _Share:
+    """What one rank stores of a step: the parts of *owners*, mostly its own alone."""
+
+    def __init__(
+        self,
+        store: ObjectStore,
+        local: LocalStore | None,
+        step_id: StepId,
+        *,
+        owners: list[int],
+        world_size: int,
+        by_attempt: int,
+    ) -> None:
+        self._store = store
+        self._local = local
+        self._step_id = step_id
+        self._owners = owners
+        self._world_size = world_size
+        self._by_attempt = by_attempt
+        self._manifests: list[RankManifest] = []
+        self._blobs: list[tuple[Blob, list[TensorSlice]]] = []
+        self.num_bytes = 0
+        """Bytes of blobs that were put."""
+
+    def open(self) -> None:
+        """
+        Read the manifests and see that all blobs are there. Those of what is not trained may be in the store already.
+
+        Raises:
+            _UnusableError: Something is not what its name or the manifest says.
+            KeyError: Something is missing.
+        """
+        self._manifests = [self._manifest(owner) for owner in self._owners]
+        blobs: dict[str, tuple[Blob, list[TensorSlice]]] = {}
+        for manifest in self._manifests:
+            for index, blob in enumerate(manifest.blobs):
+                if not (blob.key.startswith(self._step_id.prefix) or blob.key == frozen_key(blob.xxh3_128)):
+                    raise _UnusableError(f"{blob.key!r} is no blob of this step")
+                blobs[blob.key] = blob, [piece for piece in manifest.tensors if piece.blob == index]
+        if any(key.startswith(FROZEN_PREFIX) for key in blobs):
+            for key in patiently(lambda: list(self._store.keys(FROZEN_PREFIX))):
+                blobs.pop(key, None)
+        self._blobs = [*blobs.values()]
+        for blob, _ in self._blobs:
+            last_and_one_more = memoryview(bytearray(2))
+            if self._here.get_into(blob.key, max(0, blob.num_bytes - 1), [last_and_one_more]) != 1:
+                raise _UnusableError(f"{blob.key!r} has not the {blob.num_bytes} bytes that its manifest says")
+
+    def put_blobs(self) -> None:
+        """
+        Put each blob, if all its bytes are those that were saved. Who reads the store sees nothing of that yet.
+
+        Raises:
+            _UnusableError: A blob is damaged.
+            SupersededError: There is a newer attempt than this job's; nothing was put.
+        """
+        if self._blobs:
+            self._check_newest()
+        with ThreadPoolExecutor(NUM_PUTS, thread_name_prefix="spot-salvage") as pool:
+            self.num_bytes = sum(pool.map(self._put_blob, self._blobs))
+
+    def put_manifests(self) -> None:
+        """
+        Make these parts visible.
+
+        Raises:
+            SupersededError: There is a newer attempt than this job's; no more is put.
+        """
+        for manifest in self._manifests:
+            self._check_newest()
+            key = rank_manifest_key(self._step_id, manifest.rank, self._world_size)
+            patiently(partial(self._store.put, key, manifest.encode()))
+
+    def _check_newest(self) -> None:
+        # Not of the attempt that saved the step: that one is superseded, by this job.
+        patiently(lambda: check_newest(self._store, self._by_attempt))
+
+    @property
+    def _here(self) -> LocalStore:
+        assert self._local is not None  # who has none is given nothing to store
+        return self._local
+
+    def _manifest(self, owner: int) -> RankManifest:
+        key = rank_manifest_key(self._step_id, owner, self._world_size)
+        manifest = RankManifest.decode(self._here.get(key))
+        if (manifest.step_id, manifest.rank, manifest.world_size) != (self._step_id, owner, self._world_size):
+            raise _UnusableError(f"{key!r} is the manifest of another step or rank")
+        return manifest
+
+    def _put_blob(self, item: tuple[Blob, list[TensorSlice]]) -> int:
+        blob, inside = item
+        data = memoryview(self._here.get(blob.key))
+        if not _is_intact(data, blob, inside):
+            raise _UnusableError(f"{blob.key!r} has changed since it was written: its hash differs")
+        patiently(partial(self._store.put, blob.key, data))
+        return len(data)
+
+
+def _is_intact(data: memoryview, blob: Blob, inside: list[TensorSlice]) -> bool:
+    """Return whether *data* is *blob* with the slices *inside*, by its size and all hashes."""
+    if len(data) != blob.num_bytes or any(xxh3_128_hexdigest(data[p.start : p.stop]) != p.xxh3_128 for p in inside):
+        return False
+    return hash_of_blob(data[: min((piece.start for piece in inside), default=None)], inside) == blob.xxh3_128
+
+
+def _problem(task: Callable[[], None]) -> str | None:
+    """Do *task*. Return what went wrong, in words that other ranks can read, or None."""
+    try:
+        task()
+    except KeyError as error:
+        return f"{error} is gone"
+    except (_UnusableError, ManifestError, SpotError) as error:
+        return str(error)
+    return None
+
+
+class _UnusableError(Exception):
+    """A local copy is not what its name or its manifest says."""

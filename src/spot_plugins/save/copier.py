@@ -1,0 +1,139 @@
+"""Copies that go on while training does, and what keeps an optimizer from changing anything before they are done."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any, Final
+
+import torch
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
+
+from .snapshot import Snapshot
+
+logger = logging.getLogger(__name__)
+
+_CALLS_CLOSURE_FIRST: Final = ("torch.optim.", "bitsandbytes.")
+"""Modules of optimizers that change nothing before they have called their closure once."""
+
+
+class Copier:
+    """
+    Completes snapshots on a thread of its own, one at a time.
+
+    As long as one is not complete, every optimizer of the process waits for it at the beginning of its step; one
+    that gets a closure, in which Lightning runs forward and backward, waits behind that.
+    """
+
+    def __init__(self) -> None:
+        self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._issued = threading.Event()  # set: an optimizer may go on
+        self._issued.set()
+        self._snapshot: Snapshot | None = None
+        self._waits_since: float | None = None
+        self._hook = register_optimizer_step_pre_hook(self._before_step)
+        self._thread = threading.Thread(target=self._run, name="spot-copy", daemon=True)
+        self._thread.start()
+
+    def do(self, action: Callable[[], None]) -> None:
+        """Do *action* on the thread, behind what was given to it before, with this thread's CUDA device."""
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            device = torch.cuda.current_device()
+            # A thread begins with device 0: every rank of a machine would take memory there.
+            self._work.put(lambda: torch.cuda.set_device(device))
+        self._work.put(action)
+
+    def complete(self, snapshot: Snapshot, then: Callable[[float, Exception | None], None]) -> None:
+        """
+        Complete *snapshot*, which must not change before, then call *then* on the same thread.
+
+        It gets the seconds that training has waited for this copy, and what has gone wrong.
+        """
+        self.fence()  # of the one before
+        self._issued.clear()
+        self._snapshot = snapshot
+        self._waits_since = None
+        self.do(lambda: self._complete(snapshot, then))
+
+    def fence(self) -> None:
+        """
+        Wait until everything may change again.
+
+        On a CUDA device the copies may still go on; then its current stream waits for them, and not this thread.
+        """
+        if not self._issued.is_set():
+            self._waits_since = time.monotonic()
+            self._issued.wait()
+        if (snapshot := self._snapshot) is not None:
+            self._snapshot = None
+            snapshot.hold_back()
+
+    def close(self, timeout_s: float) -> bool:
+        """Stop once all is done. Return whether that was within *timeout_s*: a device may hang."""
+        self._hook.remove()
+        self._work.put(None)
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        while (action := self._work.get()) is not None:
+            try:
+                action()
+            except Exception:
+                logger.exception("a bug in spot_plugins; training goes on")
+
+    def _complete(self, snapshot: Snapshot, then: Callable[[float, Exception | None], None]) -> None:
+        error: Exception | None = None
+        waited_s = 0.0
+        try:
+            snapshot.issue()
+            if (name := snapshot.torn()) is not None:
+                raise TornError(name)
+        except Exception as caught:  # noqa: BLE001 - it is reported, and must not leave an optimizer waiting
+            error = caught
+        finally:
+            if (since := self._waits_since) is not None:
+                waited_s = time.monotonic() - since
+            self._issued.set()
+        if error is None:
+            try:
+                snapshot.wait()
+            except Exception as caught:  # noqa: BLE001 - see above
+                error = caught
+        then(waited_s, error)
+
+    def _before_step(self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._snapshot is None:
+            return None
+        closure = kwargs.get("closure") or next(iter(args[1:]), None)
+        if not callable(closure) or not type(optimizer).step.__module__.startswith(_CALLS_CLOSURE_FIRST):
+            self.fence()
+            return None
+
+        def closure_and_fence(*inner_args: Any, **inner_kwargs: Any) -> Any:
+            loss = closure(*inner_args, **inner_kwargs)
+            self.fence()
+            return loss
+
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": closure_and_fence}
+        return (args[0], closure_and_fence, *args[2:]), kwargs
+
+
+class TornError(Exception):
+    """
+    Weights or an optimizer's state have changed while they were copied, other than in an optimizer's step.
+
+    Attributes:
+        name: The first of them.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+    def __str__(self) -> str:
+        return f"{self.name!r} was changed while it was copied, by something else than an optimizer's step"

@@ -1,0 +1,230 @@
+"""
+Who stores which slice of which tensor, and where it lies in the blobs. Pure arithmetic, the same on all ranks.
+
+What several ranks hold alike is laid end to end and cut, at rows, into one part of equal bytes for each of them;
+every one computes the same cut, so nothing is exchanged. What one rank alone holds it stores whole.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Hashable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from ..format.boxes import Box
+from ..format.manifest import TensorSlice
+from ..state.dtypes import DTYPES
+from ..state.live_tensor import Source
+
+MAX_BLOB_BYTES: Final = 64 * 1024**2  # one whole-object put, no multipart upload to leave behind
+MAX_SLICE_BYTES: Final = 8 * 1024**2  # what a rank reads, and verifies, that wants a single row of it
+EVERYWHERE_BYTES: Final = 64  # a counter of steps, say: not worth a look into another rank's manifest
+BLOB_ALIGNMENT: Final = 4096  # O_DIRECT and page-wise mapping of single blobs want it
+DATA_ALIGNMENT: Final = 64  # a view as any dtype needs 8; a cache line is as cheap
+_HEADER_BYTES: Final = 8 + 2 + DATA_ALIGNMENT  # of a header without entries, at most: length, braces, padding
+
+
+class Origin(NamedTuple):
+    """Which elements of its source a slice is made of."""
+
+    box: int
+    """Index into the boxes of the source."""
+    start: int
+    """First row within the box; rows are indices of dimension 0. A scalar is one row."""
+    rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Where everything of one rank lies. Cached as long as the state keeps its shape."""
+
+    num_bytes: int
+    """Size of the shared buffer."""
+    blobs: tuple[tuple[int, int], ...]
+    """Offset and size of each blob's image in the buffer."""
+    headers: tuple[bytes, ...]
+    """The safetensors header of each blob; its image begins with it."""
+    slices: tuple[TensorSlice, ...]
+    """What is stored; byte ranges count from the start of the blob."""
+    origins: tuple[Origin, ...]
+    """Where each of the slices comes from."""
+
+
+class _Piece(NamedTuple):
+    """Some rows of a box."""
+
+    name: str
+    source: Source
+    origin: Origin
+
+    @property
+    def box(self) -> Box:
+        """The place of these rows in the whole tensor."""
+        (offsets, lengths), (_, start, rows) = self.source.boxes[self.origin.box], self.origin
+        return Box((offsets[0] + start, *offsets[1:]), (rows, *lengths[1:])) if lengths else Box((), ())
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the whole tensor."""
+        placement = self.source.placement
+        return tuple(self.source.tensor.shape) if placement is None else placement.shape
+
+    @property
+    def num_bytes(self) -> int:
+        """What they take."""
+        return self.box.num_elements * self.source.tensor.element_size()
+
+    def rows(self, start: int, rows: int) -> _Piece:
+        """Return some of these rows."""
+        return self._replace(origin=self.origin._replace(start=self.origin.start + start, rows=rows))
+
+
+def signature(sources: Mapping[str, Source]) -> Hashable:
+    """Return a value that is equal exactly if :func:`plan_layout` would give the same layout."""
+    return tuple((name, s.tensor.dtype, s.tensor.shape, s.placement) for name, s in sources.items())
+
+
+def plan_layout(sources: Mapping[str, Source], rank: int) -> Layout:
+    """
+    Decide what *rank* stores and where.
+
+    Args:
+        sources: All that this rank holds, by name. All holders of a part must have it under the same name.
+        rank: This rank.
+
+    Returns:
+        The layout. Over all ranks, the slices of a shared tensor cover it exactly once; but a tiny one is stored by
+        all who hold it.
+    """
+    pieces = [*_share(sources, rank), *_own(sources)]
+    # safetensors allows no gaps: the widest types first, so that each tensor is aligned to its own type
+    pieces = [part for piece in pieces for part in _split(piece)]
+    pieces.sort(key=lambda piece: -piece.source.tensor.element_size())
+    blobs: list[tuple[int, int]] = []
+    headers: list[bytes] = []
+    slices: list[TensorSlice] = []
+    origins: list[Origin] = []
+    end = 0
+    for group in _fill_blobs(pieces):
+        header = _header(group)
+        offset = -(-end // BLOB_ALIGNMENT) * BLOB_ALIGNMENT
+        position = len(header)
+        for piece in group:
+            slices.append(_slice(piece, blob=len(blobs), start=position))
+            origins.append(piece.origin)
+            position += piece.num_bytes
+        blobs.append((offset, position))
+        headers.append(header)
+        end = offset + position
+    return Layout(max(end, 1), tuple(blobs), tuple(headers), tuple(slices), tuple(origins))
+
+
+def _share(sources: Mapping[str, Source], rank: int) -> Iterator[_Piece]:
+    """Yield this rank's rows of what it shares. A row belongs to the holder where its first byte falls."""
+    held_alike: defaultdict[tuple[int, ...], list[_Piece]] = defaultdict(list)
+    for name, source in sorted(sources.items()):
+        if source.placement is not None:
+            held_alike[source.placement.holders] += _boxes(name, source)
+    for holders, pieces in held_alike.items():
+        yield from (piece for piece in pieces if piece.num_bytes <= EVERYWHERE_BYTES)
+        pieces = [piece for piece in pieces if piece.num_bytes > EVERYWHERE_BYTES]
+        index = holders.index(rank)
+        total = sum(piece.num_bytes for piece in pieces)
+        first_byte, last_byte = index * total // len(holders), (index + 1) * total // len(holders)
+        position = 0
+        for piece in pieces:
+            rows, size = piece.origin.rows, piece.num_bytes
+            row_bytes = size // rows
+            start = min(max(-(-(first_byte - position) // row_bytes), 0), rows)
+            stop = min(max(-(-(last_byte - position) // row_bytes), 0), rows)
+            if start < stop:
+                yield piece.rows(start, stop - start)
+            position += size
+
+
+def _own(sources: Mapping[str, Source]) -> Iterator[_Piece]:
+    for name, source in sources.items():
+        if source.placement is None:
+            yield from _boxes(name, source)
+
+
+def _boxes(name: str, source: Source) -> Iterator[_Piece]:
+    for number, (_, lengths) in enumerate(source.boxes):
+        yield _Piece(name, source, Origin(number, 0, lengths[0] if lengths else 1))
+
+
+def _split(piece: _Piece) -> Iterator[_Piece]:
+    """Cut a piece into runs of rows that fit into a slice; a longer row stays whole."""
+    size, rows = piece.num_bytes, piece.origin.rows
+    room = min(MAX_SLICE_BYTES, MAX_BLOB_BYTES - _HEADER_BYTES - _entry_bytes(piece))
+    if size <= room or size == 0:
+        yield piece
+        return
+    step = max(room // (size // rows), 1)
+    for start in range(0, rows, step):
+        yield piece.rows(start, min(step, rows - start))
+
+
+def _fill_blobs(pieces: list[_Piece]) -> Iterator[list[_Piece]]:
+    group: list[_Piece] = []
+    size = _HEADER_BYTES
+    for piece in pieces:
+        added = _entry_bytes(piece) + piece.num_bytes
+        if group and size + added > MAX_BLOB_BYTES:
+            yield group
+            group, size = [], _HEADER_BYTES
+        group.append(piece)
+        size += added
+    if group:
+        yield group
+
+
+def _header(group: list[_Piece]) -> bytes:
+    """Return length and JSON of a safetensors header, padded with spaces so that the data is aligned."""
+    entries: dict[str, object] = {}
+    position = 0
+    for piece in group:
+        entries |= _entry(piece, position)
+        position += piece.num_bytes
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    padded = -(-(8 + len(text)) // DATA_ALIGNMENT) * DATA_ALIGNMENT - 8
+    return padded.to_bytes(8, "little") + text.ljust(padded)
+
+
+def _entry(piece: _Piece, position: int) -> dict[str, object]:
+    offsets = [position, position + piece.num_bytes]
+    dtype = DTYPES[piece.source.tensor.dtype]
+    return {_name_in_blob(piece): {"dtype": dtype, "shape": piece.box.lengths, "data_offsets": offsets}}
+
+
+def _name_in_blob(piece: _Piece) -> str:
+    """Return the name, with the place of the piece, as one would write it in Python, if it is not all of the tensor."""
+    (offsets, lengths), shape = piece.box, piece.shape
+    if lengths == shape:
+        return piece.name
+    cut = ",".join(f"{first}:{first + n}" for first, n in zip(offsets, lengths, strict=True))
+    return f"{piece.name}[{cut}]"
+
+
+def _entry_bytes(piece: _Piece) -> int:
+    """Return how long the header's entry of *piece*, or of some of its rows, is at most."""
+    longest = ",".join(f"{extent}:{extent}" for extent in piece.shape)
+    widest = {f"{piece.name}[{longest}]": [*_entry(piece, MAX_BLOB_BYTES).values()]}
+    return len(json.dumps(widest))  # with spaces: more than enough
+
+
+def _slice(piece: _Piece, *, blob: int, start: int) -> TensorSlice:
+    offsets, lengths = piece.box
+    return TensorSlice(
+        name=piece.name,
+        dtype=DTYPES[piece.source.tensor.dtype],
+        shape=piece.shape,
+        offsets=offsets,
+        lengths=lengths,
+        shared=piece.source.placement is not None,
+        blob=blob,
+        start=start,
+        stop=start + piece.num_bytes,
+    )

@@ -1,0 +1,86 @@
+"""When saves are due on this rank, and how the interval follows what they cost: if it shall, or when danger is near."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from datetime import datetime
+from typing import Final
+
+from ..clock import Clock
+from ..config import SpotConfig
+from ..errors import StoreError
+from ..events import Event, IntervalChanged
+from ..format.keys import attempt_key
+from ..store import ObjectStore
+from .auto import AutoInterval, Preemptions
+from .triggers import PeriodicTrigger
+
+logger = logging.getLogger(__name__)
+
+NUM_LIVES: Final = 10
+"""Process lives that say how often the run is interrupted: enough to be steady, few enough to be of today."""
+
+
+class Pacing:
+    """
+    Holds the periodic trigger, and listens to this rank's events.
+
+    Args:
+        config: When to save.
+        store: That of the run.
+        attempt: Number of this process life.
+        rank: Only rank 0 is asked when a save is due, so elsewhere nothing is measured.
+        clock: For the time trigger.
+    """
+
+    def __init__(self, config: SpotConfig, store: ObjectStore, attempt: int, rank: int, clock: Clock) -> None:
+        self._is_asked = rank == 0
+        self._clock = clock
+        self._is_warned = False
+        self._auto: AutoInterval | None = None
+        every_seconds = config.every_seconds
+        if every_seconds == "auto":
+            every_seconds = None
+            if rank == 0:
+                self._auto = AutoInterval(recent_preemptions(store, attempt, clock), clock)
+                every_seconds = self._auto.interval_s
+        self.trigger = PeriodicTrigger(config.every_steps, every_seconds, clock)
+        """Says when a save is due."""
+
+    def hear(self, event: Event) -> IntervalChanged | None:
+        """
+        Take in *event*. Return the change of the interval that it leads to, or None. Thread-safe.
+
+        A soft notice shortens any interval, down to what saves cost; without one, steps alone say when a save is due.
+        """
+        if self._is_asked and self.trigger.was_hastened and not self._is_warned:
+            self._is_warned = True
+            if self._auto is None:
+                self._auto = AutoInterval(Preemptions(), self._clock, self.trigger.every_seconds or math.inf)
+            self._auto.warn()
+        if self._auto is None or (change := self._auto.hear(event)) is None:
+            return None
+        logger.info("saving every %.0f s from now on (before: %.0f)", change.interval_s, change.before_s)
+        self.trigger.every_seconds = change.interval_s
+        return change
+
+
+def recent_preemptions(store: ObjectStore, attempt: int, clock: Clock) -> Preemptions:
+    """
+    Return how often the run was interrupted lately: by when its last lives began, with one request to *store*.
+
+    Every end of a life counts, also one by hand, and so does the time in which nothing ran. If the store does not
+    say, none are known.
+    """
+    num_seen = min(attempt - 1, NUM_LIVES)
+    if num_seen == 0:
+        return Preemptions()
+    try:
+        started_at = json.loads(store.get(attempt_key(attempt - num_seen)))["started_at"]
+        within_s = (clock.utc() - datetime.fromisoformat(started_at)).total_seconds()
+    except (StoreError, KeyError, TypeError, ValueError) as error:
+        logger.warning("how often this run was interrupted is not known: %s", error)
+        return Preemptions()
+    return Preemptions(num_seen, max(0.0, within_s))  # the clocks of two machines differ

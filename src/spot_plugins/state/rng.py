@@ -1,0 +1,51 @@
+"""The random streams of a process."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+
+class RngPart:
+    """
+    The global random number generators of this process: Python, numpy, torch, and each CUDA device's.
+
+    CUDA is left out as long as nothing has used it. Generators that other objects own are theirs to save.
+    """
+
+    replicated: ClassVar[tuple[str, ...]] = ()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the states; ``cuda`` is a list, one tensor per visible device."""
+        uses_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        return {
+            "python": random.getstate(),
+            "numpy": np.random.get_state(legacy=False),
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if uses_cuda else [],
+        }
+
+    def for_new_rank(self, state: Mapping[str, Any], rank: int) -> dict[str, Any]:
+        """Return the streams of a rank that there was not before. They depend on *state*, rank 0's, but are others."""
+        drawn = hashlib.blake2b(state["torch"].numpy().tobytes() + rank.to_bytes(8, "little"), digest_size=8)
+        seed = int.from_bytes(drawn.digest(), "little")
+        devices = range(min(len(state["cuda"]), torch.cuda.device_count()))
+        return {
+            "python": random.Random(seed).getstate(),
+            "numpy": np.random.RandomState(seed % 2**32).get_state(legacy=False),
+            "torch": torch.Generator().manual_seed(seed).get_state(),
+            "cuda": [torch.Generator(f"cuda:{index}").manual_seed(seed).get_state() for index in devices],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore all. CUDA devices without a saved state, and states without a device, are left alone."""
+        random.setstate(state["python"])
+        np.random.set_state(state["numpy"])
+        torch.set_rng_state(state["torch"])
+        for index, device_state in zip(range(torch.cuda.device_count()), state["cuda"], strict=False):
+            torch.cuda.set_rng_state(device_state, index)

@@ -1,0 +1,234 @@
+"""What the storage options of s3fs, gcsfs and adlfs mean to obstore. The same options work with either."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from . import aws_config
+from .aws_config import S3Options
+from .s3fs import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
+
+_LONGEST_REQUEST: Final = timedelta(hours=1)  # what hangs is found out much sooner
+_MAPPED_GOOGLE_TYPES: Final = ("service_account", "authorized_user")
+
+
+class UnmappedOptionError(Exception):
+    """obstore has nothing like this storage option, or not for this value of it. Names the option."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class Setup:
+    """What obstore's store of one bucket is built from. Holds secrets."""
+
+    kind: str
+    """Name of the class in ``obstore.store``."""
+    config: dict[str, Any]
+    client: dict[str, Any]
+    """Options of its HTTP client, without a read timeout."""
+    credentials: Callable[[], dict[str, Any]] | None
+    read_timeout_s: float | None
+    """How long no byte may move; None for as long as it takes."""
+
+
+class _Given:
+    """Options that are taken one by one; what is left in the end has not been understood."""
+
+    def __init__(self, options: Mapping[str, Any] | None, name: str = "") -> None:
+        self._name = name
+        self._left = {key: value for key, value in (options or {}).items() if value is not None}
+
+    def take(self, *keys: str) -> Any:
+        """Return the first of *keys* that was given, or None."""
+        values = [self._left.pop(key, None) for key in keys]
+        return next((value for value in values if value is not None), None)
+
+    def text(self, *keys: str) -> str | None:
+        """Do as :meth:`take`, for options that obstore takes as text alone."""
+        value = self.take(*keys)
+        if value is not None and not isinstance(value, str):
+            raise UnmappedOptionError(self._name + keys[0])
+        return value
+
+    def nested(self, key: str) -> _Given:
+        return _Given(self.take(key), f"{self._name}{key}.")
+
+    def check_empty(self) -> None:
+        for key in self._left:
+            raise UnmappedOptionError(self._name + key)
+
+
+def read_options(scheme: str, netloc: str, storage_options: Mapping[str, Any]) -> Callable[[], Setup]:
+    """
+    Return what makes the setup of obstore for the bucket or container *netloc*.
+
+    The environment and the configuration files of the services are read by that, not here.
+
+    Raises:
+        UnmappedOptionError: An option, or a value, that obstore has no word for.
+    """
+    if scheme in ("s3", "s3a"):
+        return _s3(netloc, storage_options)
+    if scheme in ("gs", "gcs"):
+        return _gcs(netloc, storage_options)
+    return _azure(netloc, storage_options)
+
+
+def _s3(bucket: str, storage_options: Mapping[str, Any]) -> Callable[[], Setup]:
+    given = _Given(storage_options)
+    client, config = given.nested("client_kwargs"), given.nested("config_kwargs")
+    s3 = config.nested("s3")
+    options = S3Options(
+        key=given.text("key", "username"),
+        secret=given.text("secret", "password"),
+        token=given.text("token"),
+        anonymous=bool(given.take("anon")),
+        profile=given.text("profile"),
+        endpoint_url=given.text("endpoint_url") or client.text("endpoint_url"),
+        region=client.text("region_name"),
+        verify=client.take("verify"),
+        addressing_style=s3.text("addressing_style"),
+    )
+    connect_s, read_s = _timeouts(storage_options.get("config_kwargs") or {})
+    config.take("connect_timeout", "read_timeout")
+    if given.take("use_ssl") is False and not (options.endpoint_url or "").startswith("http://"):
+        raise UnmappedOptionError("use_ssl")
+    if config.text("signature_version") not in (None, "s3v4"):
+        raise UnmappedOptionError("config_kwargs.signature_version")
+    if not isinstance(options.verify, bool | str | None):
+        raise UnmappedOptionError("client_kwargs.verify")
+    if bool(options.key) != bool(options.secret):
+        raise UnmappedOptionError("key" if options.key else "secret")
+    if options.endpoint_url and options.addressing_style == "virtual":
+        raise UnmappedOptionError("config_kwargs.s3.addressing_style")
+    if "@" in bucket:
+        raise UnmappedOptionError("user in the URL")
+    for each in (given, client, config, s3):
+        each.check_empty()
+
+    def make() -> Setup:
+        found = aws_config.look_up(options)
+        verified: dict[str, Any] = {"allow_invalid_certificates": True} if found.verify is False else {}
+        if isinstance(found.verify, str):
+            with open(found.verify, "rb") as file:
+                verified = {"root_certificate": file.read()}
+        return Setup(
+            kind="S3Store",
+            config={
+                "bucket": bucket,
+                "region": found.region,
+                "unsigned_payload": True,  # TLS guards it on the way, and the manifest's hash for ever
+                "virtual_hosted_style_request": found.is_virtual_hosted(bucket),
+                "skip_signature": options.anonymous,
+                # Deleting many at once is what some servers lack, and takes a Content-MD5 from others.
+                "disable_bulk_delete": True,
+                # Not "endpoint": over that the environment's AWS_ENDPOINT_URL_S3 would win.
+                **({"aws_endpoint_url_s3": found.endpoint_url} if found.endpoint_url else {}),
+            },
+            client={**_client(found.endpoint_url, connect_s), **verified},
+            credentials=found.credentials,
+            read_timeout_s=read_s,
+        )
+
+    return make
+
+
+def _gcs(bucket: str, storage_options: Mapping[str, Any]) -> Callable[[], Setup]:
+    given = _Given(storage_options)
+    token = given.take("token")
+    given.take("project")  # says who pays for new buckets; none is made here
+    given.check_empty()
+    if os.environ.get("STORAGE_EMULATOR_HOST"):
+        raise UnmappedOptionError("STORAGE_EMULATOR_HOST")  # emulators speak JSON, and obstore XML
+    config: dict[str, Any] = {"bucket": bucket}
+    if token == "anon":
+        config["skip_signature"] = True
+    elif isinstance(token, Mapping):
+        _check_google_type(token, ("service_account",))
+        config["service_account_key"] = json.dumps(dict(token))
+    elif isinstance(token, str) and os.path.isfile(token):
+        kind = _check_google_file(token)
+        config["service_account" if kind == "service_account" else "application_credentials"] = token
+    elif token not in (None, "google_default"):
+        raise UnmappedOptionError("token")
+    elif path := os.environ.get("GOOGLE_APPLICATION_CREDENTIALS"):
+        _check_google_file(path)
+    return lambda: Setup(
+        kind="GCSStore",
+        config=config,
+        client=_client(None, CONNECT_TIMEOUT_S),
+        credentials=None,
+        read_timeout_s=READ_TIMEOUT_S,
+    )
+
+
+def _check_google_file(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return _check_google_type(json.load(file), _MAPPED_GOOGLE_TYPES)
+    except (OSError, ValueError) as error:
+        raise UnmappedOptionError("token") from error
+
+
+def _check_google_type(document: Mapping[str, Any], mapped: tuple[str, ...]) -> str:
+    """Raise :exc:`UnmappedOptionError` for credentials that only Google's own library knows how to use."""
+    kind = document.get("type")
+    if kind not in mapped:
+        raise UnmappedOptionError("token")
+    return str(kind)
+
+
+def _azure(netloc: str, storage_options: Mapping[str, Any]) -> Callable[[], Setup]:
+    given = _Given(storage_options)
+    container, _, host = netloc.partition("@")
+    environment = os.environ.get
+    connection = given.text("connection_string") or environment("AZURE_STORAGE_CONNECTION_STRING") or ""
+    parts = dict(part.partition("=")[::2] for part in connection.split(";") if part)
+    if connection and not {"AccountName", "AccountKey"} <= parts.keys():
+        raise UnmappedOptionError("connection_string")
+    account = given.text("account_name") or host.partition(".")[0] or parts.get("AccountName")
+    account = account or environment("AZURE_STORAGE_ACCOUNT_NAME")
+    if account is None:
+        raise UnmappedOptionError("account_name")
+    secrets = {
+        "account_key": given.text("account_key") or parts.get("AccountKey"),
+        "sas_key": given.text("sas_token"),
+        "tenant_id": given.text("tenant_id"),
+        "client_id": given.text("client_id"),
+        "client_secret": given.text("client_secret"),
+    }
+    endpoint = parts.get("BlobEndpoint")
+    anonymous = bool(given.take("anon")) and not any(secrets.values())
+    given.check_empty()
+    config = {"account_name": account, **secrets, "endpoint": endpoint, "skip_signature": anonymous}
+    return lambda: Setup(
+        kind="AzureStore",
+        config={"container_name": container, **{name: value for name, value in config.items() if value is not None}},
+        client=_client(endpoint, CONNECT_TIMEOUT_S),
+        credentials=None,
+        read_timeout_s=READ_TIMEOUT_S,
+    )
+
+
+def _timeouts(config_kwargs: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    """Return the connect and the read timeout in seconds; None, if given, is for ever."""
+    return (
+        config_kwargs.get("connect_timeout", CONNECT_TIMEOUT_S),
+        config_kwargs.get("read_timeout", READ_TIMEOUT_S),
+    )
+
+
+def _client(url: str | None, connect_s: float | None) -> dict[str, Any]:
+    parts = urlsplit(url or "https://of-the-service")
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError(f"the endpoint URL {url!r} cannot work: give one such as https://host:9000")
+    return {
+        "allow_http": parts.scheme == "http",
+        "connect_timeout": _LONGEST_REQUEST if connect_s is None else timedelta(seconds=connect_s),
+        "timeout": _LONGEST_REQUEST,
+    }

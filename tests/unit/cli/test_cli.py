@@ -1,0 +1,280 @@
+"""The command line: what each verb refuses, what it costs to start, and what it writes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from hearing import until
+
+from spot_plugins.launch import roster
+from spot_plugins.launch.supervisor import environment
+from spot_plugins.notices.file import FileSource
+
+SPOT = [sys.executable, "-m", "spot_plugins.cli"]
+
+
+def spot(*words, **environ):
+    plain = {key: value for key, value in os.environ.items() if not key.startswith("SPOT_")}
+    return subprocess.run([*SPOT, *words], capture_output=True, text=True, env={**plain, "COLUMNS": "200", **environ})
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["run"], 2, "Missing argument"),
+        (["run", "--grace-seconds", "0", "true"], 2, "must be a number of seconds above 0"),
+        (["run", "--grace-seconds", "inf", "true"], 2, "must be a number of seconds above 0"),
+        (["run", "--grace-seconds", "soon", "true"], 2, "valid number"),
+        (["run", "--max-restarts", "-1", "true"], 2, "max-restarts"),
+        (["run", "--", "no-such-program"], 127, "no-such-program is not found"),
+        (["run", "--", __file__], 126, "test_cli.py cannot be executed: Permission denied"),
+        (["notice"], 2, "Missing argument"),
+        (["notice", "http://host/notice"], 2, "only its server can change it"),
+        (["notice", "/no/such/folder/notice"], 2, "No such file or directory"),
+        (["notice", "x", "--grace-seconds", "-5"], 2, "above 0"),
+        (["fly"], 2, "fly"),
+    ],
+    ids=str,
+)
+def test_what_cannot_work_is_refused_at_once(words, code, says):
+    """
+    With the value and what is wrong with it; codes are those of shells.
+    """
+    done = spot(*words)
+
+    assert done.returncode == code
+    assert says in done.stderr
+
+
+def test_a_script_that_names_no_interpreter_is_refused(tmp_path):
+    """
+    A shell would run it; the kernel does not. The user reads why, and no traceback.
+    """
+    script = tmp_path / "train.sh"
+    script.write_text("python train.py")
+    script.chmod(0o755)
+
+    done = spot("run", "--", str(script))
+
+    assert (done.returncode, done.stderr) == (126, f"spot run: {script} cannot be executed: Exec format error\n")
+
+
+def test_a_failure_of_its_own_is_not_taken_for_the_commands(tmp_path):
+    """
+    A container whose file systems are all read-only has no place for the roster. The command is not to blame.
+    """
+    script = "import errno, tempfile; from spot_plugins.cli import main\n"
+    script += "def refuse(): raise FileNotFoundError(errno.ENOENT, 'No usable temporary directory found')\n"
+    script += "tempfile._get_default_tempdir = refuse; main()"
+    done = subprocess.run([sys.executable, "-c", script, "run", "--", "true"], capture_output=True, text=True)
+
+    assert (done.returncode, done.stderr) == (125, "spot run: [Errno 2] No usable temporary directory found\n")
+
+
+def test_without_typer_it_says_what_to_install(tmp_path):
+    """
+    The package alone has no command line; its name is there all the same.
+    """
+    (tmp_path / "typer.py").write_text("raise ImportError('not here')")
+
+    done = spot("run", "true", PYTHONPATH=str(tmp_path))
+
+    assert done.returncode == 1
+    assert "pip install 'spot_plugins[cli]'" in done.stderr
+
+
+def test_it_starts_without_torch():
+    """
+    An init process must not cost a container hundreds of megabytes and seconds.
+    """
+    script = "import sys, spot_plugins.cli.run; sys.exit('torch' in sys.modules or 'fsspec' in sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [("exit 0", 0), ("exit 7", 7), ("kill -KILL $$", 137), ("kill -TERM $$", 143), ("sleep 0.1; exit 3", 3)],
+)
+def test_the_code_is_that_of_the_command(command, code):
+    """
+    128 + n if signal n ended it, as shells have it.
+    """
+    assert spot("run", "sh", "-c", command).returncode == code
+
+
+LEAVES = "from spot_plugins.launch import roster; roster.join(); roster.leave()"
+JOINS = "from spot_plugins.launch import roster; roster.join()"
+
+
+@pytest.mark.parametrize(
+    ("script", "code"),
+    [
+        (f"{sys.executable} -c '{LEAVES}'; exit 1", 143),
+        (f"{sys.executable} -c '{LEAVES}'; sleep 1 & exit 1", 143),
+        (f"{sys.executable} -c '{LEAVES}'; exit 0", 143),
+        (f"{sys.executable} -c '{LEAVES}'; {sys.executable} -c '{JOINS}'; exit 0", 0),
+        (f"{sys.executable} -c '{LEAVES}'; {sys.executable} -c '{JOINS}'; exit 7", 7),
+        (f"{sys.executable} -c '{JOINS}'; exit 1", 1),
+        (f"({sys.executable} -c '{JOINS}; import time; time.sleep(2)'; {sys.executable} -c '{LEAVES}') & exit 1", 1),
+    ],
+    ids=[
+        "its launcher fails",
+        "and leaves a helper behind",
+        "its launcher hides it",
+        "started again, which ends well",
+        "started again, which fails",
+        "nobody has left",
+        "an orphan leaves afterwards",
+    ],
+)
+def test_a_rank_that_has_left_by_itself_makes_it_a_preemption(script, code):
+    """
+    Whatever the launcher makes of it, and whoever outlives the launcher; but not if the ranks were started again.
+    """
+    assert spot("run", "--grace-seconds", "5", "sh", "-c", script).returncode == code
+
+
+def test_no_restart_after_a_rank_has_left_by_itself():
+    """
+    Also where something that the launcher has left behind has to be told to end.
+    """
+    done = spot("run", "--max-restarts", "1", "sh", "-c", f"{sys.executable} -c '{LEAVES}'; sleep 1 & exit 1")
+
+    assert done.returncode == 143
+    assert "running it again" not in done.stderr
+
+
+def test_children_that_whoever_started_it_ignores_are_waited_for():
+    """
+    A process that inherits an ignored SIGCHLD never learns how its children have ended, and would wait for ever.
+    """
+    words = [*SPOT, "run", "sh", "-c", "exit 3"]
+    script = f"import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.executable, {words})"
+
+    assert subprocess.run([sys.executable, "-c", script], timeout=20).returncode == 3
+
+
+def test_a_launcher_that_ends_well_on_a_notice_hides_no_preemption(tmp_path):
+    """
+    Scripts trap SIGTERM and exit with 0, before the rank that spot run tells has left.
+    """
+    rank = tmp_path / "rank.py"
+    rank.write_text(
+        "import signal, sys, time\nfrom spot_plugins.launch import roster\n"
+        "signal.signal(signal.SIGTERM, lambda *_: (time.sleep(1), roster.leave(), sys.exit(143)))\n"
+        f"roster.join()\nopen({str(tmp_path / 'begun')!r}, 'w').close()\nsignal.pause()\n"
+    )
+    script = f"trap 'exit 0' TERM; {sys.executable} {rank} & wait"
+    process = subprocess.Popen([*SPOT, "run", "--grace-seconds", "9", "bash", "-c", script], stderr=subprocess.PIPE)
+    until((tmp_path / "begun").exists, "the rank has joined")
+    process.terminate()
+
+    assert process.wait(timeout=20) == 143, process.stderr.read()
+    process.stderr.close()
+
+
+def test_what_ignores_the_notice_is_killed_when_the_grace_is_over(tmp_path):
+    """
+    Also a grandchild that nobody waits for; neither earlier, nor much later.
+    """
+    script = f"trap '' TERM; (trap '' TERM; sleep 61) & echo $! > {tmp_path}/pid; sleep 62; sleep 63"
+    process = subprocess.Popen([*SPOT, "run", "--grace-seconds", "2", "sh", "-c", script])
+    until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().strip(), "it runs")
+    started = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+
+    assert process.wait(timeout=20) == 143
+    assert time.monotonic() - started >= 1.9
+    assert not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists()
+
+
+def test_a_signal_that_nohup_ignores_stays_ignored(tmp_path):
+    """
+    A terminal that closes is no notice for what was started to survive it.
+    """
+    script = f"signal.signal(signal.SIGHUP, signal.SIG_IGN); os.execv(sys.executable, {[*SPOT, 'run', 'sleep', '1']!r})"
+    process = subprocess.Popen([sys.executable, "-c", f"import os, signal, sys; {script}"])
+    until(lambda: b"sleep" in Path(f"/proc/{process.pid}/cmdline").read_bytes(), "spot run has begun")
+    until(lambda: Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(), "the command runs")
+    process.send_signal(signal.SIGHUP)
+
+    assert process.wait(timeout=20) == 0
+
+
+def test_what_the_command_is_told(tmp_path):
+    """
+    The grace goes to the sessions and to torchrun, whose timeout is in whole seconds; one that is set is not touched.
+    """
+    told = environment({"A": "b"}, 12.5, tmp_path)
+    assert told == {
+        "A": "b",
+        "SPOT_GRACE_SECONDS": "12.5",
+        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "13",
+        roster.VARIABLE: str(tmp_path),
+        roster.GRACE_VARIABLE: "12.5",
+    }
+    assert "TORCH_ELASTIC_SHUTDOWN_TIMEOUT" not in environment({"PET_SHUTDOWN_TIMEOUT": "5"}, 12.5, tmp_path)
+    assert environment({"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5"}, 9, tmp_path)["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "5"
+
+
+def test_a_session_plans_for_no_more_than_spot_run_gives():
+    """
+    A grace that the training's code names does not move the moment at which spot run kills.
+    """
+    look = "from spot_plugins.config import SpotConfig; from spot_plugins.notices import look_around; "
+    look += "found = look_around(SpotConfig(url='x', every_steps=1, grace_seconds=110)); "
+    look += "print(found.signal_grace_s, found.advice)"
+
+    done = spot("run", "--grace-seconds", "45", "--", sys.executable, "-c", look)
+
+    assert done.stdout.startswith("45.0 ")
+    assert "spot run --grace-seconds 110" in done.stdout
+
+
+def test_the_roster_knows_who_has_joined_and_that_one_has_left(tmp_path, monkeypatch):
+    """
+    Without spot run nothing is written, and a folder that is gone is no error.
+    """
+    roster.join()
+    monkeypatch.setenv(roster.VARIABLE, str(tmp_path))
+    assert roster.ranks(tmp_path) == set()
+    roster.join()
+    assert roster.ranks(tmp_path) == {os.getpid()}
+    assert not roster.has_left(tmp_path)
+    roster.leave()
+    assert roster.has_left(tmp_path)
+    roster.clear(tmp_path)
+    assert not roster.has_left(tmp_path)
+    monkeypatch.setenv(roster.VARIABLE, str(tmp_path / "gone"))
+    roster.join()
+
+
+@pytest.mark.parametrize("place", ["argument", "variable"])
+@pytest.mark.parametrize("grace_s", [None, 25.0])
+def test_a_notice_is_one_for_whoever_watches_the_file(grace_s, place, tmp_path):
+    """
+    Written whole; a second one counts for a training that began in between.
+    """
+    file = tmp_path / "notice"
+    option = [] if grace_s is None else ["--grace-seconds", str(grace_s)]
+    for _ in range(2):
+        source = FileSource(str(file), 60.0)
+        assert source.poll() is None
+        where = {"words": [str(file)]} if place == "argument" else {"words": [], "SPOT_NOTICE_FILE": str(file)}
+        done = spot("notice", *where.pop("words"), *option, **where)
+        assert (done.returncode, done.stdout) == (0, f"wrote {file}\n"), done.stderr
+
+        left_s = source.poll().deadline - time.monotonic()
+        assert math.isclose(left_s, grace_s or 60.0, abs_tol=3.0)
+    assert json.loads(file.read_text()) == ({} if grace_s is None else {"grace_seconds": grace_s})
+    assert list(tmp_path.iterdir()) == [file]

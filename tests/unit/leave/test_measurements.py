@@ -1,0 +1,323 @@
+"""What is done with the seconds between a notice and its end, by sessions that train, save and push for real."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+from hearing import Heard, until
+from steps import Holder, numbers, state_of
+
+from spot_plugins.agreement import Notice
+from spot_plugins.config import SpotConfig
+from spot_plugins.errors import Preempted
+from spot_plugins.events import Committed, LastSecondsPlanned, Leaving, PushFailing, Staged, WrittenLocally
+from spot_plugins.leave.measurements import LastSeconds
+from spot_plugins.leave.plan import Situation, slowest
+from spot_plugins.notices import Announcement
+from spot_plugins.session import SpotSession
+from spot_plugins.store import LocalStore
+from spot_plugins.testing import run_thread_ranks
+
+STEP_S = 0.02
+MB = 1_000_000
+
+
+def announce(session, left_s):
+    """As a source does that names the end."""
+    session._listener._on_announcement(Announcement("cloud", time.monotonic() + left_s))
+
+
+def train(folder, world_size, on_step, *, every_steps=10):
+    """Train until all leave. Return, by rank, the step it left with, the seconds that were left, and what it told."""
+    pace = threading.Barrier(world_size)
+
+    def life(ranks):
+        heard = Heard()
+        config = SpotConfig(url=str(folder / "run"), every_steps=every_steps)
+        session = SpotSession(config, ranks=ranks, hooks=[heard])
+        session.register("part", Holder(state_of(1)), replicated=("both",))
+        session.resume()
+        step = 0
+        try:
+            while True:
+                step += 1
+                time.sleep(STEP_S)
+                pace.wait(20)  # as gradients make ranks wait for each other
+                on_step(session, ranks.rank, step, heard)
+                session.after_step(step)
+        except Preempted as preempted:
+            return preempted.step, heard.of(Leaving)[0].left_s, heard
+        finally:
+            pace.abort()
+            session.close()
+
+    return run_thread_ranks(world_size, life)
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_notice_that_names_its_end_is_trained_through(world_size, tmp_path):
+    """
+    A first save at once, then training until the last one is just in time: that one is what is left in the end, it is
+    durable, and hardly any time is left unused. Every choice is told with its numbers.
+    """
+    announced = {}
+
+    def on_step(session, rank, step, heard):
+        if rank == 0 and not announced and step > 15 and heard.of(Committed):
+            announced["step"] = step
+            announce(session, 3.0)
+
+    lives = train(tmp_path, world_size, on_step)
+
+    [(step, left_s, heard), *others] = lives
+    assert all(other[0] == step for other in others)
+    assert step > announced["step"] + 1.5 / STEP_S / 1.5
+    assert -0.1 < left_s < 1.2
+    assert heard.of(Leaving)[0].durable
+    assert numbers(LocalStore(str(tmp_path / "run")))[0] == step
+    saves = [event.step for event in heard.of(Staged, trigger="notice")]
+    assert len(saves) == 2, "the first one and the last one"
+    assert saves[0] <= announced["step"] + 6
+    plans = heard.of(LastSecondsPlanned)
+    assert (plans[0].choice, plans[0].is_promised) == ("train_on", True)
+    assert any(plan.save_first for plan in plans)
+    assert (plans[-1].choice, plans[-1].is_promised, plans[-1].step) == ("save", True, step)
+    assert plans[0].step_s > STEP_S
+    assert plans[0].num_bytes > 0
+    for other in others:  # that rank plans nothing until it leaves
+        assert [plan.choice for plan in other[2].of(LastSecondsPlanned)] == ["save"]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_signal_ends_the_time_that_a_notice_left(world_size, tmp_path):
+    """
+    Whoever sends it waits for the process to leave: no step is trained any more, however long the notice was.
+    """
+    signalled = []
+
+    def on_step(session, rank, step, heard):
+        if rank == 0 and step == 20:
+            announce(session, 100.0)
+        if rank == world_size - 1 and step == 40:
+            assert session.notice is not None
+            session._listener._on_signal("SIGTERM", time.monotonic())
+            until(lambda: session.notice.at_once, "the signal is known")
+            signalled.append(step)
+
+    lives = train(tmp_path, world_size, on_step)
+
+    assert {step for step, *_ in lives} <= {40, 41, 42}
+    assert len({step for step, *_ in lives}) == 1
+    assert all(left_s > 20 for _, left_s, _ in lives)
+
+
+def test_a_pause_ends_the_time_that_a_notice_left(tmp_path):
+    """
+    Validation may take longer than there is time, and what it finds is lost: it is left with the state before it.
+    """
+
+    def on_step(session, rank, step, heard):
+        if step == 20:
+            announce(session, 100.0)
+        if step == 31:
+            session.enter_pause(30)
+            session.in_pause()
+
+    [(step, left_s, _)] = train(tmp_path, 1, on_step)
+
+    assert step == 30
+    assert left_s > 50
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_training_that_is_done_in_time_ends_well(world_size, tmp_path):
+    """
+    There is nothing that another attempt would have to do: the end is saved and stored, and nobody leaves with 143.
+    """
+
+    def life(ranks):
+        config = SpotConfig(url=str(tmp_path / "run"), every_steps=5)
+        session = SpotSession(config, ranks=ranks)
+        session.register("part", Holder(state_of(1)), replicated=("both",))
+        session.resume()
+        for step in range(1, 10):
+            time.sleep(STEP_S)
+            session.after_step(step)
+        announce(session, 30.0)
+        until(lambda: session.notice, "the notice is known")
+        session.finish(9)
+
+    run_thread_ranks(world_size, life)
+
+    assert numbers(LocalStore(str(tmp_path / "run")))[0] == 9
+
+
+def test_without_a_measured_save_it_leaves_at_once(tmp_path):
+    """
+    Nobody knows how long a save takes: it is made at once, tried, and not promised.
+    """
+
+    def on_step(session, rank, step, heard):
+        if step == 5:
+            announce(session, 100.0)
+
+    [(step, left_s, heard)] = train(tmp_path, 1, on_step, every_steps=10**6)
+
+    assert step == 5
+    assert left_s > 90
+    [plan] = heard.of(LastSecondsPlanned)
+    assert (plan.choice, plan.is_promised, plan.num_bytes) == ("save", False, None)
+
+
+@pytest.fixture
+def told():
+    return []
+
+
+@pytest.fixture
+def last_seconds(told):
+    """A rank that has measured: 1000 MB, 0.5 GB/s to memory, 1 GB/s to disk, 100 MB/s to the store, 2 s beside."""
+    known = LastSeconds(False, told.append)
+    known.saved(10)
+    known.hear(Staged(step=10, trigger="steps", num_bytes=1000 * MB, stall_s=0.001, copy_s=2.0))
+    known.hear(WrittenLocally(step=10, num_bytes=1000 * MB, write_s=1.0, write_bytes_per_s=1000 * MB))
+    known.hear(Committed(step=10, num_bytes=1000 * MB, push_s=13.0, put_bytes_per_s=100 * MB))
+    for _ in range(3):
+        known.passed()
+        time.sleep(0.01)
+    return known
+
+
+def ahead(left_s):
+    return Notice("cloud", time.monotonic() + left_s, at_once=False)
+
+
+def test_the_situation_is_what_events_have_said(last_seconds, told):
+    """
+    Sizes, speeds and what a commit takes beside its bytes; seconds of a step are those of the slowest.
+    """
+    assert last_seconds.heed(12, ahead(100.0), 0) == "save"
+
+    [plan] = told
+    assert (plan.step, plan.choice, plan.save_first) == (12, "train_on", True)
+    assert plan.left_s == pytest.approx(100, abs=0.5)
+    assert (plan.num_bytes, plan.in_flight_s) == (1000 * MB, 0.0)
+    assert (plan.stage_bytes_per_s, plan.disk_bytes_per_s, plan.store_bytes_per_s) == (500 * MB, 1000 * MB, 100 * MB)
+    assert 0.01 < plan.step_s < 0.1
+    # 2 s to memory, 1 s to the disk, 10 s to the store, 2 s beside.
+    assert plan.needs_s == pytest.approx(plan.num_steps * plan.step_s + 15.0, abs=0.1)
+
+
+def test_it_leaves_when_no_more_steps_fit_than_the_ranks_need_to_agree(last_seconds):
+    """
+    With 16.5 seconds and their margin one save fits exactly; each boundary that the agreement takes must fit as well.
+    """
+    step_s = 1.0
+    last_seconds._passed_at.extend([last_seconds._passed_at[-1] + step_s])
+    needed_s = 15.0 * 1.1
+
+    assert last_seconds.heed(12, ahead(needed_s + 0.5), 0) == "leave"
+    assert last_seconds.heed(12, ahead(needed_s + 2.0), 0) == "train"
+    assert last_seconds.heed(12, ahead(needed_s + 2.0), 2) == "leave"
+    assert last_seconds.heed(12, ahead(needed_s + 5.0), 2) == "train"
+
+
+def test_a_push_in_flight_is_counted_until_it_ends(last_seconds, told):
+    """
+    By what the last one took; one that is late takes as long again as it is late, and one that fails for ever.
+    """
+    last_seconds.saved(12)
+    last_seconds.hear(Staged(step=12, trigger="steps", num_bytes=1000 * MB, stall_s=0.001, copy_s=2.0))
+    assert last_seconds.figures()["in_flight_s"] == pytest.approx(13.0, abs=0.1)
+
+    last_seconds._in_flight[12] -= 15.0
+    assert last_seconds.figures()["in_flight_s"] == pytest.approx(2.0, abs=0.1)
+
+    last_seconds.hear(PushFailing(step=12, num_tries=1, reason="it is down"))
+    assert math.isinf(last_seconds.figures()["in_flight_s"])
+    assert last_seconds.heed(13, ahead(100.0), 0) == "leave"
+    last_seconds.leave(13, ahead(100.0))
+    assert [plan.choice for plan in told] == ["nothing_fits"]
+
+    last_seconds.hear(Committed(step=12, num_bytes=1000 * MB, push_s=60.0, put_bytes_per_s=100 * MB))
+    assert last_seconds.figures()["in_flight_s"] == 0.0
+    assert last_seconds.figures()["commit_s"] == pytest.approx(2.0), "waiting for a store that is down is no speed"
+
+
+def test_what_a_pause_holds_is_not_in_flight(last_seconds):
+    """
+    It is pushed only if a notice comes.
+    """
+    last_seconds.hear(Staged(step=12, trigger="pause", num_bytes=1000 * MB, stall_s=0.001, copy_s=2.0))
+
+    assert last_seconds.figures()["in_flight_s"] == 0.0
+
+
+def test_the_slowest_rank_decides_and_its_push_goes_on(last_seconds, told):
+    """
+    Another rank has five times the bytes in flight and half the speed: that counts, less the time since it said so.
+    """
+    other = {**last_seconds.figures(), "store_bytes_per_s": 50 * MB, "in_flight_s": 40.0}
+    last_seconds.learn([last_seconds.figures(), other])
+    last_seconds._learned_at -= 10.0
+
+    last_seconds.heed(12, ahead(100.0), 2)
+
+    assert told[0].store_bytes_per_s == 50 * MB
+    assert told[0].in_flight_s == pytest.approx(30.0, abs=0.5)
+    assert not told[0].save_first
+
+
+def test_a_pause_is_no_step(last_seconds):
+    """
+    What lies between the steps before and behind it says nothing of how long a step takes.
+    """
+    last_seconds.paused()
+    assert last_seconds.figures()["step_s"] is None
+    last_seconds.passed()
+    assert last_seconds.figures()["step_s"] is None
+
+
+def test_of_several_ranks_the_worst_in_each_respect_counts():
+    """
+    And what one rank does not know, nobody does; a disk that one rank lacks saves nobody.
+    """
+    one = Situation(
+        left_s=100.0,
+        step_s=1.0,
+        num_bytes=10,
+        stall_s=0.1,
+        stage_bytes_per_s=5.0,
+        disk_bytes_per_s=4.0,
+        store_bytes_per_s=3.0,
+        commit_s=0.2,
+        disk_survives=True,
+        in_flight_s=7.0,
+        num_unsaved_steps=4,
+        saved_since_notice=True,
+    )
+    other = Situation(
+        left_s=90.0,
+        step_s=2.0,
+        num_bytes=20,
+        stall_s=0.2,
+        stage_bytes_per_s=4.0,
+        disk_bytes_per_s=3.0,
+        store_bytes_per_s=2.0,
+        commit_s=0.3,
+        disk_survives=False,
+        in_flight_s=8.0,
+        num_unsaved_steps=5,
+        saved_since_notice=False,
+    )
+
+    assert slowest([one, other]) == slowest([other, one]) == other
+    assert slowest([one]) == one
+    blind = replace(one, step_s=None, num_bytes=None, stage_bytes_per_s=None, store_bytes_per_s=None)
+    assert slowest([one, blind]) == blind
+    no_disk = slowest([one, replace(one, disk_bytes_per_s=None)])
+    assert (no_disk.disk_bytes_per_s, no_disk.disk_survives) == (4.0, False)

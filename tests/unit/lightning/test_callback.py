@@ -1,0 +1,248 @@
+"""The callback in a trainer of this process: settings, order, refusals, and what fit() does around it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from launching import exit_codes, launch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import DeepSpeedStrategy
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from spot_plugins.data import elastic_loader
+from spot_plugins.errors import ConfigError, UnsafeStateError
+from spot_plugins.events import Committed
+from spot_plugins.lightning import SpotCheckpoint
+
+
+class Net(LightningModule):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = nn.Linear(4, 1)
+        self.num_steps = 0
+
+    def training_step(self, batch, batch_idx):
+        self.num_steps += 1
+        return self.layer(batch[0]).square().mean()
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val_loss", self.layer(batch[0]).square().mean())
+
+    def configure_optimizers(self):
+        return torch.optim.Adam(self.parameters(), lr=0.1)
+
+    def train_dataloader(self):
+        return elastic_loader(TensorDataset(torch.arange(48.0).view(12, 4)), batch_size=2, seed=3)
+
+    def val_dataloader(self):
+        return elastic_loader(TensorDataset(torch.ones(4, 4)), batch_size=2, shuffle=False)
+
+
+def trainer(folder, *callbacks, **settings):
+    quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
+    return Trainer(
+        accelerator="cpu", default_root_dir=folder, callbacks=[*callbacks], **(quiet | {"max_epochs": 2} | settings)
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "every_steps=None and every_seconds=None"),
+        ({"every_steps": 0}, "every_steps=0 must be at least 1"),
+        ({"every_seconds": -1.0}, "every_seconds=-1.0 must be above 0"),
+        ({"every_steps": 5, "keep_last": 0}, "keep_last=0 must be at least 1"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_refused_when_it_is_given(settings, message):
+    """The message names the field and its value, before there is a trainer."""
+    with pytest.raises(ConfigError, match=message):
+        SpotCheckpoint("/data/run", **settings)
+
+
+@pytest.mark.parametrize("url", ["nonsense://bucket/run", "/dev/null/run", "memory://run"])
+def test_a_url_that_cannot_work_is_refused_before_the_first_step(url, tmp_path):
+    """Nothing is trained for a place where nothing can be saved."""
+    module = Net()
+
+    with pytest.raises(ConfigError, match=r"url=|cannot be used"):
+        trainer(tmp_path, SpotCheckpoint(url, every_steps=5)).fit(module)
+
+    assert module.num_steps == 0
+
+
+def test_a_strategy_that_shards_is_refused(tmp_path, monkeypatch):
+    """Saving a shard as if it were the whole would be silent loss."""
+    fit = trainer(tmp_path, SpotCheckpoint(str(tmp_path / "run"), every_steps=5))
+    # A real one needs the deepspeed package.
+    monkeypatch.setattr(fit.strategy, "__class__", DeepSpeedStrategy)
+
+    with pytest.raises(ConfigError, match="strategy=DeepSpeedStrategy"):
+        fit.callbacks[0].setup(fit, Net(), "fit")
+
+
+class Odd(Callback):
+    """Has state that only pickle could hold."""
+
+    def state_dict(self):
+        return {"chosen": lambda: None}
+
+
+def test_state_without_a_safe_form_is_refused_before_the_first_step(tmp_path):
+    """The error names the place of the state, at the start and not at the first save."""
+    module = Net()
+
+    with pytest.raises(UnsafeStateError, match=r"callbacks/Odd/chosen"):
+        trainer(tmp_path, SpotCheckpoint(str(tmp_path / "run"), every_steps=5), Odd()).fit(module)
+
+    assert module.num_steps == 0
+
+
+def test_it_comes_behind_all_other_callbacks(tmp_path):
+    """What it saves is what the others have left, wherever it stood in the list."""
+    spot = SpotCheckpoint(str(tmp_path / "run"), every_steps=5)
+    fit = trainer(tmp_path, spot, ModelCheckpoint(tmp_path / "best"), max_epochs=1, enable_checkpointing=True)
+
+    fit.fit(Net())
+
+    assert fit.callbacks[-1] is spot
+
+
+def test_a_finished_training_is_not_trained_again_but_may_be_prolonged(tmp_path):
+    """The same command returns at once with the trained weights; with more epochs it trains only those."""
+    url = str(tmp_path / "run")
+    first = Net()
+    trainer(tmp_path, SpotCheckpoint(url, every_steps=5)).fit(first)
+
+    again = Net()
+    trainer(tmp_path, SpotCheckpoint(url, every_steps=5)).fit(again)
+    longer = Net()
+    trainer(tmp_path, SpotCheckpoint(url, every_steps=5), max_epochs=3).fit(longer)
+    at_once = Net()
+    trainer(tmp_path, SpotCheckpoint(str(tmp_path / "other"), every_steps=5), max_epochs=3).fit(at_once)
+
+    assert again.num_steps == 0
+    assert torch.equal(again.layer.weight, first.layer.weight)
+    assert longer.num_steps == 6
+    assert torch.equal(longer.layer.weight, at_once.layer.weight)
+
+
+def test_a_newer_checkpoint_wins_over_ckpt_path(tmp_path):
+    """A ckpt_path is where a run begins; once preempted, the same command goes on behind its newest step."""
+    begin = trainer(tmp_path, max_epochs=1)
+    begin.fit(Net())
+    begin.save_checkpoint(tmp_path / "begin.ckpt")
+    url = str(tmp_path / "run")
+    reference = Net()
+    trainer(tmp_path).fit(reference, ckpt_path=tmp_path / "begin.ckpt")
+
+    committed = threading.Event()
+
+    class Leave(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch_idx == 2:
+                assert committed.wait(30)
+                raise KeyError("the machine is gone")
+
+    spot = SpotCheckpoint(url, every_steps=2, hooks=[lambda e: committed.set() if isinstance(e, Committed) else None])
+    with pytest.raises(KeyError):
+        trainer(tmp_path, spot, Leave()).fit(Net(), ckpt_path=tmp_path / "begin.ckpt")
+    resumed = Net()
+    trainer(tmp_path, SpotCheckpoint(url, every_steps=2)).fit(resumed, ckpt_path=tmp_path / "begin.ckpt")
+
+    assert resumed.num_steps < 6
+    assert torch.equal(resumed.layer.weight, reference.layer.weight)
+
+
+def test_sigterm_is_a_notice_in_training_and_nothing_on_the_way_out(tmp_path):
+    """Lightning's own handler never runs, and a second SIGTERM while the process leaves does nothing."""
+    process = launch("lightning_handler", (str(tmp_path),), environment={}, output=tmp_path / "output.txt")
+
+    assert exit_codes([process]) == [0], (tmp_path / "output.txt").read_text()[-3000:]
+
+
+def test_the_programs_own_handler_comes_back(tmp_path):
+    """After a fit that ended or failed, SIGTERM does again what the program wants."""
+    heard = []
+    before = signal.signal(signal.SIGTERM, lambda *_: heard.append(1))
+
+    class Fail(Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            raise KeyError("a bug")
+
+    try:
+        trainer(tmp_path, SpotCheckpoint(str(tmp_path / "a"), every_steps=5)).fit(Net())
+        signal.raise_signal(signal.SIGTERM)
+        with pytest.raises(KeyError):
+            trainer(tmp_path, SpotCheckpoint(str(tmp_path / "b"), every_steps=5), Fail()).fit(Net())
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+    assert heard == [1, 1]
+
+
+def test_validate_and_test_take_no_part(tmp_path):
+    """The callback belongs to fit; elsewhere it opens nothing."""
+    fit = trainer(tmp_path, SpotCheckpoint(str(tmp_path / "run"), every_steps=5))
+
+    fit.validate(Net(), verbose=False)
+
+    assert not (tmp_path / "run").exists()
+
+
+CLI = """
+import warnings
+warnings.simplefilter("ignore")
+from lightning.pytorch.cli import LightningCLI
+from test_callback import Net
+LightningCLI(Net, save_config_callback=None)
+"""
+
+YAML = """
+seed_everything: 1
+trainer:
+  accelerator: cpu
+  max_epochs: {epochs}
+  logger: false
+  enable_checkpointing: false
+  enable_progress_bar: false
+  callbacks:
+    - class_path: spot_plugins.lightning.SpotCheckpoint
+      init_args:
+        url: {url}
+        every_steps: 3
+        every_seconds: auto
+"""
+
+
+def test_it_is_configured_from_the_yaml_of_a_lightning_cli(tmp_path):
+    """A LightningCLI program takes the callback from its file, and goes on in its second life."""
+    program, file = tmp_path / "program.py", tmp_path / "config.yaml"
+    program.write_text(CLI)
+    outputs = []
+    for epochs in (1, 2):
+        file.write_text(YAML.format(url=tmp_path / "run", epochs=epochs))
+        command = [sys.executable, str(program), "fit", "--config", str(file)]
+        done = subprocess.run(
+            command, cwd=tmp_path, env=_with_tests_on_path(), capture_output=True, text=True, timeout=100, check=False
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        outputs.append(sorted(path.name for path in (tmp_path / "run" / "steps").iterdir()))
+
+    assert outputs[0][-1] == "0000000006-000001"
+    assert outputs[1][-1] == "0000000012-000002"
+
+
+def _with_tests_on_path():
+    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
