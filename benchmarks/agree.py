@@ -19,9 +19,9 @@ import time
 import torch
 import torch.distributed as dist
 
-from spot_plugins.agreement import Crew, Notice
+from spot_plugins.agreement import Group, Notice
 from spot_plugins.clock import SystemClock
-from spot_plugins.leave.measurements import LastSeconds
+from spot_plugins.leave.measurements import Measurements
 from spot_plugins.ranks import TorchRanks
 from spot_plugins.schedule import PeriodicTrigger
 
@@ -73,8 +73,8 @@ class Board:
     def __init__(self, ranks, save_every):
         self.board = TimedBoard(ranks.open_board())
         trigger = PeriodicTrigger(save_every, None, SystemClock())
-        planner = LastSeconds(False, lambda event: None)
-        self.crew = Crew(ranks, self.board, trigger, lambda: True, lambda step: None, lambda: None, planner)
+        planner = Measurements(False, lambda event: None)
+        self.crew = Group(ranks, self.board, trigger, lambda: True, lambda step: None, lambda: None, planner)
         self.crew.saved(0)
 
     def notify(self):

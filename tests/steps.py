@@ -18,7 +18,7 @@ from spot_plugins.push.step_push import StepPush
 from spot_plugins.ranks import Board, MemoryBoard, SingleRank
 from spot_plugins.resume.newest import load_newest
 from spot_plugins.save import Saver
-from spot_plugins.state.registry import Parts
+from spot_plugins.state.registry import Registry
 
 URL = "memory://steps"
 
@@ -105,7 +105,7 @@ def save(
         keep_last=keep_last,
         keep_every=keep_every,
     )
-    parts = Parts()
+    parts = Registry()
     parts.add("part", Holder(state_of(step, rank) if state is None else state), ("both",))
     pusher = InlinePusher(settings, store, local, again)
     with closing(Saver(parts, ThreadRank(rank, world_size, MemoryBoard()), pusher, lambda event: None)) as saver:

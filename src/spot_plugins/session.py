@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from . import events
-from .agreement import Agreement, Crew, Decision, Notice, Solo
+from .agreement import Agreement, Decision, Group, Notice, Solo
 from .clock import Clock, SystemClock
 from .config import SpotConfig
 from .data import end_shielded_workers
@@ -18,17 +18,17 @@ from .errors import Preempted
 from .events import Event, Hook
 from .launch import roster
 from .leave.listener import Listener
-from .leave.measurements import LastSeconds
+from .leave.measurements import Measurements
 from .push import Pusher, PushSettings
 from .ranks import Board, Ranks, current_ranks, meet
 from .resume.join import join_run
 from .resume.newest import apply_state, check_alike, load_newest
 from .resume.prefetch import stop_prefetch
 from .resume.salvage import salvage
-from .save import Saver, Saves
-from .schedule import Pacing, Trigger
+from .save import SavedSteps, Saver
+from .schedule import Pacer, Trigger
 from .state.part import Part
-from .state.registry import Parts
+from .state.registry import Registry
 from .store import is_local
 
 logger = logging.getLogger(__name__)
@@ -79,8 +79,8 @@ class SpotSession:
         self._ranks = ranks or current_ranks()
         self._board: Board = self._ranks.open_board()
         self._run = run = join_run(config, self._ranks, self._board)
-        self._pacing = Pacing(config, run.store, run.attempt, self._ranks.rank, clock or SystemClock())
-        self._parts = Parts()
+        self._pacing = Pacer(config, run.store, run.attempt, self._ranks.rank, clock or SystemClock())
+        self._parts = Registry()
         self._pusher = Pusher(
             PushSettings(
                 url=run.url,
@@ -97,9 +97,9 @@ class SpotSession:
         self._pusher.start()
         self._saver = Saver(self._parts, self._ranks, self._pusher, self._tell, config.buffer_bytes)
         self._is_prepared = False
-        self._last_seconds = LastSeconds(config.local_dir_survives, self._tell)
+        self._last_seconds = Measurements(config.local_dir_survives, self._tell)
         self._num_deferred = 0
-        self._saves = Saves(self._saver, self._pusher, self._last_seconds.saved, config.grace_seconds)
+        self._saves = SavedSteps(self._saver, self._pusher, self._last_seconds.saved, config.grace_seconds)
         self._leaving = threading.Lock()
         self._left: int | None = None
         self._stays = False  # without the ranks that left: what this one saves would never be committed
@@ -396,7 +396,7 @@ class SpotSession:
         trigger = self._pacing.trigger
         if self._ranks.world_size == 1:
             return Solo(trigger, self._is_ready, self._on_deferred, self._last_seconds)
-        return Crew(
+        return Group(
             self._ranks,
             self._board,
             trigger,

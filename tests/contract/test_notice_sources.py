@@ -13,7 +13,7 @@ from hearing import until
 from metadata import AwsServer, AzureServer, GcpServer, PageServer
 from ports import free_port
 
-from spot_plugins.notices import NoticeWatch, poller, web
+from spot_plugins.notices import NoticePoller, poller, web
 from spot_plugins.notices.aws import AwsSource
 from spot_plugins.notices.azure import AzureSource
 from spot_plugins.notices.base import MIN_LEFT_S
@@ -96,7 +96,7 @@ def hurried(monkeypatch):
 def watching(*sources):
     """Watch *sources* as a session does. Yields what they announce."""
     announced = []
-    watching = NoticeWatch(sources, announced.append)
+    watching = NoticePoller(sources, announced.append)
     watching.start()
     try:
         yield announced
@@ -383,7 +383,7 @@ def test_azure_is_told_that_all_is_saved(names, fault, acknowledged, tmp_path, c
     """
     heard = []
     with ASKED["azure"].open(tmp_path, names=names) as (source, announce, server):
-        watch = NoticeWatch([source], heard.append)
+        watch = NoticePoller([source], heard.append)
         watch.acknowledge()
         watch.start()
         announce()

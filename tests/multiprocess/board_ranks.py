@@ -9,9 +9,9 @@ import time
 
 import torch.distributed as dist
 
-from spot_plugins.agreement import Crew, Notice
+from spot_plugins.agreement import Group, Notice
 from spot_plugins.clock import SystemClock
-from spot_plugins.leave.measurements import LastSeconds
+from spot_plugins.leave.measurements import Measurements
 from spot_plugins.ranks import BoardClosedError, TorchRanks, exchange
 from spot_plugins.schedule import PeriodicTrigger
 
@@ -85,9 +85,9 @@ def lose_rank_0(ranks, board):
 
 def outlive_a_machine(ranks, board):
     """Rank 0 stands still, as on a machine that was taken without a word. A notice and the end come all the same."""
-    planner = LastSeconds(False, lambda event: None)
+    planner = Measurements(False, lambda event: None)
     trigger = PeriodicTrigger(1, None, SystemClock())
-    crew = Crew(ranks, board, trigger, lambda: True, lambda step: None, lambda: None, planner)
+    crew = Group(ranks, board, trigger, lambda: True, lambda step: None, lambda: None, planner)
     pid, *_ = exchange(ranks, board, "pid", os.getpid())
     if ranks.rank == 0:
         signal.pause()

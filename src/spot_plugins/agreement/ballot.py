@@ -12,16 +12,16 @@ from typing import Literal
 
 from ..schedule import AgreedReason
 
-PlanAnswer = Literal["ready", "busy", "late"]
-PlanVerdict = Literal["save", "defer", "late"]
+ProposalAnswer = Literal["ready", "busy", "late"]
+ProposalVerdict = Literal["save", "defer", "late"]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class Proposal:
     """A proposal to save at a boundary that this rank has not passed."""
 
     trigger: AgreedReason
-    verdict: PlanVerdict | None = None
+    verdict: ProposalVerdict | None = None
 
 
 @dataclass(slots=True)
@@ -38,7 +38,7 @@ class Ballot:
     """Whether there is nobody to agree with any more. Then nothing is waited for."""
 
     # By boundary: rank 0 may propose the next one when another rank has yet to come to the last one.
-    plans: dict[int, Plan] = field(default_factory=dict)
+    proposals: dict[int, Proposal] = field(default_factory=dict)
 
     answer: int | None = None
     """Once there is a notice: the boundary before which this rank cannot leave."""
@@ -48,17 +48,17 @@ class Ballot:
 
     def pass_quietly(self) -> bool:
         """Pass the next boundary if nothing is known that could concern it. Nearly always so, and kept short."""
-        if self.plans or self.answer is not None or self.leave_at is not None:
+        if self.proposals or self.answer is not None or self.leave_at is not None:
             return False
         self.reached += 1
         return True
 
     def is_open(self, boundary: int) -> bool:
         """Return whether the training thread must wait to learn what happens at *boundary*."""
-        # The end first: a rank that leaves in a pause does not answer the plans that come behind the notice.
+        # The end first: a rank that leaves in a pause does not answer the proposals that come behind the notice.
         if self.alone or self.leaves_at(boundary):
             return False
-        if boundary in self.plans and self.plans[boundary].verdict is None:
+        if boundary in self.proposals and self.proposals[boundary].verdict is None:
             return True
         return self.answer is not None and self.answer <= boundary and self.leave_at is None
 
@@ -66,27 +66,27 @@ class Ballot:
         """Return whether it is known that all leave at *boundary*, if they have not left before."""
         return self.leave_at is not None and self.leave_at <= boundary
 
-    def arrive(self) -> Plan | None:
+    def arrive(self) -> Proposal | None:
         """Pass the next boundary, which is not open. Return the plan for it, if there was one."""
         self.reached += 1
-        return self.plans.pop(self.reached, None)
+        return self.proposals.pop(self.reached, None)
 
     def next_stop(self) -> int:
         """Return the boundary that this rank comes to next, or stands at in a pause."""
         return self.reached if self.paused else self.reached + 1
 
-    def hear_plan(self, boundary: int, plan: Plan) -> bool:
+    def hear_proposal(self, boundary: int, plan: Proposal) -> bool:
         """Take up *plan*, unless it was this rank's own proposal. Return whether it came in time."""
         if boundary > self.reached:
-            self.plans.setdefault(boundary, plan)
-        return boundary in self.plans
+            self.proposals.setdefault(boundary, plan)
+        return boundary in self.proposals
 
-    def hear_plan_verdict(self, boundary: int, verdict: PlanVerdict) -> None:
+    def hear_verdict(self, boundary: int, verdict: ProposalVerdict) -> None:
         """Take up what rank 0 made of all answers to the plan."""
         if verdict == "late":
-            self.plans.pop(boundary, None)
-        elif boundary in self.plans:  # else given up: the verdict did not come in time
-            self.plans[boundary] = replace(self.plans[boundary], verdict=verdict)
+            self.proposals.pop(boundary, None)
+        elif boundary in self.proposals:  # else given up: the verdict did not come in time
+            self.proposals[boundary] = replace(self.proposals[boundary], verdict=verdict)
 
     def hear_notice(self) -> int:
         """Take up that one rank has a notice. Return this rank's answer, which never waits for its training thread."""
@@ -107,11 +107,11 @@ class Ballot:
     def stay(self) -> None:
         """Forget the notice that the others leave because of, and ask nobody any more."""
         self.alone = True
-        self.plans.clear()
+        self.proposals.clear()
         self.answer = self.leave_at = None
 
 
-def count_plan(answers: Iterable[PlanAnswer]) -> PlanVerdict:
+def count_proposal(answers: Iterable[ProposalAnswer]) -> ProposalVerdict:
     """Return rank 0's verdict: one rank that is late or busy is enough for nobody to save."""
     given = set(answers)
     return "late" if "late" in given else "defer" if "busy" in given else "save"

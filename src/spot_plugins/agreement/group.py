@@ -30,7 +30,7 @@ from typing import Any, Final, cast
 
 from ..ranks import Board, BoardClosedError, Ranks
 from ..schedule import AgreedReason, PeriodicTrigger
-from .ballot import Ballot, Plan, PlanAnswer, count_notice, count_plan
+from .ballot import Ballot, Proposal, ProposalAnswer, count_notice, count_proposal
 from .decision import Decision, Planner
 from .notice import Notice, merge
 
@@ -54,7 +54,7 @@ CLOSE_WAIT_S: Final = 2.0
 """Longest wait for the threads to end. Only a board that hangs takes that long."""
 
 
-class Crew:
+class Group:
     """
     The :class:`~.decision.Agreement` of a job of many processes.
 
@@ -175,7 +175,7 @@ class Crew:
 
     def _plan(self, step: int) -> None:
         """On rank 0, behind *step*: propose a boundary when a save is near, or call all to leave."""
-        if self._ballot.plans or self._ballot.alone:
+        if self._ballot.proposals or self._ballot.alone:
             return
         if (notice := self._notice) is not None:
             self._heed(step, notice)
@@ -210,7 +210,7 @@ class Crew:
         with self._lock:
             boundary = self._ballot.reached + max(1, ahead)
             # Known to this rank at once, so that its training thread cannot run past it.
-            self._ballot.hear_plan(boundary, Plan(trigger))
+            self._ballot.hear_proposal(boundary, Proposal(trigger))
         self._send_aside({"kind": "plan", "boundary": boundary, "trigger": trigger})
 
     def _call_to_leave(self) -> None:
@@ -308,11 +308,11 @@ class Crew:
     def _on_plan(self, message: dict[str, Any]) -> None:
         number, boundary = message["number"], message["boundary"]
         with self._lock:
-            in_time = self._ballot.hear_plan(boundary, Plan(message["trigger"]))
-        answer: PlanAnswer = "late" if not in_time else "ready" if self._ready() else "busy"
-        verdict = self._vote(number, answer, count_plan)
+            in_time = self._ballot.hear_proposal(boundary, Proposal(message["trigger"]))
+        answer: ProposalAnswer = "late" if not in_time else "ready" if self._ready() else "busy"
+        verdict = self._vote(number, answer, count_proposal)
         with self._lock:
-            self._ballot.hear_plan_verdict(boundary, verdict)
+            self._ballot.hear_verdict(boundary, verdict)
             self._num_failed += verdict != "save"
             if verdict == "late":  # ranks that do not wait for each other's gradients run further ahead
                 self._lead_s = min(2 * self._lead_s, MAX_LEAD_S)

@@ -20,7 +20,7 @@ class Box(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Placement:
+class ShardBoxes:
     """Where the elements that a rank holds lie in the whole tensor, and who else holds just the same."""
 
     shape: tuple[int, ...]

@@ -39,7 +39,7 @@ class CommittedStep:
 
 
 @dataclass(frozen=True, slots=True)
-class StoredParts:
+class StoredManifests:
     """What there is of a checkpoint."""
 
     step_id: StepId
@@ -74,18 +74,18 @@ def commit(manifest: RankManifest, store: ObjectStore) -> None:
     store.put(rank_manifest_key(manifest.step_id, manifest.rank, manifest.world_size), manifest.encode())
 
 
-def stored_parts(store: ObjectStore) -> list[StoredParts]:
+def stored_manifests(store: ObjectStore) -> list[StoredManifests]:
     """Return whose manifests there are of each checkpoint, committed or not, in no order."""
     ranks: defaultdict[tuple[StepId, int], set[int]] = defaultdict(set)
     for key in store.keys(STEPS_PREFIX):
         if (found := parse_rank_manifest_key(key)) is not None:
             ranks[found.step_id, found.world_size].add(found.rank)
-    return [StoredParts(step_id, world_size, present) for (step_id, world_size), present in ranks.items()]
+    return [StoredManifests(step_id, world_size, present) for (step_id, world_size), present in ranks.items()]
 
 
 def committed_steps(store: ObjectStore) -> list[CommittedStep]:
     """Return all committed checkpoints, the newest first: the higher step, then the later attempt."""
-    whole = [CommittedStep(parts.step_id, parts.world_size) for parts in stored_parts(store) if parts.is_whole]
+    whole = [CommittedStep(parts.step_id, parts.world_size) for parts in stored_manifests(store) if parts.is_whole]
     return sorted(whole, key=lambda step: step.step_id, reverse=True)
 
 

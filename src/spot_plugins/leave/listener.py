@@ -11,7 +11,7 @@ from ..agreement import Agreement, notice_of
 from ..config import SpotConfig
 from ..events import Event, NoticeReceived, NoticeSourcesFound
 from ..launch import roster
-from ..notices import Announcement, NoticeWatch, SignalNotices, look_around, make_sources
+from ..notices import Announcement, NoticePoller, SignalNotices, look_around, make_sources
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ class Listener:
                 providers=found.providers, sources=asked, grace_s=found.grace_s, limited_by=found.limited_by
             )
         )
-        self._watch = NoticeWatch(sources, self._on_announcement)
+        self._watch = NoticePoller(sources, self._on_announcement)
         self._watch.start()
 
     @property

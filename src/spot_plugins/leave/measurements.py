@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 NUM_STEPS: Final = 16  # the slowest of so many is what a step takes
 
 
-class LastSeconds:
+class Measurements:
     """
     Listens to the events of its rank, and is the :class:`~.agreement.decision.Planner` of its session.
 

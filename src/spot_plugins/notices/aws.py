@@ -34,7 +34,7 @@ class AwsSource:
         self._advised_at = ""
 
     def poll(self) -> Announcement | None:
-        """See :class:`~.base.Source`."""
+        """See :class:`~.base.NoticeSource`."""
         if (found := self._get("spot/instance-action")) is not None:
             return Announcement(self.name, _deadline(found))
         if (found := self._get("events/recommendations/rebalance")) is not None:
@@ -45,7 +45,7 @@ class AwsSource:
         return None
 
     def close(self) -> None:
-        """See :class:`~.base.Source`."""
+        """See :class:`~.base.NoticeSource`."""
 
     def _get(self, path: str) -> Answer | None:
         """Return what there is at *path*, None if there is nothing."""

@@ -48,11 +48,11 @@ class AzureSource:
 
     @property
     def awaited(self) -> socket.socket | None:
-        """See :class:`~.base.Source`."""
+        """See :class:`~.base.NoticeSource`."""
         return None if self._request is None else self._request.socket
 
     def poll(self) -> Announcement | None:
-        """See :class:`~.base.Source`."""
+        """See :class:`~.base.NoticeSource`."""
         if self._request is None:
             self._asked_at = time.monotonic()
             self._request = Request(self._endpoint + EVENTS, HEADERS)
@@ -72,7 +72,7 @@ class AzureSource:
             check(ask(self._endpoint + EVENTS, HEADERS, "POST", json.dumps(document).encode()))
 
     def close(self) -> None:
-        """See :class:`~.base.Source`."""
+        """See :class:`~.base.NoticeSource`."""
         if self._request is not None:
             self._request.close()
             self._request = None

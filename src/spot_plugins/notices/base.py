@@ -33,7 +33,7 @@ class Announcement:
     """``hard``: it will be taken. ``soft``: it is likelier than usual; saving is wise, leaving is not needed."""
 
 
-class Source(Protocol):
+class NoticeSource(Protocol):
     """
     One way to learn of an end. One thread calls it; no call takes longer than a few seconds.
 

@@ -49,7 +49,7 @@ class FileSource:
             logger.warning("%s is there already: only when it is written again is it a notice", path)
 
     def poll(self) -> Announcement | None:
-        """See :class:`~.base.Source`."""
+        """See :class:`~.base.NoticeSource`."""
         if self._written_at() in (self._before, None):
             return None
         content = b""
@@ -58,7 +58,7 @@ class FileSource:
         return Announcement(self.name, deadline_in(_grace_s(content, self._grace_s)))
 
     def close(self) -> None:
-        """See :class:`~.base.Source`."""
+        """See :class:`~.base.NoticeSource`."""
 
     def _written_at(self) -> int | None:
         try:
@@ -87,7 +87,7 @@ class PageSource:
         self._grace_s = grace_s
 
     def poll(self) -> Announcement | None:
-        """See :class:`~.base.Source`."""
+        """See :class:`~.base.NoticeSource`."""
         answer = ask(self._url)
         if answer.status in (204, 404):
             return None
@@ -97,7 +97,7 @@ class PageSource:
         return Announcement(self.name, deadline_in(_grace_s(content, self._grace_s)))
 
     def close(self) -> None:
-        """See :class:`~.base.Source`."""
+        """See :class:`~.base.NoticeSource`."""
 
 
 def _grace_s(content: bytes, otherwise: float) -> float:

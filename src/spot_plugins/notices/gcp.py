@@ -43,11 +43,11 @@ class GcpSource:
 
     @property
     def awaited(self) -> socket.socket | None:
-        """See :class:`~.base.Source`."""
+        """See :class:`~.base.NoticeSource`."""
         return None if self._change is None else self._change.socket
 
     def poll(self) -> Announcement | None:
-        """See :class:`~.base.Source`."""
+        """See :class:`~.base.NoticeSource`."""
         if self._change is not None and self._change.is_ready():
             change, self._change = self._change, None
             with suppress(
@@ -60,7 +60,7 @@ class GcpSource:
         return self._announce() if _is_preempted(ask(self._url, HEADERS)) else None
 
     def close(self) -> None:
-        """See :class:`~.base.Source`."""
+        """See :class:`~.base.NoticeSource`."""
         if self._change is not None:
             self._change.close()
             self._change = None

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from typing import Final
 
-from .base import Acknowledging, Announcement, Source
+from .base import Acknowledging, Announcement, NoticeSource
 
 logger = logging.getLogger(__name__)
 
@@ -28,14 +28,14 @@ CLOSE_WAIT_S: Final = 0.5
 
 @dataclass(slots=True, eq=False)
 class _Watched:
-    source: Source
+    source: NoticeSource
     polled_at: float = -MAX_GAP_S
     next_at: float = 0.0
     num_failed: int = 0
     told: bool = False
 
 
-class NoticeWatch:
+class NoticePoller:
     """
     Ask all *sources*, each in its own rhythm, and call *on_announcement* with what they say, from that thread.
 
@@ -43,10 +43,10 @@ class NoticeWatch:
     watch; its first failure is logged, for developers only.
     """
 
-    def __init__(self, sources: Sequence[Source], on_announcement: Callable[[Announcement], None]) -> None:
+    def __init__(self, sources: Sequence[NoticeSource], on_announcement: Callable[[Announcement], None]) -> None:
         self._watched = [_Watched(source) for source in sources]
         self._on_announcement = on_announcement
-        self._announced: list[Source] = []
+        self._announced: list[NoticeSource] = []
         self._closed = threading.Event()
         self._thread: threading.Thread | None = None
         self._read_fd = self._write_fd = -1

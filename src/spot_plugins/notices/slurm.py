@@ -33,14 +33,14 @@ class SlurmSource:
             self._end = None
 
     def poll(self) -> Announcement | None:
-        """See :class:`~.base.Source`."""
+        """See :class:`~.base.NoticeSource`."""
         if self._end is None:
             return None
         left_s = self._end - time.time()
         return Announcement(self.name, deadline_in(left_s)) if left_s <= self._grace_s else None
 
     def close(self) -> None:
-        """See :class:`~.base.Source`."""
+        """See :class:`~.base.NoticeSource`."""
 
 
 def _end_of_job() -> float | None:

@@ -15,7 +15,7 @@ FIRST_S: Final = 2.0  # what is done by then needs no report
 LOG_EVERY_S: Final = 10.0
 
 
-class Progress:
+class RestoreProgress:
     """
     Reports bytes that were read. A context manager.
 
@@ -33,7 +33,7 @@ class Progress:
         self._next_line_at = self._started + FIRST_S if shown else float("inf")
         self._bar = _bar(total_bytes) if shown and sys.stderr.isatty() else None
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> RestoreProgress:
         return self
 
     def __exit__(

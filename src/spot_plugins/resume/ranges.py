@@ -14,7 +14,7 @@ from ..format.manifest import Blob, RankManifest, TensorSlice, hash_of_blob
 from ..state.dtypes import TORCH_DTYPES
 from ..store import LocalStore, ObjectStore, patiently
 
-MAX_RUN_BYTES: Final = 16 * 1024**2  # of one request; some of them are under way at a time
+MAX_RANGE_BYTES: Final = 16 * 1024**2  # of one request; some of them are under way at a time
 
 
 class Copy(NamedTuple):
@@ -31,7 +31,7 @@ class Copy(NamedTuple):
         return self.target.is_contiguous() and tuple(self.target.shape) == self.piece.lengths
 
 
-class Run(NamedTuple):
+class ByteRange(NamedTuple):
     """Slices that lie side by side in a blob and are read at once."""
 
     blob: Blob
@@ -48,7 +48,7 @@ class Run(NamedTuple):
         return self.pieces[-1].stop - self.start
 
 
-def runs_of(manifest: RankManifest, number: int, copies: list[Copy]) -> Iterator[Run]:
+def byte_ranges(manifest: RankManifest, number: int, copies: list[Copy]) -> Iterator[ByteRange]:
     """Yield what has to be read of blob *number* for *copies*. Its header is read with the rest of all of it."""
     by_piece: dict[TensorSlice, list[Copy]] = {copy.piece: [] for copy in copies}
     for copy in copies:
@@ -59,11 +59,11 @@ def runs_of(manifest: RankManifest, number: int, copies: list[Copy]) -> Iterator
     first = 0
     for last, piece in enumerate(needed, start=1):
         follows = last < len(needed) and needed[last].start == piece.stop
-        if follows and needed[last].stop - needed[first].start <= MAX_RUN_BYTES:
+        if follows and needed[last].stop - needed[first].start <= MAX_RANGE_BYTES:
             continue
         pieces = needed[first:last]
         with_header = is_whole and first == 0
-        yield Run(
+        yield ByteRange(
             blob=manifest.blobs[number],
             start=0 if with_header else pieces[0].start,
             pieces=pieces,
@@ -73,7 +73,7 @@ def runs_of(manifest: RankManifest, number: int, copies: list[Copy]) -> Iterator
         first = last
 
 
-def fetch(run: Run, step: int, store: ObjectStore, local: LocalStore | None) -> bool:
+def fetch(run: ByteRange, step: int, store: ObjectStore, local: LocalStore | None) -> bool:
     """
     Read *run*, verify it, and put what is in it where it belongs.
 
@@ -109,7 +109,7 @@ def fetch(run: Run, step: int, store: ObjectStore, local: LocalStore | None) -> 
     raise CorruptCheckpointError(step, run.blob.key, damage)
 
 
-def _read(run: Run, source: ObjectStore, targets: list[memoryview], *, patient: bool) -> str | None:
+def _read(run: ByteRange, source: ObjectStore, targets: list[memoryview], *, patient: bool) -> str | None:
     """Fill *targets* from *source*. Return how the bytes differ from what the manifest says, or None."""
 
     def read() -> int:

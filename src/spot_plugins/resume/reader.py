@@ -23,8 +23,8 @@ from ..state import Shard, decode, graft, named
 from ..state.dtypes import TORCH_DTYPES
 from ..store import LocalStore, ObjectStore, patiently
 from .plausible import find_nonsense
-from .progress import Progress
-from .ranges import Copy, fetch, runs_of
+from .progress import RestoreProgress
+from .ranges import Copy, byte_ranges, fetch
 
 Wanted: TypeAlias = Callable[[str, tuple[int, ...]], Shard | None]
 """Which part of a shared tensor, by name and shape, this rank wants; None is all of it. See ``Parts.wanted``."""
@@ -101,14 +101,16 @@ class StepReader:
             self._check(pieces, complete=len(manifests) == world_size)
             targets, copies = self._plan(pieces)
             by_rank = {manifest.rank: manifest for manifest in manifests}
-            runs = [run for place, found in copies.items() for run in runs_of(by_rank[place.rank], place.blob, found)]
-            num_bytes = sum(run.num_bytes for run in runs)
-            were_local = pool.map(lambda run: fetch(run, step_id.step, self._store, self._local), runs)
+            ranges = [
+                each for place, found in copies.items() for each in byte_ranges(by_rank[place.rank], place.blob, found)
+            ]
+            num_bytes = sum(each.num_bytes for each in ranges)
+            were_local = pool.map(lambda each: fetch(each, step_id.step, self._store, self._local), ranges)
             from_local_bytes = 0
-            with Progress(num_bytes, shown=self._ranks.rank == 0) as progress:
-                for run, was_local in zip(runs, were_local, strict=True):
-                    from_local_bytes += run.num_bytes if was_local else 0
-                    progress.add(run.num_bytes)
+            with RestoreProgress(num_bytes, shown=self._ranks.rank == 0) as progress:
+                for each, was_local in zip(ranges, were_local, strict=True):
+                    from_local_bytes += each.num_bytes if was_local else 0
+                    progress.add(each.num_bytes)
         try:
             document = own.state
             if unheard_of := {piece.name for _, piece in pieces if piece.shared}.difference(named(document)):

@@ -16,7 +16,7 @@ from .. import events
 from ..errors import SpotError, StoreError
 from ..events import Event
 from ..format.attempts import check_newest
-from ..format.commit import stored_parts
+from ..format.commit import stored_manifests
 from ..format.keys import (
     ATTEMPTS_PREFIX,
     FROZEN_PREFIX,
@@ -161,7 +161,7 @@ def _plan(store: ObjectStore, found: list[list[list[Any]]]) -> list[list[Any]]:
     """
     world_size = len(found)
     try:
-        stored = patiently(lambda: stored_parts(store))
+        stored = patiently(lambda: stored_manifests(store))
         committed = [parts.step_id for parts in stored if parts.is_whole]
         newest = max(committed, default=StepId(-1, 0))
         newest_attempt = max((step_id.attempt for step_id in committed), default=0)

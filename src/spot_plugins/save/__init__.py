@@ -8,7 +8,7 @@ staged step holds the values of exactly one step, although the next one may be c
 
 from __future__ import annotations
 
-from .saved_steps import Saves
+from .saved_steps import SavedSteps
 from .saver import Saver
 
-__all__ = ["Saver", "Saves"]
+__all__ = ["SavedSteps", "Saver"]

@@ -8,7 +8,7 @@ from typing import Final, TypeAlias
 import torch
 
 from ..state.dtypes import TORCH_DTYPES
-from ..state.live_tensor import Source
+from ..state.live_tensor import LiveTensor
 from .layout import Layout
 from .shared_buffer import SharedBuffer
 from .snapshot import pieces_in
@@ -18,7 +18,7 @@ _SAMPLES: Final = 16
 _Place: TypeAlias = "tuple[int, int, torch.Size, tuple[int, ...]]"
 
 
-class FrozenWatch:
+class FrozenSet:
     """
     Remembers frozen tensors as they were staged, and finds out whether they are still the same.
 
@@ -27,7 +27,7 @@ class FrozenWatch:
     ``.data``) is seen by a sample of the values, :data:`_SAMPLES` of every slice of at most 8 MiB.
     """
 
-    def __init__(self, number: int, layout: Layout, sources: Mapping[str, Source]) -> None:
+    def __init__(self, number: int, layout: Layout, sources: Mapping[str, LiveTensor]) -> None:
         """Remember where *sources* are, while they are copied by *layout*. :meth:`remember` follows."""
         self.number = number
         """Name of this set of blobs between trainer and pusher."""
@@ -46,11 +46,11 @@ class FrozenWatch:
         """Return whether this is about tensors of that *layout*."""
         return layout is self._layout
 
-    def is_in_place(self, sources: Mapping[str, Source]) -> bool:
+    def is_in_place(self, sources: Mapping[str, LiveTensor]) -> bool:
         """Return whether *sources* are the same tensors, unchanged as far as torch knows. Takes microseconds each."""
         return self._places == _places_of(sources)
 
-    def has_same_values(self, sources: Mapping[str, Source]) -> bool:
+    def has_same_values(self, sources: Mapping[str, LiveTensor]) -> bool:
         """Return whether the sample of their values is the same. Waits for their devices."""
         found = (_sample(tensor.reshape(-1)) for _, tensor, _ in pieces_in(self._layout, sources))
         return all(
@@ -58,7 +58,7 @@ class FrozenWatch:
         )
 
 
-def _places_of(sources: Mapping[str, Source]) -> dict[str, _Place]:
+def _places_of(sources: Mapping[str, LiveTensor]) -> dict[str, _Place]:
     return {name: _place_of(source.tensor) for name, source in sources.items()}
 
 

@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 from ..format.boxes import Box
 from ..format.manifest import TensorSlice
 from ..state.dtypes import DTYPES
-from ..state.live_tensor import Source
+from ..state.live_tensor import LiveTensor
 
 MAX_BLOB_BYTES: Final = 64 * 1024**2  # one whole-object put, no multipart upload to leave behind
 MAX_SLICE_BYTES: Final = 8 * 1024**2  # what a rank reads, and verifies, that wants a single row of it
@@ -56,7 +56,7 @@ class _Piece(NamedTuple):
     """Some rows of a box."""
 
     name: str
-    source: Source
+    source: LiveTensor
     origin: Origin
 
     @property
@@ -81,12 +81,12 @@ class _Piece(NamedTuple):
         return self._replace(origin=self.origin._replace(start=self.origin.start + start, rows=rows))
 
 
-def signature(sources: Mapping[str, Source]) -> Hashable:
+def signature(sources: Mapping[str, LiveTensor]) -> Hashable:
     """Return a value that is equal exactly if :func:`plan_layout` would give the same layout."""
     return tuple((name, s.tensor.dtype, s.tensor.shape, s.placement) for name, s in sources.items())
 
 
-def plan_layout(sources: Mapping[str, Source], rank: int) -> Layout:
+def plan_layout(sources: Mapping[str, LiveTensor], rank: int) -> Layout:
     """
     Decide what *rank* stores and where.
 
@@ -121,7 +121,7 @@ def plan_layout(sources: Mapping[str, Source], rank: int) -> Layout:
     return Layout(max(end, 1), tuple(blobs), tuple(headers), tuple(slices), tuple(origins))
 
 
-def _share(sources: Mapping[str, Source], rank: int) -> Iterator[_Piece]:
+def _share(sources: Mapping[str, LiveTensor], rank: int) -> Iterator[_Piece]:
     """Yield this rank's rows of what it shares. A row belongs to the holder where its first byte falls."""
     held_alike: defaultdict[tuple[int, ...], list[_Piece]] = defaultdict(list)
     for name, source in sorted(sources.items()):
@@ -144,13 +144,13 @@ def _share(sources: Mapping[str, Source], rank: int) -> Iterator[_Piece]:
             position += size
 
 
-def _own(sources: Mapping[str, Source]) -> Iterator[_Piece]:
+def _own(sources: Mapping[str, LiveTensor]) -> Iterator[_Piece]:
     for name, source in sources.items():
         if source.placement is None:
             yield from _boxes(name, source)
 
 
-def _boxes(name: str, source: Source) -> Iterator[_Piece]:
+def _boxes(name: str, source: LiveTensor) -> Iterator[_Piece]:
     for number, (_, lengths) in enumerate(source.boxes):
         yield _Piece(name, source, Origin(number, 0, lengths[0] if lengths else 1))
 

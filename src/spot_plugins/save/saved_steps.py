@@ -19,7 +19,7 @@ RECHECK_S: Final = 0.5
 """How often the last wait looks whether an earlier end has become known."""
 
 
-class Saves:
+class SavedSteps:
     """
     Saves no step twice, and holds the one that a pause begins with.
 

@@ -14,11 +14,11 @@ from ..format.manifest import Json, TensorSlice
 from ..push import BlobImage, Pusher, PushJob
 from ..ranks import Ranks
 from ..schedule import Trigger
-from ..state.live_tensor import Changes, Source
-from ..state.registry import Parts
+from ..state.live_tensor import Changes, LiveTensor
+from ..state.registry import Registry
 from .buffers import Buffers
 from .copier import Copier, TornError
-from .frozen import FrozenWatch
+from .frozen import FrozenSet
 from .layout import Layout, plan_layout, signature
 from .shared_buffer import SharedBuffer
 from .snapshot import Snapshot
@@ -55,9 +55,9 @@ class StagedStep:
     trigger: Trigger
     state: Json
     blobs: tuple[Blobs, ...]
-    frozen: dict[str, Source]
+    frozen: dict[str, LiveTensor]
     """What is not trained."""
-    watch: FrozenWatch | None
+    watch: FrozenSet | None
     """What is known of it, if it is stored for several steps."""
     stall_s: float
     """Seconds that training stood still to begin it."""
@@ -89,7 +89,7 @@ class Saver:
 
     def __init__(
         self,
-        parts: Parts,
+        parts: Registry,
         ranks: Ranks,
         pusher: Pusher,
         tell: Callable[[Event], None],
@@ -105,7 +105,7 @@ class Saver:
         self._is_prepared = threading.Event()
         self._is_prepared.set()
         self._layouts: dict[bool, tuple[Hashable, Layout]] = {}
-        self._watch: FrozenWatch | None = None
+        self._watch: FrozenSet | None = None
         self._num_watched = 0
         self._keeps_changing = False
         """Whether what should be frozen is not: then it is saved with every step."""
@@ -219,14 +219,14 @@ class Saver:
         stall_s = time.monotonic() - started
         return StagedStep(step, trigger, document, tuple(blobs), frozen, watch, stall_s, started), snapshot
 
-    def _capture(self) -> tuple[Json, dict[str, Source], dict[str, Source]]:
+    def _capture(self) -> tuple[Json, dict[str, LiveTensor], dict[str, LiveTensor]]:
         """Return the state, the tensors that may change, and those that are frozen."""
         document, sources = self._parts.capture(self._ranks.world_size)
         frozen = {name: source for name, source in sources.items() if source.changes is Changes.NEVER}
         active = {name: source for name, source in sources.items() if name not in frozen} if frozen else sources
         return document, active, frozen
 
-    def _watch_over(self, frozen: dict[str, Source]) -> FrozenWatch | None:
+    def _watch_over(self, frozen: dict[str, LiveTensor]) -> FrozenSet | None:
         """Return what watches over *frozen*; None if there is nothing, or if it was seen to change."""
         if not frozen or self._keeps_changing:
             return None
@@ -239,7 +239,7 @@ class Saver:
             if self._pusher.knows_frozen(watch.number):
                 return watch
         self._num_watched += 1
-        self._watch = FrozenWatch(self._num_watched, layout, frozen)
+        self._watch = FrozenSet(self._num_watched, layout, frozen)
         return self._watch
 
     def _settle_frozen(self, staged: StagedStep) -> StagedStep | None:
@@ -285,7 +285,7 @@ class Saver:
         logger.info("staged step %s (%s), %.3f s, %s bytes", event.step, event.trigger, event.stall_s, event.num_bytes)
         self._tell(event)
 
-    def _plan(self, sources: dict[str, Source], *, frozen: bool) -> Layout:
+    def _plan(self, sources: dict[str, LiveTensor], *, frozen: bool) -> Layout:
         """Return the layout. That of frozen ones is apart, so that ranks agree on it whatever each of them stores."""
         new = signature(sources)
         known, layout = self._layouts.get(frozen, (None, None))

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 
-from ..state.live_tensor import Changes, Source
+from ..state.live_tensor import Changes, LiveTensor
 from .layout import Layout
 from .shared_buffer import SharedBuffer
 
@@ -20,7 +20,7 @@ class Snapshot:
     changes is copied by :meth:`complete`, and must not change before :attr:`is_torn` was asked.
     """
 
-    def __init__(self, buffer: SharedBuffer, layout: Layout, sources: Mapping[str, Source]) -> None:
+    def __init__(self, buffer: SharedBuffer, layout: Layout, sources: Mapping[str, LiveTensor]) -> None:
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
         self._late: list[tuple[SharedBuffer, int, torch.Tensor]] = []
         self._versions: list[tuple[str, torch.Tensor, int]] = []
@@ -28,7 +28,7 @@ class Snapshot:
         self._copied: dict[torch.device, torch.cuda.Event] = {}
         self.add(buffer, layout, sources)
 
-    def add(self, buffer: SharedBuffer, layout: Layout, sources: Mapping[str, Source]) -> None:
+    def add(self, buffer: SharedBuffer, layout: Layout, sources: Mapping[str, LiveTensor]) -> None:
         """Fill *buffer* with the blobs of *layout*; what can wait is left to :meth:`issue`."""
         for (offset, _), header in zip(layout.blobs, layout.headers, strict=True):
             ctypes.memmove(buffer.address + offset, header, len(header))
@@ -97,7 +97,7 @@ def _copy(buffer: SharedBuffer, start: int, tensor: torch.Tensor) -> None:
     target.copy_(tensor, non_blocking=True)
 
 
-def pieces_in(layout: Layout, sources: Mapping[str, Source]) -> Iterator[tuple[int, torch.Tensor, Changes]]:
+def pieces_in(layout: Layout, sources: Mapping[str, LiveTensor]) -> Iterator[tuple[int, torch.Tensor, Changes]]:
     """Yield where in the buffer each slice begins, its elements, and when they may change."""
     for piece, origin in zip(layout.slices, layout.origins, strict=True):
         source = sources[piece.name]

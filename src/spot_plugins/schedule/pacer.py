@@ -23,7 +23,7 @@ NUM_LIVES: Final = 10
 """Process lives that say how often the run is interrupted: enough to be steady, few enough to be of today."""
 
 
-class Pacing:
+class Pacer:
     """
     Holds the periodic trigger, and listens to this rank's events.
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.distributed import get_process_group_ranks, get_rank
 
-from ..format.boxes import Placement, range_boxes, whole
+from ..format.boxes import ShardBoxes, range_boxes, whole
 from .shard import Shard
 
 _EXTRA: Final = "_extra_state"  # torch's key for what get_extra_state() returns
@@ -34,7 +34,7 @@ class FlatPiece(NamedTuple):
     """Where the elements are in the memory of *owner*; the same for all state of the owner's size."""
     values: torch.Tensor
     """The elements themselves, of shape ``(stop - start,)``."""
-    placement: Placement
+    placement: ShardBoxes
 
     def shard(self, tensor: torch.Tensor) -> Shard:
         """Return the elements of this piece in *tensor*, which is as large as *owner*."""
@@ -43,7 +43,7 @@ class FlatPiece(NamedTuple):
     def common(self, tensor: torch.Tensor) -> Shard:
         """Return *tensor*, which holders of any element have alike: all of them store it, and know of no others."""
         shape = tuple(tensor.shape)
-        return Shard(tensor.detach(), Placement(shape, (whole(shape),), (get_rank(),)))
+        return Shard(tensor.detach(), ShardBoxes(shape, (whole(shape),), (get_rank(),)))
 
 
 def is_flat(module: nn.Module) -> bool:
@@ -128,7 +128,7 @@ def _pieces_of(prefix: str, state: Any, handle: Any) -> Iterator[FlatPiece]:
             start=0 if original is not None else start,
             stop=stop if original is None else stop - start,
             values=trained[start:stop],
-            placement=Placement(tuple(shape), range_boxes(tuple(shape), first, last), holders),
+            placement=ShardBoxes(tuple(shape), range_boxes(tuple(shape), first, last), holders),
         )
 
 

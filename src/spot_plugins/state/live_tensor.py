@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..format.boxes import Box, Placement, whole
+from ..format.boxes import Box, ShardBoxes, whole
 
 
 class Changes(Enum):
@@ -21,12 +21,12 @@ class Changes(Enum):
     """Presumably never: it is frozen. Whether that holds is watched."""
 
 
-class Source(NamedTuple):
+class LiveTensor(NamedTuple):
     """One tensor to be saved, or this rank's part of one."""
 
     tensor: torch.Tensor
     """The whole; or the elements of its placement: of the shape of the only box, or those of all, end to end."""
-    placement: Placement | None = None
+    placement: ShardBoxes | None = None
     """Which part of a tensor that the ranks share. None: it is this rank's own, and others have theirs."""
     changes: Changes = Changes.ANYTIME
 

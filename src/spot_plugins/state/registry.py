@@ -8,17 +8,17 @@ from typing import Final, cast
 import torch
 import xxhash
 
-from ..format.boxes import Placement, whole
+from ..format.boxes import ShardBoxes, whole
 from ..format.manifest import Json
 from .document import encode
-from .live_tensor import Changes, Source
+from .live_tensor import Changes, LiveTensor
 from .part import Part
 from .shard import Shard, memory_of
 
 LARGE_BYTES: Final = 64 * 1024  # not worth a blob of its own below
 
 
-class Parts:
+class Registry:
     """The named parts of a training. What is restored must be what was saved, so names are checked."""
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class Parts:
         """Yield names and parts in the order in which they were added."""
         yield from self._parts.items()
 
-    def capture(self, world_size: int) -> tuple[Json, dict[str, Source]]:
+    def capture(self, world_size: int) -> tuple[Json, dict[str, LiveTensor]]:
         """
         Return the state of all parts as JSON, and its tensors, which are still the live ones.
 
@@ -53,7 +53,7 @@ class Parts:
         document, tensors = encode({name: part.state_dict() for name, part in self._parts.items()})
         prefixes, everybody = tuple(self._replicated), tuple(range(world_size))
         when = self._changes()
-        sources: dict[str, Source] = {}
+        sources: dict[str, LiveTensor] = {}
         for name, value in tensors.items():
             placement = None
             if isinstance(value, Shard):
@@ -62,8 +62,8 @@ class Parts:
                 tensor = value
                 if name.startswith(prefixes):
                     shape = tuple(tensor.shape)
-                    placement = Placement(shape, (whole(shape),), everybody)
-            sources[name] = Source(tensor, placement, when(name, tensor))
+                    placement = ShardBoxes(shape, (whole(shape),), everybody)
+            sources[name] = LiveTensor(tensor, placement, when(name, tensor))
         return document, sources
 
     def _changes(self) -> Callable[[str, torch.Tensor], Changes]:

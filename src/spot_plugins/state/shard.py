@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..format.boxes import Box, Placement
+from ..format.boxes import Box, ShardBoxes
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -24,7 +24,7 @@ class Shard:
 
     local: torch.Tensor
     """The elements: of the shape of the only box, or those of all boxes end to end, of shape ``(n,)``."""
-    placement: Placement
+    placement: ShardBoxes
     dtensor: DTensor | None = None
     """What *local* is part of, if that is a DTensor."""
 
@@ -76,7 +76,7 @@ def shard_of(dtensor: DTensor) -> Shard:
 
 
 @lru_cache(maxsize=10_000)  # asked for every tensor in every save, while training waits
-def _placement(mesh: DeviceMesh, placements: tuple[Any, ...], shape: tuple[int, ...]) -> Placement:
+def _placement(mesh: DeviceMesh, placements: tuple[Any, ...], shape: tuple[int, ...]) -> ShardBoxes:
     # What torch's own distributed checkpoints ask; who has no DTensor need not import it.
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
@@ -95,7 +95,7 @@ def _placement(mesh: DeviceMesh, placements: tuple[Any, ...], shape: tuple[int, 
         if len(sizes) > 1 and shape[dim] % prod(sizes):
             raise ValueError(f"dimension {dim}, of {shape[dim]}, does not divide over the {sizes} ranks that share it")
     lengths, offsets = compute_local_shape_and_global_offset(shape, mesh, placements)
-    return Placement(shape, (Box(tuple(offsets), tuple(lengths)),), _sorted(holders))
+    return ShardBoxes(shape, (Box(tuple(offsets), tuple(lengths)),), _sorted(holders))
 
 
 def _sorted(ranks: torch.Tensor) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import pytest
 
-from spot_plugins.agreement.ballot import Ballot, Plan, count_notice, count_plan
+from spot_plugins.agreement.ballot import Ballot, Proposal, count_notice, count_proposal
 
 NUM_RANKS = 3
 
@@ -31,7 +31,7 @@ class Scenario(NamedTuple):
     pause_at: int = 0
     num_plans: int = 0
     num_busy: int = 0
-    """How many answers to plans may be ``busy``."""
+    """How many answers to proposals may be ``busy``."""
 
 
 class Rank(NamedTuple):
@@ -46,8 +46,8 @@ class Rank(NamedTuple):
 
     def key(self) -> tuple[Any, ...]:
         b = self.ballot
-        plans = tuple(sorted((at, plan.verdict or "") for at, plan in b.plans.items()))
-        ballot = (b.reached, b.paused, b.answer, b.leave_at, plans)
+        proposals = tuple(sorted((at, plan.verdict or "") for at, plan in b.proposals.items()))
+        ballot = (b.reached, b.paused, b.answer, b.leave_at, proposals)
         return (ballot, self.training, self.background, self.message, self.saved, self.left_at)
 
 
@@ -85,7 +85,9 @@ class State(NamedTuple):
 
 
 def copied(ballot: Ballot) -> Ballot:
-    return type(ballot)(ballot.reached, ballot.paused, ballot.alone, dict(ballot.plans), ballot.answer, ballot.leave_at)
+    return type(ballot)(
+        ballot.reached, ballot.paused, ballot.alone, dict(ballot.proposals), ballot.answer, ballot.leave_at
+    )
 
 
 class ViolationError(Exception):
@@ -96,7 +98,7 @@ class Model:
     """The moves that are possible in a state. A broken variant overrides one rule."""
 
     ballot: ClassVar[type[Ballot]] = Ballot
-    count_plan = staticmethod(count_plan)
+    count_proposal = staticmethod(count_proposal)
     count_notice = staticmethod(count_notice)
 
     def __init__(self, scenario: Scenario) -> None:
@@ -166,12 +168,12 @@ class Model:
     def plan(self, state: State) -> list[State]:
         """Return the states after each proposal that rank 0 may make where it is."""
         rank = state.ranks[0]
-        if not state.num_plans or rank.training == DONE or rank.ballot.plans or rank.ballot.answer is not None:
+        if not state.num_plans or rank.training == DONE or rank.ballot.proposals or rank.ballot.answer is not None:
             return []
         nexts = []
         for ahead in (1, 2):
             ballot, boundary = copied(rank.ballot), rank.ballot.reached + ahead
-            ballot.hear_plan(boundary, Plan("steps"))
+            ballot.hear_proposal(boundary, Proposal("steps"))
             messages = (*state.messages, Message(plan=boundary))
             nexts.append(state.with_rank(0, ballot)._replace(messages=messages, num_plans=state.num_plans - 1))
         return nexts
@@ -195,14 +197,14 @@ class Model:
             if len(message.answers) < NUM_RANKS:
                 return []
             answers = [answer for _, answer in message.answers]
-            verdict = self.count_notice(answers) if message.plan is None else self.count_plan(answers)
+            verdict = self.count_notice(answers) if message.plan is None else self.count_proposal(answers)
             counted = state.with_message(rank.message, verdict=verdict, answers=())
             return [counted.with_rank(number, ballot, background=WAITING)]
         if message.verdict is None:
             return []
         following = {"background": READING, "message": rank.message + 1}
         if message.plan is not None:
-            ballot.hear_plan_verdict(message.plan, message.verdict)
+            ballot.hear_verdict(message.plan, message.verdict)
             return [state.with_rank(number, ballot, **following)]
         if ballot.hear_leave(message.verdict):  # it saves and waits for the others to end; it reads no more messages
             return [
@@ -216,7 +218,7 @@ class Model:
         rank = state.ranks[number]
         background = COUNTING if number == 0 else WAITING
         if message.plan is not None:
-            in_time = ballot.hear_plan(message.plan, Plan("steps"))
+            in_time = ballot.hear_proposal(message.plan, Proposal("steps"))
             answers = ["late"] if not in_time else ["ready", "busy"] if state.num_busy else ["ready"]
         elif ballot.answer is not None:  # of two notices the first one counts
             return [state.with_rank(number, ballot, message=rank.message + 1)]
@@ -325,8 +327,8 @@ class SmallestAnswerCounts(Model):
 
 class LateIsNoObjection(Model):
     @staticmethod
-    def count_plan(answers):
-        return count_plan(answer for answer in answers if answer != "late")
+    def count_proposal(answers):
+        return count_proposal(answer for answer in answers if answer != "late")
 
 
 class AnswerNeedsTrainingThread(Model):
@@ -349,7 +351,7 @@ class EachForItself(Model):
 class GoesPastItsAnswer(Model):
     class ballot(Ballot):  # noqa: N801
         def is_open(self, boundary):
-            return self.leave_at is None and boundary in self.plans and self.plans[boundary].verdict is None
+            return self.leave_at is None and boundary in self.proposals and self.proposals[boundary].verdict is None
 
 
 class GoesPastPlans(Model):
@@ -363,7 +365,7 @@ class PlansComeBeforeTheEnd(Model):
 
     class ballot(Ballot):  # noqa: N801
         def is_open(self, boundary):
-            is_planned = boundary in self.plans and self.plans[boundary].verdict is None
+            is_planned = boundary in self.proposals and self.proposals[boundary].verdict is None
             return is_planned or Ballot.is_open(self, boundary)
 
 
@@ -382,9 +384,9 @@ class NobodyLeavesForTheTrainingThread(Model):
 
 class LatePlansStay(Model):
     class ballot(Ballot):  # noqa: N801
-        def hear_plan_verdict(self, boundary, verdict):
+        def hear_verdict(self, boundary, verdict):
             if verdict != "late":
-                Ballot.hear_plan_verdict(self, boundary, verdict)
+                Ballot.hear_verdict(self, boundary, verdict)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from spot_plugins.agreement import Crew, Decision, Notice, Solo, group
+from spot_plugins.agreement import Decision, Group, Notice, Solo, group
 from spot_plugins.clock import SystemClock
 from spot_plugins.ranks import MemoryBoard
 from spot_plugins.schedule import PeriodicTrigger
@@ -94,7 +94,7 @@ class Training:
         self.gradients = gradients
         self.stuck = threading.Event()
         self.planner = Script(self.rank, dict(acts))
-        self.crew = Crew(
+        self.crew = Group(
             ranks,
             ranks.open_board(),
             PeriodicTrigger(every_steps, every_seconds, self.clock),
@@ -326,7 +326,7 @@ def test_a_notice_that_leaves_time_is_trained_through_until_rank_0_calls(notifie
             training.wait_for_notice()
             knows_figures(training)
         elif (place, step) == ("before the step", 9):
-            wait_until(lambda: 10 in (plans := training.crew._ballot.plans) and plans[10].verdict == "save")
+            wait_until(lambda: 10 in (proposals := training.crew._ballot.proposals) and proposals[10].verdict == "save")
         elif (place, step) == ("before the step", 16):
             wait_until(lambda: training.crew._ballot.leave_at is not None)
 
@@ -448,7 +448,7 @@ def test_ranks_that_lose_the_board_go_on_alone(notice_first):
             gone.set()
             return None
         trigger = PeriodicTrigger(1, None, SystemClock())
-        crew = Crew(ranks, board, trigger, lambda: True, lambda step: None, lambda: None, Script(ranks.rank, {}))
+        crew = Group(ranks, board, trigger, lambda: True, lambda step: None, lambda: None, Script(ranks.rank, {}))
         notice = Notice("test", time.monotonic() + PATIENCE_S)
         if notice_first:
             crew.notify(notice)
@@ -483,7 +483,7 @@ def test_a_notice_that_nobody_heard_before_the_board_was_lost_still_counts():
         rank, world_size = 1, 2
 
     trigger = PeriodicTrigger(1, None, SystemClock())
-    crew = Crew(Ranks(), board, trigger, lambda: True, lambda step: None, lambda: None, Script(1, {}))
+    crew = Group(Ranks(), board, trigger, lambda: True, lambda step: None, lambda: None, Script(1, {}))
     crew.notify(Notice("test", time.monotonic() + PATIENCE_S))
     assert crew.at_boundary(1) is None, "it may yet be agreed on"
     board.close()

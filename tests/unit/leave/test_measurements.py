@@ -15,7 +15,7 @@ from spot_plugins.agreement import Notice
 from spot_plugins.config import SpotConfig
 from spot_plugins.errors import Preempted
 from spot_plugins.events import Committed, LastSecondsPlanned, Leaving, PushFailing, Staged, WrittenLocally
-from spot_plugins.leave.measurements import LastSeconds
+from spot_plugins.leave.measurements import Measurements
 from spot_plugins.leave.plan import Situation, slowest
 from spot_plugins.notices import Announcement
 from spot_plugins.session import SpotSession
@@ -181,7 +181,7 @@ def told():
 @pytest.fixture
 def last_seconds(told):
     """A rank that has measured: 1000 MB, 0.5 GB/s to memory, 1 GB/s to disk, 100 MB/s to the store, 2 s beside."""
-    known = LastSeconds(False, told.append)
+    known = Measurements(False, told.append)
     known.saved(10)
     known.hear(Staged(step=10, trigger="steps", num_bytes=1000 * MB, stall_s=0.001, copy_s=2.0))
     known.hear(WrittenLocally(step=10, num_bytes=1000 * MB, write_s=1.0, write_bytes_per_s=1000 * MB))

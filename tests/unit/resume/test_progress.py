@@ -14,7 +14,7 @@ import termios
 import pytest
 
 from spot_plugins.resume import progress
-from spot_plugins.resume.progress import Progress
+from spot_plugins.resume.progress import RestoreProgress
 
 ON_A_TERMINAL = """
 import sys, time
@@ -22,7 +22,7 @@ from spot_plugins.resume import progress
 progress.FIRST_S = float(sys.argv[1])
 if sys.argv[3] == "without tqdm":
     sys.modules["tqdm"] = None
-with progress.Progress(2_000_000_000, shown=sys.argv[2] == "shown") as bar:
+with progress.RestoreProgress(2_000_000_000, shown=sys.argv[2] == "shown") as bar:
     for _ in range(10):
         time.sleep(0.05)
         bar.add(200_000_000)
@@ -75,7 +75,10 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch, caplog):
     """
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    with caplog.at_level(logging.INFO, "spot_plugins.resume.progress"), Progress(25_000_000_000, shown=True) as report:
+    with (
+        caplog.at_level(logging.INFO, "spot_plugins.resume.progress"),
+        RestoreProgress(25_000_000_000, shown=True) as report,
+    ):
         for _ in range(50):
             now[0] += 0.5
             report.add(500_000_000)
@@ -92,7 +95,7 @@ def test_one_rank_is_enough(monkeypatch, caplog):
     """
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    with caplog.at_level(logging.INFO, "spot_plugins.resume.progress"), Progress(10, shown=False) as report:
+    with caplog.at_level(logging.INFO, "spot_plugins.resume.progress"), RestoreProgress(10, shown=False) as report:
         now[0] += 50
         report.add(5)
     assert caplog.messages == []

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from steps import URL, numbers, save
 
 from spot_plugins.errors import CorruptCheckpointError
-from spot_plugins.format.boxes import Box, Placement, range_boxes
+from spot_plugins.format.boxes import Box, ShardBoxes, range_boxes
 from spot_plugins.format.commit import committed_steps, merge_manifests
 from spot_plugins.format.keys import StepId, merged_manifest_key
 from spot_plugins.ranks import SingleRank
@@ -55,7 +55,7 @@ def shard(cut, world, rank):
     boxes = cut(world, rank)
     parts = [WHOLE[tuple(slice(o, o + n) for o, n in zip(*box, strict=True))] for box in boxes]
     local = parts[0].clone() if len(parts) == 1 else torch.cat([part.reshape(-1) for part in parts])
-    return Shard(local, Placement(SHAPE, boxes, (rank,)))
+    return Shard(local, ShardBoxes(SHAPE, boxes, (rank,)))
 
 
 def save_all(store, cut, world, step=1):
@@ -163,7 +163,7 @@ def test_replicas_that_do_not_know_of_each_other_are_no_damage():
     store = MemoryStore()
     for rank in range(4):
         part = shard(in_rows, 2, rank % 2)
-        own = Shard(part.local, Placement(SHAPE, part.placement.boxes, (rank,)))
+        own = Shard(part.local, ShardBoxes(SHAPE, part.placement.boxes, (rank,)))
         save(1, store, rank=rank, world_size=4, state={"both": {"w": own}})
 
     assert numbers(store) == [1]

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from steps import Holder, InlinePusher
 
-from spot_plugins.format.boxes import Placement, range_boxes, whole
+from spot_plugins.format.boxes import ShardBoxes, range_boxes, whole
 from spot_plugins.format.keys import StepId
 from spot_plugins.format.manifest import Blob, RankManifest
 from spot_plugins.ranks import SingleRank
@@ -24,8 +24,8 @@ from spot_plugins.save import layout as layouts
 from spot_plugins.save.layout import plan_layout, signature
 from spot_plugins.save.shared_buffer import SharedBuffer
 from spot_plugins.save.snapshot import Snapshot
-from spot_plugins.state.live_tensor import Source
-from spot_plugins.state.registry import Parts
+from spot_plugins.state.live_tensor import LiveTensor
+from spot_plugins.state.registry import Registry
 
 SMALL_BLOB_BYTES = 1024
 
@@ -60,12 +60,12 @@ def filled(dtype, shape, seed):
 def on_all(tensor, world):
     """*tensor*, which all of *world* ranks hold."""
     shape = tuple(tensor.shape)
-    return Source(tensor, Placement(shape, (whole(shape),), tuple(range(world))))
+    return LiveTensor(tensor, ShardBoxes(shape, (whole(shape),), tuple(range(world))))
 
 
 def sources_of(kinds, world):
     tensors = {name: filled(dtype, shape, seed) for seed, (name, (dtype, shape, _)) in enumerate(kinds.items())}
-    return {name: on_all(tensor, world) if kinds[name][2] else Source(tensor) for name, tensor in tensors.items()}
+    return {name: on_all(tensor, world) if kinds[name][2] else LiveTensor(tensor) for name, tensor in tensors.items()}
 
 
 def as_bytes(tensor):
@@ -190,7 +190,7 @@ def test_runs_that_ranks_hold_are_stored_where_they_are_and_make_the_whole(shape
     for number, (start, stop) in enumerate(pairwise(edges)):
         holders = data.draw(st.sampled_from([(2 * number,), (2 * number, 2 * number + 1)]))
         held = tensor.reshape(-1)[start:stop].clone()
-        source = Source(held, Placement(shape, range_boxes(shape, start, stop), holders))
+        source = LiveTensor(held, ShardBoxes(shape, range_boxes(shape, start, stop), holders))
         for rank in holders:
             layout = plan_layout({"w": source}, rank)
             blobs = staged({"w": source}, layout)
@@ -258,7 +258,7 @@ def test_boxes_that_only_touch_do_not_overlap():
     """
     Four quarters of a matrix are the matrix; with one of them moved by a column they are not.
     """
-    layout = plan_layout({"w": Source(torch.zeros(2, 2))}, 0)
+    layout = plan_layout({"w": LiveTensor(torch.zeros(2, 2))}, 0)
     manifest = as_manifest(layout, 0, 1)
     (matrix,) = layout.slices
     quarter = replace(matrix, shape=(4, 4), lengths=(2, 2))
@@ -277,7 +277,7 @@ def test_parts_of_different_tensors_are_no_tensor(changes):
     """
     Two ranks that disagree about the type or the shape of a tensor did not store the same one.
     """
-    layout = plan_layout({"w": Source(torch.zeros(2, 2))}, 0)
+    layout = plan_layout({"w": LiveTensor(torch.zeros(2, 2))}, 0)
     manifest = as_manifest(layout, 0, 1)
     parts = [
         replace(layout.slices[0], shape=(4, 4), offsets=offsets, lengths=(2, 2))
@@ -299,7 +299,7 @@ def test_safetensors_gives_the_tensors_back():
         "empty": torch.empty(0, 4),
         "strided": torch.arange(12).view(3, 4).T,
     }
-    sources = {name: Source(tensor) for name, tensor in tensors.items()}
+    sources = {name: LiveTensor(tensor) for name, tensor in tensors.items()}
 
     (blob,) = staged(sources, plan_layout(sources, 0))
     read = safetensors.torch.load(blob)
@@ -314,7 +314,7 @@ def test_a_blob_with_its_header_stays_within_the_limit():
     """
     The header counts: a tensor that alone would just fill a blob is cut.
     """
-    sources = {"w": Source(torch.zeros(SMALL_BLOB_BYTES // 16, 4))}
+    sources = {"w": LiveTensor(torch.zeros(SMALL_BLOB_BYTES // 16, 4))}
 
     assert all(size <= SMALL_BLOB_BYTES for _, size in plan_layout(sources, 0).blobs)
 
@@ -354,7 +354,7 @@ def test_the_saver_plans_once_and_again_when_the_state_changes(change):
     Saves of the same structure share one layout object; a changed one gets a layout of its own.
     """
     holder = Holder({"w": torch.zeros(2, 3), "step": 0})
-    parts = Parts()
+    parts = Registry()
     parts.add("part", holder)
     saver = Saver(parts, SingleRank(), InlinePusher(None, None), lambda event: None)
 
@@ -377,7 +377,7 @@ def test_a_buffer_is_used_again_and_its_bytes_are_the_new_ones():
     The second save goes into the memory of the first, without a rest of it.
     """
     holder = Holder({"w": torch.full((100,), 1.0)})
-    parts = Parts()
+    parts = Registry()
     parts.add("part", holder)
     saver = Saver(parts, SingleRank(), InlinePusher(None, None), lambda event: None)
 

@@ -17,7 +17,7 @@ from spot_plugins.errors import StoreError
 from spot_plugins.events import Committed, IntervalChanged, SaveDeferred, Staged
 from spot_plugins.format.attempts import claim_attempt
 from spot_plugins.format.manifest import canonical_json
-from spot_plugins.schedule import AutoInterval, Pacing, Preemptions, daly_interval_s
+from spot_plugins.schedule import AutoInterval, Pacer, Preemptions, daly_interval_s
 from spot_plugins.schedule.auto import CHANGE, FIRST_INTERVAL_S, NUM_RECENT, PRIOR_MEAN_S, SHORTEST_S, WARNED_MEAN_S
 from spot_plugins.schedule.pacer import NUM_LIVES, recent_preemptions
 from spot_plugins.session import SpotSession
@@ -109,7 +109,7 @@ def test_a_small_difference_changes_nothing():
 
 
 def pacing_of(rank=0, **settings):
-    return Pacing(SpotConfig(url="memory://x", **settings), MemoryStore(), 1, rank, HandClock())
+    return Pacer(SpotConfig(url="memory://x", **settings), MemoryStore(), 1, rank, HandClock())
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_only_rank_0_is_paced():
     Elsewhere the trigger is never asked, so no event of a change may come from there.
     """
     config = SpotConfig(url="memory://x", every_seconds="auto")
-    other = Pacing(config, DownStore(), 5, 1, HandClock())
+    other = Pacer(config, DownStore(), 5, 1, HandClock())
 
     assert other.trigger.every_seconds is None
     assert other.hear(committed(1.0)) is other.hear(staged(9.0)) is None

@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spot_plugins.errors import UnsafeStateError
-from spot_plugins.format.boxes import Box, Placement
+from spot_plugins.format.boxes import Box, ShardBoxes
 from spot_plugins.format.manifest import ManifestError, canonical_json
 from spot_plugins.state import decode, encode, graft, named
 from spot_plugins.state.decoder import _DECODERS
@@ -467,7 +467,7 @@ def test_what_a_distributed_tensor_is_taken_for(one_rank_mesh):
         _, tensors = encode({"weight": DTensor.from_local(torch.ones(2), one_rank_mesh, [placement])}, "model")
         shard = tensors["model/weight"]
         assert torch.equal(shard.local, torch.ones(2))
-        assert shard.placement == Placement((2,), (Box((0,), (2,)),), (0,))
+        assert shard.placement == ShardBoxes((2,), (Box((0,), (2,)),), (0,))
         assert isinstance(shard.like(torch.zeros(2)), DTensor)
     for dtype, placement, reason in (
         (torch.float32, Partial(), "sums that were not reduced yet"),
