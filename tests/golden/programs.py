@@ -8,7 +8,9 @@ operation rounds, and the order of a sum does not matter.
 
 from __future__ import annotations
 
+import pickle
 import random
+import tempfile
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,8 +25,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from hearing import until
+from launching import exit_codes, launch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
+from ports import free_port
 from torch import nn
 
 from spot_plugins.accelerate import SpotHook
@@ -79,11 +83,11 @@ def plain(value: Any) -> Any:
     return kind, (value.real.hex(), value.imag.hex()) if isinstance(value, complex) else value
 
 
-def seed_streams() -> None:
+def seed_streams(rank: int = 0) -> None:
     """Begin the global random streams, and draw from each of them."""
-    random.seed(1)
-    np.random.seed(2)
-    torch.manual_seed(3)
+    random.seed(10 * rank + 1)
+    np.random.seed(10 * rank + 2)
+    torch.manual_seed(10 * rank + 3)
     draw()
 
 
@@ -315,26 +319,26 @@ def two_ranks(url: str | None, stop: bool) -> list[list[Record]]:
 class Module(LightningModule):
     """A module that logs, validates and draws from the random streams."""
 
-    def __init__(self, url: str | None, stop: bool) -> None:
+    def __init__(self, url: str | None, stop: bool, world_size: int) -> None:
         super().__init__()
         self.layer = small_model()
         self.register_buffer("drawn", torch.zeros((), dtype=torch.int64))
         self.records: list[Record] = []
-        self._url, self._stop = url, stop
+        self._url, self._stop, self._world_size = url, stop, world_size
 
     def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
         step = self.trainer.global_step
         if self._stop and step == STORED:
             assert self._url is not None
-            wait_stored(self._url, step)
+            wait_stored(self._url, step, self._world_size)
             raise StoppedError
         self.record(batch)
         self.drawn += draw()
-        self.log("first", batch[0, 0], on_step=False, on_epoch=True, batch_size=2)
+        self.log("first", batch[0, 0], on_step=False, on_epoch=True, sync_dist=True, batch_size=len(batch))
         return self.layer(batch).sum()
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self.log("validated", batch[0, 0], batch_size=2)
+        self.log("validated", batch[0, 0], sync_dist=True, batch_size=len(batch))
 
     def on_train_end(self) -> None:
         self.record(None)
@@ -344,10 +348,10 @@ class Module(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler_of(optimizer), "interval": "step"}}
 
     def train_dataloader(self) -> Any:
-        return elastic_loader(samples(), batch_size=2, seed=5)
+        return elastic_loader(samples(), batch_size=2 // self._world_size, seed=5)
 
     def val_dataloader(self) -> Any:
-        return elastic_loader(samples(), batch_size=4, shuffle=False)
+        return elastic_loader(samples(), batch_size=4 // self._world_size, shuffle=False)
 
     def record(self, batch: Any) -> None:
         """Remember the present state."""
@@ -367,31 +371,34 @@ class Module(LightningModule):
         self.records.append(Record(step=trainer.global_step, samples=plain(batch), state=plain(state)))
 
 
-def lightning(url: str | None, stop: bool) -> list[list[Record]]:
-    """Run the training of a Lightning module."""
-    seed_streams()
-    module = Module(url, stop)
+def lightning(url: str | None, stop: bool, rank: int = 0, world_size: int = 1) -> list[Record]:
+    """Run one rank of the training of a Lightning module."""
+    seed_streams(rank)
+    module = Module(url, stop, world_size)
     spot = [] if url is None else [SpotCheckpoint(url, every_steps=STORED, **SETTINGS)]
     quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
     callbacks = [EarlyStopping("validated", patience=9), *spot]
-    trainer = Trainer(accelerator="cpu", devices=1, max_epochs=EPOCHS, callbacks=callbacks, **quiet)
+    strategy = "auto" if world_size == 1 else "ddp"
+    settings = {"devices": world_size, "strategy": strategy, "max_epochs": EPOCHS, "num_sanity_val_steps": 0, **quiet}
+    trainer = Trainer(accelerator="cpu", callbacks=callbacks, **settings)
     with crash_if(stop):
         trainer.fit(module)
-    return [module.records]
+    return module.records
 
 
 # ---------------------------------------------------------------------------------------------------- Accelerate
 
 
-def accelerate(url: str | None, stop: bool) -> list[list[Record]]:
-    """Run a training loop with Accelerate."""
+def accelerate(url: str | None, stop: bool, rank: int = 0, world_size: int = 1) -> list[Record]:
+    """Run one rank of a training loop with Accelerate."""
     for shared in (AcceleratorState, PartialState, GradientState):
         shared._reset_state()
     accelerator = Accelerator(cpu=True)
-    seed_streams()
+    seed_streams(rank)
     model = small_model()
     optimizer = optimizer_of(model)
-    prepared = (model, optimizer, elastic_loader(samples(), batch_size=2, seed=5), scheduler_of(optimizer))
+    loader = elastic_loader(samples(), batch_size=2 // world_size, seed=5)
+    prepared = model, optimizer, loader, scheduler_of(optimizer)
     model, optimizer, loader, scheduler = accelerator.prepare(*prepared)
     counts = {"drawn": 0}
     records: list[Record] = []
@@ -421,7 +428,7 @@ def accelerate(url: str | None, stop: bool) -> list[list[Record]]:
                 record(epoch * STEPS_PER_EPOCH + number, epoch, batch)
                 train_on(batch)
         record(EPOCHS * STEPS_PER_EPOCH, EPOCHS, None)
-        return [records]
+        return records
     with crash_if(stop), SpotHook(accelerator, url, every_steps=STORED, **SETTINGS) as spot:
         spot.register("counts", SimpleNamespace(state_dict=lambda: counts, load_state_dict=counts.update))
         spot.resume()
@@ -431,10 +438,10 @@ def accelerate(url: str | None, stop: bool) -> list[list[Record]]:
                 train_on(batch)
                 spot.after_step()
                 if stop and spot.progress.step == STORED:
-                    wait_stored(url, STORED)
+                    wait_stored(url, STORED, world_size)
                     raise StoppedError
         record(spot.progress.step, spot.progress.epoch, None)
-    return [records]
+    return records
 
 
 @contextmanager
@@ -448,14 +455,45 @@ def crash_if(stop: bool) -> Iterator[None]:
         assert not stop
 
 
+# ---------------------------------------------------------------------------------------- ranks that are processes
+
+
+def main(name: str, url: str, stop: bool, rank: int, world_size: int, output: str) -> None:
+    """Run one rank in a process of its own. *output* is the file for its records."""
+    records = {"lightning": lightning, "accelerate": accelerate}[name](url, stop, rank, world_size)
+    Path(output).write_bytes(pickle.dumps(records))
+
+
+def two_processes(name: str, url: str | None, stop: bool) -> list[list[Record]]:
+    """Run two processes that train together. Without *url* the checkpoints go where nobody looks for them."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        url = url or f"file://{folder}/run"
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "NODE_RANK": "0"}
+        ranks = [
+            launch(
+                "golden.programs",
+                (name, url, stop, rank, 2, str(folder / f"records-{rank}")),
+                environment={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                output=folder / f"output-{rank}",
+            )
+            for rank in range(2)
+        ]
+        codes = exit_codes(ranks)
+        assert codes == [0, 0], (codes, [(folder / f"output-{rank}").read_text()[-3000:] for rank in range(2)])
+        return [pickle.loads((folder / f"records-{rank}").read_bytes()) for rank in range(2)]
+
+
 PROGRAMS: dict[str, Callable[[str | None, bool], list[list[Record]]]] = {
     "bare": lambda url, stop: [bare(url, stop, has_values=True)],
     "two-ranks": two_ranks,
     "frozen": lambda url, stop: [bare(url, stop, has_frozen=True, stored=(4, STORED))],
-    "lightning": lightning,
-    "accelerate": accelerate,
+    "lightning": lambda url, stop: [lightning(url, stop)],
+    "lightning-ddp": lambda url, stop: two_processes("lightning", url, stop),
+    "accelerate": lambda url, stop: [accelerate(url, stop)],
+    "accelerate-ddp": lambda url, stop: two_processes("accelerate", url, stop),
 }
 """
 The trainings by the names of their folders in ``data/``. Called with the run's URL, or None for no checkpoints, and
-whether to stop when step :data:`STORED` is stored. They return the records of every rank.
+with True to stop when step :data:`STORED` is stored. They return the records of every rank.
 """
