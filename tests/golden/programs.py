@@ -177,7 +177,9 @@ def every_kind_of_value() -> dict[str, Any]:
 class BareTraining:
     """A training loop of one rank that has its own state: a generator, and sums over what it has seen."""
 
-    def __init__(self, rank: int, world_size: int, *, has_frozen: bool) -> None:
+    def __init__(self, rank: int, world_size: int, *, has_streams: bool, has_frozen: bool) -> None:
+        # Ranks that are threads have the global streams in common, and each rank's loader borrows them.
+        self.has_streams = has_streams
         self.model = nn.ModuleDict({"trained": small_model()})
         if has_frozen:
             self.model["base"] = nn.Linear(64, 64).requires_grad_(False)
@@ -204,7 +206,7 @@ class BareTraining:
         if has_values:
             self.values.state = every_kind_of_value()
 
-    def register(self, session: SpotSession, *, has_streams: bool) -> None:
+    def register(self, session: SpotSession) -> None:
         """Register everything with *session*."""
         session.register("model", ModelPart(self.model), replicated=ModelPart.replicated)
         session.register("optimizer", OptimizerPart(self.optimizer, self.model), replicated=OptimizerPart.replicated)
@@ -220,10 +222,10 @@ class BareTraining:
                 state_dict=lambda: place.state_dict(self.batches_done), load_state_dict=place.load_state_dict
             ),
         )
-        if has_streams:  # not where ranks are threads, which have the global streams in common
+        if self.has_streams:
             session.register("rng", RngPart())
 
-    def steps(self, *, has_streams: bool) -> Iterator[int]:
+    def steps(self) -> Iterator[int]:
         """Train to the end. Yield the number of steps after each step."""
         for epoch in range(self.position.epoch, EPOCHS):
             self.position.begin_epoch(epoch)
@@ -233,7 +235,7 @@ class BareTraining:
                 self.record(batch)
                 self.train_on(batch)
                 self.own["drawn"] += int(torch.randint(4, (), generator=self.generator))
-                self.own["drawn"] += draw() if has_streams else 0
+                self.own["drawn"] += draw() if self.has_streams else 0
                 self.step += 1
                 yield self.step
         self.record(None)
@@ -256,7 +258,7 @@ class BareTraining:
             "values": self.values.state,
             "generator": self.generator.get_state(),
             "epoch": self.position.epoch,
-            "rng": RngPart().state_dict(),
+            "rng": RngPart().state_dict() if self.has_streams else None,
         }
         self.records.append(Record(step=self.step, samples=plain(batch), state=plain(state)))
 
@@ -285,18 +287,18 @@ def bare(
     if has_streams:
         seed_streams()
     rank, world_size = (0, 1) if ranks is None else (ranks.rank, ranks.world_size)
-    training = BareTraining(rank, world_size, has_frozen=has_frozen)
+    training = BareTraining(rank, world_size, has_streams=has_streams, has_frozen=has_frozen)
     if url is None:
         training.begin(has_values=has_values)
-        list(training.steps(has_streams=has_streams))
+        list(training.steps())
         return training.records
     with session_of(url, ranks) as session:
-        training.register(session, has_streams=has_streams)
+        training.register(session)
         step = session.resume()
         if step is None:
             training.begin(has_values=has_values)
         training.step = step or 0
-        for step in training.steps(has_streams=has_streams):
+        for step in training.steps():
             session.after_step(step)
             if stop and step in stored:
                 session.save(step)
@@ -309,7 +311,6 @@ def bare(
 
 def two_ranks(url: str | None, stop: bool) -> list[list[Record]]:
     """Run two ranks as threads."""
-    seed_streams()
     return run_thread_ranks(2, lambda ranks: bare(url, stop, ranks=ranks))
 
 
