@@ -7,7 +7,8 @@ import shutil
 
 import pytest
 from golden.make import DATA, installed
-from golden.programs import EPOCHS, PROGRAMS, STEPS_PER_EPOCH, STORED
+from golden.programs import PROGRAMS
+from golden.training import EPOCHS, STEPS_PER_EPOCH, STORED
 
 NAMES_A_LIFE = ("run.json", "attempts/")
 """The objects that hold times, the name of a host and the version of this package. They differ by their nature."""
