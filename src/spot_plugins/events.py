@@ -1,15 +1,17 @@
 """
-What happened, as values. Who cares subscribes: ``SpotSession(hooks=[...])``.
+Events of a training, as frozen values, and the bus that passes them to subscribers.
 
-Every event is frozen and says which step it is about. Durations end in ``_s`` (seconds), sizes in
-``_bytes``. A hook runs on the thread that raised the event: it must neither block nor raise.
+Durations end in ``_s`` (seconds), sizes in ``_bytes``. Users subscribe with ``on_event``.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -252,5 +254,31 @@ Event: TypeAlias = (
 )
 """A union, one member per kind of event."""
 
-Hook: TypeAlias = Callable[[Event], None]
-"""Called on the thread that raised the event. Must not block or raise."""
+Subscriber: TypeAlias = Callable[[Event], None]
+"""Called with each event, on the thread that emits it. It must not block. What it raises is logged."""
+
+Hook: TypeAlias = Subscriber
+"""The old name of :data:`Subscriber`, accepted until 1.0."""
+
+
+class EventBus:
+    """
+    Passes each event to all subscribers, in the order in which they subscribed.
+
+    A subscriber that raises is logged and never disturbs training.
+    """
+
+    def __init__(self, *subscribers: Subscriber) -> None:
+        self._subscribers = subscribers
+
+    def subscribe(self, subscriber: Subscriber) -> None:
+        """Add *subscriber*. Events that were emitted before are not repeated."""
+        self._subscribers += (subscriber,)  # a new tuple: other threads may be walking over the old one
+
+    def emit(self, event: Event) -> None:
+        """Pass *event* to all subscribers. Callable from any thread, also from within a subscriber."""
+        for subscriber in self._subscribers:
+            try:
+                subscriber(event)
+            except Exception:
+                logger.exception("a subscriber failed on %s; training continues", type(event).__name__)

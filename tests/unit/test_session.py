@@ -369,7 +369,7 @@ def test_a_hook_that_raises_does_not_end_the_training(url, store, caplog):
         assert heard.of(Committed)
 
     assert numbers(store) == [1]
-    assert "a hook failed on Staged" in caplog.text
+    assert "a subscriber failed on Staged" in caplog.text
     assert "the dashboard is down" in caplog.text
 
 

@@ -28,9 +28,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from spot_plugins.accelerate import SpotHook
 from spot_plugins.config import SpotConfig
 from spot_plugins.errors import ConfigError, Preempted
-from spot_plugins.events import Committed, SaveAbandoned, SaveDeferred, Staged
+from spot_plugins.events import Committed, EventBus, SaveAbandoned, SaveDeferred, Staged
 from spot_plugins.lightning import SpotCheckpoint
-from spot_plugins.ranks import SingleRank
+from spot_plugins.ranks import Job, SingleRank
 from spot_plugins.resume.newest import load_newest
 from spot_plugins.save.snapshot import Snapshot
 from spot_plugins.session import SpotSession
@@ -511,7 +511,7 @@ def load_parts(url, step, model, optimizer):
         if int(folder.name.split("-")[0]) != step:
             shutil.rmtree(folder)
     ranks = SingleRank()
-    loaded = load_newest(LocalStore(str(work)), None, str(work), ranks, ranks.open_board(), lambda event: None)
+    loaded = load_newest(LocalStore(str(work)), None, str(work), Job(ranks, ranks.open_board()), EventBus())
     name = "model" if "model" in loaded.state else "model-0"
     ModelPart(model).load_state_dict(loaded.state[name])
     OptimizerPart(optimizer, model).load_state_dict(loaded.state["optimizer-0"])
