@@ -99,7 +99,7 @@ class SpotSession:
         self._is_prepared = False
         self._last_seconds = Measurements(config.local_dir_survives, self._tell)
         self._num_deferred = 0
-        self._saves = SavedSteps(self._saver, self._pusher, self._last_seconds.saved, config.grace_seconds)
+        self._saves = SavedSteps(self._saver, self._pusher, self._last_seconds.saved, config.grace_s)
         self._leaving = threading.Lock()
         self._left: int | None = None
         self._stays = False  # without the ranks that left: what this one saves would never be committed
@@ -278,7 +278,7 @@ class SpotSession:
             logger.error("step %s is still not stored; the pusher process goes on trying", step)
         elif not self._saves.has(step):
             logger.error("step %s is not stored, and will not be", step)
-        meet(self._ranks, self._board, time.monotonic() + self._config.grace_seconds)
+        meet(self._ranks, self._board, time.monotonic() + self._config.grace_s)
         self.close()
 
     def fail(self, error: BaseException) -> None:
