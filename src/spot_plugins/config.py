@@ -174,7 +174,7 @@ class SpotConfig:
     every_seconds: EverySeconds | None = field(
         default=None,
         metadata=_EVERY_SECONDS.described(
-            "Seconds between saves, or a timedelta. 'auto' finds the interval that wastes least. None: not by time."
+            "Seconds between saves, or a timedelta. 'auto': the interval that wastes least. None: not by time."
         ),
     )
     """The clock is that of rank 0. ``auto`` computes the interval from what saves have cost and how often the run was
@@ -198,7 +198,7 @@ class SpotConfig:
     notice_sources: NoticeSources = field(
         default="auto",
         metadata=_SOURCES.described(
-            "Services to ask for notices: names of aws, gcp, azure, slurm. 'auto' asks those that are found here."
+            "Services to ask for notices: aws, gcp, azure, slurm. 'auto': those that are found. Empty: none."
         ),
     )
     """Signals are notices in any case. An empty sequence asks no service."""
@@ -251,7 +251,7 @@ class SpotConfig:
     elastic_batch: ElasticBatch = field(
         default="keep",
         metadata=_choice(get_args(ElasticBatch)).described(
-            "On another number of ranks: 'keep' the samples per optimizer step, or let them 'scale' with the ranks."
+            "On another number of ranks: 'keep' the samples per step, or let them 'scale' with the ranks."
         ),
     )
     """``keep`` changes the gradient accumulation where that divides. ``scale`` leaves it alone."""
