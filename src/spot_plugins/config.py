@@ -189,7 +189,7 @@ class SpotConfig:
     on_notice: OnNotice = field(
         default="leave",
         metadata=_choice(get_args(OnNotice)).described(
-            "After all ranks have saved: all 'leave', or those without a notice of their own 'continue'."
+            "Once all ranks have saved: 'leave' on all of them, or 'continue' on those without a notice."
         ),
     )
     """``continue`` is for an elastic launcher, which starts the job again on the machines that are left. The ranks that
@@ -235,7 +235,9 @@ class SpotConfig:
 
     local_dir_survives: bool = field(
         default=False,
-        metadata=_SWITCH.described("The next attempt finds the local disk again, so that a last save there counts."),
+        metadata=_SWITCH.described(
+            "True if the next attempt finds the local disk again. A last save there then counts."
+        ),
     )
     """True for machines that are stopped and keep their disk. Training then continues after a notice for a last save
     that only the local disk can store in time."""
@@ -243,7 +245,7 @@ class SpotConfig:
     buffer_bytes: int | None = field(
         default=None,
         metadata=_COUNT.described(
-            "Most host memory per rank for state on its way to the store, in bytes. None: room for two states."
+            "Most bytes of host memory per rank for state on its way to the store. None: room for two states."
         ),
     )
     """The second of the two is made only for a save that cannot wait. A save that finds no room is deferred."""

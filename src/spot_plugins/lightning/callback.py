@@ -47,15 +47,15 @@ class SpotCheckpoint(Callback):
         every_steps: Optimizer steps between saves. None: not by steps.
         every_seconds: Seconds between saves, or a timedelta. 'auto': the interval that wastes least. None: not by time.
         grace_seconds: Seconds, or a timedelta, from a SIGTERM until the machine is gone.
-        on_notice: After all ranks have saved: all 'leave', or those without a notice of their own 'continue'.
+        on_notice: Once all ranks have saved: 'leave' on all of them, or 'continue' on those without a notice.
         notice_sources: Services to ask for notices: aws, gcp, azure, slurm. 'auto': those that are found. Empty: none.
         notice_file: File whose appearance is a notice, or an http:// URL. None: no file.
         acknowledge_notice: Let the provider take the machine as soon as all is saved. Azure only.
         keep_last: Committed checkpoints to keep, counted from the newest.
         keep_every: Keep each checkpoint whose step is a multiple of this as well. None: no others.
         local_dir: Directory on a fast local disk for a first copy. None: one in the temporary directory.
-        local_dir_survives: The next attempt finds the local disk again, so that a last save there counts.
-        buffer_bytes: Most host memory per rank for state on its way to the store, in bytes. None: room for two states.
+        local_dir_survives: True if the next attempt finds the local disk again. A last save there then counts.
+        buffer_bytes: Most bytes of host memory per rank for state on its way to the store. None: room for two states.
         elastic_batch: On another number of ranks: 'keep' the samples per step, or let them 'scale' with the ranks.
         storage_options: Options of the fsspec file system, such as {'endpoint_url': ...}. Never printed.
         on_event: Function that is called with every event of this rank, or a list of such functions.
