@@ -7,9 +7,12 @@ Durations end in ``_s`` (seconds), sizes in ``_bytes``. Users subscribe with ``o
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
+
+from .errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -255,10 +258,34 @@ Event: TypeAlias = (
 """A union, one member per kind of event."""
 
 Subscriber: TypeAlias = Callable[[Event], None]
-"""Called with each event, on the thread that emits it. It must not block. What it raises is logged."""
+"""A function that is called with every event, on the thread that emits the event. It must not block."""
 
 Hook: TypeAlias = Subscriber
-"""The old name of :data:`Subscriber`, accepted until 1.0."""
+"""Old name of :data:`Subscriber`, kept until 1.0."""
+
+
+def subscribers_of(
+    on_event: Subscriber | Sequence[Subscriber], hooks: Sequence[Subscriber] | None
+) -> tuple[Subscriber, ...]:
+    """
+    Return the subscribers that a constructor was given, by the argument *on_event* or by its old name *hooks*.
+
+    The constructor calls this itself, so that a warning names the line of its caller.
+
+    Raises:
+        ConfigError: Both are given, or one is neither a function nor a sequence of functions.
+    """
+    name: str = "on_event"
+    given: Any = on_event  # a user may give anything
+    if hooks is not None:
+        if on_event != ():
+            raise ConfigError(f"on_event={on_event!r} and hooks={hooks!r}: hooks is the old name. Give on_event alone")
+        warnings.warn("hooks is the old name of on_event. Write on_event=...", DeprecationWarning, stacklevel=3)
+        name, given = "hooks", hooks
+    subscribers = (given,) if callable(given) else tuple(given) if isinstance(given, Iterable) else None
+    if subscribers is None or not all(callable(each) for each in subscribers):
+        raise ConfigError(f"{name}={given!r} must be a function or a list of functions, each taking one event")
+    return subscribers
 
 
 class EventBus:

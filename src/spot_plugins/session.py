@@ -15,7 +15,7 @@ from .clock import Clock, SystemClock
 from .config import SpotConfig
 from .data import end_shielded_workers
 from .errors import Preempted
-from .events import EventBus, Hook
+from .events import EventBus, Hook, Subscriber, subscribers_of
 from .launch import roster
 from .leave.listener import Listener
 from .leave.measurements import Measurements
@@ -58,7 +58,8 @@ class SpotSession:
         config: SpotConfig,
         *,
         ranks: Ranks | None = None,
-        hooks: Sequence[Hook] = (),
+        on_event: Subscriber | Sequence[Subscriber] = (),
+        hooks: Sequence[Hook] | None = None,
         clock: Clock | None = None,
     ) -> None:
         """
@@ -67,7 +68,8 @@ class SpotSession:
         Args:
             config: What to save, when and where to.
             ranks: The processes of the job; those of ``torch.distributed`` if None.
-            hooks: Called with every :data:`~spot_plugins.events.Event` of this rank.
+            on_event: Called with every :data:`~spot_plugins.events.Event` of this rank; one function or several.
+            hooks: The old name of *on_event*, accepted until 1.0.
             clock: For the time trigger of tests.
 
         Raises:
@@ -75,7 +77,7 @@ class SpotSession:
             StoreError: The store does not answer.
         """
         self._config = config
-        self._bus = EventBus(*hooks)
+        self._bus = EventBus(*subscribers_of(on_event, hooks))
         self._ranks = ranks or current_ranks()
         self._job = Job(self._ranks, self._ranks.open_board())
         self._run = run = join_run(config, self._job)
@@ -101,7 +103,7 @@ class SpotSession:
         self._bus.subscribe(self._last_seconds.on_event)
         self._bus.subscribe(self._pacing.on_event)
         self._num_deferred = 0
-        self._saves = SavedSteps(self._saver, self._pusher, self._last_seconds.saved, config.grace_seconds)
+        self._saves = SavedSteps(self._saver, self._pusher, self._last_seconds.saved, config.grace_s)
         self._leaving = threading.Lock()
         self._left: int | None = None
         self._stays = False  # without the ranks that left: what this one saves would never be committed
@@ -278,7 +280,7 @@ class SpotSession:
             logger.error("step %s is still not stored; the pusher process goes on trying", step)
         elif not self._saves.has(step):
             logger.error("step %s is not stored, and will not be", step)
-        self._job.meet(time.monotonic() + self._config.grace_seconds)
+        self._job.meet(time.monotonic() + self._config.grace_s)
         self.close()
 
     def fail(self, error: BaseException) -> None:

@@ -57,7 +57,7 @@ def training(url, *, state=None, part=None, ranks=None, hooks=(), **settings):
     """A session with one part, and its events. Closed at the end, whatever happens."""
     heard = Heard()
     config = SpotConfig(url=url, **{"every_steps": 1_000_000, **settings})
-    session = SpotSession(config, ranks=ranks, hooks=[*hooks, heard])
+    session = SpotSession(config, ranks=ranks, on_event=[*hooks, heard])
     try:
         holder = part or Holder(state_of(0) if state is None else state)
         session.register("part", holder, replicated=("both",))

@@ -36,7 +36,7 @@ class Listener:
         # --signal=USR1@60 asks for one before the job's end, and it would end the process.
         others = (signal.SIGUSR1,) if "slurm" in found.providers else ()
         self._signals = SignalNotices(self._on_signal, others)
-        sources = make_sources(found.sources, config.notice_file, config.grace_seconds)
+        sources = make_sources(found.sources, config.notice_file, config.grace_s)
         asked = tuple(source.name for source in sources)
         if is_first:
             found.log(asked)

@@ -44,7 +44,7 @@ class Pacer:
         self._bus = bus
         self._is_warned = False
         self._auto: AutoInterval | None = None
-        every_seconds = config.every_seconds
+        every_seconds = config.every_s
         if every_seconds == "auto":
             every_seconds = None
             if rank == 0:

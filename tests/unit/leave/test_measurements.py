@@ -38,7 +38,7 @@ def train(folder, world_size, on_step, *, every_steps=10):
     def life(ranks):
         heard = Heard()
         config = SpotConfig(url=str(folder / "run"), every_steps=every_steps)
-        session = SpotSession(config, ranks=ranks, hooks=[heard])
+        session = SpotSession(config, ranks=ranks, on_event=[heard])
         session.register("part", Holder(state_of(1)), replicated=("both",))
         session.resume()
         step = 0

@@ -557,7 +557,7 @@ def life(folder, body, url="store"):
     heard = Heard()
     model, optimizer = tuned()
     config = SpotConfig(url=str(folder / url), local_dir=str(folder / "local"), every_steps=10**6)
-    with closing(SpotSession(config, hooks=[heard])) as session:
+    with closing(SpotSession(config, on_event=[heard])) as session:
         session.register("model", ModelPart(model), replicated=ModelPart.replicated)
         session.register("optimizer", OptimizerPart(optimizer, model), replicated=OptimizerPart.replicated)
         return body(session, model, heard)

@@ -279,7 +279,7 @@ def test_a_session_saves_at_the_interval_that_it_found(tmp_path):
     Through the whole session: the first save comes after a minute, and the next ones as its cost suggests.
     """
     clock, heard = HandClock(), Heard()
-    session = SpotSession(SpotConfig(url=str(tmp_path), every_seconds="auto"), clock=clock, hooks=[heard])
+    session = SpotSession(SpotConfig(url=str(tmp_path), every_seconds="auto"), clock=clock, on_event=[heard])
     session.register("part", Holder({"x": 1}))
     session.resume()
 
@@ -311,7 +311,7 @@ def test_ranks_save_the_same_steps_at_the_interval_of_rank_0(tmp_path):
     def body(ranks):
         clock, heard = HandClock(), Heard()
         config = SpotConfig(url=str(tmp_path), every_seconds="auto")
-        session = SpotSession(config, ranks=ranks, clock=clock, hooks=[heard])
+        session = SpotSession(config, ranks=ranks, clock=clock, on_event=[heard])
         session.register("part", Holder({"x": 1}))
         session.resume()
         step = 0
