@@ -83,7 +83,7 @@ session.register("scheduler", scheduler)
 place = SimpleNamespace(state_dict=lambda: position.state_dict(batches_done), load_state_dict=position.load_state_dict)
 session.register("position", place)
 session.register("rng", RngPart())
-session.watch_signals()
+session.handle_signals()
 step = session.resume() or 0
 
 # ------------------------------------------------------------------------------------------------ training

@@ -114,8 +114,7 @@ class SpotSession:
         self._resumed_from: int | None = None
 
     def __enter__(self) -> SpotSession:
-        if self._phase.now is Phase.NEW:
-            self.open()
+        self._open_if_new()
         return self
 
     def __exit__(
@@ -182,18 +181,19 @@ class SpotSession:
 
     def handle_signals(self) -> None:
         """
-        Take SIGTERM as a notice, and under SLURM SIGUSR1 too. Call it on the main thread.
+        Take SIGTERM as a notice, and under SLURM SIGUSR1 too. Call it on the main thread. It opens a new session.
 
         A second call takes the signals back from a host that has put a handler of its own in place.
         """
         self._phase.check("handle_signals")
+        self._open_if_new()
         self._opened.listener.handle_signals()
 
     watch_signals = handle_signals  # the old name, accepted until 1.0
 
     def resume(self) -> int | None:
         """
-        Restore the newest committed step that is intact, on all ranks. It opens the session if that was not done.
+        Restore the newest committed step that is intact, on all ranks. It opens a new session.
 
         A newer step that lies on the local disks of all ranks, and never reached the store, is committed first.
 
@@ -206,8 +206,7 @@ class SpotSession:
             UnsafeStateError: A registered part has state that could not be saved later.
         """
         self._phase.check("resume")
-        if self._phase.now is Phase.NEW:
-            self.open()
+        self._open_if_new()
         it = self._opened
         is_mirror = is_local(it.run.url) and "sagemaker" in it.listener.providers  # of its S3 prefix
         step = restore(self._registry, it.run, it.job, self._bus, is_mirror=is_mirror)
@@ -329,6 +328,10 @@ class SpotSession:
                 self._last_committed_step = max(step, self._last_committed_step or 0)
             case Resumed(step=step):
                 self._resumed_from = self._last_committed_step = step
+
+    def _open_if_new(self) -> None:
+        if self._phase.now is Phase.NEW:
+            self.open()
 
     def _build(self, stack: ExitStack) -> _Opened:
         """Build everything, and let *stack* close it in reverse order."""

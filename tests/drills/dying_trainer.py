@@ -29,7 +29,7 @@ def main(folder, settings, death):
         (folder / "child").write_text(str(os.getpid()))
         until(lambda: (folder / "end").exists(), "the end of the test")
         os._exit(0)
-    (folder / "pusher").write_text(str(session._pusher.pid))
+    (folder / "pusher").write_text(str(session._opened.pusher.pid))
     until(lambda: (folder / "go").exists(), "the test says go")
     session.save(1)
     if death == "error":
@@ -38,6 +38,6 @@ def main(folder, settings, death):
         # what launchers and schedulers do: ask first, then kill, and always the whole group
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         os.killpg(0, signal.SIGTERM)
-        subprocess.run(["kill", "-TERM", str(session._pusher.pid)], check=True)
+        subprocess.run(["kill", "-TERM", str(session._opened.pusher.pid)], check=True)
         os.killpg(0, signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -38,7 +38,7 @@ def main(folder, settings):
             session.save(1)
             heard.wait(Committed, step=1)
             until_idle(session)  # what was pruned is pruned
-            (folder / f"stored-{rank}").write_text(str(session._pusher.pid))
+            (folder / f"stored-{rank}").write_text(str(session._opened.pusher.pid))
             until(lambda: (folder / "go").exists(), "the test says go")
             holder.state = state_of(2, rank)
             session.save(2)

@@ -115,10 +115,10 @@ def test_the_pusher_ends_with_its_session_and_leaves_no_zombie(tmp_path):
     With nothing to do it ends when the session is closed; with something, when that is stored. Nobody need wait.
     """
     with session_at(tmp_path / "idle") as (session, _):
-        idle = session._pusher.pid
+        idle = session._opened.pusher.pid
     with session_at(tmp_path / "busy") as (session, _):
         session.save(1)
-        busy = session._pusher.pid
+        busy = session._opened.pusher.pid
 
     until_gone(idle)
     until_gone(busy)
@@ -133,7 +133,7 @@ def test_closing_does_not_wait_for_the_store(s3_server, bucket, proxy, tmp_path)
     options = s3_server.storage_options(endpoint_url=proxy.endpoint_url, connect_timeout=600, read_timeout=600)
     with session_at(url, storage_options=options, local_dir=str(tmp_path)) as (session, heard):
         session.resume()
-        pusher = session._pusher.pid
+        pusher = session._opened.pusher.pid
         proxy.hang()
         session.save(1)
         session.close()
@@ -164,11 +164,11 @@ def test_the_pusher_steps_back_until_there_is_a_notice(s3_server, bucket, proxy,
     state = {"w": torch.zeros(20_000_000)}
     with session_at(url, state, storage_options=options, local_dir=str(tmp_path)) as (session, heard):
         session.resume()
-        pusher = session._pusher.pid
+        pusher = session._opened.pusher.pid
         proxy.hang()
         session.save(1)
         until(lambda: NICENESS in niceness(pusher), "it puts, at low priority")
-        session._pusher.hurry()
+        session._opened.pusher.hurry()
         if os.geteuid() == 0:
             until(lambda: NICENESS not in niceness(pusher), "what is under way is raised")
         proxy.heal()
@@ -188,14 +188,14 @@ def test_a_pusher_that_is_killed_is_replaced_at_the_next_save(tmp_path):
     """
     with session_at(tmp_path) as (session, heard):
         session.resume()
-        first = session._pusher.pid
+        first = session._opened.pusher.pid
         os.kill(first, signal.SIGSTOP)
         session.after_step(1)
         os.kill(first, signal.SIGKILL)
         lost = heard.wait(SaveAbandoned, step=1)
         session.after_step(2)
         heard.wait(Committed, step=2)
-        second = session._pusher.pid
+        second = session._opened.pusher.pid
 
     assert "code -9" in lost.reason
     assert second != first
@@ -213,7 +213,7 @@ def test_a_pusher_that_died_unnoticed_costs_nothing(tmp_path):
         session.resume()
         for step in range(1, 9):
             with suppress(ProcessLookupError):
-                os.kill(session._pusher.pid, signal.SIGKILL)
+                os.kill(session._opened.pusher.pid, signal.SIGKILL)
             session.after_step(step)
             until(
                 lambda step=step: heard.of(Committed, step=step) or heard.of(SaveAbandoned, step=step), "it is decided"
@@ -232,8 +232,8 @@ def test_a_pusher_that_cannot_be_started_does_not_end_the_training(tmp_path, mon
     """
     with session_at(tmp_path) as (session, heard):
         session.resume()
-        os.kill(session._pusher.pid, signal.SIGKILL)
-        until(lambda: session._pusher._sock is None, "its end is noticed")
+        os.kill(session._opened.pusher.pid, signal.SIGKILL)
+        until(lambda: session._opened.pusher._sock is None, "its end is noticed")
         with monkeypatch.context() as patch:
             patch.setattr(subprocess, "Popen", refuse)
             session.after_step(1)
@@ -277,7 +277,7 @@ def test_the_pusher_is_small(tmp_path):
     with session_at(tmp_path, {"w": torch.zeros(1_000_000)}) as (session, heard):
         session.save(1)
         heard.wait(Committed)
-        maps = Path(f"/proc/{session._pusher.pid}/maps").read_text()
+        maps = Path(f"/proc/{session._opened.pusher.pid}/maps").read_text()
         own_maps = Path("/proc/self/maps").read_text()
 
         assert "memfd:spot-" in maps
@@ -304,7 +304,7 @@ def test_the_pusher_needs_little_memory(client_options, most_bytes, s3_server, b
         session.save(1)
         heard.wait(Committed, step=1)
 
-        assert psutil.Process(session._pusher.pid).memory_full_info().uss < most_bytes
+        assert psutil.Process(session._opened.pusher.pid).memory_full_info().uss < most_bytes
 
 
 def num_fds(pid="self"):
@@ -328,7 +328,7 @@ def test_many_saves_leave_no_descriptor_open(tmp_path):
     """
     with session_at(tmp_path, {"w": torch.zeros(1000)}) as (session, heard):
         session.resume()
-        holder = dict(session._parts.items())["part"]
+        holder = dict(session._registry.items())["part"]
         ours, theirs = [], []
         for step in range(1, 101):
             if step % 20 == 0:
@@ -337,7 +337,7 @@ def test_many_saves_leave_no_descriptor_open(tmp_path):
             if step % 10 == 0:
                 until_idle(session)
                 ours.append(buffers_and_others())
-                theirs.append(buffers_and_others(session._pusher.pid))
+                theirs.append(buffers_and_others(session._opened.pusher.pid))
         heard.wait(Committed, step=100)
 
     assert len(heard.of(Committed)) == 100
@@ -354,9 +354,9 @@ def test_sessions_one_after_another_leave_nothing(tmp_path):
     before, pids = num_fds(), []
     for life in range(1, 4):
         with session_at(tmp_path) as (session, heard):
-            session.watch_signals()
+            session.handle_signals()
             assert session.resume() == (life - 1 or None)
-            pids.append(session._pusher.pid)
+            pids.append(session._opened.pusher.pid)
             session.finish(life)
         assert heard.of(AttemptStarted) == [AttemptStarted(attempt=life, world_size=1)]
         assert len(heard.of(Resumed)) == (life > 1)

@@ -43,7 +43,7 @@ CALLS: Final[dict[str, frozenset[Phase]]] = {
     "open": frozenset({Phase.NEW}),
     "register": frozenset({Phase.NEW, Phase.JOINED}),
     "resume": frozenset({Phase.NEW, Phase.JOINED}),
-    "handle_signals": frozenset({Phase.JOINED, Phase.TRAINING, Phase.PAUSED, Phase.LEFT_BEHIND}),
+    "handle_signals": frozenset({Phase.NEW, Phase.JOINED, Phase.TRAINING, Phase.PAUSED, Phase.LEFT_BEHIND}),
     "after_step": _STEPPING,
     "save": _STEPPING,
     "pause": _STEPPING,

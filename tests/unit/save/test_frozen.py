@@ -173,7 +173,7 @@ def test_a_notice_stores_what_turns_out_not_to_be_frozen(tmp_path):
     """
     model, optimizer = tuned()
     with session_of(tmp_path, model, optimizer) as (session, heard):
-        session.watch_signals()
+        session.handle_signals()
         save(session, heard, 1)
         behind_the_version(model["base"])
         os.kill(os.getpid(), signal.SIGTERM)
@@ -190,16 +190,15 @@ def test_a_pause_holds_what_turns_out_not_to_be_frozen(tmp_path):
     """
     model, optimizer = tuned()
     with session_of(tmp_path, model, optimizer) as (session, heard):
-        session.watch_signals()
+        session.handle_signals()
         save(session, heard, 1)
         behind_the_version(model["base"])
         expected = weights(model)
-        session.enter_pause(2)
-        behind_the_version(model["base"])
-        os.kill(os.getpid(), signal.SIGTERM)
-        until(lambda: session.notice, "the notice is heard")
-        with pytest.raises(Preempted):
-            session.in_pause()
+        with pytest.raises(Preempted), session.pause(2) as pause:  # noqa: PT012 - what raises is its last line
+            behind_the_version(model["base"])
+            os.kill(os.getpid(), signal.SIGTERM)
+            until(lambda: session.notice, "the notice is heard")
+            pause.check()
     assert restored(tmp_path)[0] == 2
     assert_equal(restored(tmp_path)[1], expected)
 
@@ -234,8 +233,8 @@ def test_a_new_pusher_process_is_told_again(tmp_path):
     with session_of(tmp_path, model, optimizer) as (session, heard):
         save(session, heard, 1)
         objects = frozen_objects(tmp_path)
-        os.kill(session._pusher.pid, signal.SIGKILL)
-        until(lambda: session._pusher._sock is None, "its death is known")
+        os.kill(session._opened.pusher.pid, signal.SIGKILL)
+        until(lambda: session._opened.pusher._sock is None, "its death is known")
         step(model, optimizer)
         assert save(session, heard, 2).num_bytes < TRAINED_BYTES + 2000
     assert frozen_objects(tmp_path) == objects
@@ -250,10 +249,12 @@ def test_a_pusher_that_dies_while_a_step_refers_to_what_it_knew(tmp_path):
     step(model, optimizer)
     with session_of(tmp_path, model, optimizer) as (session, heard):
         save(session, heard, 1)
-        os.kill(session._pusher.pid, signal.SIGSTOP)
-        session._saver._copier.do(lambda: until(lambda: session._pusher._sock is None, "its death is known"))
+        os.kill(session._opened.pusher.pid, signal.SIGSTOP)
+        session._opened.saver._copier.do(
+            lambda: until(lambda: session._opened.pusher._sock is None, "its death is known")
+        )
         session.save(2)
-        os.kill(session._pusher.pid, signal.SIGKILL)
+        os.kill(session._opened.pusher.pid, signal.SIGKILL)
         heard.wait(SaveAbandoned, step=2)
         save(session, heard, 3)
     assert restored(tmp_path)[0] == 3
