@@ -54,7 +54,8 @@ def test_a_file_that_appears_makes_the_rank_leave(tmp_path):
 
     def body(session, rank, heard):
         session.after_step(1)
-        file.write_text('{"grace_seconds": 40}')
+        (tmp_path / "whole").write_text('{"grace_seconds": 40}')
+        (tmp_path / "whole").rename(file)  # an empty file would be a notice too
         heard.wait(NoticeReceived)
         try:
             session.after_step(2)
