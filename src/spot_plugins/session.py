@@ -105,6 +105,8 @@ class SpotSession:
         self._stays = False  # without the ranks that left: what this one saves would never be committed
         self._training_thread_leaves = threading.Event()
         self._closed = False
+        self._last_committed_step: int | None = None
+        self._resumed_from: int | None = None
         self._agreement = self._open_agreement()  # last: its thread uses all of the above
         self._tell(events.AttemptStarted(attempt=run.attempt, world_size=self._ranks.world_size))
         self._listener = Listener(config, self._agreement, self._tell, is_first=self._ranks.rank == 0)
@@ -118,6 +120,16 @@ class SpotSession:
     def notice(self) -> Notice | None:
         """The notice received by any rank, or None."""
         return self._agreement.notice
+
+    @property
+    def last_committed_step(self) -> int | None:
+        """Newest step that this rank knows to be committed by this process life, or None."""
+        return self._last_committed_step
+
+    @property
+    def resumed_from(self) -> int | None:
+        """Step that :meth:`resume` restored, or None on a first run and before :meth:`resume`."""
+        return self._resumed_from
 
     def register(self, name: str, part: Part, *, replicated: tuple[str, ...] = ()) -> None:
         """
@@ -162,6 +174,7 @@ class SpotSession:
         if loaded is not None:
             apply_state(loaded, list(self._parts.items()), self._ranks.rank)
         step = loaded.step_id.step if loaded is not None else None
+        self._resumed_from = step
         self._saves.resumed(step)
         self._agreement.saved(step or 0)
         if loaded is not None:
@@ -221,6 +234,10 @@ class SpotSession:
         as weights being clipped or swapped for averaged ones. Pauses, and the end of the training, include it.
         """
         self._saver.fence()
+
+    def pause(self, step: int) -> Pause:
+        """Return a context in which training stands still after *step*. See :meth:`enter_pause`."""
+        return Pause(self, step)
 
     def enter_pause(self, step: int) -> None:
         """
@@ -415,6 +432,8 @@ class SpotSession:
         self._tell(events.SaveDeferred(step=step, num_deferred=self._num_deferred))
 
     def _tell(self, event: Event) -> None:
+        if isinstance(event, events.Committed):
+            self._last_committed_step = max(event.step, self._last_committed_step or 0)
         for hook in self._hooks:
             try:
                 hook(event)
@@ -423,3 +442,23 @@ class SpotSession:
         self._last_seconds.hear(event)
         if (change := self._pacing.hear(event)) is not None:
             self._tell(change)
+
+
+class Pause:
+    """Training that stands still after one step. A context manager; :meth:`check` works within it."""
+
+    def __init__(self, session: SpotSession, step: int) -> None:
+        self._session = session
+        self._step = step
+
+    def __enter__(self) -> Pause:
+        self._session.enter_pause(self._step)
+        return self
+
+    def check(self) -> None:
+        """Leave if there is a notice."""
+        self._session.in_pause()
+
+    def __exit__(self, exc_type: object, exc: BaseException | None, traceback: object) -> None:
+        if exc is None or isinstance(exc, Exception):  # the program may catch it and train on
+            self._session.exit_pause()
