@@ -20,6 +20,7 @@ from .launch import roster
 from .leave.listener import Listener
 from .leave.measurements import Measurements
 from .push import Pusher, PushSettings
+from .push.lifecycle import StepState
 from .ranks import Board, Ranks, current_ranks, meet
 from .resume.join import join_run
 from .resume.newest import apply_state, check_alike, load_newest
@@ -123,7 +124,10 @@ class SpotSession:
 
     @property
     def last_committed_step(self) -> int | None:
-        """Newest step that this rank knows to be committed by this process life, or None."""
+        """Newest step that this rank has committed in this process, or None."""
+        last = self._saves.last
+        if last is not None and self._pusher.wait_settled(last, 0.0) is StepState.COMMITTED:
+            return last  # its event may not have been emitted yet
         return self._last_committed_step
 
     @property

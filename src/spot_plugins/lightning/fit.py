@@ -53,12 +53,14 @@ class Fit:
         self._register(pl_module, own)
         step = self.session.resume()
         if step is not None:
-            if trainer.ckpt_path:
+
+            def warn(ckpt_path: str) -> None:
                 rank_zero_warn(
-                    f"ckpt_path={str(trainer.ckpt_path)!r} is not used: the run at {self._url} has a checkpoint of its "
-                    f"own, and training continues after its step {step}. To begin from ckpt_path, choose a new URL"
+                    f"ckpt_path={ckpt_path!r} is not used: the run at {self._url} has a checkpoint of its own, and "
+                    f"training continues after its step {step}. To begin from ckpt_path, choose a new URL"
                 )
-            internals.ignore_ckpt_path(trainer)
+
+            internals.ignore_ckpt_path(trainer, warn)
         self._last_step = trainer.global_step
 
     def start(self) -> None:

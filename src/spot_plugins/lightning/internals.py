@@ -85,17 +85,28 @@ def allow_sigterm_broadcast(trainer: Trainer) -> None:
 # ---- the checkpoint of ckpt_path
 
 
-def ignore_ckpt_path(trainer: Trainer) -> None:
+def ignore_ckpt_path(trainer: Trainer, warn: Callable[[str], None]) -> None:
     """
-    Let Lightning restore nothing from ``ckpt_path`` from now on, and not say that it has.
+    Let Lightning restore nothing from ``ckpt_path`` after ``on_fit_start``, and not print that it has.
 
-    A sharding strategy loads the checkpoint after ``on_fit_start``, any other one before. After the hook every
-    strategy restores optimizers and loops from it.
+    With a sharding strategy Lightning reads the checkpoint after that hook, with any other one before. After the hook
+    it restores optimizers and loops from the checkpoint.
+
+    Args:
+        trainer: The trainer whose ``fit`` has called ``on_fit_start``.
+        warn: Called with the path, if there is one.
     """
     connector = trainer._checkpoint_connector
+    if connector._ckpt_path:
+        warn(str(connector._ckpt_path))
     connector._loaded_checkpoint = {}
     connector._ckpt_path = None
-    connector.__dict__["resume_start"] = _do_nothing
+
+    def resume_start(checkpoint_path: object = None, **settings: object) -> None:
+        if checkpoint_path:
+            warn(str(checkpoint_path))
+
+    connector.__dict__["resume_start"] = resume_start
 
 
 def allow_ckpt_path(trainer: Trainer) -> None:
@@ -262,5 +273,5 @@ def is_flat_parameter(name: str) -> bool:
     return name.endswith("_flat_param")
 
 
-def _do_nothing(*args: Any, **kwargs: Any) -> None:
+def _do_nothing(*args: object) -> None:
     """Stand in for a method of Lightning that must not run."""
