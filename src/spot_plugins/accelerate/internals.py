@@ -1,5 +1,5 @@
 """
-Private names of Accelerate that this package uses, each behind a small function.
+Private names of Accelerate that this package uses, each in a small function.
 
 Checked against accelerate 1.15. :func:`check` runs when a hook is made and names the attribute that an installed
 version lacks.

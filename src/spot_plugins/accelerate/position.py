@@ -229,7 +229,7 @@ def _give_own_generator(plain: Any) -> None:
     """
     Let a loader that is not tracked take the seed of its workers from a generator of its own.
 
-    Most loaders draw one such seed with every iterator. Persistent workers are made once in the life of a process, and
+    Most loaders draw one such seed with every iterator. Persistent workers are made once per process, and
     torchdata's loader has made its first iterator when Accelerate asked for its state. So a resumed process would draw
     from torch's stream more or less often than a training that was never interrupted.
     """

@@ -15,7 +15,7 @@ from ..session import Pause, SpotSession
 
 
 class Steps:
-    """Counts the steps of a loop, reports them to the session, and knows whether one is under way."""
+    """The steps of a loop. It counts them, reports them to the session, and knows if one is under way."""
 
     def __init__(self, accelerator: Accelerator, session: SpotSession) -> None:
         self.number = 0

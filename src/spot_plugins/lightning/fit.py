@@ -137,7 +137,7 @@ def _start_persistent_validation_workers(trainer: Trainer) -> None:
     """
     Make the iterators of persistent validation workers now, and leave the random streams as they are.
 
-    Making such an iterator draws from torch's stream, once in the life of a process. A resumed process would draw
+    Making such an iterator draws from torch's stream, once per process. A resumed process would draw
     once more than a training that was never interrupted.
     """
     rng = RngPart()

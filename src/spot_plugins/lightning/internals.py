@@ -1,5 +1,5 @@
 """
-Private names of Lightning that this package uses, each behind a small function.
+Private names of Lightning that this package uses, each in a small function.
 
 Checked against lightning 2.6 and torchmetrics 1.9. :func:`check` runs at the start of every ``fit`` and names the
 attribute that an installed version lacks. The drills in ``tests/drills`` pin what the attributes mean.
@@ -72,7 +72,7 @@ def stop_sigterm_broadcast(trainer: Trainer) -> None:
     Replace the part of Lightning's SIGTERM handler that broadcasts. Lightning calls our handler after it.
 
     A rank that alone gets the signal hangs or crashes in that broadcast. The replacement has to be there before
-    Lightning installs its handler, because the first hook after that comes behind a barrier that may last long.
+    Lightning installs its handler, because the first hook after that comes after a barrier that may last long.
     """
     trainer._signal_connector.__dict__["_sigterm_notifier_fn"] = _do_nothing
 
@@ -231,7 +231,7 @@ def _training_loader(trainer: Trainer) -> CombinedLoader:
 
 
 def callback_metrics(trainer: Trainer) -> dict[str, Any]:
-    """Return the dict behind ``trainer.callback_metrics``, which can be changed."""
+    """Return the dict that ``trainer.callback_metrics`` returns, without its update from the present collectors."""
     return trainer._logger_connector._callback_metrics
 
 
