@@ -40,6 +40,8 @@ from .state.part import Part
 from .state.registry import Registry
 from .store import is_local
 
+__all__ = ["Pause", "SpotSession"]
+
 logger = logging.getLogger(__name__)
 
 FINISH_WAIT_S: Final = 600.0
@@ -158,7 +160,7 @@ class SpotSession:
 
     @property
     def last_committed_step(self) -> int | None:
-        """The newest step of which this rank's part is stored, by this attempt or the one resumed from. None: none."""
+        """The newest step of which this attempt has stored the part of this rank, or None."""
         return self._last_committed_step
 
     @property
@@ -327,7 +329,7 @@ class SpotSession:
             case Committed(step=step):
                 self._last_committed_step = max(step, self._last_committed_step or 0)
             case Resumed(step=step):
-                self._resumed_from = self._last_committed_step = step
+                self._resumed_from = step
 
     def _open_if_new(self) -> None:
         if self._phase.now is Phase.NEW:

@@ -157,6 +157,25 @@ def test_steps_are_counted_where_gradients_are_applied(url):
     assert [step for _, step in Job(url, accumulate=3).run(epochs=2)] == [0, 0, 1, 2, 2, 2, 3, 4]
 
 
+def test_it_knows_the_last_committed_step_and_the_one_it_resumed_from(url):
+    """
+    Both are None where there is nothing to say, and stay when the block is left.
+    """
+    job = Job(url)
+    assert (job.spot.last_committed_step, job.spot.resumed_from) == (None, None)
+    with job.spot as spot:
+        spot.resume()
+        job.train_on(next(spot.batches(job.loader)))
+        spot.after_step()
+        job.wait_stored()
+        assert (spot.last_committed_step, spot.resumed_from) == (1, None)
+        next(spot.epochs(1))
+
+    job = Job(url)
+    job.run(epochs=1)
+    assert (job.spot.last_committed_step, job.spot.resumed_from) == (BATCHES, 1)
+
+
 def test_a_step_that_the_scaler_leaves_out_counts(url):
     """
     The scaler has changed and the data has moved on: Accelerate's own loops count it as well.
