@@ -6,8 +6,11 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
+
+from torch import nn
+from torch.optim import Optimizer
 
 from . import events
 from .agreement import Agreement, Decision, Group, Notice, Solo
@@ -28,7 +31,7 @@ from .resume.salvage import salvage
 from .save import SavedSteps, Saver
 from .schedule import Pacer, Trigger
 from .state.part import Part
-from .state.registry import Registry
+from .state.registry import Registry, register_model
 from .store import is_local
 
 logger = logging.getLogger(__name__)
@@ -126,10 +129,20 @@ class SpotSession:
         Args:
             name: A word, the same in every process life.
             part: An object with ``state_dict()`` and ``load_state_dict()``.
-            replicated: Top-level keys of its state whose tensors are equal on all ranks; the ranks share
-                the work of storing them.
+            replicated: Top-level keys of its state whose tensors are equal on all ranks; the ranks share the work of
+                storing them. A :class:`~.state.ShardedPart` names these keys itself.
         """
         self._parts.add(name, part, replicated)
+
+    def register_model(
+        self, model: nn.Module, optimizers: Iterable[Optimizer] = (), schedulers: Iterable[Part] = ()
+    ) -> None:
+        """
+        Add a model and what trains it: as ``model``, ``optimizer-0``, ``scheduler-0``, and so on.
+
+        Pass the model as it is trained, in its wrapper of DDP or FSDP. Comes before :meth:`resume`.
+        """
+        register_model(self.register, model, optimizers, schedulers)
 
     def watch_signals(self) -> None:
         """Take SIGTERM as a notice, under SLURM SIGUSR1 too. On the main thread; again, to take it back from a host."""

@@ -196,7 +196,7 @@ class SpotHook:
         ]
         self._position.adopt_loaders()
         for named in parts:
-            self._session.register(named.name, named.part, replicated=named.replicated)
+            self._session.register(named.name, named.part)
         for optimizer in self._accelerator._optimizers:
             optimizer.optimizer.register_step_post_hook(self._on_optimizer_step)
         step = self._session.resume()

@@ -11,11 +11,11 @@ from accelerate import Accelerator
 from ..data import ElasticSampler, LoaderPosition, samplers, shield_workers
 from ..data.unwrap import plain_loader
 from ..errors import ConfigError
-from ..state import RngPart
+from ..state import RngPart, ShardedPart
 from .prepared import prepared_loaders
 
 
-class StreamsPart:
+class StreamsPart(ShardedPart):
     """
     The random streams of this process.
 
@@ -32,7 +32,7 @@ class StreamsPart:
         return self._part.state_dict()
 
     def for_new_rank(self, state: dict[str, Any], rank: int) -> dict[str, Any]:
-        """Return the streams that a rank begins with that there was not before."""
+        """Return the streams with which a new *rank* begins."""
         return self._part.for_new_rank(state, rank)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

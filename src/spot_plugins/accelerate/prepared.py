@@ -27,7 +27,6 @@ class NamedPart:
 
     name: str
     part: Part
-    replicated: tuple[str, ...] = ()
 
 
 def check_supported(accelerator: Accelerator) -> None:
@@ -60,10 +59,10 @@ def prepared_parts(accelerator: Accelerator, registered: list[Any], *, keep_batc
         )
     _check_owners(accelerator, registered)
     for index, model in enumerate(accelerator._models):
-        yield NamedPart(f"model-{index}", ModelPart(model), ModelPart.replicated)
+        yield NamedPart(f"model-{index}", ModelPart(model))
     for index, optimizer in enumerate(accelerator._optimizers):
         part = OptimizerPart(optimizer, _model_of(optimizer, accelerator))
-        yield NamedPart(f"optimizer-{index}", part, OptimizerPart.replicated)
+        yield NamedPart(f"optimizer-{index}", part)
     for index, scheduler in enumerate(accelerator._schedulers):
         yield NamedPart(f"scheduler-{index}", scheduler)
     for index, custom in enumerate(accelerator._custom_objects):

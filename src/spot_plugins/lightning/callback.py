@@ -22,7 +22,7 @@ from ..data import end_shielded_workers
 from ..errors import ConfigError, Preempted
 from ..events import Hook
 from ..session import SpotSession
-from ..state import ModelPart, OptimizerPart, RngPart
+from ..state import ModelPart, RngPart, register_optimizers
 from .loops import LoopsPart, validation_is_due
 from .metrics import MetricsPart
 from .parts import CallbacksPart, CheckpointHooksPart, DeferredPart, FrozenPart
@@ -114,14 +114,11 @@ class SpotCheckpoint(Callback):
         session = fit.session
         model = trainer.strategy.model  # FSDP's own wrapper holds what it has flattened
         assert model is not None
-        session.register("model", ModelPart(model), replicated=ModelPart.replicated)
+        session.register("model", ModelPart(model))
         session.register("frozen", FrozenPart(pl_module))
         session.register("callbacks", CallbacksPart(trainer, pl_module, self))  # they may make groups in an optimizer
-        for index, optimizer in enumerate(trainer.optimizers):
-            part = OptimizerPart(optimizer, model)
-            session.register(f"optimizer-{index}", part, replicated=OptimizerPart.replicated)
-        for index, config in enumerate(trainer.lr_scheduler_configs):
-            session.register(f"scheduler-{index}", config.scheduler)
+        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        register_optimizers(session.register, model, trainer.optimizers, schedulers)
         session.register("precision", trainer.precision_plugin)
         session.register("loops", fit.loops)
         session.register("checkpoint-hooks", CheckpointHooksPart(trainer, pl_module, self))

@@ -9,14 +9,13 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BaseFinetuning
 from torch import nn
 
-from ..state import clean_name, is_flat
-from ..state.part import Part
+from ..state import ShardedPart, clean_name, is_flat
 
 
-class DeferredPart:
+class DeferredPart(ShardedPart):
     """Keeps the restored state of *part* until :meth:`settle`: what comes between would change it again."""
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: ShardedPart) -> None:
         self._part = part
         self._state: Any = None
 
@@ -30,7 +29,7 @@ class DeferredPart:
 
     def for_new_rank(self, state: Any, rank: int) -> Any:
         """Ask the part."""
-        return self._part.for_new_rank(state, rank) if hasattr(self._part, "for_new_rank") else state
+        return self._part.for_new_rank(state, rank)
 
     def settle(self) -> None:
         """Give the part its kept state, if there is one."""

@@ -1,4 +1,4 @@
-"""The way back: JSON that is not trusted, and tensors, to Python state. ``tree.py`` explains the tags."""
+"""The decoding of JSON, which is not trusted, and tensors to Python state. ``document.py`` explains the tags."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import numpy as np
 import torch
 
 from ..format.manifest import Json, ManifestError
-from .tags import ARRAY_DTYPES, FACTORIES, FLOATS, NUMPY_SCALARS, PATHS, TORCH_DTYPES
+from .dtypes import ARRAY_DTYPES, DTYPE_VALUES, NUMPY_SCALARS
+from .tags import FACTORIES, FLOATS, PATHS
 
 _MALFORMED: Final = (
     *(ValueError, TypeError, KeyError, OverflowError, struct.error),
@@ -25,13 +26,13 @@ _T = TypeVar("_T")
 
 
 class Decoder:
-    """One pass over a document. Methods of a tag return what its content stands for."""
+    """One pass over a document. The method of a tag returns the value for which the tag's *content* stands."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
         self._tensors = tensors
 
     def decode(self, document: Json) -> Any:
-        """Return what *document* stands for. Raise :exc:`ManifestError` if it stands for nothing."""
+        """Return the value for which *document* stands. Raise :exc:`ManifestError` if it is malformed."""
         if document is None or isinstance(document, (bool, int, float, str)):
             return document
         if isinstance(document, list):
@@ -43,7 +44,7 @@ class Decoder:
             return {key: self.decode(item) for key, item in sorted(document.items())}
         try:
             return self._tagged(document, tags)
-        except (ManifestError, RecursionError):  # from further inside; not to be wrapped at every level
+        except (ManifestError, RecursionError):  # from further inside, where it was wrapped already
             raise
         except _MALFORMED as error:
             raise ManifestError(f"the state document has a malformed {tags[0]}: {error!r}") from error
@@ -88,11 +89,11 @@ class Decoder:
         return int(content, 16)
 
     def _float(self, content: Any) -> float:
-        # A new object each time: two NaNs can be keys of one dict, but only if they are two objects.
+        # A new object each time, because two NaNs can be keys of one dict only if they are two objects.
         return float(struct.unpack(">d", bytes.fromhex(FLOATS.get(content, content)))[0])
 
     def _complex(self, content: Any) -> complex:
-        real, imaginary = (self._instance(part, float) for part in _items(content))
+        real, imaginary = (self._instance(item, float) for item in _items(content))
         return complex(real, imaginary)
 
     def _bytes(self, content: Any) -> bytes:
@@ -129,7 +130,7 @@ class Decoder:
         return torch.Size(map(_index, _items(content)))
 
     def _dtype(self, content: Any) -> torch.dtype:
-        return TORCH_DTYPES[content]
+        return DTYPE_VALUES[content]
 
     def _device(self, content: Any) -> torch.device:
         return torch.device(self._instance(content, str))

@@ -1,4 +1,4 @@
-"""The way out: Python state to JSON and tensors. ``tree.py`` explains the tags."""
+"""The encoding of Python state as JSON and tensors. ``document.py`` explains the tags."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ import torch
 
 from ..errors import UnsafeStateError
 from ..format.manifest import Json, canonical_json
+from .dtypes import ARRAY_DTYPES, ENCODABLE_DTYPES, NUMPY_SCALARS
 from .shard import Shard, is_dtensor, shard_of
-from .tags import ARRAY_DTYPES, FACTORIES, FLOATS, NUMPY_SCALARS, PATHS, TENSOR_DTYPES
+from .tags import FACTORIES, FLOATS, PATHS
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 MAX_DEPTH: Final = 64  # far below the recursion limits of Python and of JSON readers
 
-_MIN_INT: Final = -(2**63)  # beyond these, JSON readers other than Python's lose digits or fail
+_MIN_INT: Final = -(2**63)  # outside of this range, JSON readers other than Python's lose digits or fail
 _MAX_INT: Final = 2**64 - 1
 
 _NUMPY_NAMES: Final[dict[type, str]] = {dtype.type: name for name, dtype in NUMPY_SCALARS.items()}
@@ -34,14 +35,14 @@ _Memory: TypeAlias = tuple[torch.device, int, torch.dtype, tuple[int, ...], tupl
 
 
 class Encoder:
-    """One pass over a state. Methods return the JSON of *value*, which is found at *path*."""
+    """One pass over a state. Each method returns the JSON of *value*, which lies at *path* in the state."""
 
     def __init__(self) -> None:
         self.tensors: dict[str, torch.Tensor | Shard] = {}
         self._name_of: dict[_Memory | int, str] = {}
 
     def encode(self, value: Any, path: str) -> Json:
-        """Return the JSON of *value*; add its tensors to ``tensors``."""
+        """Return the JSON of *value*, and add its tensors to ``tensors``."""
         kind = type(value)
         if path.count("/") > MAX_DEPTH:  # each level adds one
             raise UnsafeStateError(path, f"{_type_name(kind)} nested deeper than {MAX_DEPTH} levels")
@@ -53,7 +54,7 @@ class Encoder:
         raise UnsafeStateError(path, _type_name(kind))
 
     def _child(self, value: Any, path: str, key: str | int) -> Json:
-        # Most values are plain: they get no path and no further call, which halves the time of it all.
+        # Most values are plain. They get no path and no further call, which halves the time of the whole pass.
         kind = type(value)
         if kind is str or kind is bool or value is None:
             return value  # type: ignore[no-any-return]
@@ -124,8 +125,8 @@ class Encoder:
         return {f"${kind}": sorted(elements, key=canonical_json)}
 
     def _hashable(self, value: Any, path: str, role: str) -> Json:
-        # A tensor is hashable, but by identity: as a key it would be lost. Nor do keys have a place, and
-        # with it a name for the tensor.
+        # A tensor is hashable, but by identity, so that nobody could find it again as a key. A key also has no path
+        # from which the tensor could get a name.
         aside = Encoder()
         try:
             document = aside.encode(value, path)
@@ -146,7 +147,7 @@ class Encoder:
         return self._named(id(value), value, path)
 
     def _named(self, identity: int, shard: Shard, path: str) -> Json:
-        """Name *shard*. It is met again by identity: of a small tensor this rank may have no memory at all."""
+        """Name *shard*. It is known again by its identity, because this rank may hold no memory of a small tensor."""
         if identity not in self._name_of:
             self._check(shard.local, path)
             if shard.local.dtype is torch.complex128:
@@ -157,7 +158,7 @@ class Encoder:
     def _check(self, value: torch.Tensor, path: str) -> None:
         if value.layout is not torch.strided or value.is_nested:
             raise UnsafeStateError(path, f"torch.Tensor ({'nested' if value.is_nested else value.layout})")
-        if value.dtype not in TENSOR_DTYPES:
+        if value.dtype not in ENCODABLE_DTYPES:
             raise UnsafeStateError(path, f"torch.Tensor ({value.dtype})")
         if value.is_meta:
             raise UnsafeStateError(path, "torch.Tensor (on the meta device, without data)")
@@ -165,14 +166,14 @@ class Encoder:
     def _tensor(self, value: torch.Tensor, path: str) -> Json:
         self._check(value, path)
         tensor = value.detach()
-        if tensor.is_conj() or tensor.is_neg():  # the bytes in memory are not yet the values
+        if tensor.is_conj() or tensor.is_neg():  # the bytes in memory are not the values yet
             tensor = tensor.resolve_conj().resolve_neg()
         if tensor.dtype is torch.complex128:
             return {"$complex128": self._name(torch.view_as_real(tensor), path)}
         return {"$tensor": self._name(tensor, path)}
 
     def _name(self, tensor: torch.Tensor, path: str) -> str:
-        # Not by identity: each state_dict() wraps the same memory anew.
+        # Known again by memory and not by identity, because each state_dict() wraps the same memory anew.
         address = tensor.data_ptr()
         memory = (tensor.device, address, tensor.dtype, tensor.shape, tensor.stride())
         if address and memory in self._name_of:
@@ -183,7 +184,7 @@ class Encoder:
     def _new_name(self, tensor: torch.Tensor | Shard, path: str) -> str:
         name = path or "tensor"
         number = 2
-        while name in self.tensors or name == "__metadata__":  # {0: a, "0": b}; a word of safetensors
+        while name in self.tensors or name == "__metadata__":  # as in {0: a, "0": b}; a word of safetensors
             name = f"{path}%{number}"
             number += 1
         self.tensors[name] = tensor
@@ -243,14 +244,19 @@ _ENCODERS: Final[dict[type, Callable[[Encoder, Any, str], Json]]] = {
     **dict.fromkeys(PATHS.values(), Encoder._path),
     timedelta: Encoder._timedelta,
 }
-"""By exact type: a subclass may mean more than its base, so it is refused."""
+"""The encoders by exact type. A subclass is refused, because it may mean more than its base."""
 
 
 def segment(key: str) -> str:
-    """Return *key* as it stands in the name of a tensor, between two slashes."""
-    if not key.isascii():  # half a surrogate pair is a string, but not one that others can read
+    """Return *key* as it is written in the name of a tensor, between two slashes."""
+    if not key.isascii():  # half of a surrogate pair is a string in Python, but cannot be stored
         key = key.encode("utf-8", "backslashreplace").decode()
     return key.replace("%", "%25").replace("/", "%2F") or "%"
+
+
+def segments(name: str) -> list[str]:
+    """Return the keys in the *name* of a tensor, each as :func:`segment` writes it."""
+    return name.split("/")
 
 
 def _type_name(kind: type) -> str:

@@ -467,7 +467,7 @@ def test_what_a_distributed_tensor_is_taken_for(one_rank_mesh):
         _, tensors = encode({"weight": DTensor.from_local(torch.ones(2), one_rank_mesh, [placement])}, "model")
         shard = tensors["model/weight"]
         assert torch.equal(shard.local, torch.ones(2))
-        assert shard.placement == ShardBoxes((2,), (Box((0,), (2,)),), (0,))
+        assert shard.boxes == ShardBoxes((2,), (Box((0,), (2,)),), (0,))
         assert isinstance(shard.like(torch.zeros(2)), DTensor)
     for dtype, placement, reason in (
         (torch.float32, Partial(), "sums that were not reduced yet"),
