@@ -128,7 +128,7 @@ class OptimizerPart(ShardedPart):
 
     @property
     def _runs_step_hooks(self) -> bool:
-        """Whether each step runs torch's hooks, by which :mod:`~spot_plugins.save.copier` holds it back."""
+        """True if each step runs torch's hooks, by which :mod:`~spot_plugins.save.copier` holds the step back."""
         return getattr(type(self._optimizer).step, "hooked", False)
 
     def _trained(self) -> list[list[Trained]]:

@@ -27,6 +27,7 @@ from spot_plugins.state import decode, encode, graft, named
 from spot_plugins.state.decoder import _DECODERS
 from spot_plugins.state.dtypes import ARRAY_DTYPES, DTYPES, NUMPY_SCALARS
 from spot_plugins.state.encoder import MAX_DEPTH
+from spot_plugins.state.leaves import LEAF_DECODERS
 
 SIGNALLING_NAN = struct.unpack(">d", bytes.fromhex("7ff4000000000001"))[0]
 
@@ -537,7 +538,7 @@ def test_nesting_is_possible_up_to_the_limit_and_refused_beyond():
 
 # Documents that are not ours ------------------------------------------------------------------------------
 
-TAGS = [*_DECODERS, "$order"]
+TAGS = [*_DECODERS, *LEAF_DECODERS, "$order"]
 TENSORS = {"t": torch.ones(2), "bf16": torch.ones(2, dtype=torch.bfloat16), "int": torch.ones(2, dtype=torch.int64)}
 
 
