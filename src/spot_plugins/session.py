@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Final
+
+from torch import nn
+from torch.optim import Optimizer
 
 from .agreement import Agreement, Group, Notice, Solo
 from .clock import Clock, SystemClock
@@ -37,7 +40,7 @@ from .resume.restore import restore
 from .save import SavedSteps, Saver
 from .schedule import Pacer, Preemptions, Trigger, recent_preemptions
 from .state.part import Part
-from .state.registry import Registry
+from .state.registry import Registry, register_model
 from .store import is_local
 
 __all__ = ["Pause", "SpotSession"]
@@ -180,6 +183,17 @@ class SpotSession:
         """
         self._phase.check("register")
         self._registry.add(name, part, replicated)
+
+    def register_model(
+        self, model: nn.Module, optimizers: Iterable[Optimizer] = (), schedulers: Iterable[Part] = ()
+    ) -> None:
+        """
+        Add a model and what trains it, under the names ``model``, ``optimizer-0``, ``scheduler-0`` and so on.
+
+        Call it before :meth:`resume`. Pass the model as it is trained, in its wrapper of DDP or FSDP.
+        """
+        self._phase.check("register")
+        register_model(self.register, model, optimizers, schedulers)
 
     def handle_signals(self) -> None:
         """

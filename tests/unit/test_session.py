@@ -96,6 +96,35 @@ def test_what_was_saved_comes_back_in_the_next_life(url):
     assert (resumed.step, resumed.from_attempt, resumed.num_bytes) == (3, 1, committed.num_bytes)
 
 
+def test_a_model_comes_back_with_its_optimizer_and_scheduler(url):
+    """
+    One call registers them all, before the first life trains and before the second resumes.
+    """
+
+    def build(session):
+        model = torch.nn.Linear(2, 2)
+        optimizer = torch.optim.AdamW(model.parameters())
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2)
+        session.register_model(model, [optimizer], [scheduler])
+        return model, optimizer, scheduler
+
+    with training(url) as (session, _, heard):
+        model, optimizer, scheduler = build(session)
+        session.resume()
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        scheduler.step()
+        session.save(1)
+        heard.wait(Committed, step=1)
+
+    with training(url) as (session, _, _):
+        restored = build(session)
+        assert session.resume() == 1
+
+    for one, other in zip((model, optimizer, scheduler), restored, strict=True):
+        assert str(one.state_dict()) == str(other.state_dict())
+
+
 @pytest.mark.parametrize("name", ["part", "", "a/b"])
 def test_a_name_that_cannot_be_a_part_is_refused(url, name):
     """

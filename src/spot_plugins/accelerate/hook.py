@@ -213,7 +213,7 @@ class SpotHook:
         ]
         self._position.adopt_loaders()
         for named in parts:
-            self._session.register(named.name, named.part, replicated=named.replicated)
+            self._session.register(named.name, named.part)
         self._steps.follow(internals.optimizers(self._accelerator))
         self._steps.number = self._session.resume() or 0
         self._num_prepared = num_prepared(self._accelerator)

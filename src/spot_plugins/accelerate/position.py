@@ -11,11 +11,11 @@ from accelerate import Accelerator
 from ..data import ElasticSampler, LoaderPosition, samplers, shield_workers
 from ..data.unwrap import plain_loader
 from ..errors import ConfigError
-from ..state import RngPart
+from ..state import RngPart, ShardedPart
 from . import internals
 
 
-class StreamsPart:
+class StreamsPart(ShardedPart):
     """
     The random streams of this process.
 

@@ -28,7 +28,6 @@ class NamedPart:
 
     name: str
     part: Part
-    replicated: tuple[str, ...] = ()
 
 
 def check_supported(accelerator: Accelerator) -> None:
@@ -63,10 +62,10 @@ def prepared_parts(accelerator: Accelerator, registered: list[Any], *, keep_batc
         )
     _check_owners(accelerator, registered)
     for index, model in enumerate(internals.models(accelerator)):
-        yield NamedPart(f"model-{index}", ModelPart(model), ModelPart.replicated)
+        yield NamedPart(f"model-{index}", ModelPart(model))
     for index, optimizer in enumerate(internals.optimizers(accelerator)):
         part = OptimizerPart(optimizer, _model_of(optimizer, accelerator))
-        yield NamedPart(f"optimizer-{index}", part, OptimizerPart.replicated)
+        yield NamedPart(f"optimizer-{index}", part)
     for index, scheduler in enumerate(internals.schedulers(accelerator)):
         yield NamedPart(f"scheduler-{index}", scheduler)
     for index, custom in enumerate(internals.custom_objects(accelerator)):

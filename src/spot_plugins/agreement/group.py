@@ -28,10 +28,10 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, cast
 
-from ..ranks import Board, BoardClosedError, Ranks
+from ..ranks import BoardClosedError
 from ..schedule import AgreedReason, PeriodicTrigger
 from .ballot import Ballot, Proposal, ProposalAnswer, count_notice, count_proposal
-from .decision import Decision, Planner
+from .decision import Decision
 from .notice import Notice, merge
 
 logger = logging.getLogger(__name__)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from ..schedule import PeriodicTrigger
-from .decision import Decision, Planner
+from .decision import Decision
 from .notice import Notice, merge
 
 

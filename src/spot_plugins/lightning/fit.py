@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from ..data.internals import has_persistent_iterator
 from ..session import Pause, SpotSession
-from ..state import ModelPart, OptimizerPart, RngPart
+from ..state import ModelPart, RngPart, register_optimizers
 from . import internals
 from .loops import LoopsPart
 from .metrics import MetricsPart
@@ -114,15 +114,12 @@ class Fit:
         trainer, session = self._trainer, self.session
         model = trainer.strategy.model  # FSDP's own wrapper holds the flat parameters
         assert model is not None
-        session.register("model", ModelPart(model), replicated=ModelPart.replicated)
+        session.register("model", ModelPart(model))
         session.register("frozen", FrozenPart(pl_module))
         # Before the optimizers, because a callback may make groups in one.
         session.register("callbacks", CallbacksPart(trainer, pl_module, own))
-        for index, optimizer in enumerate(trainer.optimizers):
-            part = OptimizerPart(optimizer, model)
-            session.register(f"optimizer-{index}", part, replicated=OptimizerPart.replicated)
-        for index, config in enumerate(trainer.lr_scheduler_configs):
-            session.register(f"scheduler-{index}", config.scheduler)
+        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        register_optimizers(session.register, model, trainer.optimizers, schedulers)
         session.register("precision", trainer.precision_plugin)
         session.register("loops", self._loops)
         session.register("checkpoint-hooks", CheckpointHooksPart(trainer, pl_module, own))

@@ -9,15 +9,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BaseFinetuning
 from torch import nn
 
-from ..state import clean_name, is_flat
-from ..state.part import Part
+from ..state import ShardedPart, clean_name, is_flat
 from .internals import is_flat_parameter
 
 
-class DeferredPart:
+class DeferredPart(ShardedPart):
     """Part that keeps its restored state until :meth:`apply`, because something before that would change it again."""
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: ShardedPart) -> None:
         self._part = part
         self._state: Any = None
 
@@ -31,7 +30,7 @@ class DeferredPart:
 
     def for_new_rank(self, state: Any, rank: int) -> Any:
         """Return the state of a rank that is new to the run."""
-        return self._part.for_new_rank(state, rank) if hasattr(self._part, "for_new_rank") else state
+        return self._part.for_new_rank(state, rank)
 
     def apply(self) -> None:
         """Restore the part from the kept state, if there is one."""
