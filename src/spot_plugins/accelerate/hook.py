@@ -135,7 +135,7 @@ class SpotHook:
         self._steps = Steps(accelerator, self._session)
 
     def __enter__(self) -> SpotHook:
-        """Join the run: prove that its store works, start the pusher, and take SIGTERM as a notice on the main thread."""
+        """Join the run, start the pusher, and take SIGTERM as a notice if this is the main thread."""
         self._session.open()
         if threading.current_thread() is threading.main_thread():
             self._session.handle_signals()

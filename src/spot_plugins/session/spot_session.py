@@ -6,18 +6,17 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Final
 
 from torch import nn
 from torch.optim import Optimizer
 
-from .agreement import Agreement, Group, Notice, Solo
-from .clock import Clock, SystemClock
-from .config import SpotConfig
-from .errors import CommitError, Preempted
-from .events import (
+from ..agreement import Notice
+from ..clock import Clock, SystemClock
+from ..config import SpotConfig
+from ..errors import CommitError, Preempted
+from ..events import (
     AttemptStarted,
     Committed,
     Event,
@@ -27,21 +26,15 @@ from .events import (
     Subscriber,
     subscribers_of,
 )
-from .leave.departure import Departure
-from .leave.listener import Listener
-from .leave.measurements import Measurements
-from .leave.participant import TrainingParticipant
-from .leave.phase import Phase, PhaseTracker
-from .leave.way_out import Pause, WayOut
-from .push import Pusher, PushSettings
-from .ranks import Job, Ranks, current_ranks
-from .resume.join import Membership, join_run
-from .resume.restore import restore
-from .save import SavedSteps, Saver
-from .schedule import Pacer, Preemptions, Trigger, recent_preemptions
-from .state.part import Part
-from .state.registry import Registry, register_model
-from .store import is_local
+from ..leave.phase import Phase, PhaseTracker
+from ..leave.way_out import Pause
+from ..ranks import Ranks, current_ranks
+from ..resume.restore import restore
+from ..schedule import Trigger
+from ..state.part import Part
+from ..state.registry import Registry, register_model
+from ..store import is_local
+from .opened import Opened, join_and_build
 
 __all__ = ["Pause", "SpotSession"]
 
@@ -52,21 +45,6 @@ FINISH_WAIT_S: Final = 600.0
 
 POLL_S: Final = 0.02
 """Seconds between two looks for notices while the last push is awaited."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Opened:
-    """Everything that :meth:`SpotSession.open` has built."""
-
-    job: Job
-    run: Membership
-    pusher: Pusher
-    saver: Saver
-    saved_steps: SavedSteps
-    measurements: Measurements
-    agreement: Agreement
-    listener: Listener
-    way_out: WayOut
 
 
 class SpotSession:
@@ -112,7 +90,7 @@ class SpotSession:
         self._registry = Registry()
         self._phase = PhaseTracker()
         self._stack = ExitStack()
-        self._it: _Opened | None = None
+        self._it: Opened | None = None
         self._pause_step = 0  # of meaning in a pause only
         self._is_prepared = False
         self._last_committed_step: int | None = None
@@ -142,14 +120,24 @@ class SpotSession:
             StoreError: The store does not answer.
         """
         self._phase.check("open")
-        with ExitStack() as stack:  # closes in reverse order
-            self._it = it = self._build(stack)
+        try:
+            self._it = it = join_and_build(
+                self._config,
+                self._ranks or current_ranks(),
+                self._registry,
+                self._bus,
+                self._clock,
+                self._phase,
+                self._stack,
+            )
             it.pusher.start()
             self._phase.move(Phase.JOINED)
-            it.agreement.open()  # after all else is built, because its thread uses it
+            it.agreement.open()
             self._bus.emit(AttemptStarted(attempt=it.run.attempt, world_size=it.job.world_size))
             it.listener.open()
-            self._stack.push(stack.pop_all())
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def attempt(self) -> int:
@@ -333,7 +321,7 @@ class SpotSession:
         self._stack.close()
 
     @property
-    def _opened(self) -> _Opened:
+    def _opened(self) -> Opened:
         if self._it is None:
             raise RuntimeError("the session is not open: call open(), or use it in a `with` block")
         return self._it
@@ -349,56 +337,6 @@ class SpotSession:
         if self._phase.now is Phase.NEW:
             self.open()
 
-    def _build(self, stack: ExitStack) -> _Opened:
-        """Build everything, and let *stack* close it in reverse order."""
-        config, bus, phase = self._config, self._bus, self._phase
-        ranks = self._ranks or current_ranks()
-        job = Job(ranks, ranks.open_board())
-        stack.callback(job.board.close)
-        run = join_run(config, job)
-        preemptions = Preemptions()
-        if config.every_s == "auto" and job.rank == 0:
-            preemptions = recent_preemptions(run.store, run.attempt, self._clock)
-        pacer = Pacer(config, job.rank, preemptions, self._clock, bus)
-        measurements = Measurements(config.local_dir_survives, bus)
-        bus.subscribe(measurements.on_event)
-        bus.subscribe(pacer.on_event)
-        pusher = Pusher(_push_settings(config, run, job), bus)
-        saver = Saver(self._registry, job.ranks, pusher, bus, config.buffer_bytes)
-        saved_steps = SavedSteps(saver, pusher, config.grace_s)
-        participant = TrainingParticipant(saver, pusher, measurements, bus)
-        agreement: Agreement = Solo(pacer.trigger, participant)
-        if job.world_size > 1:
-            agreement = Group(job, pacer.trigger, participant)
-        listener = Listener(config, agreement, bus, is_first=job.rank == 0)
-        departure = Departure(
-            config=config,
-            job=job,
-            pusher=pusher,
-            saved_steps=saved_steps,
-            measurements=measurements,
-            agreement=agreement,
-            listener=listener,
-            bus=bus,
-        )
-        participant.way_out = way_out = WayOut(
-            phase=phase,
-            job=job,
-            agreement=agreement,
-            listener=listener,
-            saver=saver,
-            saved_steps=saved_steps,
-            measurements=measurements,
-            departure=departure,
-            stack=self._stack,
-        )
-        stack.callback(listener.release_signals)
-        stack.callback(pusher.close)
-        stack.callback(saver.close)  # what is being copied goes to the pusher
-        stack.callback(agreement.close)
-        stack.callback(listener.close)
-        return _Opened(job, run, pusher, saver, saved_steps, measurements, agreement, listener, way_out)
-
     def _save(self, step: int, trigger: Trigger) -> None:
         it = self._opened
         if self._phase.now is not Phase.LEFT_BEHIND and it.saved_steps.save(step, trigger):
@@ -412,16 +350,3 @@ class SpotSession:
             if way_out.is_pressed:
                 way_out.leave(step)
             time.sleep(POLL_S)
-
-
-def _push_settings(config: SpotConfig, run: Membership, job: Job) -> PushSettings:
-    return PushSettings(
-        url=run.url,
-        storage_options=dict(config.storage_options),
-        local_dir=run.local_dir,
-        rank=job.rank,
-        world_size=job.world_size,
-        attempt=run.attempt,
-        keep_last=config.keep_last,
-        keep_every=config.keep_every,
-    )
