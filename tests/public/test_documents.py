@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
 import re
 import subprocess
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -19,6 +21,8 @@ ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
+BLOCK = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 BASH_BLOCK = re.compile(r"^```bash\n(.*?)^```", re.MULTILINE | re.DOTALL)
 YAML_BLOCK = re.compile(r"^```yaml\n(.*?)^```", re.MULTILINE | re.DOTALL)
@@ -32,6 +36,21 @@ def test_a_link_to_a_file_finds_it(path: Path) -> None:
     """Every relative link, pictures included, leads to something in the repository."""
     targets = [link.partition("#")[0] for link in LINK.findall(path.read_text()) if "://" not in link]
     assert [target for target in targets if not (path.parent / target).exists()] == []
+
+
+@each_document
+def test_a_link_to_a_heading_finds_it(path: Path) -> None:
+    """The part of a link after the # is a heading of the page that it leads to."""
+    for link in LINK.findall(path.read_text()):
+        target, _, anchor = link.partition("#")
+        if anchor and "://" not in link:
+            page = path.parent / target if target else path
+            assert anchor in {slug(heading) for heading in HEADING.findall(BLOCK.sub("", page.read_text()))}, link
+
+
+def slug(heading: str) -> str:
+    """Return the anchor that GitHub and mkdocs make of a heading."""
+    return re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower())
 
 
 @each_document
@@ -58,6 +77,35 @@ def test_a_variable_in_it_is_one_of_ours(path: Path) -> None:
     """A name that nobody reads would be believed to be set."""
     known = {f"SPOT_{field.name.upper()}" for field in fields(SpotConfig)} - {"SPOT_STORAGE_OPTIONS"}
     assert set(VARIABLE.findall(path.read_text())) <= known
+
+
+def test_the_navigation_has_every_page_once() -> None:
+    """A page that is not in the navigation is found by nobody."""
+    listed = list(pages_of(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
+    assert sorted(listed) == sorted(str(path.relative_to(ROOT / "docs")) for path in ROOT.glob("docs/**/*.md"))
+
+
+def pages_of(entry: Any) -> list[str]:
+    """Return the paths in *entry*, a part of the navigation."""
+    if isinstance(entry, str):
+        return [entry]
+    inner = entry.values() if isinstance(entry, dict) else entry
+    return [page for each in inner for page in pages_of(each)]
+
+
+def test_the_reference_is_that_of_the_sources() -> None:
+    """The pages in docs/reference are those that `make docs` makes: change the sources, then run it."""
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs/generate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+
+    made = generate.pages()
+
+    assert set(made) == set(ROOT.glob("docs/reference/*"))
+    for path, text in made.items():
+        assert path.read_text() == text, f"{path.name} is out of date: run `make docs`"
 
 
 def test_there_is_a_page_for_whatever_is_recognised() -> None:
