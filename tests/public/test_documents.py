@@ -108,6 +108,17 @@ def test_the_reference_is_that_of_the_sources() -> None:
         assert path.read_text() == text, f"{path.name} is out of date: run `make docs`"
 
 
+def test_the_architecture_has_the_layers_and_every_package() -> None:
+    """The list of layers is that of the import contract, and each package and module has its line in the table."""
+    text = (ROOT / "docs/architecture.md").read_text().partition("## Packages")[2]
+    (layers,) = re.findall(r"^layers = (\[.*?^\])", (ROOT / "pyproject.toml").read_text(), re.MULTILINE | re.DOTALL)
+    assert "\n".join(ast.literal_eval(layers)) in text
+
+    names = {path.stem for path in (ROOT / "src/spot_plugins").glob("[!_]*") if path.name != "py.typed"}
+    rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
+    assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == names
+
+
 def test_there_is_a_page_for_whatever_is_recognised() -> None:
     """Each provider that a session finds, and each launcher, is in the table of the how-tos."""
     pages = {path.stem for path in ROOT.glob("docs/howto/*.md")} - {"index"}
