@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 from spot_plugins.agreement import Group, Notice
 from spot_plugins.clock import SystemClock
+from spot_plugins.events import EventBus
 from spot_plugins.leave.measurements import Measurements
 from spot_plugins.ranks import TorchRanks
 from spot_plugins.schedule import PeriodicTrigger
@@ -73,7 +74,7 @@ class Board:
     def __init__(self, ranks, save_every):
         self.board = TimedBoard(ranks.open_board())
         trigger = PeriodicTrigger(save_every, None, SystemClock())
-        planner = Measurements(False, lambda event: None)
+        planner = Measurements(False, EventBus())
         self.crew = Group(ranks, self.board, trigger, lambda: True, lambda step: None, lambda: None, planner)
         self.crew.saved(0)
 

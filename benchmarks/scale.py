@@ -14,11 +14,12 @@ import statistics
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+from spot_plugins.events import EventBus
 from spot_plugins.format.commit import CommittedStep, commit, committed_steps, merge_manifests
 from spot_plugins.format.keys import StepId, attempt_key, blob_key
 from spot_plugins.format.manifest import RankManifest
 from spot_plugins.format.retention import prune
-from spot_plugins.ranks import MemoryBoard
+from spot_plugins.ranks import Job, MemoryBoard
 from spot_plugins.resume.newest import load_newest
 from spot_plugins.resume.reader import StepReader
 from spot_plugins.state import encode
@@ -83,7 +84,7 @@ def measure(store, world_size):
 
     def discover():
         ranks = AlikeRanks(world_size)
-        loaded = load_newest(store, None, "", ranks, ranks, print)
+        loaded = load_newest(store, None, "", Job(ranks, ranks), EventBus(print))
         assert loaded.step_id == StepId(STEPS[-1], 1)
 
     step_id = StepId(STEPS[-1], 1)

@@ -129,7 +129,7 @@ def fields_of(node: Definition) -> Iterator[tuple[str, str, str]]:
 def find(module: str, name: str) -> Definition:
     """Return the definition of *name*, which *module* has or imports from a module of its own."""
     parts = module.removeprefix("spot_plugins").strip(".").split(".")
-    for node in parse(*parts).body:
+    for node in ast.walk(parse(*parts)):
         if isinstance(node, Definition) and node.name == name:
             return node
         if isinstance(node, ast.ImportFrom) and name in [alias.name for alias in node.names]:

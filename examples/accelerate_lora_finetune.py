@@ -106,7 +106,7 @@ spot = SpotHook(
     every_steps=args.every_steps,
     every_seconds=args.every_seconds,
     storage_options={"endpoint_url": args.endpoint_url} if args.endpoint_url else {},
-    hooks=[write_event],
+    on_event=[write_event],
 )
 with spot:
     model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)

@@ -128,7 +128,7 @@ spot = SpotCheckpoint(
     every_steps=args.every_steps,
     every_seconds=args.every_seconds,
     storage_options={"endpoint_url": args.endpoint_url} if args.endpoint_url else {},
-    hooks=[write_event],
+    on_event=[write_event],
 )
 trainer = Trainer(
     max_epochs=args.epochs,

@@ -9,13 +9,14 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from spot_plugins.events import EventBus
 from spot_plugins.format.commit import committed_steps
 from spot_plugins.format.keys import rank_manifest_key
 from spot_plugins.format.manifest import RankManifest
 from spot_plugins.push import PushSettings
 from spot_plugins.push.speed import Meters
 from spot_plugins.push.step_push import StepPush
-from spot_plugins.ranks import Board, MemoryBoard, SingleRank
+from spot_plugins.ranks import Board, Job, MemoryBoard, SingleRank
 from spot_plugins.resume.newest import load_newest
 from spot_plugins.save import Saver
 from spot_plugins.state.registry import Registry
@@ -65,7 +66,7 @@ class InlinePusher:
         memory = {number: memoryview(mmap.mmap(each.fd, each.num_bytes)) for number, each in buffers.items()}
         images = [memory[blob.buffer][blob.offset : blob.offset + blob.num_bytes] for blob in job.blobs]
         stores = {"store": self.store, "local": self.local}
-        StepPush(job, self.settings, images, tell=self.told.append, meters=Meters(), **stores).run()
+        StepPush(job, self.settings, images, bus=EventBus(self.told.append), meters=Meters(), **stores).run()
 
     def knows_frozen(self, number):
         return False
@@ -108,7 +109,7 @@ def save(
     parts = Registry()
     parts.add("part", Holder(state_of(step, rank) if state is None else state), ("both",))
     pusher = InlinePusher(settings, store, local, again)
-    with closing(Saver(parts, ThreadRank(rank, world_size, MemoryBoard()), pusher, lambda event: None)) as saver:
+    with closing(Saver(parts, ThreadRank(rank, world_size, MemoryBoard()), pusher, EventBus())) as saver:
         saver.save(step, "explicit", deadline=0.0)
     return pusher.told
 
@@ -116,7 +117,9 @@ def save(
 def load(store, *, local=None, told=None):
     """Load the newest step on a job of one rank. *told* is a list that events are added to."""
     ranks = SingleRank()
-    return load_newest(store, local, URL, ranks, ranks.open_board(), ([] if told is None else told).append)
+    return load_newest(
+        store, local, URL, Job(ranks, ranks.open_board()), EventBus(*([] if told is None else [told.append]))
+    )
 
 
 def load_on_all(store, world_size, local=None):
@@ -127,7 +130,7 @@ def load_on_all(store, world_size, local=None):
     def body(rank):
         try:
             ranks = ThreadRank(rank, world_size, board)
-            results[rank] = load_newest(store, local, URL, ranks, board, lambda event: None)
+            results[rank] = load_newest(store, local, URL, Job(ranks, board), EventBus())
         except Exception as error:  # noqa: BLE001 - whatever a rank raises is its result
             results[rank] = error
 

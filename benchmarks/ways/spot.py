@@ -32,7 +32,7 @@ class Spot(Way):
         self.session = self._open()
 
     def _open(self):
-        session = SpotSession(self.config, hooks=[self._hear])
+        session = SpotSession(self.config, on_event=[self._hear])
         session.register("model", ModelPart(self.training.model), replicated=ModelPart.replicated)
         part = OptimizerPart(self.training.optimizer, self.training.model)
         session.register("optimizer", part, replicated=OptimizerPart.replicated)

@@ -2,14 +2,41 @@
 Make spot and preemptible GPUs harmless for PyTorch training.
 
 Start with :class:`spot_plugins.lightning.SpotCheckpoint` (a Lightning callback) or
-:class:`spot_plugins.accelerate.SpotHook` (an Accelerate hook). Importing this package alone
-imports neither torch nor any of those frameworks: the pusher process relies on that.
+:class:`spot_plugins.accelerate.SpotHook` (an Accelerate hook). Any other loop uses :class:`SpotSession`.
+
+A name of this package is imported when it is first used. So every process of this package starts fast, and only
+:class:`SpotSession` imports torch.
 """
 
 from __future__ import annotations
 
 __version__ = "0.1.0"
 
-from .resume.prefetch import prefetch
+__all__ = ["Preempted", "SpotConfig", "SpotSession", "__version__", "prefetch"]
 
-__all__ = ["__version__", "prefetch"]
+TYPE_CHECKING = False  # type checkers take it for that of typing, whose import takes longer than this package
+if TYPE_CHECKING:
+    from .config import SpotConfig
+    from .errors import Preempted
+    from .resume.prefetch import prefetch
+    from .session import SpotSession
+else:  # a type checker would accept any name from a __getattr__
+
+    def __getattr__(name: str) -> object:
+        from importlib import import_module
+
+        modules = {
+            "Preempted": ".errors",
+            "SpotConfig": ".config",
+            "SpotSession": ".session",
+            "prefetch": ".resume.prefetch",
+        }
+        if name not in modules:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(modules[name], __name__), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,4 +1,10 @@
-"""Settings, checked once, before anything starts."""
+"""
+Settings, checked once, before anything starts.
+
+The body of :class:`SpotConfig` is the one table of settings. Each field has its name, type, default, kind and one line
+of documentation. The checks, the ``SPOT_*`` variables and the printed form derive from it. The tests compare it with
+the arguments of the hosts and with the table in the README.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +12,9 @@ import math
 import numbers
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from datetime import timedelta
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 from .errors import ConfigError
@@ -15,137 +22,113 @@ from .errors import ConfigError
 OnNotice: TypeAlias = Literal["leave", "continue"]
 ElasticBatch: TypeAlias = Literal["keep", "scale"]
 NoticeSources: TypeAlias = Literal["auto"] | Sequence[str]
-EverySeconds: TypeAlias = float | Literal["auto"]
+Seconds: TypeAlias = float | timedelta
+EverySeconds: TypeAlias = float | timedelta | Literal["auto"]
 
 DEFAULT_GRACE_S: Final = 30.0  # what torchrun, GCP, Azure and Kubernetes give by default
 KNOWN_SOURCES: Final = ("aws", "gcp", "azure", "slurm")
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SpotConfig:
-    """What to save, when, and where to."""
-
-    url: str
-    """Where the run lives, as an fsspec URL: ``s3://bucket/run-7``, ``file:///data/run-7``. One run per URL."""
-
-    every_steps: int | None = None
-    """Save after this many optimizer steps. None: not on steps."""
-
-    every_seconds: EverySeconds | None = None
-    """Save after this many seconds of rank 0's clock, whichever comes first. ``auto``: as often as wastes least, from
-    what saves have cost and how often the run was interrupted. None: not on time."""
-
-    grace_seconds: float = DEFAULT_GRACE_S
-    """Seconds between a SIGTERM and the end of the machine. Also for notices that do not name their end."""
-
-    on_notice: OnNotice = "leave"
-    """Who leaves when one rank has a notice, once all have saved: ``leave`` all, ``continue`` only those with a
-    notice of their own, so that an elastic launcher rescales. Those that stay save nothing more."""
-
-    notice_sources: NoticeSources = "auto"
-    """Who is asked for notices, beside signals: of ``aws``, ``gcp``, ``azure`` and ``slurm`` those whose traces are
-    found (``auto``), or those that are named. Empty: nobody."""
-
-    notice_file: str | None = None
-    """A file whose appearance is a notice, or an ``http://`` URL that answers 404 until there is one; for other
-    providers, and to rehearse. The content may be ``{"grace_seconds": 30}``."""
-
-    acknowledge_notice: bool = False
-    """Whether to tell the provider that all is saved, so that it takes the machine sooner and stops billing. Azure
-    alone wants to know; without it, nothing is lost but seconds."""
-
-    keep_last: int = 2
-    """Committed checkpoints to keep; the newest one is never removed."""
-
-    keep_every: int | None = None
-    """Also keep every checkpoint whose step is a multiple of this. None: no others."""
-
-    local_dir: str | None = None
-    """Directory on a fast local disk for the first copy. None: a folder in the system's temporary directory,
-    or none at all when *url* is itself a local path."""
-
-    local_dir_survives: bool = False
-    """Whether the next attempt finds what is in *local_dir*, as on machines that are stopped and keep their disk. Then
-    a last save that only that disk can have in time is worth training on for."""
-
-    buffer_bytes: int | None = None
-    """Most host memory per rank that state on its way to the store may take, in bytes. None: room for two states,
-    of which the second is made only for a save that cannot wait. A save that finds no room is deferred."""
-
-    elastic_batch: ElasticBatch = "keep"
-    """On another number of ranks: ``keep`` the samples per optimizer step, by other gradient accumulation where that
-    divides; or leave accumulation alone, so that they ``scale`` with the ranks."""
-
-    storage_options: Mapping[str, Any] = field(default_factory=dict)
-    """Passed to the fsspec file system, for example ``{"endpoint_url": ...}``. May hold secrets: never printed."""
-
-    def __repr__(self) -> str:
-        shown = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "storage_options"}
-        shown["url"] = printable_url(self.url)
-        shown["notice_file"] = None if self.notice_file is None else printable_url(self.notice_file)
-        return f"SpotConfig({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
-
-    def __post_init__(self) -> None:
-        _require(isinstance(self.url, str), "url", self.url, "must be a string, such as 's3://bucket/run'")
-        _require(self.url != "", "url", self.url, "names no place: give one, such as s3://bucket/run")
-        _require(isinstance(self.local_dir, str | None), "local_dir", self.local_dir, "must be a string or None")
-        survives = self.local_dir_survives
-        _require(isinstance(survives, bool), "local_dir_survives", survives, "must be True or False")
-        if self.every_steps is None and self.every_seconds is None:
-            raise ConfigError(
-                "every_steps=None and every_seconds=None: nothing would be saved before a notice, and a "
-                "machine can vanish without one. Set at least one of them"
-            )
-        if self.every_steps is not None:
-            _require_count("every_steps", self.every_steps)
-        if self.every_seconds is not None and self.every_seconds != "auto":
-            _require_seconds("every_seconds", self.every_seconds, "must be a number of seconds, or 'auto'")
-        _require_seconds("grace_seconds", self.grace_seconds)
-        _require(self.on_notice in get_args(OnNotice), "on_notice", self.on_notice, "must be 'leave' or 'continue'")
-        _require_sources(self.notice_sources)
-        _require(isinstance(self.notice_file, str | None), "notice_file", self.notice_file, "must be a string or None")
-        _require(self.notice_file != "", "notice_file", self.notice_file, "names no file: give a path, or None")
-        told = self.acknowledge_notice
-        _require(isinstance(told, bool), "acknowledge_notice", told, "must be True or False")
-        _require_count("keep_last", self.keep_last)
-        if self.keep_every is not None:
-            _require_count("keep_every", self.keep_every)
-        if self.buffer_bytes is not None:
-            _require_count("buffer_bytes", self.buffer_bytes)
-        known = get_args(ElasticBatch)
-        _require(self.elastic_batch in known, "elastic_batch", self.elastic_batch, "must be 'keep' or 'scale'")
-
-
-def from_environment(**settings: Any) -> SpotConfig:
-    """
-    Build a :class:`SpotConfig` from *settings*, filling in what is missing from ``SPOT_*`` variables.
-
-    ``SPOT_URL``, ``SPOT_EVERY_STEPS``, ``SPOT_EVERY_SECONDS``, ``SPOT_GRACE_SECONDS``, ``SPOT_ON_NOTICE``,
-    ``SPOT_NOTICE_SOURCES`` (``auto``, ``none``, or names with commas between them), ``SPOT_NOTICE_FILE``,
-    ``SPOT_ACKNOWLEDGE_NOTICE`` (``true`` or ``false``), ``SPOT_KEEP_LAST``, ``SPOT_KEEP_EVERY``, ``SPOT_LOCAL_DIR``,
-    ``SPOT_LOCAL_DIR_SURVIVES`` (``true`` or ``false``), ``SPOT_BUFFER_BYTES`` and ``SPOT_ELASTIC_BATCH`` stand for the
-    field of that name. A setting that is given, even as a default of the caller's own, is never overridden; one that is
-    None counts as missing.
-
-    Raises:
-        ConfigError: A variable does not parse, or a setting cannot work.
-    """
-    given = {name: value for name, value in settings.items() if value is not None}
-    for name, parse in _PARSERS.items():
-        text = os.environ.get(f"SPOT_{name.upper()}")
-        if name not in given and text:
-            try:
-                given[name] = parse(text)
-            except ValueError:
-                raise ConfigError(f"SPOT_{name.upper()}={text!r} is not {_ARTICLE[parse]}") from None
-    if "url" not in given:
-        raise ConfigError("url is missing: pass it, or set SPOT_URL, for example to s3://bucket/run-7")
-    return SpotConfig(**given)
+_SECRET_IN_URL: Final = re.compile(r"(?<=://)[^/]*(?=@)|(?<=\?).*")
 
 
 def printable_url(url: str) -> str:
     """Return *url* without its user, password and query: a signed URL carries its signature there."""
     return _SECRET_IN_URL.sub("***", url)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kind:
+    """Rules that several settings share: reading one from a variable, checking it and printing it."""
+
+    check: Callable[[Any], Any]
+    """Returns the value to keep. Raises ValueError with a reason or a remedy that follows ``field=value``."""
+
+    parse: Callable[[str], Any] | None
+    """Reads the text of a variable. Raises ValueError if that is not *noun*. None: there is no variable."""
+
+    noun: str
+    """The form of a variable's text, such as ``a whole number``."""
+
+    show: Callable[[Any], str] = repr
+    """Prints a value of any type without secrets."""
+
+    def described(self, documentation: str) -> dict[str, Any]:
+        """Return the metadata of a field of this kind."""
+        return {"kind": self, "documentation": documentation}
+
+
+def _require(holds: bool, remedy: str) -> None:
+    if not holds:
+        raise ValueError(remedy)
+
+
+def _text(wanted: str, if_empty: str) -> Kind:
+    def check(value: Any) -> str:
+        _require(isinstance(value, str), f"must be {wanted}")
+        _require(value != "", if_empty)
+        return str(value)
+
+    def show(value: Any) -> str:
+        return repr(printable_url(value) if isinstance(value, str) else value)
+
+    return Kind(check=check, parse=str, noun="a string", show=show)
+
+
+def _check_count(value: Any) -> int:
+    _require(isinstance(value, numbers.Integral) and not isinstance(value, bool), "must be a whole number")
+    _require(value >= 1, "must be at least 1")
+    return int(value)
+
+
+def _check_seconds(value: Any, wanted: str = "a timedelta or a number of seconds") -> float:
+    if isinstance(value, timedelta):
+        value = value.total_seconds()
+    _require(isinstance(value, numbers.Real) and not isinstance(value, bool), f"must be {wanted}")
+    _require(value > 0, "must be above 0")
+    try:
+        seconds = float(value)
+    except OverflowError:  # an int of more than 308 digits
+        seconds = math.inf
+    _require(math.isfinite(seconds), "must be finite")
+    return seconds
+
+
+def _check_every_seconds(value: Any) -> float | Literal["auto"]:
+    is_auto = isinstance(value, str) and value == "auto"
+    return "auto" if is_auto else _check_seconds(value, "a timedelta, a number of seconds, or 'auto'")
+
+
+def _parse_every_seconds(text: str) -> float | Literal["auto"]:
+    return "auto" if text == "auto" else float(text)
+
+
+def _check_switch(value: Any) -> bool:
+    _require(isinstance(value, bool), "must be True or False")
+    return bool(value)
+
+
+def _parse_switch(text: str) -> bool:
+    _require(text in ("true", "false"), "")
+    return text == "true"
+
+
+def _choice(choices: tuple[str, ...]) -> Kind:
+    wanted = " or ".join(repr(choice) for choice in choices)
+
+    def check(value: Any) -> str:
+        _require(isinstance(value, str) and value in choices, f"must be {wanted}")
+        return str(value)
+
+    return Kind(check=check, parse=str, noun=wanted)
+
+
+def _check_sources(value: Any) -> NoticeSources:
+    if isinstance(value, str) and value == "auto":
+        return "auto"
+    are_names = isinstance(value, Sequence) and not isinstance(value, str)
+    are_known = are_names and all(isinstance(name, str) and name in KNOWN_SOURCES for name in value)
+    _require(are_known, f"must be 'auto' or names of {', '.join(KNOWN_SOURCES)}")
+    return tuple(value)
 
 
 def _parse_sources(text: str) -> NoticeSources:
@@ -154,62 +137,221 @@ def _parse_sources(text: str) -> NoticeSources:
     return tuple(name.strip() for name in text.split(","))
 
 
-def _true_or_false(text: str) -> bool:
-    if text not in ("true", "false"):
-        raise ValueError(text)
-    return text == "true"
+def _check_options(value: Any) -> dict[str, Any]:
+    are_named = isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
+    _require(are_named, "must be a dict of names and values, such as {'endpoint_url': 'http://127.0.0.1:9000'}")
+    return dict(value)
 
 
-def _seconds_or_auto(text: str) -> EverySeconds:
-    return "auto" if text == "auto" else float(text)
+_URL: Final = _text("a string, such as 's3://bucket/run'", "names no place: give one, such as s3://bucket/run")
+_FILE: Final = _text("a string or None", "names no file: give a path, or None")
+_DIRECTORY: Final = _text("a string or None", "names no directory: give a path, or None")
+_COUNT: Final = Kind(check=_check_count, parse=int, noun="a whole number")
+_SECONDS: Final = Kind(check=_check_seconds, parse=float, noun="a number")
+_EVERY_SECONDS: Final = Kind(check=_check_every_seconds, parse=_parse_every_seconds, noun="a number, or 'auto'")
+_SWITCH: Final = Kind(check=_check_switch, parse=_parse_switch, noun="true or false")
+_SOURCES: Final = Kind(check=_check_sources, parse=_parse_sources, noun="auto, none, or names with commas between them")
+_OPTIONS: Final = Kind(check=_check_options, parse=None, noun="", show=lambda value: "***")
 
 
-_SECRET_IN_URL: Final = re.compile(r"(?<=://)[^/]*(?=@)|(?<=\?).*")
-_PARSERS: Final[dict[str, Any]] = {
-    "url": str,
-    "every_steps": int,
-    "every_seconds": _seconds_or_auto,
-    "grace_seconds": float,
-    "on_notice": str,
-    "notice_sources": _parse_sources,
-    "notice_file": str,
-    "acknowledge_notice": _true_or_false,
-    "keep_last": int,
-    "keep_every": int,
-    "local_dir": str,
-    "local_dir_survives": _true_or_false,
-    "buffer_bytes": int,
-    "elastic_batch": str,
-}
-_ARTICLE: Final[dict[Any, str]] = {
-    int: "a whole number",
-    float: "a number",
-    _seconds_or_auto: "a number, or 'auto'",
-    _true_or_false: "true or false",
-    str: "a string",
-}
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpotConfig:
+    """
+    The settings of a run. Each is checked when the object is made.
+
+    Raises:
+        ConfigError: A setting cannot work.
+    """
+
+    url: str = field(
+        metadata=_URL.described("URL of the run, such as s3://bucket/run-7 or file:///data/run-7. One run per URL.")
+    )
+
+    every_steps: int | None = field(
+        default=None, metadata=_COUNT.described("Optimizer steps between saves. None: not by steps.")
+    )
+
+    every_seconds: EverySeconds | None = field(
+        default=None,
+        metadata=_EVERY_SECONDS.described(
+            "Seconds between saves, or a timedelta. 'auto': the interval that wastes least. None: not by time."
+        ),
+    )
+    """The clock is that of rank 0. ``auto`` computes the interval from what saves have cost and how often the run was
+    interrupted. With *every_steps* as well, a save begins when the first of the two is due."""
+
+    grace_seconds: Seconds = field(
+        default=DEFAULT_GRACE_S,
+        metadata=_SECONDS.described("Seconds, or a timedelta, from a SIGTERM until the machine is gone."),
+    )
+    """Also for notices that do not name their end."""
+
+    on_notice: OnNotice = field(
+        default="leave",
+        metadata=_choice(get_args(OnNotice)).described(
+            "Once all ranks have saved: 'leave' on all of them, or 'continue' on those without a notice."
+        ),
+    )
+    """``continue`` is for an elastic launcher, which starts the job again on the machines that are left. The ranks that
+    stay save nothing more."""
+
+    notice_sources: NoticeSources = field(
+        default="auto",
+        metadata=_SOURCES.described(
+            "Services to ask for notices: aws, gcp, azure, slurm. 'auto': those that are found. Empty: none."
+        ),
+    )
+    """Signals are notices in any case. An empty sequence asks no service."""
+
+    notice_file: str | None = field(
+        default=None,
+        metadata=_FILE.described("File whose appearance is a notice, or an http:// URL. None: no file."),
+    )
+    """A URL answers 404 until there is a notice. Use it for other providers, and to rehearse. The content may be
+    ``{"grace_seconds": 30}``."""
+
+    acknowledge_notice: bool = field(
+        default=False,
+        metadata=_SWITCH.described("Let the provider take the machine as soon as all is saved. Azure only."),
+    )
+    """Billing stops sooner. Without it, nothing is lost but seconds."""
+
+    keep_last: int = field(
+        default=2, metadata=_COUNT.described("Committed checkpoints to keep, counted from the newest.")
+    )
+
+    keep_every: int | None = field(
+        default=None,
+        metadata=_COUNT.described("Keep each checkpoint whose step is a multiple of this as well. None: no others."),
+    )
+
+    local_dir: str | None = field(
+        default=None,
+        metadata=_DIRECTORY.described(
+            "Directory on a fast local disk for a first copy. None: one in the temporary directory."
+        ),
+    )
+    """None means no first copy if *url* is itself a local path."""
+
+    local_dir_survives: bool = field(
+        default=False,
+        metadata=_SWITCH.described(
+            "True if the next attempt finds the local disk again. A last save there then counts."
+        ),
+    )
+    """True for machines that are stopped and keep their disk. Training then continues after a notice for a last save
+    that only the local disk can store in time."""
+
+    buffer_bytes: int | None = field(
+        default=None,
+        metadata=_COUNT.described(
+            "Most bytes of host memory per rank for state on its way to the store. None: room for two states."
+        ),
+    )
+    """The second of the two is made only for a save that cannot wait. A save that finds no room is deferred."""
+
+    elastic_batch: ElasticBatch = field(
+        default="keep",
+        metadata=_choice(get_args(ElasticBatch)).described(
+            "On another number of ranks: 'keep' the samples per step, or let them 'scale' with the ranks."
+        ),
+    )
+    """``keep`` changes the gradient accumulation where that divides. ``scale`` leaves it alone."""
+
+    storage_options: Mapping[str, Any] = field(
+        default_factory=dict,
+        metadata=_OPTIONS.described("Options of the fsspec file system, such as {'endpoint_url': ...}. Never printed."),
+    )
+
+    @property
+    def every_s(self) -> float | Literal["auto"] | None:
+        """Interval between saves in seconds, ``auto``, or None for no saves by time."""
+        assert not isinstance(self.every_seconds, timedelta)
+        return self.every_seconds
+
+    @property
+    def grace_s(self) -> float:
+        """Grace period in seconds."""
+        assert not isinstance(self.grace_seconds, timedelta)
+        return self.grace_seconds
+
+    def __repr__(self) -> str:
+        shown = (f"{setting.name}={setting.kind.show(getattr(self, setting.name))}" for setting in SETTINGS)
+        return f"SpotConfig({', '.join(shown)})"
+
+    def __post_init__(self) -> None:
+        for setting in SETTINGS:
+            value = getattr(self, setting.name)
+            if value is None and setting.default is None:
+                continue
+            try:
+                kept = setting.kind.check(value)
+            except ValueError as error:
+                raise ConfigError(f"{setting.name}={setting.kind.show(value)} {error}") from None
+            object.__setattr__(self, setting.name, kept)  # a timedelta becomes seconds, a list a tuple
+        if self.every_steps is None and self.every_seconds is None:
+            raise ConfigError(
+                "every_steps=None and every_seconds=None: nothing would be saved before a notice, and a "
+                "machine can vanish without one. Set at least one of them"
+            )
 
 
-def _require(holds: bool, name: str, value: object, remedy: str) -> None:
-    if not holds:
-        raise ConfigError(f"{name}={value!r} {remedy}")
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Setting:
+    """A row of the table of settings, as a field of :class:`SpotConfig` gives it."""
+
+    name: str
+
+    type: str
+    """Annotation of the field."""
+
+    default: Any
+    """None: None is a value of this setting. :data:`dataclasses.MISSING`: the setting has no default."""
+
+    kind: Kind
+
+    documentation: str
+    """One line for a table, and for the arguments of a host."""
+
+    @property
+    def variable(self) -> str | None:
+        """Name of the environment variable, or None if there is none."""
+        return None if self.kind.parse is None else f"SPOT_{self.name.upper()}"
 
 
-def _require_sources(sources: Any) -> None:
-    remedy = f"must be 'auto' or names of {', '.join(KNOWN_SOURCES)}"
-    are_names = isinstance(sources, Sequence) and (sources == "auto" or not isinstance(sources, str))
-    _require(are_names, "notice_sources", sources, remedy)
-    _require(sources == "auto" or set(sources) <= set(KNOWN_SOURCES), "notice_sources", sources, remedy)
+SETTINGS: Final = tuple(
+    Setting(
+        name=item.name,
+        type=str(item.type),
+        default=item.default if item.default_factory is MISSING else item.default_factory(),
+        **item.metadata,
+    )
+    for item in fields(SpotConfig)
+)
+"""The table of settings, row by row."""
 
 
-def _require_count(name: str, value: Any) -> None:
-    is_whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    _require(is_whole, name, value, "must be a whole number")
-    _require(value >= 1, name, value, "must be at least 1")
+def from_environment(**settings: Any) -> SpotConfig:
+    """
+    Build a :class:`SpotConfig` from *settings*, filling in what is missing from ``SPOT_*`` variables.
 
+    ``SPOT_EVERY_STEPS`` stands for *every_steps*, and so on for each setting but *storage_options*. A variable holds a
+    number, a word of the setting, ``true`` or ``false``. ``SPOT_NOTICE_SOURCES`` holds ``auto``, ``none``, or names
+    with commas between them. A setting that is given, even as a default of the caller's own, is never overridden. A
+    setting that is None, and a variable that is empty, count as missing.
 
-def _require_seconds(name: str, value: Any, remedy: str = "must be a number of seconds") -> None:
-    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    _require(is_number, name, value, remedy)
-    _require(value > 0, name, value, "must be above 0")
-    _require(math.isfinite(value), name, value, "must be finite")
+    Raises:
+        ConfigError: A variable does not parse, or a setting cannot work.
+    """
+    given = {name: value for name, value in settings.items() if value is not None}
+    for setting in SETTINGS:
+        name, variable, parse = setting.name, setting.variable, setting.kind.parse
+        if variable is None or parse is None or name in given or not (text := os.environ.get(variable)):
+            continue
+        try:
+            given[name] = parse(text)
+        except ValueError:
+            raise ConfigError(f"{variable}={text!r} is not {setting.kind.noun}") from None
+    if "url" not in given:
+        raise ConfigError("url is missing: pass it, or set SPOT_URL, for example to s3://bucket/run-7")
+    return SpotConfig(**given)

@@ -1,15 +1,20 @@
 """
-What happened, as values. Who cares subscribes: ``SpotSession(hooks=[...])``.
+Events of a training, as frozen values, and the bus that passes them to subscribers.
 
-Every event is frozen and says which step it is about. Durations end in ``_s`` (seconds), sizes in
-``_bytes``. A hook runs on the thread that raised the event: it must neither block nor raise.
+Durations end in ``_s`` (seconds), sizes in ``_bytes``. Users subscribe with ``on_event``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import warnings
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
+
+from .errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -252,5 +257,55 @@ Event: TypeAlias = (
 )
 """A union, one member per kind of event."""
 
-Hook: TypeAlias = Callable[[Event], None]
-"""Called on the thread that raised the event. Must not block or raise."""
+Subscriber: TypeAlias = Callable[[Event], None]
+"""A function that is called with every event, on the thread that emits the event. It must not block."""
+
+Hook: TypeAlias = Subscriber
+"""Old name of :data:`Subscriber`, kept until 1.0."""
+
+
+def subscribers_of(
+    on_event: Subscriber | Sequence[Subscriber], hooks: Sequence[Subscriber] | None
+) -> tuple[Subscriber, ...]:
+    """
+    Return the subscribers that a constructor was given, by the argument *on_event* or by its old name *hooks*.
+
+    The constructor calls this itself, so that a warning names the line of its caller.
+
+    Raises:
+        ConfigError: Both are given, or one is neither a function nor a sequence of functions.
+    """
+    name: str = "on_event"
+    given: Any = on_event  # a user may give anything
+    if hooks is not None:
+        if on_event != ():
+            raise ConfigError(f"on_event={on_event!r} and hooks={hooks!r}: hooks is the old name. Give on_event alone")
+        warnings.warn("hooks is the old name of on_event. Write on_event=...", DeprecationWarning, stacklevel=3)
+        name, given = "hooks", hooks
+    subscribers = (given,) if callable(given) else tuple(given) if isinstance(given, Iterable) else None
+    if subscribers is None or not all(callable(each) for each in subscribers):
+        raise ConfigError(f"{name}={given!r} must be a function or a list of functions, each taking one event")
+    return subscribers
+
+
+class EventBus:
+    """
+    Passes each event to all subscribers, in the order in which they subscribed.
+
+    A subscriber that raises is logged and never disturbs training.
+    """
+
+    def __init__(self, *subscribers: Subscriber) -> None:
+        self._subscribers = subscribers
+
+    def subscribe(self, subscriber: Subscriber) -> None:
+        """Add *subscriber*. Events that were emitted before are not repeated."""
+        self._subscribers += (subscriber,)  # a new tuple: other threads may be walking over the old one
+
+    def emit(self, event: Event) -> None:
+        """Pass *event* to all subscribers. Callable from any thread, also from within a subscriber."""
+        for subscriber in self._subscribers:
+            try:
+                subscriber(event)
+            except Exception:
+                logger.exception("a subscriber failed on %s; training continues", type(event).__name__)

@@ -15,12 +15,12 @@ from .clock import Clock, SystemClock
 from .config import SpotConfig
 from .data import end_shielded_workers
 from .errors import Preempted
-from .events import Event, Hook
+from .events import EventBus, Hook, Subscriber, subscribers_of
 from .launch import roster
 from .leave.listener import Listener
 from .leave.measurements import Measurements
 from .push import Pusher, PushSettings
-from .ranks import Board, Ranks, current_ranks, meet
+from .ranks import Job, Ranks, current_ranks
 from .resume.join import join_run
 from .resume.newest import apply_state, check_alike, load_newest
 from .resume.prefetch import stop_prefetch
@@ -58,7 +58,8 @@ class SpotSession:
         config: SpotConfig,
         *,
         ranks: Ranks | None = None,
-        hooks: Sequence[Hook] = (),
+        on_event: Subscriber | Sequence[Subscriber] = (),
+        hooks: Sequence[Hook] | None = None,
         clock: Clock | None = None,
     ) -> None:
         """
@@ -67,7 +68,8 @@ class SpotSession:
         Args:
             config: What to save, when and where to.
             ranks: The processes of the job; those of ``torch.distributed`` if None.
-            hooks: Called with every :data:`~spot_plugins.events.Event` of this rank.
+            on_event: Called with every :data:`~spot_plugins.events.Event` of this rank; one function or several.
+            hooks: The old name of *on_event*, accepted until 1.0.
             clock: For the time trigger of tests.
 
         Raises:
@@ -75,11 +77,11 @@ class SpotSession:
             StoreError: The store does not answer.
         """
         self._config = config
-        self._hooks = tuple(hooks)
+        self._bus = EventBus(*subscribers_of(on_event, hooks))
         self._ranks = ranks or current_ranks()
-        self._board: Board = self._ranks.open_board()
-        self._run = run = join_run(config, self._ranks, self._board)
-        self._pacing = Pacer(config, run.store, run.attempt, self._ranks.rank, clock or SystemClock())
+        self._job = Job(self._ranks, self._ranks.open_board())
+        self._run = run = join_run(config, self._job)
+        self._pacing = Pacer(config, run.store, run.attempt, self._ranks.rank, clock or SystemClock(), self._bus)
         self._parts = Registry()
         self._pusher = Pusher(
             PushSettings(
@@ -92,22 +94,24 @@ class SpotSession:
                 keep_last=config.keep_last,
                 keep_every=config.keep_every,
             ),
-            self._tell,
+            self._bus,
         )
         self._pusher.start()
-        self._saver = Saver(self._parts, self._ranks, self._pusher, self._tell, config.buffer_bytes)
+        self._saver = Saver(self._parts, self._ranks, self._pusher, self._bus, config.buffer_bytes)
         self._is_prepared = False
-        self._last_seconds = Measurements(config.local_dir_survives, self._tell)
+        self._last_seconds = Measurements(config.local_dir_survives, self._bus)
+        self._bus.subscribe(self._last_seconds.on_event)
+        self._bus.subscribe(self._pacing.on_event)
         self._num_deferred = 0
-        self._saves = SavedSteps(self._saver, self._pusher, self._last_seconds.saved, config.grace_seconds)
+        self._saves = SavedSteps(self._saver, self._pusher, self._last_seconds.saved, config.grace_s)
         self._leaving = threading.Lock()
         self._left: int | None = None
         self._stays = False  # without the ranks that left: what this one saves would never be committed
         self._training_thread_leaves = threading.Event()
         self._closed = False
         self._agreement = self._open_agreement()  # last: its thread uses all of the above
-        self._tell(events.AttemptStarted(attempt=run.attempt, world_size=self._ranks.world_size))
-        self._listener = Listener(config, self._agreement, self._tell, is_first=self._ranks.rank == 0)
+        self._bus.emit(events.AttemptStarted(attempt=run.attempt, world_size=self._ranks.world_size))
+        self._listener = Listener(config, self._agreement, self._bus, is_first=self._ranks.rank == 0)
 
     @property
     def attempt(self) -> int:
@@ -150,15 +154,13 @@ class SpotSession:
             UnsafeStateError: A registered part has state that could not be saved later.
         """
         want = self._parts.wanted()
-        check_alike(self._ranks, self._board, self._parts.alike(self._ranks.world_size))
+        check_alike(self._job, self._parts.alike(self._ranks.world_size))
         run = self._run
         stop_prefetch(run.local_dir)
-        salvage(run.store, run.local, self._ranks, self._board, run.attempt, self._tell)
+        salvage(run.store, run.local, self._job, run.attempt, self._bus)
         started = time.monotonic()
         is_mirror = is_local(run.url) and "sagemaker" in self._listener.providers  # of its S3 prefix
-        loaded = load_newest(
-            run.store, run.local, run.url, self._ranks, self._board, self._tell, want, is_mirror=is_mirror
-        )
+        loaded = load_newest(run.store, run.local, run.url, self._job, self._bus, want, is_mirror=is_mirror)
         if loaded is not None:
             apply_state(loaded, list(self._parts.items()), self._ranks.rank)
         step = loaded.step_id.step if loaded is not None else None
@@ -174,7 +176,7 @@ class SpotSession:
                 load_s=time.monotonic() - started,
             )
             logger.info("resumed behind step %s, %.1f s, %s bytes", event.step, event.load_s, event.num_bytes)
-            self._tell(event)
+            self._bus.emit(event)
         return step
 
     def after_step(self, step: int) -> None:
@@ -278,7 +280,7 @@ class SpotSession:
             logger.error("step %s is still not stored; the pusher process goes on trying", step)
         elif not self._saves.has(step):
             logger.error("step %s is not stored, and will not be", step)
-        meet(self._ranks, self._board, time.monotonic() + self._config.grace_seconds)
+        self._job.meet(time.monotonic() + self._config.grace_s)
         self.close()
 
     def fail(self, error: BaseException) -> None:
@@ -303,7 +305,7 @@ class SpotSession:
         self._saver.close()  # what is being copied goes to the pusher
         self._pusher.close()
         self._listener.release_signals()
-        self._board.close()
+        self._job.board.close()
 
     def _save(self, step: int, trigger: Trigger) -> None:
         if not self._stays:
@@ -349,7 +351,7 @@ class SpotSession:
         if not self._stays and not self._training_thread_leaves.wait(STUCK_S):
             logger.warning("the training thread is stuck in the pause; ending the process")
             end_shielded_workers()
-            self._board.close()
+            self._job.board.close()
             roster.leave()
             os._exit(Preempted.EXIT_CODE)
 
@@ -373,8 +375,8 @@ class SpotSession:
                 "stored" if durable else "NOT stored yet",
                 left_s,
             )
-            self._tell(events.Leaving(step=saved, durable=durable, left_s=left_s))
-            meet(self._ranks, self._board, notice.deadline - notice.margin_s)
+            self._bus.emit(events.Leaving(step=saved, durable=durable, left_s=left_s))
+            self._job.meet(notice.deadline - notice.margin_s)
             if durable and self._config.acknowledge_notice:
                 self._listener.acknowledge()
             self._left = step
@@ -398,7 +400,7 @@ class SpotSession:
             return Solo(trigger, self._is_ready, self._on_deferred, self._last_seconds)
         return Group(
             self._ranks,
-            self._board,
+            self._job.board,
             trigger,
             self._is_ready,
             self._on_deferred,
@@ -412,14 +414,4 @@ class SpotSession:
     def _on_deferred(self, step: int) -> None:
         self._num_deferred += 1
         logger.info("step %s is not saved: an earlier one is still being pushed", step)
-        self._tell(events.SaveDeferred(step=step, num_deferred=self._num_deferred))
-
-    def _tell(self, event: Event) -> None:
-        for hook in self._hooks:
-            try:
-                hook(event)
-            except Exception:
-                logger.exception("a hook failed on %s; training goes on", type(event).__name__)
-        self._last_seconds.hear(event)
-        if (change := self._pacing.hear(event)) is not None:
-            self._tell(change)
+        self._bus.emit(events.SaveDeferred(step=step, num_deferred=self._num_deferred))

@@ -105,7 +105,7 @@ class Training:
             self.settings.get("url", f"file://{self.folder}/run"),
             every_steps=self.settings.get("every_steps", 5),
             grace_seconds=20,
-            hooks=[self.on_event],
+            on_event=[self.on_event],
         )
         with self.spot:
             self.build()

@@ -276,7 +276,7 @@ def main(folder, settings):
     random.seed(1)
     np.random.seed(1)
     url = SETTINGS.get("url", f"file://{folder}/run")
-    spot = SpotCheckpoint(url, every_steps=SETTINGS.get("every_steps", 5), hooks=[on_event], grace_seconds=20)
+    spot = SpotCheckpoint(url, every_steps=SETTINGS.get("every_steps", 5), on_event=[on_event], grace_seconds=20)
     interruption = Interruption(SETTINGS, RANK, lambda: spot._fit.session, lambda event: append("events", event))
     early = EarlyStopping("val_loss", patience=100)
     best = ModelCheckpoint(FOLDER, monitor="val_loss", save_top_k=1, every_n_train_steps=None)

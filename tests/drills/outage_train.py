@@ -27,7 +27,7 @@ def main(folder, settings):
         dist.init_process_group("gloo")
     heard, rank = Heard(), dist.get_rank() if settings["ranks"] > 1 else 0
     config = SpotConfig(**settings["config"], local_dir=str(folder / f"local-{rank}"))
-    with closing(SpotSession(config, hooks=[heard])) as session:
+    with closing(SpotSession(config, on_event=[heard])) as session:
         holder = Holder(state_of(0, rank))
         session.register("part", holder, replicated=("both",))
         step = session.resume()

@@ -225,7 +225,7 @@ def test_nothing_live_is_touched_before_everything_is_verified(tmp_path):
     save(1, store)
     flip(store, blob_key(StepId(1, 1), 0, 0), -1)
     heard = Heard()
-    session = SpotSession(SpotConfig(url=url, every_steps=1), hooks=[heard])
+    session = SpotSession(SpotConfig(url=url, every_steps=1), on_event=[heard])
     holder = Holder(state_of(0))
     session.register("part", holder)
 

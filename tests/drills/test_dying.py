@@ -229,7 +229,7 @@ def test_a_pusher_killed_at_any_write_loses_that_step_at_most(tmp_path, monkeypa
         save(1, LocalStore(str(folder / "remote")), local=LocalStore(str(folder / "local")))
         heard = Heard()
         config = SpotConfig(url=str(folder / "remote"), local_dir=str(folder / "local"), every_steps=1, keep_last=1)
-        session = SpotSession(config, hooks=[heard])
+        session = SpotSession(config, on_event=[heard])
         session.register("part", Holder(state_of(2)), replicated=("both",))
         session.save(2)
         until_idle(session)

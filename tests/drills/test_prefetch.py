@@ -46,7 +46,7 @@ def save_on(world_size, run, local_dir, step):
     def life(ranks):
         heard = Heard()
         config = SpotConfig(every_steps=1, local_dir=str(local_dir), **run)
-        with closing(SpotSession(config, ranks=ranks, hooks=[heard])) as session:
+        with closing(SpotSession(config, ranks=ranks, on_event=[heard])) as session:
             session.register("part", Holder(state(step)), replicated=("both",))
             session.resume()
             session.save(step)
@@ -60,7 +60,7 @@ def resume(run, local_dir):
     heard = Heard()
     holder = Holder(state(99))
     config = SpotConfig(every_steps=1, local_dir=str(local_dir), **run)
-    with closing(SpotSession(config, hooks=[heard])) as session:
+    with closing(SpotSession(config, on_event=[heard])) as session:
         session.register("part", holder, replicated=("both",))
         session.resume()
     (resumed,) = heard.of(Resumed)

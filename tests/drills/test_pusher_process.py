@@ -45,7 +45,7 @@ def proxy(s3_server):
 @contextmanager
 def session_at(url, state=None, **settings):
     heard = Heard()
-    session = SpotSession(SpotConfig(url=str(url), **{"every_steps": 1, **settings}), hooks=[heard])
+    session = SpotSession(SpotConfig(url=str(url), **{"every_steps": 1, **settings}), on_event=[heard])
     holder = Holder(state_of(1) if state is None else state)
     session.register("part", holder, replicated=("both",))
     try:

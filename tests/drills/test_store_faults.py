@@ -77,7 +77,7 @@ class Training:
             },
             **{"every_steps": 1, **settings},
         )
-        self.session = SpotSession(self.config, hooks=[self.heard])
+        self.session = SpotSession(self.config, on_event=[self.heard])
         self.session.register("part", self.holder)
         self.session.resume()
         self.step = 0

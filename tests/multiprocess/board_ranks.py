@@ -11,8 +11,9 @@ import torch.distributed as dist
 
 from spot_plugins.agreement import Group, Notice
 from spot_plugins.clock import SystemClock
+from spot_plugins.events import EventBus
 from spot_plugins.leave.measurements import Measurements
-from spot_plugins.ranks import BoardClosedError, TorchRanks, exchange
+from spot_plugins.ranks import BoardClosedError, Job, TorchRanks
 from spot_plugins.schedule import PeriodicTrigger
 
 PATIENCE_S = 30.0
@@ -28,7 +29,7 @@ def main(rank, world_size, port, what):
 
 def take_part(ranks, board):
     """Everything a board can do, from several threads at once."""
-    assert exchange(ranks, board, "hello", {"from": [ranks.rank, None]}) == [
+    assert Job(ranks, board).exchange("hello", {"from": [ranks.rank, None]}) == [
         {"from": [rank, None]} for rank in range(ranks.world_size)
     ]
     numbers = []
@@ -44,7 +45,7 @@ def take_part(ranks, board):
     taken = [number for rank in range(ranks.world_size) for number in board.read(f"done/{rank}")]
     assert sorted(taken) == [*range(1, 60 * ranks.world_size + 1)]
     assert reader.is_alive(), "one that waits holds up no other"
-    exchange(ranks, board, "all is read", None)
+    Job(ranks, board).exchange("all is read", None)
     if ranks.rank == 0:
         board.post("late", "now")
     reader.join(PATIENCE_S)
@@ -64,7 +65,7 @@ def assert_given_up(board):
 
 def lose_rank_0(ranks, board):
     """Rank 0 ends; the others notice at once, whatever they do."""
-    exchange(ranks, board, "start", None)
+    Job(ranks, board).exchange("start", None)
     if ranks.rank == 0:
         board.close()
         os._exit(0)
@@ -85,10 +86,10 @@ def lose_rank_0(ranks, board):
 
 def outlive_a_machine(ranks, board):
     """Rank 0 stands still, as on a machine that was taken without a word. A notice and the end come all the same."""
-    planner = Measurements(False, lambda event: None)
+    planner = Measurements(False, EventBus())
     trigger = PeriodicTrigger(1, None, SystemClock())
     crew = Group(ranks, board, trigger, lambda: True, lambda step: None, lambda: None, planner)
-    pid, *_ = exchange(ranks, board, "pid", os.getpid())
+    pid, *_ = Job(ranks, board).exchange("pid", os.getpid())
     if ranks.rank == 0:
         signal.pause()
     os.kill(pid, signal.SIGSTOP)

@@ -119,7 +119,7 @@ class Training:
             torch.optim.AdamW(matrices, lr=0.1, foreach="tp" not in wrapper),
             torch.optim.SGD(others, lr=0.1, momentum=0.9, foreach="tp" not in wrapper),
         ]
-        self.session = SpotSession(SpotConfig(url=url, every_steps=1000, keep_last=1), hooks=[self.heard.append])
+        self.session = SpotSession(SpotConfig(url=url, every_steps=1000, keep_last=1), on_event=[self.heard.append])
         self.session.register("model", ModelPart(self.model), replicated=ModelPart.replicated)
         for number, optimizer in enumerate(self.optimizers):
             part = OptimizerPart(optimizer, self.model)

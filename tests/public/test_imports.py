@@ -30,6 +30,7 @@ LIGHT_MODULES = [
 ]
 
 PUBLIC_NAMES = {
+    "spot_plugins": {"Preempted", "SpotConfig", "SpotSession", "__version__", "prefetch"},
     "spot_plugins.accelerate": {"SpotHook"},
     "spot_plugins.data": {"ElasticSampler", "elastic_loader"},
     "spot_plugins.lightning": {"SpotCheckpoint"},
@@ -72,6 +73,33 @@ def test_the_pushers_modules_load_neither_torch_nor_a_host(module: str) -> None:
 def test_the_package_itself_loads_nothing_heavy() -> None:
     """``import spot_plugins`` is what every process of every kind does first."""
     assert heavy_modules_with("spot_plugins") == set()
+
+
+def test_the_package_itself_loads_nothing_of_its_own() -> None:
+    """Its names are imported when they are first used, so that no process waits for what it does not use."""
+    program = "import sys, spot_plugins; print(*(name for name in sys.modules if name.startswith('spot_plugins')))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["spot_plugins"]
+
+
+@pytest.mark.parametrize("name", sorted(PUBLIC_NAMES["spot_plugins"] - {"SpotSession"}))
+def test_a_light_name_of_the_package_loads_nothing_heavy(name: str) -> None:
+    """Who prefetches does so before torch is imported."""
+    program = f"import sys; from spot_plugins import {name}; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert HEAVY & set(done.stdout.split()) == set()
+
+
+def test_the_package_has_these_names_and_no_other() -> None:
+    """Each is an attribute, in dir(), and the same object as where it is defined."""
+    assert set(dir(spot_plugins)) == PUBLIC_NAMES["spot_plugins"]
+    assert set(spot_plugins.__all__) == PUBLIC_NAMES["spot_plugins"]
+    assert spot_plugins.prefetch is importlib.import_module("spot_plugins.resume.prefetch").prefetch
+    assert spot_plugins.SpotConfig is importlib.import_module("spot_plugins.config").SpotConfig
+    assert spot_plugins.SpotSession is importlib.import_module("spot_plugins.session").SpotSession
+    assert spot_plugins.Preempted is errors.Preempted
+    with pytest.raises(AttributeError, match="'spot_plugins' has no attribute 'SpotSesion'"):
+        _ = spot_plugins.SpotSesion
 
 
 def test_the_session_loads_no_host() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
+from dataclasses import MISSING, FrozenInstanceError, fields
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from spot_plugins.config import DEFAULT_GRACE_S, SpotConfig, from_environment
+from spot_plugins.config import DEFAULT_GRACE_S, SETTINGS, SpotConfig, from_environment
 from spot_plugins.errors import ConfigError
 
 GOOD = {"url": "s3://bucket/run", "every_steps": 100}
@@ -37,52 +40,167 @@ def test_good_settings_are_taken_as_they_are():
     assert SpotConfig(url="x", every_seconds="auto").every_seconds == "auto"
 
 
+def test_the_table_is_the_class():
+    """
+    Each field of the settings is a row, in the same order, with the field's own default.
+    """
+    by_name = {field.name: field for field in fields(SpotConfig)}
+
+    assert [setting.name for setting in SETTINGS] == list(by_name)
+    assert [setting.type for setting in SETTINGS] == [field.type for field in by_name.values()]
+    assert {setting.name for setting in SETTINGS if setting.default is MISSING} == {"url"}
+    defaults = SpotConfig(**GOOD)
+    for setting in SETTINGS:
+        assert setting.name in GOOD or getattr(defaults, setting.name) == setting.default
+
+
+def test_settings_cannot_be_changed_or_given_by_position():
+    """
+    What was checked stays what was checked.
+    """
+    config = SpotConfig(**GOOD)
+
+    with pytest.raises(FrozenInstanceError):
+        config.keep_last = 0
+    with pytest.raises(TypeError):
+        SpotConfig("s3://bucket/run", 100)
+
+
 @pytest.mark.parametrize(
-    ("bad", "field", "value", "remedy"),
-    [
-        ({"url": ""}, "url", "''", "give one, such as s3://bucket/run"),
-        ({"url": Path("/data/run")}, "url", "PosixPath", "must be a string"),
-        ({"url": None}, "url", "None", "must be a string"),
-        ({"every_steps": None}, "every_steps=None and every_seconds", "None", "Set at least one"),
-        ({"every_steps": 0}, "every_steps", "0", "at least 1"),
-        ({"every_steps": -5}, "every_steps", "-5", "at least 1"),
-        ({"every_steps": 2.5}, "every_steps", "2.5", "a whole number"),
-        ({"every_steps": "100"}, "every_steps", "'100'", "a whole number"),
-        ({"every_steps": True}, "every_steps", "True", "a whole number"),
-        ({"every_seconds": 0}, "every_seconds", "0", "above 0"),
-        ({"every_seconds": -1.5}, "every_seconds", "-1.5", "above 0"),
-        ({"every_seconds": float("nan")}, "every_seconds", "nan", "above 0"),
-        ({"every_seconds": "often"}, "every_seconds", "'often'", "a number of seconds, or 'auto'"),
-        ({"grace_seconds": 0}, "grace_seconds", "0", "above 0"),
-        ({"grace_seconds": float("inf")}, "grace_seconds", "inf", "finite"),
-        ({"grace_seconds": None}, "grace_seconds", "None", "a number"),
-        ({"on_notice": "stay"}, "on_notice", "'stay'", "must be 'leave' or 'continue'"),
-        ({"on_notice": None}, "on_notice", "None", "must be 'leave' or 'continue'"),
-        ({"notice_sources": "aws"}, "notice_sources", "'aws'", "names of aws, gcp, azure, slurm"),
-        ({"notice_sources": ["ec2"]}, "notice_sources", "['ec2']", "names of aws, gcp, azure, slurm"),
-        ({"notice_sources": None}, "notice_sources", "None", "must be 'auto' or names"),
-        ({"notice_file": ""}, "notice_file", "''", "give a path, or None"),
-        ({"notice_file": Path("/notice")}, "notice_file", "PosixPath", "must be a string"),
-        ({"acknowledge_notice": 1}, "acknowledge_notice", "1", "must be True or False"),
-        ({"keep_last": 0}, "keep_last", "0", "at least 1"),
-        ({"keep_last": None}, "keep_last", "None", "a whole number"),
-        ({"keep_every": 0}, "keep_every", "0", "at least 1"),
-        ({"local_dir": Path("/nvme")}, "local_dir", "PosixPath", "must be a string"),
-        ({"local_dir_survives": "yes"}, "local_dir_survives", "'yes'", "must be True or False"),
-        ({"elastic_batch": "half"}, "elastic_batch", "'half'", "'keep' or 'scale'"),
-    ],
-    ids=str,
+    ("given", "seconds"), [(300, 300.0), (0.5, 0.5), (timedelta(minutes=5), 300.0), (timedelta(milliseconds=1), 0.001)]
 )
-def test_a_setting_that_cannot_work_is_told_with_field_value_and_remedy(bad, field, value, remedy):
+def test_a_duration_is_a_number_or_a_timedelta(given, seconds):
+    """
+    Both settings that are durations are floats afterwards, in seconds.
+    """
+    config = SpotConfig(url="x", every_seconds=given, grace_seconds=given)
+
+    for kept in (config.every_seconds, config.every_s, config.grace_seconds, config.grace_s):
+        assert kept == seconds
+        assert type(kept) is float
+
+
+def test_an_interval_may_be_missing_or_automatic():
+    """
+    The interval in seconds is then the same word, or None.
+    """
+    assert SpotConfig(url="x", every_seconds="auto").every_s == "auto"
+    assert SpotConfig(url="x", every_steps=1).every_s is None
+
+
+BAD = [
+    ("url", "", "''", "give one, such as s3://bucket/run"),
+    ("url", Path("/data/run"), "PosixPath", "must be a string"),
+    ("url", None, "None", "must be a string"),
+    ("url", b"s3://bucket/run", "b's3", "must be a string"),
+    ("every_steps", 0, "0", "at least 1"),
+    ("every_steps", -5, "-5", "at least 1"),
+    ("every_steps", 2.5, "2.5", "a whole number"),
+    ("every_steps", "100", "'100'", "a whole number"),
+    ("every_steps", "", "''", "a whole number"),
+    ("every_steps", True, "True", "a whole number"),
+    ("every_steps", math.nan, "nan", "a whole number"),
+    ("every_seconds", 0, "0", "above 0"),
+    ("every_seconds", -1.5, "-1.5", "above 0"),
+    ("every_seconds", math.nan, "nan", "above 0"),
+    ("every_seconds", math.inf, "inf", "finite"),
+    ("every_seconds", 10**400, "1000", "finite"),
+    ("every_seconds", True, "True", "a timedelta, a number of seconds, or 'auto'"),
+    ("every_seconds", "often", "'often'", "a number of seconds, or 'auto'"),
+    ("every_seconds", "", "''", "a number of seconds, or 'auto'"),
+    ("every_seconds", timedelta(0), "datetime.timedelta(0)", "above 0"),
+    ("every_seconds", timedelta(seconds=-1), "datetime.timedelta(days=-1", "above 0"),
+    ("grace_seconds", 0, "0", "above 0"),
+    ("grace_seconds", math.inf, "inf", "finite"),
+    ("grace_seconds", math.nan, "nan", "above 0"),
+    ("grace_seconds", None, "None", "a number"),
+    ("grace_seconds", "30", "'30'", "a timedelta or a number of seconds"),
+    ("grace_seconds", "auto", "'auto'", "a timedelta or a number of seconds"),
+    ("grace_seconds", False, "False", "a timedelta or a number of seconds"),
+    ("grace_seconds", timedelta(0), "datetime.timedelta(0)", "above 0"),
+    ("on_notice", "stay", "'stay'", "must be 'leave' or 'continue'"),
+    ("on_notice", "", "''", "must be 'leave' or 'continue'"),
+    ("on_notice", None, "None", "must be 'leave' or 'continue'"),
+    ("on_notice", ["leave"], "['leave']", "must be 'leave' or 'continue'"),
+    ("notice_sources", "aws", "'aws'", "names of aws, gcp, azure, slurm"),
+    ("notice_sources", "", "''", "names of aws, gcp, azure, slurm"),
+    ("notice_sources", ["ec2"], "['ec2']", "names of aws, gcp, azure, slurm"),
+    ("notice_sources", [["aws"]], "[['aws']]", "names of aws, gcp, azure, slurm"),
+    ("notice_sources", True, "True", "names of aws, gcp, azure, slurm"),
+    ("notice_sources", None, "None", "must be 'auto' or names"),
+    ("notice_file", "", "''", "give a path, or None"),
+    ("notice_file", Path("/notice"), "PosixPath", "must be a string"),
+    ("acknowledge_notice", 1, "1", "must be True or False"),
+    ("acknowledge_notice", None, "None", "must be True or False"),
+    ("keep_last", 0, "0", "at least 1"),
+    ("keep_last", None, "None", "a whole number"),
+    ("keep_last", True, "True", "a whole number"),
+    ("keep_every", 0, "0", "at least 1"),
+    ("keep_every", 10.0, "10.0", "a whole number"),
+    ("local_dir", Path("/nvme"), "PosixPath", "must be a string"),
+    ("local_dir", "", "''", "give a path, or None"),
+    ("local_dir_survives", "yes", "'yes'", "must be True or False"),
+    ("buffer_bytes", 0, "0", "at least 1"),
+    ("buffer_bytes", 1e9, "1000000000.0", "a whole number"),
+    ("buffer_bytes", "8GB", "'8GB'", "a whole number"),
+    ("elastic_batch", "half", "'half'", "'keep' or 'scale'"),
+    ("elastic_batch", True, "True", "'keep' or 'scale'"),
+    ("storage_options", None, "***", "must be a dict"),
+    ("storage_options", "", "***", "must be a dict"),
+    ("storage_options", [("key", "value")], "***", "must be a dict"),
+    ("storage_options", {1: "value"}, "***", "must be a dict"),
+]
+
+
+@pytest.mark.parametrize(("name", "bad", "value", "remedy"), BAD)
+def test_a_setting_that_cannot_work_is_told_with_field_value_and_remedy(name, bad, value, remedy):
     """
     Each one fails alone, when the settings are made, with a message that says what to change.
     """
     with pytest.raises(ConfigError) as caught:
-        SpotConfig(**{**GOOD, **bad})
+        SpotConfig(**{**GOOD, name: bad})
 
-    assert field in str(caught.value)
-    assert value in str(caught.value)
+    assert str(caught.value).startswith(f"{name}={value}")
     assert remedy in str(caught.value)
+
+
+def test_each_setting_has_a_value_that_cannot_work():
+    """
+    A new setting is checked too.
+    """
+    assert {name for name, *_ in BAD} == {setting.name for setting in SETTINGS}
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+def test_no_value_of_any_type_ends_in_another_error(setting):
+    """
+    A value is taken, or refused as a setting that cannot work.
+    """
+    values = (*(bad for _, bad, _, _ in BAD), object(), 1j, [None], {}, {"key": 1}, (), set(), len, str, timedelta.max)
+    for value in values:
+        try:
+            ends_in = repr(SpotConfig(**{**GOOD, setting.name: value}))
+        except ConfigError as error:
+            ends_in = str(error)
+        assert ends_in.startswith(("SpotConfig(url=", f"{setting.name}="))
+
+
+def test_without_an_interval_nothing_would_be_saved():
+    """
+    One of the two intervals is needed.
+    """
+    with pytest.raises(ConfigError, match=r"every_steps=None and every_seconds=None.*Set at least one"):
+        SpotConfig(**{**GOOD, "every_steps": None})
+
+
+def test_a_refused_value_is_printed_without_secrets():
+    """
+    A message may end in a log, too.
+    """
+    for bad in ({"storage_options": "key=hidden"}, {"storage_options": {b"key": "hidden"}}):
+        with pytest.raises(ConfigError) as caught:
+            SpotConfig(**{**GOOD, **bad})
+        assert "hidden" not in str(caught.value)
 
 
 VARIABLES = {
@@ -98,8 +216,19 @@ VARIABLES = {
     "keep_every": ("1000", 1000),
     "local_dir": ("/nvme/spot", "/nvme/spot"),
     "local_dir_survives": ("true", True),
+    "buffer_bytes": ("1000000", 1_000_000),
     "elastic_batch": ("scale", "scale"),
 }
+
+
+def test_each_setting_but_the_storage_options_has_a_variable():
+    """
+    A new setting has one too, under its own name.
+    """
+    assert {setting.name: setting.variable for setting in SETTINGS} == {
+        **{name: f"SPOT_{name.upper()}" for name in VARIABLES},
+        "storage_options": None,
+    }
 
 
 @pytest.mark.parametrize("name", VARIABLES)
@@ -158,6 +287,15 @@ def test_all_settings_can_come_from_the_environment(monkeypatch):
         ("SPOT_EVERY_STEPS", "1.5", "not a whole number"),
         ("SPOT_EVERY_SECONDS", "5 min", "not a number, or 'auto'"),
         ("SPOT_EVERY_STEPS", "0", "at least 1"),
+        ("SPOT_EVERY_SECONDS", "0:05:00", "not a number, or 'auto'"),
+        ("SPOT_EVERY_SECONDS", "nan", "above 0"),
+        ("SPOT_GRACE_SECONDS", "auto", "not a number"),
+        ("SPOT_KEEP_LAST", "True", "not a whole number"),
+        ("SPOT_ACKNOWLEDGE_NOTICE", "yes", "not true or false"),
+        ("SPOT_LOCAL_DIR_SURVIVES", "1", "not true or false"),
+        ("SPOT_NOTICE_SOURCES", "ec2", "names of aws"),
+        ("SPOT_ON_NOTICE", "stay", "must be 'leave' or 'continue'"),
+        ("SPOT_ELASTIC_BATCH", "half", "must be 'keep' or 'scale'"),
     ],
 )
 def test_a_bad_variable_is_named(name, text, says, monkeypatch):
@@ -167,7 +305,7 @@ def test_a_bad_variable_is_named(name, text, says, monkeypatch):
     monkeypatch.setenv(name, text)
 
     with pytest.raises(ConfigError) as caught:
-        from_environment(url="s3://bucket/run")
+        from_environment(url="s3://bucket/run", **({} if "EVERY_S" in name else {"every_steps": 5}))
 
     assert name.removeprefix("SPOT_") in str(caught.value).upper()
     assert text in str(caught.value)

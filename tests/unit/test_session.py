@@ -57,7 +57,7 @@ def training(url, *, state=None, part=None, ranks=None, hooks=(), **settings):
     """A session with one part, and its events. Closed at the end, whatever happens."""
     heard = Heard()
     config = SpotConfig(url=url, **{"every_steps": 1_000_000, **settings})
-    session = SpotSession(config, ranks=ranks, hooks=[*hooks, heard])
+    session = SpotSession(config, ranks=ranks, on_event=[*hooks, heard])
     try:
         holder = part or Holder(state_of(0) if state is None else state)
         session.register("part", holder, replicated=("both",))
@@ -369,7 +369,7 @@ def test_a_hook_that_raises_does_not_end_the_training(url, store, caplog):
         assert heard.of(Committed)
 
     assert numbers(store) == [1]
-    assert "a hook failed on Staged" in caplog.text
+    assert "a subscriber failed on Staged" in caplog.text
     assert "the dashboard is down" in caplog.text
 
 

@@ -12,10 +12,10 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from ..config import ElasticBatch, EverySeconds, NoticeSources, OnNotice, from_environment
+from ..config import ElasticBatch, EverySeconds, NoticeSources, OnNotice, Seconds, from_environment
 from ..data import end_shielded_workers
 from ..errors import ConfigError, Preempted
-from ..events import Hook
+from ..events import Subscriber, subscribers_of
 from ..session import SpotSession
 from ..state import RngPart
 from ..state.part import Part
@@ -69,6 +69,34 @@ class SpotHook:
     stands behind :meth:`after_step` in the body is not repeated for the saved step; what stands behind the last
     batch of an epoch is, in a resume from there. The same samples in the same order come from any loader, but
     random numbers drawn *within* a data set are the same only with :func:`spot_plugins.data.elastic_loader`.
+
+    Every rank makes one. A ``SPOT_*`` variable stands for each setting that is None: ``SPOT_EVERY_STEPS`` for
+    *every_steps*, and so on for all but *storage_options*. See :class:`~spot_plugins.config.SpotConfig` for more about
+    each, and for the defaults.
+
+    Args:
+        accelerator: The accelerator that will prepare model, optimizer, scheduler and loaders.
+        url: URL of the run, such as s3://bucket/run-7 or file:///data/run-7. One run per URL.
+        every_steps: Optimizer steps between saves. None: not by steps.
+        every_seconds: Seconds between saves, or a timedelta. 'auto': the interval that wastes least. None: not by time.
+        grace_seconds: Seconds, or a timedelta, from a SIGTERM until the machine is gone.
+        on_notice: Once all ranks have saved: 'leave' on all of them, or 'continue' on those without a notice.
+        notice_sources: Services to ask for notices: aws, gcp, azure, slurm. 'auto': those that are found. Empty: none.
+        notice_file: File whose appearance is a notice, or an http:// URL. None: no file.
+        acknowledge_notice: Let the provider take the machine as soon as all is saved. Azure only.
+        keep_last: Committed checkpoints to keep, counted from the newest.
+        keep_every: Keep each checkpoint whose step is a multiple of this as well. None: no others.
+        local_dir: Directory on a fast local disk for a first copy. None: one in the temporary directory.
+        local_dir_survives: True if the next attempt finds the local disk again. A last save there then counts.
+        buffer_bytes: Most bytes of host memory per rank for state on its way to the store. None: room for two states.
+        elastic_batch: On another number of ranks: 'keep' the samples per step, or let them 'scale' with the ranks.
+        storage_options: Options of the fsspec file system, such as {'endpoint_url': ...}. Never printed.
+        on_event: Function that is called with every event of this rank, or a list of such functions.
+        hooks: Old name of on_event, accepted until 1.0.
+
+    Raises:
+        ConfigError: A setting is missing or cannot work.
+        StoreError: The store does not answer.
     """
 
     def __init__(
@@ -78,7 +106,7 @@ class SpotHook:
         *,
         every_steps: int | None = None,
         every_seconds: EverySeconds | None = None,
-        grace_seconds: float | None = None,
+        grace_seconds: Seconds | None = None,
         on_notice: OnNotice | None = None,
         notice_sources: NoticeSources | None = None,
         notice_file: str | None = None,
@@ -90,18 +118,9 @@ class SpotHook:
         buffer_bytes: int | None = None,
         elastic_batch: ElasticBatch | None = None,
         storage_options: Mapping[str, Any] | None = None,
-        hooks: Sequence[Hook] = (),
+        on_event: Subscriber | Sequence[Subscriber] = (),
+        hooks: Sequence[Subscriber] | None = None,
     ) -> None:
-        """
-        Check the settings, and that the store can be used. Every rank calls this.
-
-        *accelerator* is the one that will prepare model, optimizer, scheduler and loaders. *hooks* are called with
-        every :data:`~spot_plugins.events.Event` of this rank. See :class:`~spot_plugins.config.SpotConfig` for the
-        settings; ``SPOT_*`` variables fill in missing ones.
-
-        Raises:
-            ConfigError: A setting is missing or cannot work.
-        """
         check_supported(accelerator)
         config = from_environment(
             url=url,
@@ -122,7 +141,7 @@ class SpotHook:
         )
         self._accelerator = accelerator
         self._keep_batch = config.elastic_batch == "keep"
-        self._session = SpotSession(config, hooks=hooks)
+        self._session = SpotSession(config, on_event=subscribers_of(on_event, hooks))
         self._registered: list[Any] = []
         self._streams = StreamsPart()
         self._position = PositionPart(accelerator, self._streams)

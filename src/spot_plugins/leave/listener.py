@@ -5,11 +5,10 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from collections.abc import Callable
 
 from ..agreement import Agreement, notice_of
 from ..config import SpotConfig
-from ..events import Event, NoticeReceived, NoticeSourcesFound
+from ..events import EventBus, NoticeReceived, NoticeSourcesFound
 from ..launch import roster
 from ..notices import Announcement, NoticePoller, SignalNotices, look_around, make_sources
 
@@ -26,24 +25,22 @@ class Listener:
     Args:
         config: Who is asked, and what they give.
         agreement: Told of every notice.
-        tell: Called with events.
+        bus: Gets the events.
         is_first: Whether to log what was found: one rank of the job does.
     """
 
-    def __init__(
-        self, config: SpotConfig, agreement: Agreement, tell: Callable[[Event], None], *, is_first: bool
-    ) -> None:
+    def __init__(self, config: SpotConfig, agreement: Agreement, bus: EventBus, *, is_first: bool) -> None:
         self._agreement = agreement
-        self._tell = tell
+        self._bus = bus
         self._surroundings = found = look_around(config)
         # --signal=USR1@60 asks for one before the job's end, and it would end the process.
         others = (signal.SIGUSR1,) if "slurm" in found.providers else ()
         self._signals = SignalNotices(self._on_signal, others)
-        sources = make_sources(found.sources, config.notice_file, config.grace_seconds)
+        sources = make_sources(found.sources, config.notice_file, config.grace_s)
         asked = tuple(source.name for source in sources)
         if is_first:
             found.log(asked)
-        tell(
+        bus.emit(
             NoticeSourcesFound(
                 providers=found.providers, sources=asked, grace_s=found.grace_s, limited_by=found.limited_by
             )
@@ -79,7 +76,7 @@ class Listener:
     def _on_signal(self, name: str, received_at: float) -> None:
         grace_s = self._surroundings.signal_grace_s
         self._agreement.notify(notice_of(name, received_at + grace_s, grace_s, at_once=True))
-        self._tell(NoticeReceived(source=name, grace_s=grace_s))
+        self._bus.emit(NoticeReceived(source=name, grace_s=grace_s))
 
     def _on_announcement(self, announcement: Announcement) -> None:
         source, deadline = announcement.source, announcement.deadline
@@ -90,4 +87,4 @@ class Listener:
         else:
             grace_s = deadline - time.monotonic()
             self._agreement.notify(notice_of(source, deadline, grace_s, at_once=False))
-        self._tell(NoticeReceived(source=source, grace_s=grace_s, kind=announcement.kind))
+        self._bus.emit(NoticeReceived(source=source, grace_s=grace_s, kind=announcement.kind))

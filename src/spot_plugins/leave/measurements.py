@@ -7,13 +7,13 @@ import math
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
 from typing import Any, Final, cast
 
 from ..agreement import Act, Notice
-from ..events import Committed, Event, LastSecondsPlanned, PushFailing, SaveAbandoned, Staged, WrittenLocally
+from ..events import Committed, Event, EventBus, LastSecondsPlanned, PushFailing, SaveAbandoned, Staged, WrittenLocally
 from ..format.manifest import Json
 from .plan import Plan, Situation, plan_last_seconds, slowest
 
@@ -28,12 +28,12 @@ class Measurements:
 
     Args:
         disk_survives: Whether the next attempt finds what is on the local disk.
-        tell: Called with :class:`~.events.LastSecondsPlanned`.
+        bus: Gets the events.
     """
 
-    def __init__(self, disk_survives: bool, tell: Callable[[Event], None]) -> None:
+    def __init__(self, disk_survives: bool, bus: EventBus) -> None:
         self._disk_survives = disk_survives
-        self._tell = tell
+        self._bus = bus
         self._lock = threading.Lock()
         self._passed_at: deque[float] = deque(maxlen=NUM_STEPS + 1)
         self._saved = 0
@@ -62,7 +62,7 @@ class Measurements:
             self._saved = step
             self._saved_since_notice |= because_of_notice
 
-    def hear(self, event: Event) -> None:
+    def on_event(self, event: Event) -> None:
         """Take in *event*. From any thread."""
         with self._lock:
             match event:
@@ -164,7 +164,7 @@ class Measurements:
             plan.num_steps,
             "an unknown number of" if plan.needs_s is None else f"{plan.needs_s:.1f}",
         )
-        self._tell(
+        self._bus.emit(
             LastSecondsPlanned(
                 step=step,
                 **asdict(plan),

@@ -17,10 +17,10 @@ from lightning.pytorch.strategies import (
     SingleDeviceStrategy,
 )
 
-from ..config import ElasticBatch, EverySeconds, NoticeSources, OnNotice, from_environment
+from ..config import ElasticBatch, EverySeconds, NoticeSources, OnNotice, Seconds, from_environment
 from ..data import end_shielded_workers
 from ..errors import ConfigError, Preempted
-from ..events import Hook
+from ..events import Subscriber, subscribers_of
 from ..session import SpotSession
 from ..state import ModelPart, OptimizerPart, RngPart
 from .loops import LoopsPart, validation_is_due
@@ -38,6 +38,31 @@ class SpotCheckpoint(Callback):
     :exc:`~spot_plugins.errors.Preempted` (exit code 143) leaves ``fit``.
 
     It moves itself behind all other callbacks, so that what it saves is what they have left.
+
+    A ``SPOT_*`` variable stands for each setting that is None: ``SPOT_EVERY_STEPS`` for *every_steps*, and so on for
+    all but *storage_options*. See :class:`~spot_plugins.config.SpotConfig` for more about each, and for the defaults.
+
+    Args:
+        url: URL of the run, such as s3://bucket/run-7 or file:///data/run-7. One run per URL.
+        every_steps: Optimizer steps between saves. None: not by steps.
+        every_seconds: Seconds between saves, or a timedelta. 'auto': the interval that wastes least. None: not by time.
+        grace_seconds: Seconds, or a timedelta, from a SIGTERM until the machine is gone.
+        on_notice: Once all ranks have saved: 'leave' on all of them, or 'continue' on those without a notice.
+        notice_sources: Services to ask for notices: aws, gcp, azure, slurm. 'auto': those that are found. Empty: none.
+        notice_file: File whose appearance is a notice, or an http:// URL. None: no file.
+        acknowledge_notice: Let the provider take the machine as soon as all is saved. Azure only.
+        keep_last: Committed checkpoints to keep, counted from the newest.
+        keep_every: Keep each checkpoint whose step is a multiple of this as well. None: no others.
+        local_dir: Directory on a fast local disk for a first copy. None: one in the temporary directory.
+        local_dir_survives: True if the next attempt finds the local disk again. A last save there then counts.
+        buffer_bytes: Most bytes of host memory per rank for state on its way to the store. None: room for two states.
+        elastic_batch: On another number of ranks: 'keep' the samples per step, or let them 'scale' with the ranks.
+        storage_options: Options of the fsspec file system, such as {'endpoint_url': ...}. Never printed.
+        on_event: Function that is called with every event of this rank, or a list of such functions.
+        hooks: Old name of on_event, accepted until 1.0.
+
+    Raises:
+        ConfigError: A setting is missing or cannot work.
     """
 
     def __init__(
@@ -46,7 +71,7 @@ class SpotCheckpoint(Callback):
         *,
         every_steps: int | None = None,
         every_seconds: EverySeconds | None = None,
-        grace_seconds: float | None = None,
+        grace_seconds: Seconds | None = None,
         on_notice: OnNotice | None = None,
         notice_sources: NoticeSources | None = None,
         notice_file: str | None = None,
@@ -58,16 +83,9 @@ class SpotCheckpoint(Callback):
         buffer_bytes: int | None = None,
         elastic_batch: ElasticBatch | None = None,
         storage_options: Mapping[str, Any] | None = None,
-        hooks: Sequence[Hook] = (),
+        on_event: Subscriber | Sequence[Subscriber] = (),
+        hooks: Sequence[Subscriber] | None = None,
     ) -> None:
-        """
-        Take the settings of :class:`~spot_plugins.config.SpotConfig`; ``SPOT_*`` variables fill in missing ones.
-
-        *hooks* are called with every :data:`~spot_plugins.events.Event` of this rank.
-
-        Raises:
-            ConfigError: A setting is missing or cannot work.
-        """
         self._config = from_environment(
             url=url,
             every_steps=every_steps,
@@ -85,7 +103,7 @@ class SpotCheckpoint(Callback):
             elastic_batch=elastic_batch,
             storage_options=storage_options,
         )
-        self._hooks = tuple(hooks)
+        self._on_event = subscribers_of(on_event, hooks)
         self._fit: _Fit | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -96,7 +114,7 @@ class SpotCheckpoint(Callback):
         # A new list: Lightning is iterating over the old one right now.
         others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
         trainer.callbacks = [*others, self]  # type: ignore[attr-defined]
-        session = SpotSession(self._config, hooks=self._hooks)
+        session = SpotSession(self._config, on_event=self._on_event)
         # Now: configure_optimizers() may ask how many steps there will be, and that makes the loaders.
         position = PositionPart(trainer)
         rng = DeferredPart(RngPart())

@@ -105,7 +105,7 @@ def look_around(
         sagemaker_config: A file that SageMaker's training containers have.
         launcher: Who started this process. None: its parent.
     """
-    grace_s = config.grace_seconds
+    grace_s = config.grace_s
     launcher = launcher or parent()
     launcher_timeout_s = timeout_s(environ, launcher)
     names = _by_environment(environ, sagemaker_config)

@@ -12,13 +12,13 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from .. import events
-from ..events import Event
+from ..events import EventBus
 from . import messages
 from .lifecycle import StepLifecycle, StepState
 from .messages import PushJob, PushSettings
@@ -47,9 +47,9 @@ class Pusher:
     Events come on a thread of this object.
     """
 
-    def __init__(self, settings: PushSettings, tell: Callable[[Event], None]) -> None:
+    def __init__(self, settings: PushSettings, bus: EventBus) -> None:
         self._settings = settings
-        self._tell = tell
+        self._bus = bus
         self._changed = threading.Condition()
         self._steps: dict[int, StepLifecycle] = {}
         self._submitted: set[int] = set()
@@ -267,7 +267,7 @@ class Pusher:
 
     def _abandon(self, step: int, reason: str) -> None:
         self._end(step, StepState.ABANDONED, reason)
-        self._tell(events.SaveAbandoned(step=step, reason=reason))
+        self._bus.emit(events.SaveAbandoned(step=step, reason=reason))
 
     def _hear(self, body: dict[str, Any]) -> None:
         if "released" in body:
@@ -291,7 +291,7 @@ class Pusher:
                 self._failing = True
             case events.Superseded():
                 self._superseded = True
-        self._tell(event)
+        self._bus.emit(event)
 
     def _end(self, step: int, state: StepState, reason: str) -> None:
         if reason:

@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 
 from .. import events
 from ..errors import SpotError, StoreError, SupersededError
-from ..events import Event
+from ..events import EventBus
 from ..format.commit import commit
 from ..format.keys import FROZEN_PREFIX, STEPS_PREFIX, StepId, parse_rank_manifest_key, parse_step_id, rank_manifest_key
 from ..format.manifest import RankManifest, TensorSlice
@@ -47,7 +47,7 @@ class StepPush:
         *,
         store: ObjectStore,
         local: ObjectStore | None,
-        tell: Callable[[Event], None],
+        bus: EventBus,
         meters: Meters,
         frozen: list[SealedBlob] | None = None,
         lower_priority: Callable[[], None] = lambda: None,
@@ -61,7 +61,7 @@ class StepPush:
             images: The bytes of its blobs.
             store: Where the step is committed.
             local: The local disk's store, or None for no local copy.
-            tell: Called with every event, on the thread of :meth:`run`.
+            bus: Gets the events.
             meters: Takes in how fast blobs go to *local* and to *store*.
             frozen: Blobs that were stored before and belong to this step too.
             lower_priority: Called on each thread that does the work.
@@ -78,7 +78,7 @@ class StepPush:
         self._lower_priority = lower_priority
         self.frozen: list[SealedBlob] = []
         """The frozen blobs of this job, with their hashes. Complete once the step is committed."""
-        self._tell = tell
+        self._bus = bus
         self._meters = meters
         self._started = time.monotonic()
         self.committed = False
@@ -99,7 +99,7 @@ class StepPush:
                 manifest = self._seal_and_write()
                 num_bytes = self._store_remotely(manifest)
             self.committed = True
-            self._tell(
+            self._bus.emit(
                 events.Committed(
                     step=self._job.step,
                     num_bytes=num_bytes,
@@ -110,7 +110,7 @@ class StepPush:
             if self._settings.rank == 0:
                 self._prune()
         except SupersededError as error:
-            self._tell(events.Superseded(attempt=error.attempt, newest=error.newest))
+            self._bus.emit(events.Superseded(attempt=error.attempt, newest=error.newest))
             self._abandon(str(error))
         except SpotError as error:
             self._abandon(str(error))
@@ -118,7 +118,7 @@ class StepPush:
             self._abandon(f"unexpected {error!r}")
 
     def _abandon(self, reason: str) -> None:
-        self._tell(events.SaveAbandoned(step=self._job.step, reason=reason))
+        self._bus.emit(events.SaveAbandoned(step=self._job.step, reason=reason))
 
     def _seal_and_write(self) -> RankManifest:
         """Hash all blobs and write them to the local disk, one while another is hashed. Return the manifest."""
@@ -136,11 +136,11 @@ class StepPush:
                 self._meters.disk.record(sum(map(len, self._images)), time.monotonic() - started)
                 local.put(rank_manifest_key(manifest.step_id, manifest.rank, manifest.world_size), manifest.encode())
             except StoreError as failure:
-                self._tell(events.LocalWriteFailed(step=self._job.step, reason=str(failure)))
+                self._bus.emit(events.LocalWriteFailed(step=self._job.step, reason=str(failure)))
                 # The disk may be full, and others need it too. Without one older copy the next one may fit.
                 self._prune_locally(local, LOCAL_STEPS - 1, half_written=manifest.step_id)
             else:
-                self._tell(
+                self._bus.emit(
                     events.WrittenLocally(
                         step=self._job.step,
                         num_bytes=sum(map(len, self._images)),
@@ -221,7 +221,7 @@ class StepPush:
                 return action()
             except StoreError as error:
                 num_tries += 1
-                self._tell(events.PushFailing(step=self._job.step, num_tries=num_tries, reason=str(error)))
+                self._bus.emit(events.PushFailing(step=self._job.step, num_tries=num_tries, reason=str(error)))
                 # Even a "permanent" refusal is tried again: credentials get renewed, quotas get raised.
                 if self._interrupt.wait(pause_s * random.uniform(0.5, 1.0)):
                     raise StoreError(error.operation, error.key, f"{error.reason}; {self._reason}") from error
@@ -232,12 +232,12 @@ class StepPush:
         try:
             removed = prune(self._store, settings.attempt, keep_last=settings.keep_last, keep_every=settings.keep_every)
         except SupersededError as error:  # since the commit: the step stays committed
-            self._tell(events.Superseded(attempt=error.attempt, newest=error.newest))
+            self._bus.emit(events.Superseded(attempt=error.attempt, newest=error.newest))
             return
         except StoreError:
             return  # old checkpoints cost money, not work; the next commit tries again
         for step_id in removed:
-            self._tell(events.Pruned(step=step_id.step, attempt=step_id.attempt))
+            self._bus.emit(events.Pruned(step=step_id.step, attempt=step_id.attempt))
 
 
 def _has(store: ObjectStore, key: str) -> bool:

@@ -20,7 +20,7 @@ from collections import deque
 from typing import Any, Final
 
 from ..errors import SpotError
-from ..events import Event
+from ..events import EventBus
 from ..format.commit import merge_manifests
 from ..format.keys import StepId
 from ..format.manifest import ManifestError
@@ -60,6 +60,7 @@ class Worker:
         self._settings = settings = PushSettings(**body)
         self._store = open_store(settings.url, settings.storage_options)
         self._local = None if settings.local_dir is None else LocalStore(settings.local_dir)
+        self._bus = EventBus(lambda event: self._say(messages.encode_event(event)))
 
     def run(self) -> None:
         """Serve until the trainer is gone and all that was staged is stored or hopeless."""
@@ -119,7 +120,7 @@ class Worker:
                 images,
                 store=self._store,
                 local=self._local,
-                tell=self._tell,
+                bus=self._bus,
                 meters=self._meters,
                 frozen=self._frozen_before(job),
                 lower_priority=self._priority.lower,
@@ -167,9 +168,6 @@ class Worker:
             self._pushing.give_up("the trainer is gone and the store did not take it in time")
         elif self._waiting:
             self._pushing.give_up("a newer step is staged and the store does not answer")
-
-    def _tell(self, event: Event) -> None:
-        self._say(messages.encode_event(event))
 
     def _say(self, message: dict[str, Any]) -> None:
         with self._send_lock, contextlib.suppress(OSError):  # nobody listens to a pusher that outlived its trainer

@@ -9,18 +9,17 @@ rank's *training*, only for notes of threads that are always there.
 from __future__ import annotations
 
 from .base import Board, BoardClosedError, Ranks
-from .exchange import exchange, meet
+from .exchange import Job
 from .single import MemoryBoard, SingleRank
 from .torch_ranks import TorchRanks, current_ranks
 
 __all__ = [
     "Board",
     "BoardClosedError",
+    "Job",
     "MemoryBoard",
     "Ranks",
     "SingleRank",
     "TorchRanks",
     "current_ranks",
-    "exchange",
-    "meet",
 ]

@@ -1,10 +1,11 @@
-"""Exchanges of values between all ranks, over the board."""
+"""The job: its ranks, the board that they share, and what all of them do together over it."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 import time
+from dataclasses import dataclass
 from typing import Final
 
 from ..format.manifest import Json
@@ -13,26 +14,48 @@ from .base import Board, BoardClosedError, Ranks
 MEETING_MARGIN_S: Final = 0.5  # how much longer than until its deadline the thread that meets the others may take
 
 
-def exchange(ranks: Ranks, board: Board, name: str, value: Json) -> list[Json]:
-    """Give *value* to all ranks and return theirs, in rank order. Every rank calls it with the same *name*."""
-    board.post(f"{name}/{ranks.rank}", value)
-    return [board.read(f"{name}/{rank}") for rank in range(ranks.world_size)]
+@dataclass(frozen=True, slots=True)
+class Job:
+    """This process among the ranks of its job, with the board that they share."""
 
+    ranks: Ranks
+    board: Board
 
-def meet(ranks: Ranks, board: Board, deadline: float) -> None:
-    """
-    Let all ranks come to their end, or wait until *deadline* (monotonic). Every rank calls it, once.
+    @property
+    def rank(self) -> int:
+        """Number of this process, counted from 0."""
+        return self.ranks.rank
 
-    Launchers kill the rest as soon as one process has left.
-    """
-    # A thread, because the board of a machine that vanished may hold up whoever reads it.
-    meeting = threading.Thread(target=_meet, args=(ranks, board, deadline), name="spot-end", daemon=True)
-    meeting.start()
-    meeting.join(max(0.0, deadline - time.monotonic()) + MEETING_MARGIN_S)
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+        return self.ranks.world_size
 
+    def exchange(self, name: str, value: Json) -> list[Json]:
+        """
+        Give *value* to all ranks and return the values of all ranks, in rank order.
 
-def _meet(ranks: Ranks, board: Board, deadline: float) -> None:
-    with contextlib.suppress(BoardClosedError):  # too late, or rank 0 is gone
-        board.post(f"left/{ranks.rank}", True)
-        for rank in range(ranks.world_size):
-            board.read(f"left/{rank}", max(0.0, deadline - time.monotonic()))
+        Every rank calls it with the same *name*, which is used once.
+
+        Raises:
+            BoardClosedError: The board is gone.
+        """
+        self.board.post(f"{name}/{self.rank}", value)
+        return [self.board.read(f"{name}/{rank}") for rank in range(self.world_size)]
+
+    def meet(self, deadline: float) -> None:
+        """
+        Wait until all ranks have called this, or until *deadline* (monotonic). Every rank calls it once, at its end.
+
+        Launchers kill all other ranks as soon as one process has left.
+        """
+        # A thread, because the board of a machine that vanished may block its caller.
+        meeting = threading.Thread(target=self._meet, args=(deadline,), name="spot-end", daemon=True)
+        meeting.start()
+        meeting.join(max(0.0, deadline - time.monotonic()) + MEETING_MARGIN_S)
+
+    def _meet(self, deadline: float) -> None:
+        with contextlib.suppress(BoardClosedError):  # too late, or rank 0 is gone
+            self.board.post(f"left/{self.rank}", True)
+            for rank in range(self.world_size):
+                self.board.read(f"left/{rank}", max(0.0, deadline - time.monotonic()))

@@ -14,7 +14,7 @@ from ..errors import ConfigError, StoreError
 from ..format.attempts import claim_attempt
 from ..format.keys import RUN_KEY
 from ..format.manifest import FORMAT, Json, canonical_json
-from ..ranks import Board, Ranks, exchange
+from ..ranks import Job
 from ..store import LocalStore, ObjectStore, check_writable, is_local, local_directory, open_store, patiently
 
 
@@ -36,7 +36,7 @@ class Membership:
         return None if self.local_dir is None else LocalStore(self.local_dir)
 
 
-def join_run(config: SpotConfig, ranks: Ranks, board: Board) -> Membership:
+def join_run(config: SpotConfig, job: Job) -> Membership:
     """
     Prove that the store can be used, and claim the next attempt. Every rank calls this; rank 0 does the work.
 
@@ -50,15 +50,15 @@ def join_run(config: SpotConfig, ranks: Ranks, board: Board) -> Membership:
     store = open_store(url, config.storage_options)
     attempt, refusal = 0, None
     outage: list[Json] = []
-    if ranks.rank == 0:
+    if job.rank == 0:
         try:
             patiently(lambda: check_writable(store))
-            attempt = patiently(lambda: _claim(store, ranks.world_size))
+            attempt = patiently(lambda: _claim(store, job.world_size))
         except ConfigError as error:
             refusal = str(error)
         except StoreError as error:
             outage += [error.operation, error.key, error.reason]
-    found = exchange(ranks, board, "joining", [attempt, refusal, outage])[0]
+    found = job.exchange("joining", [attempt, refusal, outage])[0]
     attempt, refusal, lost = cast("tuple[int, str | None, list[str]]", found)
     if refusal is not None:
         raise ConfigError(refusal)

@@ -16,10 +16,10 @@ from ..errors import (
     SpotError,
     StoreError,
 )
-from ..events import Event
+from ..events import EventBus
 from ..format.commit import CommittedStep, committed_steps
 from ..format.keys import StepId
-from ..ranks import Board, Ranks, exchange
+from ..ranks import Job
 from ..store import LocalStore, ObjectStore, patiently
 
 if TYPE_CHECKING:
@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-def check_alike(ranks: Ranks, board: Board, held: str) -> None:
+def check_alike(job: Job, held: str) -> None:
     """
     Compare *held*, a hash of what all ranks are to hold alike. Every rank calls this.
 
     Raises:
         ConfigError: They do not. On every rank, and before a step is saved that nobody could put together.
     """
-    found = exchange(ranks, board, "resume/alike", held)
+    found = job.exchange("resume/alike", held)
     if different := [rank for rank, other in enumerate(found) if other != found[0]]:
         raise ConfigError(
             f"ranks {different} hold other parameters than rank 0, so they cannot share the work of storing them. "
@@ -48,9 +48,8 @@ def load_newest(
     store: ObjectStore,
     local: LocalStore | None,
     url: str,
-    ranks: Ranks,
-    board: Board,
-    tell: Callable[[Event], None],
+    job: Job,
+    bus: EventBus,
     want: Wanted = lambda name, shape: None,
     *,
     is_mirror: bool = False,
@@ -77,25 +76,25 @@ def load_newest(
         IncompatibleCheckpointError: The newest step was written by newer software.
         StoreError: The store does not answer.
     """
-    found, problem = _attempt(lambda: _list_steps(store)) if ranks.rank == 0 else ([], None)
-    _raise_shared(exchange(ranks, board, "resume/found", problem))
-    steps = cast("list[list[int]]", exchange(ranks, board, "resume/steps", cast("Any", found))[0])
+    found, problem = _attempt(lambda: _list_steps(store)) if job.rank == 0 else ([], None)
+    _raise_shared(job.exchange("resume/found", problem))
+    steps = cast("list[list[int]]", job.exchange("resume/steps", cast("Any", found))[0])
     rejected: list[str] = []
     is_late = is_mirror
     for number, (step, attempt, world_size) in enumerate(steps):
         committed = CommittedStep(StepId(step, attempt), world_size)
         from .reader import StepReader  # it takes half a second, which a first run need not pay
 
-        reader = StepReader(store, local, committed, ranks, want)
+        reader = StepReader(store, local, committed, job.ranks, want)
         loaded, problem = _attempt(reader.read)
-        problems = exchange(ranks, board, f"resume/read/{number}", problem)
+        problems = job.exchange(f"resume/read/{number}", problem)
         _raise_shared([p for p in problems if p is not None and p["kind"] != "damaged"])  # type: ignore[index, call-overload]
         damages = [str(p["text"]) for p in problems if p is not None]  # type: ignore[index, call-overload]
         if not damages:
             return cast("LoadedStep", loaded)
         is_late &= all(p is None or p["gone"] for p in problems)  # type: ignore[index, call-overload]
         rejected.append(damages[0])
-        tell(events.CheckpointRejected(step=step, attempt=attempt, reason=damages[0]))
+        bus.emit(events.CheckpointRejected(step=step, attempt=attempt, reason=damages[0]))
     if rejected and is_late:
         logger.error("none of %s steps has come whole, so training begins anew: %s", len(rejected), rejected[0])
     elif rejected:

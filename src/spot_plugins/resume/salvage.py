@@ -14,7 +14,7 @@ from xxhash import xxh3_128_hexdigest
 
 from .. import events
 from ..errors import SpotError, StoreError
-from ..events import Event
+from ..events import EventBus
 from ..format.attempts import check_newest
 from ..format.commit import stored_manifests
 from ..format.keys import (
@@ -30,7 +30,7 @@ from ..format.keys import (
     rank_manifest_key,
 )
 from ..format.manifest import Blob, ManifestError, RankManifest, TensorSlice, hash_of_blob
-from ..ranks import Board, Ranks, exchange
+from ..ranks import Job
 from ..store import LocalStore, ObjectStore, patiently
 
 NUM_PUTS: Final = 8  # blobs in memory at once, of 64 MiB: read, verified and put
@@ -41,10 +41,9 @@ logger = logging.getLogger(__name__)
 def salvage(
     store: ObjectStore,
     local: LocalStore | None,
-    ranks: Ranks,
-    board: Board,
+    job: Job,
     attempt: int,
-    tell: Callable[[Event], None],
+    bus: EventBus,
 ) -> None:
     """
     Commit the newest step of which the local disks have all that the store lacks.
@@ -69,36 +68,36 @@ def salvage(
     if local is not None:
         try:
             _remove_another_runs(local, attempt)
-            parts = _parts_in(local, ranks.world_size)
+            parts = _parts_in(local, job.world_size)
         except StoreError as error:
             logger.warning("the local copies cannot be used: %s", error)
             local = None
-    claim = _own_claim(store, attempt) if ranks.rank == 0 else None
-    notes = cast("list[Any]", exchange(ranks, board, "salvage/found", cast("Any", [parts, claim])))
+    claim = _own_claim(store, attempt) if job.rank == 0 else None
+    notes = cast("list[Any]", job.exchange("salvage/found", cast("Any", [parts, claim])))
     _keep_claim(local, attempt, notes[0][1])
     found = [note[0] for note in notes]
     if not any(found):
         return
-    plans = _plan(store, found) if ranks.rank == 0 else []
-    plans = cast("list[Any]", exchange(ranks, board, "salvage/plans", cast("Any", plans))[0])
+    plans = _plan(store, found) if job.rank == 0 else []
+    plans = cast("list[Any]", job.exchange("salvage/plans", cast("Any", plans))[0])
     for number, (step, of_attempt, shares) in enumerate(plans):
         started = time.monotonic()
         share = _Share(
             store,
             local,
             StepId(step, of_attempt),
-            owners=shares[ranks.rank],
-            world_size=ranks.world_size,
+            owners=shares[job.rank],
+            world_size=job.world_size,
             by_attempt=attempt,
         )
         for task in (share.open, share.put_blobs, share.put_manifests):
-            problems = exchange(ranks, board, f"salvage/{number}/{task.__name__}", _problem(task))
+            problems = job.exchange(f"salvage/{number}/{task.__name__}", _problem(task))
             if any(problems):
                 break
         else:
             push_s = time.monotonic() - started
             logger.info("step %s, which was on local disks only, is stored now", step)
-            tell(events.Salvaged(step=step, attempt=of_attempt, num_bytes=share.num_bytes, push_s=push_s))
+            bus.emit(events.Salvaged(step=step, attempt=of_attempt, num_bytes=share.num_bytes, push_s=push_s))
             return
         reason = next(problem for problem in problems if problem)
         logger.warning("step %s is on local disks only, and stays there: %s. An older one is taken", step, reason)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
-from ..events import Event, Staged
+from ..events import EventBus, Staged
 from ..format.manifest import Json, TensorSlice
 from ..push import BlobImage, Pusher, PushJob
 from ..ranks import Ranks
@@ -83,7 +83,7 @@ class Saver:
         parts: What is saved.
         ranks: The processes of the job.
         pusher: Who pushes it.
-        tell: Called with every event, on the thread where it happens.
+        bus: Gets the events.
         max_bytes: Most host memory that staged steps may take on this rank. None: room for two steps.
     """
 
@@ -92,13 +92,13 @@ class Saver:
         parts: Registry,
         ranks: Ranks,
         pusher: Pusher,
-        tell: Callable[[Event], None],
+        bus: EventBus,
         max_bytes: int | None = None,
     ) -> None:
         self._parts = parts
         self._ranks = ranks
         self._pusher = pusher
-        self._tell = tell
+        self._bus = bus
         self._buffers = Buffers(pusher, max_bytes)
         self._copier = Copier()
         self._overlaps = True
@@ -283,7 +283,7 @@ class Saver:
             copy_s=time.monotonic() - staged.begun_at,
         )
         logger.info("staged step %s (%s), %.3f s, %s bytes", event.step, event.trigger, event.stall_s, event.num_bytes)
-        self._tell(event)
+        self._bus.emit(event)
 
     def _plan(self, sources: dict[str, LiveTensor], *, frozen: bool) -> Layout:
         """Return the layout. That of frozen ones is apart, so that ranks agree on it whatever each of them stores."""

@@ -72,7 +72,7 @@ class AutoInterval:
         """Take in that a preemption is near. The interval follows with the next event."""
         self._is_warned = True
 
-    def hear(self, event: Event) -> IntervalChanged | None:
+    def observe(self, event: Event) -> IntervalChanged | None:
         """Take in *event*. Return the change that follows from it, or None."""
         with self._lock:
             match event:

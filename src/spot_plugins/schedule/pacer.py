@@ -11,7 +11,7 @@ from typing import Final
 from ..clock import Clock
 from ..config import SpotConfig
 from ..errors import StoreError
-from ..events import Event, IntervalChanged
+from ..events import Event, EventBus
 from ..format.keys import attempt_key
 from ..store import ObjectStore
 from .auto import AutoInterval, Preemptions
@@ -33,14 +33,18 @@ class Pacer:
         attempt: Number of this process life.
         rank: Only rank 0 is asked when a save is due, so elsewhere nothing is measured.
         clock: For the time trigger.
+        bus: Gets the changes of the interval.
     """
 
-    def __init__(self, config: SpotConfig, store: ObjectStore, attempt: int, rank: int, clock: Clock) -> None:
+    def __init__(
+        self, config: SpotConfig, store: ObjectStore, attempt: int, rank: int, clock: Clock, bus: EventBus
+    ) -> None:
         self._is_asked = rank == 0
         self._clock = clock
+        self._bus = bus
         self._is_warned = False
         self._auto: AutoInterval | None = None
-        every_seconds = config.every_seconds
+        every_seconds = config.every_s
         if every_seconds == "auto":
             every_seconds = None
             if rank == 0:
@@ -49,9 +53,9 @@ class Pacer:
         self.trigger = PeriodicTrigger(config.every_steps, every_seconds, clock)
         """Says when a save is due."""
 
-    def hear(self, event: Event) -> IntervalChanged | None:
+    def on_event(self, event: Event) -> None:
         """
-        Take in *event*. Return the change of the interval that it leads to, or None. Thread-safe.
+        Follow *event*, and emit the change of the interval that it leads to. Thread-safe.
 
         A soft notice shortens any interval, down to what saves cost; without one, steps alone say when a save is due.
         """
@@ -60,11 +64,11 @@ class Pacer:
             if self._auto is None:
                 self._auto = AutoInterval(Preemptions(), self._clock, self.trigger.every_seconds or math.inf)
             self._auto.warn()
-        if self._auto is None or (change := self._auto.hear(event)) is None:
-            return None
+        if self._auto is None or (change := self._auto.observe(event)) is None:
+            return
         logger.info("saving every %.0f s from now on (before: %.0f)", change.interval_s, change.before_s)
         self.trigger.every_seconds = change.interval_s
-        return change
+        self._bus.emit(change)
 
 
 def recent_preemptions(store: ObjectStore, attempt: int, clock: Clock) -> Preemptions:

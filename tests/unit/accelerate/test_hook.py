@@ -59,7 +59,7 @@ class Job:
         self.accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulate)
         self.accelerator.scaler = scaler
         self.events = []
-        self.spot = SpotHook(self.accelerator, url, every_steps=every_steps, hooks=[self.events.append])
+        self.spot = SpotHook(self.accelerator, url, every_steps=every_steps, on_event=[self.events.append])
         torch.manual_seed(1)
         self.net, self.loader = nn.Linear(2, 1), elastic_loader([torch.ones(2)] * 4 * BATCHES, batch_size=4)
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.1)

@@ -14,7 +14,7 @@ from steps import Holder, numbers, state_of
 from spot_plugins.agreement import Notice
 from spot_plugins.config import SpotConfig
 from spot_plugins.errors import Preempted
-from spot_plugins.events import Committed, LastSecondsPlanned, Leaving, PushFailing, Staged, WrittenLocally
+from spot_plugins.events import Committed, EventBus, LastSecondsPlanned, Leaving, PushFailing, Staged, WrittenLocally
 from spot_plugins.leave.measurements import Measurements
 from spot_plugins.leave.plan import Situation, slowest
 from spot_plugins.notices import Announcement
@@ -38,7 +38,7 @@ def train(folder, world_size, on_step, *, every_steps=10):
     def life(ranks):
         heard = Heard()
         config = SpotConfig(url=str(folder / "run"), every_steps=every_steps)
-        session = SpotSession(config, ranks=ranks, hooks=[heard])
+        session = SpotSession(config, ranks=ranks, on_event=[heard])
         session.register("part", Holder(state_of(1)), replicated=("both",))
         session.resume()
         step = 0
@@ -181,11 +181,11 @@ def told():
 @pytest.fixture
 def last_seconds(told):
     """A rank that has measured: 1000 MB, 0.5 GB/s to memory, 1 GB/s to disk, 100 MB/s to the store, 2 s beside."""
-    known = Measurements(False, told.append)
+    known = Measurements(False, EventBus(told.append))
     known.saved(10)
-    known.hear(Staged(step=10, trigger="steps", num_bytes=1000 * MB, stall_s=0.001, copy_s=2.0))
-    known.hear(WrittenLocally(step=10, num_bytes=1000 * MB, write_s=1.0, write_bytes_per_s=1000 * MB))
-    known.hear(Committed(step=10, num_bytes=1000 * MB, push_s=13.0, put_bytes_per_s=100 * MB))
+    known.on_event(Staged(step=10, trigger="steps", num_bytes=1000 * MB, stall_s=0.001, copy_s=2.0))
+    known.on_event(WrittenLocally(step=10, num_bytes=1000 * MB, write_s=1.0, write_bytes_per_s=1000 * MB))
+    known.on_event(Committed(step=10, num_bytes=1000 * MB, push_s=13.0, put_bytes_per_s=100 * MB))
     for _ in range(3):
         known.passed()
         time.sleep(0.01)
@@ -231,19 +231,19 @@ def test_a_push_in_flight_is_counted_until_it_ends(last_seconds, told):
     By what the last one took; one that is late takes as long again as it is late, and one that fails for ever.
     """
     last_seconds.saved(12)
-    last_seconds.hear(Staged(step=12, trigger="steps", num_bytes=1000 * MB, stall_s=0.001, copy_s=2.0))
+    last_seconds.on_event(Staged(step=12, trigger="steps", num_bytes=1000 * MB, stall_s=0.001, copy_s=2.0))
     assert last_seconds.figures()["in_flight_s"] == pytest.approx(13.0, abs=0.1)
 
     last_seconds._in_flight[12] -= 15.0
     assert last_seconds.figures()["in_flight_s"] == pytest.approx(2.0, abs=0.1)
 
-    last_seconds.hear(PushFailing(step=12, num_tries=1, reason="it is down"))
+    last_seconds.on_event(PushFailing(step=12, num_tries=1, reason="it is down"))
     assert math.isinf(last_seconds.figures()["in_flight_s"])
     assert last_seconds.heed(13, ahead(100.0), 0) == "leave"
     last_seconds.leave(13, ahead(100.0))
     assert [plan.choice for plan in told] == ["nothing_fits"]
 
-    last_seconds.hear(Committed(step=12, num_bytes=1000 * MB, push_s=60.0, put_bytes_per_s=100 * MB))
+    last_seconds.on_event(Committed(step=12, num_bytes=1000 * MB, push_s=60.0, put_bytes_per_s=100 * MB))
     assert last_seconds.figures()["in_flight_s"] == 0.0
     assert last_seconds.figures()["commit_s"] == pytest.approx(2.0), "waiting for a store that is down is no speed"
 
@@ -252,7 +252,7 @@ def test_what_a_pause_holds_is_not_in_flight(last_seconds):
     """
     It is pushed only if a notice comes.
     """
-    last_seconds.hear(Staged(step=12, trigger="pause", num_bytes=1000 * MB, stall_s=0.001, copy_s=2.0))
+    last_seconds.on_event(Staged(step=12, trigger="pause", num_bytes=1000 * MB, stall_s=0.001, copy_s=2.0))
 
     assert last_seconds.figures()["in_flight_s"] == 0.0
 

@@ -33,7 +33,7 @@ def train(url, body, **settings):
 
     def run(ranks):
         heard = Heard()
-        session = SpotSession(config, ranks=ranks, hooks=[heard])
+        session = SpotSession(config, ranks=ranks, on_event=[heard])
         session.register("part", Holder(state_of(1)), replicated=("both",))
         try:
             session.resume()

@@ -33,7 +33,7 @@ def train(url, body, *, world_size=1, settings=lambda rank: {}):
     def run(ranks):
         heard = Heard()
         config = SpotConfig(url=url, every_steps=1_000_000, **settings(ranks.rank))
-        session = SpotSession(config, ranks=ranks, hooks=[heard])
+        session = SpotSession(config, ranks=ranks, on_event=[heard])
         session.register("part", Holder(state_of(1)), replicated=("both",))
         try:
             session.resume()

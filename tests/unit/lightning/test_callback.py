@@ -154,7 +154,9 @@ def test_a_newer_checkpoint_wins_over_ckpt_path(tmp_path):
                 assert committed.wait(30)
                 raise KeyError("the machine is gone")
 
-    spot = SpotCheckpoint(url, every_steps=2, hooks=[lambda e: committed.set() if isinstance(e, Committed) else None])
+    spot = SpotCheckpoint(
+        url, every_steps=2, on_event=[lambda e: committed.set() if isinstance(e, Committed) else None]
+    )
     with pytest.raises(KeyError):
         trainer(tmp_path, spot, Leave()).fit(Net(), ckpt_path=tmp_path / "begin.ckpt")
     resumed = Net()

@@ -94,7 +94,7 @@ def test_the_trainer_knows_the_speeds(tmp_path):
     Both are None until the first step is out, and then what its events said.
     """
     heard = Heard()
-    session = SpotSession(SpotConfig(url=f"file://{tmp_path}/run", every_steps=1), hooks=[heard])
+    session = SpotSession(SpotConfig(url=f"file://{tmp_path}/run", every_steps=1), on_event=[heard])
     session.register("model", torch.nn.Linear(2, 2))
     session.resume()
     assert session._pusher.speeds == Speeds()

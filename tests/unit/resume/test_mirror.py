@@ -18,11 +18,11 @@ from steps import Holder, assert_same, save, state_of
 
 from spot_plugins.config import SpotConfig
 from spot_plugins.errors import NothingToResumeError
-from spot_plugins.events import CheckpointRejected
+from spot_plugins.events import CheckpointRejected, EventBus
 from spot_plugins.format.attempts import claim_attempt
 from spot_plugins.format.commit import committed_steps
 from spot_plugins.format.manifest import canonical_json
-from spot_plugins.ranks import SingleRank
+from spot_plugins.ranks import Job, SingleRank
 from spot_plugins.resume.newest import load_newest
 from spot_plugins.session import SpotSession
 from spot_plugins.store import LocalStore
@@ -89,7 +89,9 @@ def mirrored(states, seed, lag, folder):
 def resume(folder, *, is_mirror=True):
     ranks, told = SingleRank(), []
     store = LocalStore(str(folder))
-    loaded = load_newest(store, None, str(folder), ranks, ranks.open_board(), told.append, is_mirror=is_mirror)
+    loaded = load_newest(
+        store, None, str(folder), Job(ranks, ranks.open_board()), EventBus(told.append), is_mirror=is_mirror
+    )
     return loaded, told
 
 

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from steps import URL, numbers, save
 
 from spot_plugins.errors import CorruptCheckpointError
+from spot_plugins.events import EventBus
 from spot_plugins.format.boxes import Box, ShardBoxes, range_boxes
 from spot_plugins.format.commit import committed_steps, merge_manifests
 from spot_plugins.format.keys import StepId, merged_manifest_key
-from spot_plugins.ranks import SingleRank
+from spot_plugins.ranks import Job, SingleRank
 from spot_plugins.resume.newest import load_newest
 from spot_plugins.resume.reader import StepReader
 from spot_plugins.save import layout
@@ -179,7 +180,7 @@ def test_without_a_wish_a_shared_tensor_comes_whole():
     save_all(store, in_columns, 3)
     ranks = SingleRank()
 
-    loaded = load_newest(store, None, URL, ranks, ranks.open_board(), lambda event: None)
+    loaded = load_newest(store, None, URL, Job(ranks, ranks.open_board()), EventBus())
 
     assert torch.equal(loaded.state["part"]["both"]["w"], WHOLE)
 

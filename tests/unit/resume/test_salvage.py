@@ -14,10 +14,11 @@ from torch import nn
 
 from spot_plugins.config import SpotConfig
 from spot_plugins.errors import StoreError
-from spot_plugins.events import Resumed, Salvaged
+from spot_plugins.events import EventBus, Resumed, Salvaged
 from spot_plugins.format.attempts import claim_attempt
 from spot_plugins.format.keys import StepId, blob_key, parse_rank_manifest_key, rank_manifest_key
 from spot_plugins.format.manifest import RankManifest
+from spot_plugins.ranks import Job
 from spot_plugins.resume import salvage
 from spot_plugins.resume.newest import load_newest
 from spot_plugins.session import SpotSession
@@ -27,7 +28,7 @@ from spot_plugins.testing import run_thread_ranks
 
 
 @dataclass
-class Job:
+class Machines:
     """A store in which step 1 is committed, and a disk per rank on which step 2 is whole as well."""
 
     store: MemoryStore
@@ -46,8 +47,8 @@ class Job:
 
         def body(ranks):
             told, board, local = [], ranks.open_board(), self.disks[ranks.rank]
-            salvage.salvage(self.store, local, ranks, board, attempt, told.append)
-            return load_newest(self.store, local, URL, ranks, board, told.append), told
+            salvage.salvage(self.store, local, Job(ranks, board), attempt, EventBus(told.append))
+            return load_newest(self.store, local, URL, Job(ranks, board), EventBus(told.append)), told
 
         steps, told = zip(*run_thread_ranks(world_size or len(self.disks), body), strict=True)
         assert_whole(self.store)
@@ -60,7 +61,7 @@ class Job:
 
 
 def job_of(world_size, folder):
-    job = Job(MemoryStore(), [LocalStore(str(folder / str(rank))) for rank in range(world_size)])
+    job = Machines(MemoryStore(), [LocalStore(str(folder / str(rank))) for rank in range(world_size)])
     job.resume()
     job.save(1, stored=True)
     job.save(2)
@@ -170,7 +171,7 @@ def test_ranks_of_one_machine_store_their_own_parts(tmp_path):
     They share a directory, so each could store everything. Each stores its own.
     """
     store, disk = MemoryStore(), LocalStore(str(tmp_path))
-    job = Job(store, [disk, disk])
+    job = Machines(store, [disk, disk])
     job.resume()
     job.save(2)
     _, told = job.resume()
@@ -556,7 +557,7 @@ def life(folder, body, url="store"):
     heard = Heard()
     model, optimizer = tuned()
     config = SpotConfig(url=str(folder / url), local_dir=str(folder / "local"), every_steps=10**6)
-    with closing(SpotSession(config, hooks=[heard])) as session:
+    with closing(SpotSession(config, on_event=[heard])) as session:
         session.register("model", ModelPart(model), replicated=ModelPart.replicated)
         session.register("optimizer", OptimizerPart(optimizer, model), replicated=OptimizerPart.replicated)
         return body(session, model, heard)

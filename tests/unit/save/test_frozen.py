@@ -62,7 +62,7 @@ def step(model, optimizer):
 @contextmanager
 def session_of(url, model, optimizer, *, ranks=None, **settings):
     heard = Heard()
-    session = SpotSession(SpotConfig(url=str(url), **{"every_steps": 10**6, **settings}), ranks=ranks, hooks=[heard])
+    session = SpotSession(SpotConfig(url=str(url), **{"every_steps": 10**6, **settings}), ranks=ranks, on_event=[heard])
     with closing(session):
         session.register("model", ModelPart(model), replicated=ModelPart.replicated)
         session.register("optimizer", OptimizerPart(optimizer, model), replicated=OptimizerPart.replicated)

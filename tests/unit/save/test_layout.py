@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from steps import Holder, InlinePusher
 
+from spot_plugins.events import EventBus
 from spot_plugins.format.boxes import ShardBoxes, range_boxes, whole
 from spot_plugins.format.keys import StepId
 from spot_plugins.format.manifest import Blob, RankManifest
@@ -356,7 +357,7 @@ def test_the_saver_plans_once_and_again_when_the_state_changes(change):
     holder = Holder({"w": torch.zeros(2, 3), "step": 0})
     parts = Registry()
     parts.add("part", holder)
-    saver = Saver(parts, SingleRank(), InlinePusher(None, None), lambda event: None)
+    saver = Saver(parts, SingleRank(), InlinePusher(None, None), EventBus())
 
     first = saver.stage(1, "explicit", deadline=0.0).blobs[0].layout
     holder.state = {"w": torch.ones(2, 3), "step": 1}
@@ -379,7 +380,7 @@ def test_a_buffer_is_used_again_and_its_bytes_are_the_new_ones():
     holder = Holder({"w": torch.full((100,), 1.0)})
     parts = Registry()
     parts.add("part", holder)
-    saver = Saver(parts, SingleRank(), InlinePusher(None, None), lambda event: None)
+    saver = Saver(parts, SingleRank(), InlinePusher(None, None), EventBus())
 
     first = saver.stage(1, "explicit", deadline=0.0)
     holder.state = {"w": torch.full((100,), 2.0)}

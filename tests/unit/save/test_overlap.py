@@ -28,9 +28,9 @@ from torch.utils.data import DataLoader, TensorDataset
 from spot_plugins.accelerate import SpotHook
 from spot_plugins.config import SpotConfig
 from spot_plugins.errors import ConfigError, Preempted
-from spot_plugins.events import Committed, SaveAbandoned, SaveDeferred, Staged
+from spot_plugins.events import Committed, EventBus, SaveAbandoned, SaveDeferred, Staged
 from spot_plugins.lightning import SpotCheckpoint
-from spot_plugins.ranks import SingleRank
+from spot_plugins.ranks import Job, SingleRank
 from spot_plugins.resume.newest import load_newest
 from spot_plugins.save.snapshot import Snapshot
 from spot_plugins.session import SpotSession
@@ -86,7 +86,7 @@ def assert_equal(found, expected):
 @contextmanager
 def session_of(url, model, optimizers, **settings):
     heard = Heard()
-    session = SpotSession(SpotConfig(url=str(url), **{"every_steps": 10**6, **settings}), hooks=[heard])
+    session = SpotSession(SpotConfig(url=str(url), **{"every_steps": 10**6, **settings}), on_event=[heard])
     with closing(session):
         session.register("model", ModelPart(model), replicated=ModelPart.replicated)
         for number, optimizer in enumerate(optimizers):
@@ -391,7 +391,7 @@ def test_memory_is_bounded_by_what_is_given(tmp_path):
     for url, part, buffer_bytes in [("one", states[0], room), ("none", states[1], 4000)]:
         heard = Heard()
         config = SpotConfig(url=str(tmp_path / url), every_steps=2, buffer_bytes=buffer_bytes)
-        with closing(SpotSession(config, hooks=[heard])) as session:
+        with closing(SpotSession(config, on_event=[heard])) as session:
             session.register("part", part)
             session.resume()
             if url == "none":
@@ -471,7 +471,7 @@ def test_lightning_saves_the_state_of_the_step(manual, accumulate, tmp_path, slo
     if manual and accumulate > 1:
         pytest.skip("Lightning has no accumulation in manual optimization")
     heard, recorder = Heard(), Recorder()
-    spot = SpotCheckpoint(str(tmp_path), every_steps=1, keep_last=100, hooks=[heard])
+    spot = SpotCheckpoint(str(tmp_path), every_steps=1, keep_last=100, on_event=[heard])
     wait = WaitForPush(spot)
     quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
     trainer = Trainer(
@@ -511,7 +511,7 @@ def load_parts(url, step, model, optimizer):
         if int(folder.name.split("-")[0]) != step:
             shutil.rmtree(folder)
     ranks = SingleRank()
-    loaded = load_newest(LocalStore(str(work)), None, str(work), ranks, ranks.open_board(), lambda event: None)
+    loaded = load_newest(LocalStore(str(work)), None, str(work), Job(ranks, ranks.open_board()), EventBus())
     name = "model" if "model" in loaded.state else "model-0"
     ModelPart(model).load_state_dict(loaded.state[name])
     OptimizerPart(optimizer, model).load_state_dict(loaded.state["optimizer-0"])
@@ -527,7 +527,7 @@ def test_accelerate_saves_the_state_of_the_step(accumulate, tmp_path, slow_copie
         state._reset_state()
     heard, states = Heard(), {}
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulate)
-    with SpotHook(accelerator, str(tmp_path), every_steps=1, keep_last=100, hooks=[heard]) as spot:
+    with SpotHook(accelerator, str(tmp_path), every_steps=1, keep_last=100, on_event=[heard]) as spot:
         model = net()
         optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
         loader = DataLoader(TensorDataset(torch.randn(24, 8)), batch_size=4)

@@ -14,7 +14,7 @@ from steps import Holder
 
 from spot_plugins.config import SpotConfig
 from spot_plugins.errors import StoreError
-from spot_plugins.events import Committed, IntervalChanged, SaveDeferred, Staged
+from spot_plugins.events import Committed, EventBus, IntervalChanged, SaveDeferred, Staged
 from spot_plugins.format.attempts import claim_attempt
 from spot_plugins.format.manifest import canonical_json
 from spot_plugins.schedule import AutoInterval, Pacer, Preemptions, daly_interval_s
@@ -55,8 +55,8 @@ def test_it_is_dalys_interval_once_a_save_was_measured():
     auto = AutoInterval(Preemptions(), HandClock())
 
     assert auto.interval_s == FIRST_INTERVAL_S
-    assert auto.hear(staged(2.0)) is None
-    change = auto.hear(committed(20.0))
+    assert auto.observe(staged(2.0)) is None
+    change = auto.observe(committed(20.0))
 
     assert change == IntervalChanged(
         interval_s=daly_interval_s(2.0, PRIOR_MEAN_S),
@@ -74,8 +74,8 @@ def test_the_push_comes_first_or_the_stall():
     """
     auto = AutoInterval(Preemptions(), HandClock())
 
-    assert auto.hear(committed(20.0)) is None
-    assert auto.hear(staged(2.0)).interval_s == pytest.approx(292, abs=1)
+    assert auto.observe(committed(20.0)) is None
+    assert auto.observe(staged(2.0)).interval_s == pytest.approx(292, abs=1)
 
 
 @given(saves=st.lists(st.tuples(st.floats(0, 100), st.floats(0.001, 5000)), min_size=1, max_size=30))
@@ -85,8 +85,8 @@ def test_it_is_never_under_the_time_a_push_takes(saves):
     """
     auto = AutoInterval(Preemptions(), HandClock())
     for index, (stall_s, push_s) in enumerate(saves):
-        auto.hear(staged(stall_s))
-        auto.hear(committed(push_s))
+        auto.observe(staged(stall_s))
+        auto.observe(committed(push_s))
 
         assert auto.interval_s >= SHORTEST_S
         assert auto.interval_s >= max(push for _, push in saves[max(0, index + 1 - NUM_RECENT) : index + 1])
@@ -97,19 +97,22 @@ def test_a_small_difference_changes_nothing():
     Within a tenth there is no event and no change; beyond it there is.
     """
     auto = AutoInterval(Preemptions(), HandClock())
-    auto.hear(staged(2.0))
-    first = auto.hear(committed(5.0)).interval_s
+    auto.observe(staged(2.0))
+    first = auto.observe(committed(5.0)).interval_s
 
     for _ in range(NUM_RECENT):
-        assert auto.hear(staged(2.0 * (1 + CHANGE))) is None  # the interval grows with the root
+        assert auto.observe(staged(2.0 * (1 + CHANGE))) is None  # the interval grows with the root
     assert auto.interval_s == first
-    changes = [change for _ in range(NUM_RECENT) if (change := auto.hear(staged(4.0)))]
+    changes = [change for _ in range(NUM_RECENT) if (change := auto.observe(staged(4.0)))]
     assert changes
     assert changes[-1].before_s < auto.interval_s
 
 
 def pacing_of(rank=0, **settings):
-    return Pacer(SpotConfig(url="memory://x", **settings), MemoryStore(), 1, rank, HandClock())
+    """A pacer, and the list of the changes that it emits."""
+    changes = []
+    config = SpotConfig(url="memory://x", **settings)
+    return Pacer(config, MemoryStore(), 1, rank, HandClock(), EventBus(changes.append)), changes
 
 
 @pytest.mark.parametrize(
@@ -127,19 +130,23 @@ def test_a_soft_notice_shortens_the_interval(settings, before_s, after_s):
     Whatever was asked for: to what is best with a preemption to be expected soon, if that is shorter. Steps alone get a
     companion in time. Nothing is measured before the save that the notice asks for.
     """
-    pacing = pacing_of(**settings)
-    assert pacing.hear(staged(2.0)) is None
-    assert pacing.hear(committed(1.0)) is None or settings == {"every_seconds": "auto"}
+    pacing, changes = pacing_of(**settings)
+    pacing.on_event(staged(2.0))
+    pacing.on_event(committed(1.0))
+    assert not changes or settings == {"every_seconds": "auto"}
+    changes.clear()
     pacing.trigger.hasten()
-    pacing.hear(staged(2.0, "soft"))
-    change = pacing.hear(committed(1.0))
+    pacing.on_event(staged(2.0, "soft"))
+    changes.clear()
+    pacing.on_event(committed(1.0))
 
     if settings == {"every_seconds": "auto"}:
         assert pacing.trigger.every_seconds == daly_interval_s(2.0, WARNED_MEAN_S)
     elif after_s is None:
-        assert change is None
+        assert not changes
         assert pacing.trigger.every_seconds == before_s
     else:
+        (change,) = changes
         assert (change.before_s, change.interval_s) == (before_s, after_s)
         assert pacing.trigger.every_seconds == after_s
 
@@ -148,15 +155,17 @@ def test_a_soft_notice_leaves_time_for_pushes_and_concerns_rank_0_alone():
     """
     Even then no save is due before the last one is stored; and the other ranks are never asked.
     """
-    pacing = pacing_of(every_seconds=600)
+    pacing, changes = pacing_of(every_seconds=600)
     pacing.trigger.hasten()
-    pacing.hear(staged(0.001, "soft"))
-    assert pacing.hear(committed(100.0)).interval_s == 100.0
+    pacing.on_event(staged(0.001, "soft"))
+    pacing.on_event(committed(100.0))
+    assert changes[-1].interval_s == 100.0
 
-    other = pacing_of(rank=1, every_seconds=600)
+    other, changes = pacing_of(rank=1, every_seconds=600)
     other.trigger.hasten()
-    other.hear(staged(0.001, "soft"))
-    assert other.hear(committed(100.0)) is None
+    other.on_event(staged(0.001, "soft"))
+    other.on_event(committed(100.0))
+    assert not changes
 
 
 def test_old_saves_are_forgotten():
@@ -164,11 +173,11 @@ def test_old_saves_are_forgotten():
     One slow push, as of the first save, rules the interval for some saves and not for ever.
     """
     auto = AutoInterval(Preemptions(), HandClock())
-    auto.hear(staged(0.001))
-    assert auto.hear(committed(2000.0)).interval_s == 2000.0
+    auto.observe(staged(0.001))
+    assert auto.observe(committed(2000.0)).interval_s == 2000.0
 
     for _ in range(NUM_RECENT):
-        auto.hear(committed(1.0))
+        auto.observe(committed(1.0))
 
     assert auto.interval_s == SHORTEST_S
 
@@ -179,9 +188,9 @@ def test_saves_that_do_not_stall_training_tell_nothing_of_it(trigger):
     What is saved while training stands still anyway says nothing about the cost of a periodic save.
     """
     auto = AutoInterval(Preemptions(), HandClock())
-    auto.hear(committed(1.0))
+    auto.observe(committed(1.0))
 
-    assert auto.hear(staged(50.0, trigger)) is None
+    assert auto.observe(staged(50.0, trigger)) is None
     assert auto.interval_s == FIRST_INTERVAL_S
 
 
@@ -197,10 +206,10 @@ def test_the_rate_moves_from_the_prior_to_what_is_seen():
     assert Preemptions().mean_s(30 * HOUR) == 36 * HOUR
 
     auto = AutoInterval(Preemptions(), clock)
-    auto.hear(staged(2.0))
-    short = auto.hear(committed(1.0)).interval_s
+    auto.observe(staged(2.0))
+    short = auto.observe(committed(1.0)).interval_s
     clock.now += 30 * HOUR
-    assert auto.hear(committed(1.0)).interval_s == pytest.approx(math.sqrt(6) * short, rel=0.02)
+    assert auto.observe(committed(1.0)).interval_s == pytest.approx(math.sqrt(6) * short, rel=0.02)
 
 
 def lives(store, *ages_h):
@@ -255,10 +264,13 @@ def test_only_rank_0_is_paced():
     Elsewhere the trigger is never asked, so no event of a change may come from there.
     """
     config = SpotConfig(url="memory://x", every_seconds="auto")
-    other = Pacer(config, DownStore(), 5, 1, HandClock())
+    changes = []
+    other = Pacer(config, DownStore(), 5, 1, HandClock(), EventBus(changes.append))
 
     assert other.trigger.every_seconds is None
-    assert other.hear(committed(1.0)) is other.hear(staged(9.0)) is None
+    other.on_event(committed(1.0))
+    other.on_event(staged(9.0))
+    assert not changes
     assert other.trigger.every_seconds is None
 
 
@@ -267,7 +279,7 @@ def test_a_session_saves_at_the_interval_that_it_found(tmp_path):
     Through the whole session: the first save comes after a minute, and the next ones as its cost suggests.
     """
     clock, heard = HandClock(), Heard()
-    session = SpotSession(SpotConfig(url=str(tmp_path), every_seconds="auto"), clock=clock, hooks=[heard])
+    session = SpotSession(SpotConfig(url=str(tmp_path), every_seconds="auto"), clock=clock, on_event=[heard])
     session.register("part", Holder({"x": 1}))
     session.resume()
 
@@ -299,7 +311,7 @@ def test_ranks_save_the_same_steps_at_the_interval_of_rank_0(tmp_path):
     def body(ranks):
         clock, heard = HandClock(), Heard()
         config = SpotConfig(url=str(tmp_path), every_seconds="auto")
-        session = SpotSession(config, ranks=ranks, clock=clock, hooks=[heard])
+        session = SpotSession(config, ranks=ranks, clock=clock, on_event=[heard])
         session.register("part", Holder({"x": 1}))
         session.resume()
         step = 0

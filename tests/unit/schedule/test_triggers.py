@@ -106,7 +106,7 @@ def test_a_session_saves_on_both_and_an_explicit_save_resets_them(tmp_path):
     session = SpotSession(
         SpotConfig(url=str(tmp_path), every_steps=4, every_seconds=60.0),
         clock=clock,
-        hooks=[lambda event: staged.append((event.step, event.trigger)) if isinstance(event, Staged) else None],
+        on_event=[lambda event: staged.append((event.step, event.trigger)) if isinstance(event, Staged) else None],
     )
     session.register("part", Holder({"x": 1}))
     session.resume()
