@@ -41,10 +41,11 @@ def settings() -> str:
     documented = {name: doc for name, _, doc in fields_of(find("config", "SpotConfig"))}
     rows = []
     for field in fields(SpotConfig):
-        default = "" if field.default is MISSING else f"`{field.default!r}`"
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        shown = "" if default is MISSING else f"`{default!r}`"
         variable = "" if field.name == "storage_options" else f"`SPOT_{field.name.upper()}`"
         meaning = " ".join([field.metadata.get("documentation", ""), documented.get(field.name, "")]).strip()
-        rows.append((f"`{field.name}`", variable, f"`{field.type}`", default, meaning))
+        rows.append((f"`{field.name}`", variable, f"`{field.type}`", shown, meaning))
     intro = (
         "The arguments of `SpotCheckpoint` and `SpotHook`, which are the fields of `SpotConfig`. A variable fills in "
     )
