@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
+from spot_plugins import events
 from spot_plugins.config import SpotConfig
 from spot_plugins.notices.surroundings import _PROVIDERS
 
@@ -117,6 +118,14 @@ def test_the_architecture_has_the_layers_and_every_package() -> None:
     names = {path.stem for path in (ROOT / "src/spot_plugins").glob("[!_]*") if path.name != "py.typed"}
     rows = [line.split("|")[1] for line in text.splitlines() if line.startswith("| `")]
     assert {name for row in rows for name in re.findall(r"`(\w+)`", row)} == names
+
+
+def test_each_alarm_is_an_event() -> None:
+    """Whoever watches for an event that does not exist is never warned."""
+    alarms = (ROOT / "docs/operating.md").read_text().partition("## Alarms")[2].partition("\n## ")[0]
+    names = set(re.findall(r"`([A-Z]\w+)`", alarms))
+    assert {name for name in names if not hasattr(events, name)} == set()
+    assert {"PushFailing", "SaveDeferred", "LocalWriteFailed", "Superseded", "CheckpointRejected", "Committed"} <= names
 
 
 def test_there_is_a_page_for_whatever_is_recognised() -> None:
