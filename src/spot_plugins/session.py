@@ -1,56 +1,94 @@
-"""The one deep module: what a host needs, and nothing of how it is done."""
+"""The session of one attempt: what a host needs of this package, and nothing of the way in which it is done."""
 
 from __future__ import annotations
 
 import logging
-import os
-import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from types import TracebackType
 from typing import Final
 
-from . import events
-from .agreement import Agreement, Decision, Group, Notice, Solo
+from .agreement import Agreement, Group, Notice, Solo
 from .clock import Clock, SystemClock
 from .config import SpotConfig
-from .data import end_shielded_workers
-from .errors import Preempted
-from .events import EventBus, Hook, Subscriber, subscribers_of
-from .launch import roster
+from .errors import CommitError, Preempted
+from .events import (
+    AttemptStarted,
+    Committed,
+    Event,
+    EventBus,
+    Hook,
+    Resumed,
+    Subscriber,
+    subscribers_of,
+)
+from .leave.departure import Departure
 from .leave.listener import Listener
 from .leave.measurements import Measurements
+from .leave.participant import TrainingParticipant
+from .leave.phase import Phase, PhaseTracker
+from .leave.way_out import Pause, WayOut
 from .push import Pusher, PushSettings
 from .ranks import Job, Ranks, current_ranks
-from .resume.join import join_run
-from .resume.newest import apply_state, check_alike, load_newest
-from .resume.prefetch import stop_prefetch
-from .resume.salvage import salvage
+from .resume.join import Membership, join_run
+from .resume.restore import restore
 from .save import SavedSteps, Saver
-from .schedule import Pacer, Trigger
+from .schedule import Pacer, Preemptions, Trigger, recent_preemptions
 from .state.part import Part
 from .state.registry import Registry
 from .store import is_local
 
 logger = logging.getLogger(__name__)
 
-STUCK_S: Final = 1.0
-"""How long the training thread may take to leave a pause once all ranks are done."""
-
 FINISH_WAIT_S: Final = 600.0
-"""Longest wait for the last push of a training that ended well; behind it the pusher goes on alone."""
+"""Longest wait in seconds for the last push of a training that ended well. The pusher continues after it."""
 
 POLL_S: Final = 0.02
-"""How often the wait for the last push looks for notices."""
+"""Seconds between two looks for notices while the last push is awaited."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """Everything that :meth:`SpotSession.open` has built."""
+
+    job: Job
+    run: Membership
+    pusher: Pusher
+    saver: Saver
+    saved_steps: SavedSteps
+    measurements: Measurements
+    agreement: Agreement
+    listener: Listener
+    way_out: WayOut
 
 
 class SpotSession:
     """
-    One process life of one run: saves on triggers, leaves on a notice, resumes at the start.
+    One attempt of one run: saves on triggers, leaves after a notice, and resumes at its start.
 
-    A host registers the parts of its training, then calls, on every rank and always from the training thread:
-    :meth:`resume` once; :meth:`after_step` at the end of every optimizer step; :meth:`finish` when the
-    training is done, or :meth:`close` when it failed. Between steps it may stand still in
-    :meth:`enter_pause` ... :meth:`exit_pause`, for example in validation.
+    A host registers the parts of its training, opens the session and calls :meth:`resume`. Then it calls
+    :meth:`after_step` after every optimizer step, and :meth:`finish` when the training is done. Every rank makes the
+    same calls, always on the training thread. Between two steps it may stand still in :meth:`pause`::
+
+        with SpotSession(config) as session:
+            session.register_model(model, [optimizer])
+            step = session.resume() or 0
+            while step < num_steps:
+                ...
+                step += 1
+                session.after_step(step)
+            session.finish(step)
+
+    An error that leaves the ``with`` block is passed to :meth:`fail`.
+
+    Args:
+        config: The settings of the run.
+        ranks: The processes of the job. None: those of ``torch.distributed``.
+        on_event: Called with every :data:`~spot_plugins.events.Event` of this rank. One function or several.
+        hooks: The old name of *on_event*, accepted until 1.0.
+        clock: The clock of the time trigger. None: that of the system.
     """
 
     def __init__(
@@ -62,356 +100,309 @@ class SpotSession:
         hooks: Sequence[Hook] | None = None,
         clock: Clock | None = None,
     ) -> None:
-        """
-        Check that the run's store can be used. Every rank calls this.
+        self._config = config
+        self._bus = EventBus(self._on_event, *subscribers_of(on_event, hooks))
+        self._ranks = ranks
+        self._clock = clock or SystemClock()
+        self._registry = Registry()
+        self._phase = PhaseTracker()
+        self._stack = ExitStack()
+        self._it: _Opened | None = None
+        self._pause_step = 0  # of meaning in a pause only
+        self._is_prepared = False
+        self._last_committed_step: int | None = None
+        self._resumed_from: int | None = None
 
-        Args:
-            config: What to save, when and where to.
-            ranks: The processes of the job; those of ``torch.distributed`` if None.
-            on_event: Called with every :data:`~spot_plugins.events.Event` of this rank; one function or several.
-            hooks: The old name of *on_event*, accepted until 1.0.
-            clock: For the time trigger of tests.
+    def __enter__(self) -> SpotSession:
+        if self._phase.now is Phase.NEW:
+            self.open()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if exc is not None:
+                self.fail(exc)
+        finally:
+            self.close()
+
+    def open(self) -> None:
+        """
+        Join the run: prove that its store can be written to, claim an attempt, start the pusher, listen for notices.
+
+        What was opened is closed again if a later step of this fails.
 
         Raises:
-            ConfigError: A setting cannot work: unknown URL scheme, missing package, no permission.
+            ConfigError: A setting cannot work, such as an unknown URL scheme, a missing package or no permission.
             StoreError: The store does not answer.
         """
-        self._config = config
-        self._bus = EventBus(*subscribers_of(on_event, hooks))
-        self._ranks = ranks or current_ranks()
-        self._job = Job(self._ranks, self._ranks.open_board())
-        self._run = run = join_run(config, self._job)
-        self._pacing = Pacer(config, run.store, run.attempt, self._ranks.rank, clock or SystemClock(), self._bus)
-        self._parts = Registry()
-        self._pusher = Pusher(
-            PushSettings(
-                url=run.url,
-                storage_options=dict(config.storage_options),
-                local_dir=run.local_dir,
-                rank=self._ranks.rank,
-                world_size=self._ranks.world_size,
-                attempt=run.attempt,
-                keep_last=config.keep_last,
-                keep_every=config.keep_every,
-            ),
-            self._bus,
-        )
-        self._pusher.start()
-        self._saver = Saver(self._parts, self._ranks, self._pusher, self._bus, config.buffer_bytes)
-        self._is_prepared = False
-        self._last_seconds = Measurements(config.local_dir_survives, self._bus)
-        self._bus.subscribe(self._last_seconds.on_event)
-        self._bus.subscribe(self._pacing.on_event)
-        self._num_deferred = 0
-        self._saves = SavedSteps(self._saver, self._pusher, self._last_seconds.saved, config.grace_s)
-        self._leaving = threading.Lock()
-        self._left: int | None = None
-        self._stays = False  # without the ranks that left: what this one saves would never be committed
-        self._training_thread_leaves = threading.Event()
-        self._closed = False
-        self._agreement = self._open_agreement()  # last: its thread uses all of the above
-        self._bus.emit(events.AttemptStarted(attempt=run.attempt, world_size=self._ranks.world_size))
-        self._listener = Listener(config, self._agreement, self._bus, is_first=self._ranks.rank == 0)
+        self._phase.check("open")
+        with ExitStack() as stack:  # closes in reverse order
+            self._it = it = self._build(stack)
+            it.pusher.start()
+            self._phase.move(Phase.JOINED)
+            it.agreement.open()  # after all else is built, because its thread uses it
+            self._bus.emit(AttemptStarted(attempt=it.run.attempt, world_size=it.job.world_size))
+            it.listener.open()
+            self._stack.push(stack.pop_all())
 
     @property
     def attempt(self) -> int:
-        """Number of this process life of the run, counted from 1."""
-        return self._run.attempt
+        """Number of this attempt of the run, counted from 1."""
+        return self._opened.run.attempt
 
     @property
     def notice(self) -> Notice | None:
-        """The notice received by any rank, or None."""
-        return self._agreement.notice
+        """The notice that any rank received, or None."""
+        return self._opened.agreement.notice
+
+    @property
+    def last_committed_step(self) -> int | None:
+        """The newest step of which this rank's part is stored, by this attempt or the one resumed from. None: none."""
+        return self._last_committed_step
+
+    @property
+    def resumed_from(self) -> int | None:
+        """The step that this attempt resumed from, or None."""
+        return self._resumed_from
 
     def register(self, name: str, part: Part, *, replicated: tuple[str, ...] = ()) -> None:
         """
         Add something to save and restore, before :meth:`resume`.
 
         Args:
-            name: A word, the same in every process life.
+            name: A word, the same in every attempt.
             part: An object with ``state_dict()`` and ``load_state_dict()``.
-            replicated: Top-level keys of its state whose tensors are equal on all ranks; the ranks share
-                the work of storing them.
+            replicated: Top-level keys of its state whose tensors are equal on all ranks. The ranks share the work of
+                storing them.
         """
-        self._parts.add(name, part, replicated)
+        self._phase.check("register")
+        self._registry.add(name, part, replicated)
 
-    def watch_signals(self) -> None:
-        """Take SIGTERM as a notice, under SLURM SIGUSR1 too. On the main thread; again, to take it back from a host."""
-        self._listener.watch_signals()
+    def handle_signals(self) -> None:
+        """
+        Take SIGTERM as a notice, and under SLURM SIGUSR1 too. Call it on the main thread.
+
+        A second call takes the signals back from a host that has put a handler of its own in place.
+        """
+        self._phase.check("handle_signals")
+        self._opened.listener.handle_signals()
+
+    watch_signals = handle_signals  # the old name, accepted until 1.0
 
     def resume(self) -> int | None:
         """
-        Restore the newest committed step that is intact, on all ranks.
+        Restore the newest committed step that is intact, on all ranks. It opens the session if that was not done.
 
-        A newer one that is on the local disks of all ranks, but never reached the store, is committed first.
+        A newer step that lies on the local disks of all ranks, and never reached the store, is committed first.
 
         Returns:
-            The step behind which training goes on, or None on a first run.
+            The step after which training continues, or None on a first run.
 
         Raises:
             NothingToResumeError, IncompatibleCheckpointError, StoreError: See
-                :func:`spot_plugins.resume.newest.load_newest`.
+                :func:`spot_plugins.resume.restore.restore`.
             UnsafeStateError: A registered part has state that could not be saved later.
         """
-        want = self._parts.wanted()
-        check_alike(self._job, self._parts.alike(self._ranks.world_size))
-        run = self._run
-        stop_prefetch(run.local_dir)
-        salvage(run.store, run.local, self._job, run.attempt, self._bus)
-        started = time.monotonic()
-        is_mirror = is_local(run.url) and "sagemaker" in self._listener.providers  # of its S3 prefix
-        loaded = load_newest(run.store, run.local, run.url, self._job, self._bus, want, is_mirror=is_mirror)
-        if loaded is not None:
-            apply_state(loaded, list(self._parts.items()), self._ranks.rank)
-        step = loaded.step_id.step if loaded is not None else None
-        self._saves.resumed(step)
-        self._agreement.saved(step or 0)
-        if loaded is not None:
-            event = events.Resumed(
-                step=loaded.step_id.step,
-                from_attempt=loaded.step_id.attempt,
-                from_world_size=loaded.world_size,
-                num_bytes=loaded.num_bytes,
-                from_local_bytes=loaded.from_local_bytes,
-                load_s=time.monotonic() - started,
-            )
-            logger.info("resumed behind step %s, %.1f s, %s bytes", event.step, event.load_s, event.num_bytes)
-            self._bus.emit(event)
+        self._phase.check("resume")
+        if self._phase.now is Phase.NEW:
+            self.open()
+        it = self._opened
+        is_mirror = is_local(it.run.url) and "sagemaker" in it.listener.providers  # of its S3 prefix
+        step = restore(self._registry, it.run, it.job, self._bus, is_mirror=is_mirror)
+        it.saved_steps.resumed(step)
+        it.measurements.on_saved(step or 0)
+        it.agreement.saved(step or 0)
+        self._phase.move(Phase.TRAINING)
         return step
 
     def after_step(self, step: int) -> None:
         """
-        Say that optimizer step *step* is done. In a quiet step this costs microseconds.
+        Report that optimizer step *step* is done. In a quiet step this costs microseconds.
 
-        If it is saved, weights and optimizer state are copied while training goes on. The next step of any optimizer
-        waits for that by itself; whoever else changes them calls :meth:`fence` before.
+        If the step is saved, weights and optimizer state are copied while training continues. The next step of any
+        optimizer waits for the copy by itself. Whoever changes them in another way calls :meth:`fence` first.
 
         Raises:
-            Preempted: After a notice, once all is safe or the time is up.
+            Preempted: There was a notice, and all is safe or the time is up.
             UnsafeStateError: Some state has no pickle-free form.
             ConfigError: The state does not fit into ``buffer_bytes``.
         """
-        self._last_seconds.passed()
-        decision = self._agreement.at_boundary(step)
+        self._phase.check("after_step")
+        it = self._opened
+        it.measurements.on_step()
+        decision = it.agreement.at_boundary(step)
         if decision is None:
             if not self._is_prepared:  # not before: an optimizer has no state before its first step
                 self._is_prepared = True
-                self._saver.prepare()
-            return
-        if decision.leaves:
-            self._leave(step)
+                it.saver.prepare()
+        elif decision.leaves:
+            it.way_out.leave(step)
         else:
             self._save(step, decision.trigger)
 
     def save(self, step: int) -> None:
         """
-        Save *step* now, whatever the triggers say. Call it on every rank behind the same step. See :meth:`after_step`.
+        Save *step* now, whatever the triggers say. Call it on every rank after the same step. See :meth:`after_step`.
 
-        It does nothing once other ranks have left this one behind (``on_notice="continue"``).
+        It does nothing after the other ranks have left this one behind (``on_notice="continue"``).
 
         Raises:
             UnsafeStateError: Some state has no pickle-free form.
-            StoreError: Two earlier saves are still on their way and did not end within the grace.
+            StoreError: Two earlier saves are still being pushed and did not end within the grace.
         """
+        self._phase.check("save")
         self._save(step, "explicit")
 
     def fence(self) -> None:
         """
         Wait until no save depends on live state any more.
 
-        To be called before weights or the state of an optimizer are changed by anything but an optimizer's step, such
-        as weights being clipped or swapped for averaged ones. Pauses, and the end of the training, include it.
+        Call it before weights or optimizer state are changed by anything but the step of an optimizer, such as the
+        clipping of weights, or a swap for averaged ones. A pause and the end of the training include it.
         """
-        self._saver.fence()
+        self._opened.saver.fence()
 
-    def enter_pause(self, step: int) -> None:
+    def pause(self, step: int) -> Pause:
         """
-        Say that training will stand still behind *step*, for example in validation.
-
-        The state is staged first: a notice in the pause then has nothing left to copy, even when weights are
-        swapped meanwhile (as averaging callbacks do), and pushes exactly *step*. Every rank calls it behind the
-        same step.
-        """
-        with self._leaving:  # a notice from now on waits until the state is staged
-            self._saves.pause(step)
-            self._last_seconds.paused()
-            self._agreement.enter_pause()
-            self._saver.fence()
-            if not self._stays:
-                self._saves.hold(step)
-
-    def in_pause(self) -> None:
-        """
-        Within a pause, as often as convenient: leave if there is a notice.
+        Return the pause after *step*, to be entered with ``with``. Every rank enters it after the same step.
 
         Raises:
-            Preempted: As :meth:`after_step`.
+            Preempted: Raised by :meth:`Pause.check` and at the end of the block, as by :meth:`after_step`.
         """
-        self._leave_paused(self._agreement.in_pause())
-
-    def exit_pause(self) -> None:
-        """
-        Say that training goes on.
-
-        Raises:
-            Preempted: As :meth:`after_step`.
-        """
-        self._leave_paused(self._agreement.exit_pause())
-        self._saves.go_on()
+        self._phase.check("pause")
+        return Pause(self._opened.way_out, step)
 
     def finish(self, step: int) -> None:
         """
-        Say that training is done, behind *step*: save it and wait until it is stored. Then close.
+        Report that training is done after *step*: save it, wait until it is stored, and close.
 
         Raises:
             Preempted: A notice came before the end was stored, and left no time for that.
+            CommitError: The end of the training is not stored.
         """
-        if self._is_pressed():
-            self._leave(step)
+        self._phase.check("finish")
+        it = self._opened
+        if it.way_out.is_pressed:
+            it.way_out.leave(step)
         deadline = time.monotonic() + FINISH_WAIT_S
-        for _ in range(2):  # again, if the pusher process died with it
-            self._wait(lambda: self._saver.has_room, step, deadline)
-            if self._saver.has_room and not self._pusher.superseded:
-                self._save(step, "end")
-            self._wait(lambda: self._pusher.settled(step), step, deadline)
-            if self._saves.has(step):
-                break
-        if not self._pusher.settled(step):
-            logger.error("step %s is still not stored; the pusher process goes on trying", step)
-        elif not self._saves.has(step):
-            logger.error("step %s is not stored, and will not be", step)
-        self._job.meet(time.monotonic() + self._config.grace_s)
+        self._wait(lambda: it.saver.has_room, step, deadline)
+        if it.saver.has_room and not it.pusher.superseded:
+            self._save(step, "end")
+        self._wait(lambda: it.pusher.settled(step), step, deadline)
+        it.job.meet(time.monotonic() + self._config.grace_s)
+        is_left_behind = self._phase.now is Phase.LEFT_BEHIND
+        has_ended, is_stored = it.pusher.settled(step), it.saved_steps.has(step)
         self.close()
+        if is_left_behind or it.pusher.superseded or (has_ended and is_stored):
+            return
+        reason = "it will not be, see the warnings before" if has_ended else "the pusher process continues to try"
+        raise CommitError(step, f"the end of the training is not stored; {reason}")
 
     def fail(self, error: BaseException) -> None:
         """
-        Say that training failed with *error*, then close.
+        Report that training failed with *error*, and close.
 
         Raises:
-            Preempted: All ranks had agreed to leave: then the error only says that another rank is gone.
+            Preempted: All ranks had agreed to leave. Then the error only shows that another rank is gone.
         """
-        paused, notice = self._saves.paused, self._agreement.notice
-        if paused is not None and notice is not None and not isinstance(error, Preempted):
-            self._leave_paused(self._agreement.exit_pause())
+        is_paused = self._phase.now is Phase.PAUSED
+        if is_paused and self._opened.agreement.notice is not None and not isinstance(error, Preempted):
+            self._opened.way_out.exit_pause()
         self.close()
 
     def close(self) -> None:
-        """Stop. What is staged is still pushed, by the pusher process. May be called twice."""
-        if self._closed:
-            return
-        self._closed = True
-        self._listener.close()
-        self._agreement.close()
-        self._saver.close()  # what is being copied goes to the pusher
-        self._pusher.close()
-        self._listener.release_signals()
-        self._job.board.close()
+        """Stop. What is staged is still pushed, by the pusher process. A second call does nothing."""
+        self._phase.move(Phase.CLOSED)
+        self._stack.close()
+
+    @property
+    def _opened(self) -> _Opened:
+        if self._it is None:
+            raise RuntimeError("the session is not open: call open(), or use it in a `with` block")
+        return self._it
+
+    def _on_event(self, event: Event) -> None:
+        match event:
+            case Committed(step=step):
+                self._last_committed_step = max(step, self._last_committed_step or 0)
+            case Resumed(step=step):
+                self._resumed_from = self._last_committed_step = step
+
+    def _build(self, stack: ExitStack) -> _Opened:
+        """Build everything, and let *stack* close it in reverse order."""
+        config, bus, phase = self._config, self._bus, self._phase
+        ranks = self._ranks or current_ranks()
+        job = Job(ranks, ranks.open_board())
+        stack.callback(job.board.close)
+        run = join_run(config, job)
+        preemptions = Preemptions()
+        if config.every_s == "auto" and job.rank == 0:
+            preemptions = recent_preemptions(run.store, run.attempt, self._clock)
+        pacer = Pacer(config, job.rank, preemptions, self._clock, bus)
+        measurements = Measurements(config.local_dir_survives, bus)
+        bus.subscribe(measurements.on_event)
+        bus.subscribe(pacer.on_event)
+        pusher = Pusher(_push_settings(config, run, job), bus)
+        saver = Saver(self._registry, job.ranks, pusher, bus, config.buffer_bytes)
+        saved_steps = SavedSteps(saver, pusher, config.grace_s)
+        participant = TrainingParticipant(saver, pusher, measurements, bus)
+        agreement: Agreement = Solo(pacer.trigger, participant)
+        if job.world_size > 1:
+            agreement = Group(job, pacer.trigger, participant)
+        listener = Listener(config, agreement, bus, is_first=job.rank == 0)
+        departure = Departure(
+            config=config,
+            job=job,
+            pusher=pusher,
+            saved_steps=saved_steps,
+            measurements=measurements,
+            agreement=agreement,
+            listener=listener,
+            bus=bus,
+        )
+        participant.way_out = way_out = WayOut(
+            phase=phase,
+            job=job,
+            agreement=agreement,
+            listener=listener,
+            saver=saver,
+            saved_steps=saved_steps,
+            measurements=measurements,
+            departure=departure,
+            stack=self._stack,
+        )
+        stack.callback(listener.release_signals)
+        stack.callback(pusher.close)
+        stack.callback(saver.close)  # what is being copied goes to the pusher
+        stack.callback(agreement.close)
+        stack.callback(listener.close)
+        return _Opened(job, run, pusher, saver, saved_steps, measurements, agreement, listener, way_out)
 
     def _save(self, step: int, trigger: Trigger) -> None:
-        if not self._stays:
-            self._saves.save(step, trigger)
-        self._agreement.saved(step)
+        it = self._opened
+        if self._phase.now is not Phase.LEFT_BEHIND and it.saved_steps.save(step, trigger):
+            it.measurements.on_saved(step, because_of_notice=trigger == "notice")
+        it.agreement.saved(step)
 
     def _wait(self, done: Callable[[], bool], step: int, deadline: float) -> None:
-        """Wait until *done* or *deadline*; leave with *step* if a notice leaves no time for that."""
+        """Wait until *done* or *deadline*. Leave with *step* if a notice leaves no time for that."""
+        way_out = self._opened.way_out
         while not done() and time.monotonic() < deadline:
-            if self._is_pressed():
-                self._leave(step)
+            if way_out.is_pressed:
+                way_out.leave(step)
             time.sleep(POLL_S)
 
-    def _is_pressed(self) -> bool:
-        """Whether there is a notice that is to be obeyed at once, or whose time is up."""
-        notice = self._agreement.notice
-        return notice is not None and (notice.at_once or time.monotonic() > self._leave_by())
 
-    def _leave_paused(self, decision: Decision | None) -> None:
-        if decision is not None:
-            assert self._saves.paused is not None
-            self._leave(self._saves.paused)
-
-    def _leave(self, step: int) -> None:
-        """Save *step*, make it durable within the grace, and raise :exc:`Preempted`, unless this rank stays."""
-        self._training_thread_leaves.set()
-        self._make_durable(step)
-        if self._stays and self._agreement.notice is None:
-            return
-        self._listener.release_signals(for_good=True)
-        self.close()
-        roster.leave()
-        raise Preempted(self._saves.last)
-
-    def _leave_in_pause(self) -> None:
-        """
-        The same, on a thread of the agreement, while the training thread stands in a pause.
-
-        If that thread is caught in a collective with a rank that is gone, it would never come to leave.
-        """
-        assert self._saves.paused is not None
-        self._make_durable(self._saves.paused)
-        if not self._stays and not self._training_thread_leaves.wait(STUCK_S):
-            logger.warning("the training thread is stuck in the pause; ending the process")
-            end_shielded_workers()
-            self._job.board.close()
-            roster.leave()
-            os._exit(Preempted.EXIT_CODE)
-
-    def _make_durable(self, step: int) -> None:
-        """Push *step*, and wait until it is stored and all ranks have come so far, or the time is up."""
-        with self._leaving:
-            if self._stays or self._left == step:  # the other thread has done it, or nobody is left to do it with
-                return
-            notice = self._known_notice()
-            self._pusher.hurry()
-            self._last_seconds.leave(step, notice)
-            durable = self._saves.push_last(step, self._leave_by)
-            if not durable and not self._pusher.superseded:  # again, if the pusher process died with it
-                durable = self._saves.push_last(step, self._leave_by)
-            saved, notice = self._saves.last, self._known_notice()  # an earlier end may have become known
-            left_s = notice.deadline - time.monotonic()
-            logger.warning(
-                "notice by %s: step %s is %s, %.1f s left",
-                notice.source,
-                saved,
-                "stored" if durable else "NOT stored yet",
-                left_s,
-            )
-            self._bus.emit(events.Leaving(step=saved, durable=durable, left_s=left_s))
-            self._job.meet(notice.deadline - notice.margin_s)
-            if durable and self._config.acknowledge_notice:
-                self._listener.acknowledge()
-            self._left = step
-            if self._config.on_notice == "continue" and self._agreement.stay():
-                self._stays = True
-                logger.warning("this rank stays: it goes on from step %s, and saves nothing from now on", step)
-
-    def _known_notice(self) -> Notice:
-        notice = self._agreement.notice
-        assert notice is not None
-        return notice
-
-    def _leave_by(self) -> float:
-        """Return when to leave; earlier than it was, once an earlier end has become known."""
-        notice = self._known_notice()
-        return notice.deadline - notice.margin_s
-
-    def _open_agreement(self) -> Agreement:
-        trigger = self._pacing.trigger
-        if self._ranks.world_size == 1:
-            return Solo(trigger, self._is_ready, self._on_deferred, self._last_seconds)
-        return Group(
-            self._ranks,
-            self._job.board,
-            trigger,
-            self._is_ready,
-            self._on_deferred,
-            self._leave_in_pause,
-            self._last_seconds,
-        )
-
-    def _is_ready(self) -> bool:
-        return self._saver.has_room and not self._pusher.busy
-
-    def _on_deferred(self, step: int) -> None:
-        self._num_deferred += 1
-        logger.info("step %s is not saved: an earlier one is still being pushed", step)
-        self._bus.emit(events.SaveDeferred(step=step, num_deferred=self._num_deferred))
+def _push_settings(config: SpotConfig, run: Membership, job: Job) -> PushSettings:
+    return PushSettings(
+        url=run.url,
+        storage_options=dict(config.storage_options),
+        local_dir=run.local_dir,
+        rank=job.rank,
+        world_size=job.world_size,
+        attempt=run.attempt,
+        keep_last=config.keep_last,
+        keep_every=config.keep_every,
+    )

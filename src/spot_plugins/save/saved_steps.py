@@ -26,39 +26,32 @@ class SavedSteps:
     Args:
         saver: Stages steps.
         pusher: Pushes them.
-        on_saved: Called with each step that is saved or resumed from, and with whether a notice was the reason.
         grace_s: Longest wait of a save for room.
     """
 
-    def __init__(self, saver: Saver, pusher: Pusher, on_saved: Callable[[int, bool], None], grace_s: float) -> None:
+    def __init__(self, saver: Saver, pusher: Pusher, grace_s: float) -> None:
         self._saver = saver
         self._pusher = pusher
-        self._on_saved = on_saved
         self._grace_s = grace_s
         self._held: StagedStep | None = None
         self.last: int | None = None
         """The step that was saved last, or resumed from."""
-        self.paused: int | None = None
-        """The step behind which training stands still."""
 
     def resumed(self, step: int | None) -> None:
         """Say which step training goes on behind."""
         self.last = step
-        self._on_saved(step or 0, False)
 
     def has(self, step: int) -> bool:
         """Whether *step* is stored or on its way. Only then must it not be saved again: it may be visible."""
         return step == self.last and not self._pusher.abandoned(step)
 
-    def save(self, step: int, trigger: Trigger) -> None:
-        """Save *step*, once. Raises as :meth:`~.save.saver.Saver.save`."""
-        if not self.has(step):
-            self._saver.save(step, trigger, time.monotonic() + self._grace_s)
-            self._saved(step, trigger)
-
-    def pause(self, step: int) -> None:
-        """Say that training stands still behind *step*."""
-        self.paused = step
+    def save(self, step: int, trigger: Trigger) -> bool:
+        """Save *step* unless it is saved. Return whether it was not. Raises as :meth:`~.save.saver.Saver.save`."""
+        if self.has(step):
+            return False
+        self._saver.save(step, trigger, time.monotonic() + self._grace_s)
+        self.last = step
+        return True
 
     def hold(self, step: int) -> None:
         """Keep the state of *step* in memory, once nothing is being copied: in a pause, weights may be swapped."""
@@ -68,11 +61,11 @@ class SavedSteps:
             except StoreError:  # training never waits for the store, not even here
                 logger.warning("two saves are still on their way: a notice in this pause cannot save %s", step)
 
-    def go_on(self) -> None:
-        """Say that the pause is over."""
-        self.paused = self._held = None
+    def release(self) -> None:
+        """Let go of the state that :meth:`hold` keeps."""
+        self._held = None
 
-    def push_last(self, step: int, leave_by: Callable[[], float]) -> bool:
+    def push_last(self, step: int, leave_by: Callable[[], float], *, is_paused: bool) -> bool:
         """
         Push *step* unless that is done, and wait until *leave_by* (monotonic), which is asked again and again.
 
@@ -81,8 +74,8 @@ class SavedSteps:
         """
         try:
             if not self.has(step):
-                self._save_last(step, leave_by())
-                self._saved(step, "notice")
+                self._save_last(step, leave_by(), is_paused)
+                self.last = step
         except SpotError as error:
             logger.error("step %s could not be saved before leaving: %s", step, error)
         if (last := self.last) is None:
@@ -91,14 +84,10 @@ class SavedSteps:
             self._pusher.wait_settled(last, min(until, now + RECHECK_S))
         return self._pusher.wait_settled(last, 0.0) in (StepState.COMMITTED, None)
 
-    def _save_last(self, step: int, deadline: float) -> None:
+    def _save_last(self, step: int, deadline: float, is_paused: bool) -> None:
         if self._held is not None:
             self._saver.push(self._held)
-        elif self.paused is not None:
+        elif is_paused:
             raise StoreError("put", "", "it was not staged before the pause, and weights may be swapped since", False)
         else:
             self._saver.save(step, "notice", deadline)
-
-    def _saved(self, step: int, trigger: Trigger) -> None:
-        self.last = step
-        self._on_saved(step, trigger == "notice")
