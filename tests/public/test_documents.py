@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 import yaml
 
-from spot_plugins import events
+from spot_plugins import errors, events
 from spot_plugins.config import SpotConfig
+from spot_plugins.leave.phase import Phase
 from spot_plugins.notices.surroundings import _PROVIDERS
 
 ROOT = Path(__file__).parents[2]
@@ -126,6 +127,16 @@ def test_each_alarm_is_an_event() -> None:
     names = set(re.findall(r"`([A-Z]\w+)`", alarms))
     assert {name for name in names if not hasattr(events, name)} == set()
     assert {"PushFailing", "SaveDeferred", "LocalWriteFailed", "Superseded", "CheckpointRejected", "Committed"} <= names
+
+
+def test_each_error_and_each_phase_is_explained() -> None:
+    """Operating says what to do about each error, and the architecture what is true in each phase."""
+    raised = {name for name, each in vars(errors).items() if isinstance(each, type)} - {"SpotError"}
+    table = (ROOT / "docs/operating.md").read_text().partition("## Errors")[2]
+    assert set(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == raised
+
+    phases = (ROOT / "docs/architecture.md").read_text().partition("## Phases")[2].partition("\n## ")[0]
+    assert re.findall(r"^\| `(\w+)`", phases, re.MULTILINE) == [phase.name for phase in Phase]
 
 
 def test_there_is_a_page_for_whatever_is_recognised() -> None:
