@@ -55,7 +55,8 @@ soak: setup  ## The tests with real processes, SOAK_ROUNDS times; stops at the f
 		$(bin)/python -m pytest -m 'not gpu' tests/multiprocess tests/drills || exit 1; \
 	done
 
-docs: setup  ## Build docs/ into site/; a broken link is an error
+docs: setup  ## Make docs/reference from the sources, build docs/ into site/; a broken link is an error
+	$(bin)/python docs/generate.py
 	$(bin)/mkdocs build --strict
 
 clean:  ## Remove .venv and everything that was built
