@@ -12,7 +12,6 @@ import torch
 from hearing import Heard, until, until_idle
 from steps import Holder, assert_same, assert_whole, load, numbers, save, state_of
 
-from spot_plugins import session as session_module
 from spot_plugins.config import SpotConfig
 from spot_plugins.errors import CommitError, ConfigError, IncompatibleCheckpointError, Preempted, UnsafeStateError
 from spot_plugins.events import (
@@ -28,7 +27,7 @@ from spot_plugins.events import (
 )
 from spot_plugins.format.attempts import claim_attempt
 from spot_plugins.format.keys import StepId, merged_manifest_key
-from spot_plugins.session import SpotSession
+from spot_plugins.session import SpotSession, spot_session
 from spot_plugins.store import LocalStore
 from spot_plugins.testing import run_thread_ranks
 
@@ -604,7 +603,7 @@ def test_finish_says_when_the_end_is_not_stored(url, monkeypatch):
     """
     A training that ends well with a store that does not take the last step ends with an error, not with code 0.
     """
-    monkeypatch.setattr(session_module, "FINISH_WAIT_S", 0.2)
+    monkeypatch.setattr(spot_session, "FINISH_WAIT_S", 0.2)
     with training(url) as (session, _, _):
         session.resume()
         pusher = session._opened.pusher.pid
