@@ -47,9 +47,35 @@ def until(condition, what):
     return result
 
 
+# The three below look inside a session, for nothing that it says tells what its pusher does. Nothing else should.
+
+
+def pusher_pid(session):
+    """Return the process id of the pusher of *session*."""
+    return session._pusher.pid
+
+
+def until_not_busy(session):
+    """Wait until the pusher of *session* has no step that the store takes; one that only fails does not count."""
+    until(lambda: not session._pusher.busy, "the pusher is not busy")
+
+
 def until_idle(session):
     """Wait until the pusher of *session* has nothing in hand, so that a save that is due is not deferred."""
     until(lambda: not session._pusher._held, "the pusher has nothing in hand")
+
+
+def said(file):
+    """Return the text of *file*, or nothing if it is not there yet."""
+    return file.read_text() if file.exists() else ""
+
+
+def is_zombie(pid):
+    """Return whether the process has ended; whoever adopted it may not have looked yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except FileNotFoundError:
+        return True
 
 
 def until_gone(pid):
