@@ -1,4 +1,4 @@
-"""What a session tells, to wait for; and what tests of real processes need to wait for."""
+"""Waiting: for events of a session, for what its pusher does, for files and for the end of processes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def until(condition, what):
     return result
 
 
-# The three below look inside a session, for nothing that it says tells what its pusher does. Nothing else should.
+# The four below look inside a session, for nothing that it says tells what its pusher does. Nothing else should.
 
 
 def pusher_pid(session):
@@ -63,6 +63,11 @@ def until_not_busy(session):
 def until_idle(session):
     """Wait until the pusher of *session* has nothing in hand, so that a save that is due is not deferred."""
     until(lambda: not session._pusher._held, "the pusher has nothing in hand")
+
+
+def until_end_known(session):
+    """Wait until *session* knows that its pusher, which was killed, has ended."""
+    until(lambda: session._pusher._sock is None, "the end of the pusher is known")
 
 
 def said(file):

@@ -17,7 +17,7 @@ import psutil
 import pytest
 import torch
 from drill_settings import Settings
-from hearing import Heard, is_zombie, pusher_pid, said, until, until_gone, until_idle
+from hearing import Heard, is_zombie, pusher_pid, said, until, until_end_known, until_gone, until_idle
 from launching import exit_codes, launch
 from servers import FaultProxy
 from steps import Holder, assert_same, load, numbers, state_of
@@ -47,7 +47,7 @@ def proxy(s3_server):
 def session_at(url, state=None, **settings):
     heard = Heard()
     session = SpotSession(SpotConfig(url=str(url), **{"every_steps": 1, **settings}), hooks=[heard])
-    holder = Holder(state_of(1) if state is None else state)
+    holder = state if isinstance(state, Holder) else Holder(state_of(1) if state is None else state)
     session.register("part", holder, replicated=("both",))
     try:
         yield session, heard
@@ -223,7 +223,7 @@ def test_a_pusher_that_cannot_be_started_does_not_end_the_training(tmp_path, mon
     with session_at(tmp_path) as (session, heard):
         session.resume()
         os.kill(pusher_pid(session), signal.SIGKILL)
-        until(lambda: session._pusher._sock is None, "its end is noticed")
+        until_end_known(session)
         with monkeypatch.context() as patch:
             patch.setattr(subprocess, "Popen", refuse)
             session.after_step(1)
@@ -316,9 +316,9 @@ def test_many_saves_leave_no_descriptor_open(tmp_path):
     A hundred saves, of states that grow now and then, so that buffers are replaced: neither process has more open than
     after the first ones, but for a second buffer, which is made when a save comes while the first is being pushed.
     """
-    with session_at(tmp_path, {"w": torch.zeros(1000)}) as (session, heard):
+    holder = Holder({"w": torch.zeros(1000)})
+    with session_at(tmp_path, holder) as (session, heard):
         session.resume()
-        holder = dict(session._parts.items())["part"]
         ours, theirs = [], []
         for step in range(1, 101):
             if step % 20 == 0:
