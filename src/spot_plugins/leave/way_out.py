@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Final
@@ -28,6 +29,10 @@ logger = logging.getLogger(__name__)
 
 STUCK_S: Final = 1.0
 """Longest time in seconds that the training thread may take to leave a pause once all ranks are done."""
+
+
+POLL_S: Final = 0.02
+"""Seconds between two looks for notices in a wait."""
 
 
 class WayOut:
@@ -104,6 +109,17 @@ class WayOut:
     def _obey(self, decision: Decision | None) -> None:
         if decision is not None:
             self.leave(self._pause_step)
+
+    def wait(self, done: Callable[[], bool], step: int, deadline: float) -> None:
+        """
+        Wait until *done* or *deadline* (monotonic). Leave with *step* if a notice leaves no time for that.
+
+        Raises as :meth:`leave`.
+        """
+        while not done() and time.monotonic() < deadline:
+            if self.is_pressed:
+                self.leave(step)
+            time.sleep(POLL_S)
 
     def leave(self, step: int) -> None:
         """
