@@ -46,7 +46,7 @@ def check_supported(accelerator: Accelerator) -> None:
     num_started = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     if num_started != accelerator.num_processes:
         raise ConfigError(
-            f"accelerator.num_processes={accelerator.num_processes}, but torch.distributed has {num_started} processes, "
+            f"num_processes={accelerator.num_processes}, but torch.distributed has {num_started} processes, "
             f"so each process would train alone and save only a part of the state. On CPUs set "
             f"ACCELERATE_USE_CPU=true before the start; elsewhere let Accelerate initialize the process group"
         )
