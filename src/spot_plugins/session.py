@@ -7,15 +7,17 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from . import events
-from .agreement import Agreement, Decision, Group, Notice, Solo
+from .agreement import Act, Agreement, Decision, Group, Notice, Solo
 from .clock import Clock, SystemClock
 from .config import SpotConfig
 from .data import end_shielded_workers
 from .errors import Preempted
 from .events import EventBus, Hook, Subscriber, subscribers_of
+from .format.manifest import Json
 from .launch import roster
 from .leave.listener import Listener
 from .leave.measurements import Measurements
@@ -41,6 +43,18 @@ FINISH_WAIT_S: Final = 600.0
 
 POLL_S: Final = 0.02
 """How often the wait for the last push looks for notices."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Training:
+    """The :class:`~.agreement.Participant` of a session."""
+
+    is_ready: Callable[[], bool]
+    on_deferred: Callable[[int], None]
+    leave_in_pause: Callable[[], None]
+    figures: Callable[[], Json]
+    merge: Callable[[Sequence[Json]], None]
+    decide: Callable[[int, Notice, int], Act]
 
 
 class SpotSession:
@@ -109,7 +123,8 @@ class SpotSession:
         self._stays = False  # without the ranks that left: what this one saves would never be committed
         self._training_thread_leaves = threading.Event()
         self._closed = False
-        self._agreement = self._open_agreement()  # last: its thread uses all of the above
+        self._agreement = self._make_agreement()
+        self._agreement.open()  # last: its thread uses all of the above
         self._bus.emit(events.AttemptStarted(attempt=run.attempt, world_size=self._ranks.world_size))
         self._listener = Listener(config, self._agreement, self._bus, is_first=self._ranks.rank == 0)
 
@@ -394,19 +409,18 @@ class SpotSession:
         notice = self._known_notice()
         return notice.deadline - notice.margin_s
 
-    def _open_agreement(self) -> Agreement:
-        trigger = self._pacing.trigger
-        if self._ranks.world_size == 1:
-            return Solo(trigger, self._is_ready, self._on_deferred, self._last_seconds)
-        return Group(
-            self._ranks,
-            self._job.board,
-            trigger,
-            self._is_ready,
-            self._on_deferred,
-            self._leave_in_pause,
-            self._last_seconds,
+    def _make_agreement(self) -> Agreement:
+        participant = _Training(
+            is_ready=self._is_ready,
+            on_deferred=self._on_deferred,
+            leave_in_pause=self._leave_in_pause,
+            figures=self._last_seconds.figures,
+            merge=self._last_seconds.learn,
+            decide=self._last_seconds.heed,
         )
+        if self._job.world_size == 1:
+            return Solo(self._pacing.trigger, participant)
+        return Group(self._job, self._pacing.trigger, participant)
 
     def _is_ready(self) -> bool:
         return self._saver.has_room and not self._pusher.busy

@@ -24,7 +24,7 @@ NUM_STEPS: Final = 16  # the slowest of so many is what a step takes
 
 class Measurements:
     """
-    Listens to the events of its rank, and is the :class:`~.agreement.decision.Planner` of its session.
+    Listens to the events of its rank, and answers for the :class:`~.agreement.decision.Participant` of its session.
 
     Args:
         disk_survives: Whether the next attempt finds what is on the local disk.
@@ -85,16 +85,16 @@ class Measurements:
                     self._is_failing = True
 
     def figures(self) -> Json:
-        """See :class:`~.agreement.decision.Planner`."""
+        """See :class:`~.agreement.decision.Participant`."""
         return asdict(self._situation(0, 0.0))
 
     def learn(self, figures: Sequence[Json]) -> None:
-        """See :class:`~.agreement.decision.Planner`."""
+        """See :class:`~.agreement.decision.Participant`."""
         self._others = slowest([Situation(**cast("dict[str, Any]", each)) for each in figures])
         self._learned_at = time.monotonic()
 
     def heed(self, step: int, notice: Notice, num_ahead: int) -> Act:
-        """See :class:`~.agreement.decision.Planner`."""
+        """See :class:`~.agreement.decision.Participant`."""
         now = self._of_all(self._situation(step, _left_s(notice)))
         plan = plan_last_seconds(now)
         if plan.choice != "train_on" or plan.num_steps <= num_ahead:
