@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from spot_plugins.agreement import Group, Notice
 from spot_plugins.clock import SystemClock
-from spot_plugins.ranks import BoardClosedError, Job, TorchRanks
+from spot_plugins.ranks import BoardClosedError, BoardNonsenseError, Job, TorchRanks
 from spot_plugins.schedule import PeriodicTrigger
 
 PATIENCE_S = 30.0
@@ -118,6 +118,25 @@ def outlive_a_machine(ranks, board):
     group.close()
     os.kill(pid, signal.SIGKILL)
     assert time.monotonic() - started < PATIENCE_S
+
+
+def read_rubbish(ranks, board):
+    """A stranger writes what is no JSON. Its reader learns that, and the board works on."""
+    job = Job(ranks, board)
+    if ranks.rank == 0:
+        with board._connection() as client:
+            client.set("rubbish", b"\xff\x00{")
+            client.set("deep", "[" * 100_000)
+    job.exchange("written", None)
+    for name in ("rubbish", "deep"):
+        try:
+            board.read(name)
+        except BoardNonsenseError as error:
+            assert name in str(error)
+        else:
+            raise AssertionError("rubbish was read")
+    assert job.exchange("works on", ranks.rank) == [0, 1]
+    board.close()
 
 
 def listen_to_ourselves(ranks, board):
