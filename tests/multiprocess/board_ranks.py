@@ -131,10 +131,9 @@ def read_rubbish(ranks, board):
     for name in ("rubbish", "deep"):
         try:
             board.read(name)
-        except BoardNonsenseError as error:
-            assert name in str(error)
-        else:
-            raise AssertionError("rubbish was read")
+        except BoardNonsenseError:
+            continue
+        raise AssertionError(f"{name} was read")
     assert job.exchange("works on", ranks.rank) == [0, 1]
     board.close()
 

@@ -73,13 +73,13 @@ class Group:
     """
 
     def __init__(self, job: Job, trigger: PeriodicTrigger, participant: Participant) -> None:
-        self._job = job
+        self._is_leader = job.rank == 0
         self._participant = participant
         self._mail = Mail(job, self._lose)
         self._thread = threading.Thread(target=self._follow, name="spot-agreement", daemon=True)
         self._lock = threading.Lock()  # around all that follows; never held while the participant or the board works
         self._changed = threading.Condition(self._lock)
-        self._ballot = Ballot(is_leader=job.rank == 0)
+        self._ballot = Ballot(is_leader=self._is_leader)
         self._pace = Pace(trigger)
         self._loss = ""  # the reason why there is no board any more, until it is logged
 
@@ -109,7 +109,10 @@ class Group:
         """See :class:`~.decision.Agreement`."""
         loss, proposal, is_deferred = "", None, False
         with self._lock:
-            if not self._ballot.pass_quietly():
+            if self._ballot.pass_quietly():
+                if not self._is_leader:
+                    return None
+            else:
                 boundary = self._ballot.reached + 1
                 self._wait_decided(boundary)
                 proposal = self._ballot.arrive()
@@ -118,7 +121,7 @@ class Group:
                 loss, self._loss = self._loss, ""
             if proposal is not None and proposal.verdict == "save":
                 return Decision(proposal.trigger)
-            if proposal is not None and proposal.verdict == "defer" and self._ballot.is_leader:
+            if proposal is not None and proposal.verdict == "defer" and self._is_leader:
                 is_deferred = self._pace.defer()
             wish = self._wish(step)
         if loss:  # not logged when it happens, because the end of the training takes the board away too
@@ -196,7 +199,7 @@ class Group:
 
     def _wish(self, step: int) -> Wish | None:
         """Return what rank 0 has to arrange after *step*, if anything. Call with the lock held."""
-        if not self._ballot.is_leader:
+        if not self._is_leader:
             return None
         self._pace.end_step(step, time.monotonic())
         return (self._ballot.notice or self._pace.wish(step)) if self._ballot.may_propose() else None
@@ -291,7 +294,7 @@ class Group:
         self._mail.post_figures(number, self._participant.figures())
         with self._lock:
             notice, step, num_ahead = self._ballot.notice, self._pace.step, self._pace.num_ahead()
-        if notice is None or not self._ballot.is_leader:
+        if notice is None or not self._is_leader:
             return
         timeout_s = min(VERDICT_WAIT_S, notice.leave_by - time.monotonic())
         try:
