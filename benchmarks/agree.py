@@ -225,7 +225,7 @@ def measure_notice(way, training, ranks, after_s):
 
 
 def measure_notices(way, training, here, num_notices):
-    """Return how many steps behind the one in which the notice came all stopped, and how many seconds after it."""
+    """Return how many steps after the one in which the notice came all stopped, and how many seconds after it."""
     late_s, late_steps = [], []
     for number in range(num_notices):
         stopped, told = measure_notice(way, training, here, training.step_s * (1 + number / num_notices))

@@ -212,7 +212,10 @@ class Group:
                 num_ahead = self._pace.num_ahead()
             act = self._participant.decide(step, wish, num_ahead)
             if act == "leave":
-                self._act(act)
+                with self._lock:
+                    calls = self._ballot.on_act(act)
+                if calls:
+                    self._mail.send_aside(LeaveMessage())
             if act != "save" or not self._participant.is_ready():
                 return
         else:
@@ -227,13 +230,6 @@ class Group:
             boundary = self._ballot.propose(num_ahead, trigger)
         if boundary is not None:
             self._mail.send_aside(ProposalMessage(boundary=boundary, trigger=trigger))
-
-    def _act(self, act: Act) -> None:
-        """On rank 0, follow the decision *act* about a notice that leaves time."""
-        with self._lock:
-            calls = self._ballot.on_act(act)
-        if calls:
-            self._mail.send_aside(LeaveMessage())
 
     # The thread that reads messages.
 
@@ -296,15 +292,20 @@ class Group:
             notice, step, num_ahead = self._ballot.notice, self._pace.step, self._pace.num_ahead()
         if notice is None or not self._is_leader:
             return
+        act: Act
         timeout_s = min(VERDICT_WAIT_S, notice.leave_by - time.monotonic())
         try:
             self._participant.merge(self._mail.read_figures(number, max(0.0, timeout_s)))
         except Exception as error:  # noqa: BLE001 - a stranger may have written them
             logger.warning("the measurements of the ranks are not known, so all leave at once: %s", error)
-            self._act("leave")
+            act = "leave"
         else:
             # Decided here first, because a step may take longer than there is time.
-            self._act(self._participant.decide(step, notice, num_ahead))
+            act = self._participant.decide(step, notice, num_ahead)
+        with self._lock:
+            calls = self._ballot.on_act(act)
+        if calls:
+            self._mail.send_aside(LeaveMessage())
 
     def _lose(self, reason: str) -> None:
         """Continue alone, because there is no board any more."""

@@ -126,7 +126,7 @@ class Training:
             for self.step in range(1, num_steps + 1):
                 at("before the step", self.step)
                 self.gradients.reduce()
-                at("behind the gradients", self.step)
+                at("after the gradients", self.step)
                 if self.obey(self.group.at_boundary(self.step)):
                     return
                 self.clock.seconds += 1
@@ -144,7 +144,7 @@ class Training:
                 return True
         if self.obey(self.group.exit_pause()):
             return True
-        at("behind the pause", self.step)
+        at("after the pause", self.step)
         return False
 
     def obey(self, decision):
@@ -232,13 +232,13 @@ def test_one_busy_rank_defers_the_save_of_all(busy_rank):
     assert lives[0].deferred[0] >= 4
 
 
-PLACES = ["before the step", "behind the gradients", "at the boundary", "in the pause", "behind the pause"]
+PLACES = ["before the step", "after the gradients", "at the boundary", "in the pause", "after the pause"]
 
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("who", ["rank 0", "rank 1", "all"])
 def test_a_notice_anywhere_makes_all_leave_at_one_boundary(place, who):
-    """Wherever the notified ranks are, and how many they are: all leave behind one step, and soon."""
+    """Wherever the notified ranks are, and how many they are: all leave after one step, and soon."""
     notified = {"rank 0": {0}, "rank 1": {1}, "all": {0, 1, 2}}[who]
 
     def at(training, where, step):
@@ -249,7 +249,7 @@ def test_a_notice_anywhere_makes_all_leave_at_one_boundary(place, who):
     lives = train(3, at, pause_every=3)
 
     assert_same(lives)
-    # Its own next boundary is 6 or 7. The other ranks may pass that one before they hear of it, but not the next.
+    # Its own next boundary is 6 or 7. The other ranks may pass that one before they read of it, but not the next.
     assert lives[0].left_at in (6, 7, 8)
 
 
@@ -346,7 +346,7 @@ def test_a_notice_that_leaves_time_is_trained_through_until_rank_0_calls(notifie
     assert not trainings[1].participant.asked
 
 
-@pytest.mark.parametrize("first", ["a signal comes behind", "a pause comes", "the notice comes in a pause"])
+@pytest.mark.parametrize("first", ["a signal comes after", "a pause comes", "the notice comes in a pause"])
 def test_what_ends_the_time_that_a_notice_leaves(first):
     """
     A pause, in which all leave; another notice that leaves none, on any rank, which is obeyed soon.
@@ -364,11 +364,11 @@ def test_what_ends_the_time_that_a_notice_leaves(first):
             training.notify()
             wait_until(lambda: training.group.notice.at_once)
 
-    pause_every = 0 if first == "a signal comes behind" else 6
+    pause_every = 0 if first == "a signal comes after" else 6
     lives = train(3, at, pause_every=pause_every)
 
     assert_same(lives)
-    assert lives[0].left_at in ((8, 9, 10) if first == "a signal comes behind" else (6,))
+    assert lives[0].left_at in ((8, 9, 10) if first == "a signal comes after" else (6,))
 
 
 def interfere(rng):
@@ -560,7 +560,7 @@ def test_one_rank_leaves_at_the_next_boundary_or_in_a_pause(solo):
 
 def test_one_rank_does_what_its_participant_decides_until_there_is_no_time(solo):
     """
-    It trains on, saves, and leaves at the very step; in a pause it leaves; a signal behind that is obeyed at once.
+    It trains on, saves, and leaves at the very step; in a pause it leaves; a signal after that is obeyed at once.
     """
     agreement, _, _ = solo(every_steps=1)
     agreement.notify(Notice("patient", 1.0, at_once=False))
@@ -576,7 +576,7 @@ def test_one_rank_does_what_its_participant_decides_until_there_is_no_time(solo)
 
 
 def test_one_rank_that_shall_save_soon_does_so_once_when_it_can(solo):
-    """At its next boundary; or, while it is busy, at the first one behind that. Once."""
+    """At its next boundary; or, while it is busy, at the first one after that. Once."""
     pushing = threading.Event()
     pushing.set()
     agreement, _, deferred = solo(ready=lambda: not pushing.is_set())
