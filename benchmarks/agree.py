@@ -21,9 +21,7 @@ import torch.distributed as dist
 
 from spot_plugins.agreement import Group, Notice
 from spot_plugins.clock import SystemClock
-from spot_plugins.events import EventBus
-from spot_plugins.leave.measurements import Measurements
-from spot_plugins.ranks import TorchRanks
+from spot_plugins.ranks import Job, TorchRanks
 from spot_plugins.schedule import PeriodicTrigger
 
 from . import ranks
@@ -68,31 +66,53 @@ class TimedBoard:
         return result
 
 
+class Participant:
+    """A training that can always save, and trains on while a notice leaves time."""
+
+    def is_ready(self):
+        return True
+
+    def on_deferred(self, step):
+        pass
+
+    def leave_in_pause(self):
+        pass
+
+    def figures(self):
+        return None
+
+    def merge(self, figures):
+        pass
+
+    def decide(self, step, notice, num_ahead):
+        return "train"
+
+
 class Board:
     """The agreement of the product, as a session uses it."""
 
     def __init__(self, ranks, save_every):
         self.board = TimedBoard(ranks.open_board())
         trigger = PeriodicTrigger(save_every, None, SystemClock())
-        planner = Measurements(False, EventBus())
-        self.crew = Group(ranks, self.board, trigger, lambda: True, lambda step: None, lambda: None, planner)
-        self.crew.saved(0)
+        self.group = Group(Job(ranks, self.board), trigger, Participant())
+        self.group.open()
+        self.group.saved(0)
 
     def notify(self):
-        self.crew.notify(Notice("benchmark", time.monotonic() + 30))
+        self.group.notify(Notice("benchmark", time.monotonic() + 30))
 
     def at_boundary(self, step):
-        decision = self.crew.at_boundary(step)
+        decision = self.group.at_boundary(step)
         return None if decision is None else decision.trigger
 
     def saved(self, step):
-        self.crew.saved(step)
+        self.group.saved(step)
 
     def notes_us(self):
         return self.board.took_us
 
     def close(self):
-        self.crew.close()
+        self.group.close()
         self.board.close()
 
 
@@ -205,7 +225,7 @@ def measure_notice(way, training, ranks, after_s):
 
 
 def measure_notices(way, training, here, num_notices):
-    """Return how many steps behind the one in which the notice came all stopped, and how many seconds after it."""
+    """Return how many steps after the one in which the notice came all stopped, and how many seconds after it."""
     late_s, late_steps = [], []
     for number in range(num_notices):
         stopped, told = measure_notice(way, training, here, training.step_s * (1 + number / num_notices))

@@ -11,12 +11,32 @@ import torch.distributed as dist
 
 from spot_plugins.agreement import Group, Notice
 from spot_plugins.clock import SystemClock
-from spot_plugins.events import EventBus
-from spot_plugins.leave.measurements import Measurements
-from spot_plugins.ranks import BoardClosedError, Job, TorchRanks
+from spot_plugins.ranks import BoardClosedError, BoardNonsenseError, Job, TorchRanks
 from spot_plugins.schedule import PeriodicTrigger
 
 PATIENCE_S = 30.0
+
+
+class Participant:
+    """Trains on until a notice, and can always save."""
+
+    def is_ready(self):
+        return True
+
+    def on_deferred(self, step):
+        pass
+
+    def leave_in_pause(self):
+        pass
+
+    def figures(self):
+        return None
+
+    def merge(self, figures):
+        pass
+
+    def decide(self, step, notice, num_ahead):
+        return "train"
 
 
 def main(rank, world_size, port, what):
@@ -86,19 +106,36 @@ def lose_rank_0(ranks, board):
 
 def outlive_a_machine(ranks, board):
     """Rank 0 stands still, as on a machine that was taken without a word. A notice and the end come all the same."""
-    planner = Measurements(False, EventBus())
-    trigger = PeriodicTrigger(1, None, SystemClock())
-    crew = Group(ranks, board, trigger, lambda: True, lambda step: None, lambda: None, planner)
+    group = Group(Job(ranks, board), PeriodicTrigger(1, None, SystemClock()), Participant())
+    group.open()
     pid, *_ = Job(ranks, board).exchange("pid", os.getpid())
     if ranks.rank == 0:
         signal.pause()
     os.kill(pid, signal.SIGSTOP)
     started = time.monotonic()
-    threading.Thread(target=crew.notify, args=(Notice("test", started + 1.0),), daemon=True).start()
-    crew.at_boundary(1)
-    crew.close()
+    threading.Thread(target=group.notify, args=(Notice("test", started + 1.0),), daemon=True).start()
+    group.at_boundary(1)
+    group.close()
     os.kill(pid, signal.SIGKILL)
     assert time.monotonic() - started < PATIENCE_S
+
+
+def read_rubbish(ranks, board):
+    """A stranger writes what is no JSON. Its reader learns that, and the board works on."""
+    job = Job(ranks, board)
+    if ranks.rank == 0:
+        with board._connection() as client:
+            client.set("rubbish", b"\xff\x00{")
+            client.set("deep", "[" * 100_000)
+    job.exchange("written", None)
+    for name in ("rubbish", "deep"):
+        try:
+            board.read(name)
+        except BoardNonsenseError:
+            continue
+        raise AssertionError(f"{name} was read")
+    assert job.exchange("works on", ranks.rank) == [0, 1]
+    board.close()
 
 
 def listen_to_ourselves(ranks, board):

@@ -41,6 +41,11 @@ def test_a_machine_that_vanishes_does_not_hold_up_the_end(run_ranks):
     assert run_ranks(2, "outlive_a_machine") == [-signal.SIGKILL, 0]
 
 
+def test_a_note_that_is_no_json_is_an_error_of_its_own(run_ranks):
+    """Whoever reaches the port of the board can write to it."""
+    assert run_ranks(2, "read_rubbish") == [0, 0]
+
+
 def test_a_job_of_one_machine_opens_nothing_to_the_network(run_ranks):
     """With MASTER_ADDR=127.0.0.1 the board listens on the loopback interface alone."""
     assert run_ranks(2, "listen_to_ourselves") == [0, 0]

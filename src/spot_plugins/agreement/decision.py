@@ -1,4 +1,4 @@
-"""What an agreement answers, and the form that both kinds share."""
+"""The protocols of an agreement and of the training that takes part in it."""
 
 from __future__ import annotations
 
@@ -11,97 +11,120 @@ from ..schedule import AgreedReason
 from .notice import Notice
 
 Act: TypeAlias = Literal["train", "save", "leave"]
+"""The use of the time that a notice leaves: train on, save one step and train on, or leave."""
 
 
-class Planner(Protocol):
-    """What a rank makes of the time that a notice leaves it."""
+class Participant(Protocol):
+    """
+    The training of this rank, as the agreement needs it.
+
+    No method is called with a lock of the agreement held.
+    """
+
+    def is_ready(self) -> bool:
+        """Return whether this rank's earlier save is done, so that another may begin. On any thread."""
+        ...
+
+    def on_deferred(self, step: int) -> None:
+        """Take note that *step* was due and is not saved. On the training thread of rank 0, once for each save."""
+        ...
+
+    def leave_in_pause(self) -> None:
+        """
+        Leave with the step at which this rank pauses, because all ranks leave there.
+
+        On a thread of the agreement, which takes no messages meanwhile.
+        """
+        ...
 
     def figures(self) -> Json:
-        """Return what this rank has measured. From a thread of the agreement."""
+        """Return this rank's measurements. On a thread of the agreement."""
         ...
 
-    def learn(self, figures: Sequence[Json]) -> None:
-        """Take in the :meth:`figures` of all ranks, before :meth:`heed`. From a thread of the agreement."""
+    def merge(self, figures: Sequence[Json]) -> None:
+        """Take the :meth:`figures` of all ranks, before :meth:`decide`. On a thread of the agreement of rank 0."""
         ...
 
-    def heed(self, step: int, notice: Notice, num_ahead: int) -> Act:
+    def decide(self, step: int, notice: Notice, num_ahead: int) -> Act:
         """
-        Return what to do behind *step*: ``train`` on, ``save`` and train on, or ``leave``.
+        Return what all ranks do after *step*.
 
-        What this says is done up to *num_ahead* boundaries later, because the ranks must agree on it. Called on rank 0
-        once there is a notice that leaves time: at first on a thread of the agreement, then at each boundary.
+        They do it up to *num_ahead* boundaries later, because they must agree first. Called on rank 0 if there is a
+        notice that leaves time: once on a thread of the agreement, then on the training thread at each boundary.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Save the step that was just done. All ranks get the same decision at the same boundary."""
+    """Save the step that has ended. All ranks get the same decision at the same boundary."""
 
     trigger: AgreedReason
     leaves: bool = False
-    """Whether all leave with it, because of a notice."""
+    """Whether all ranks leave with this step, because of a notice."""
 
 
 class Agreement(Protocol):
-    def open(self) -> None: ...
-
     """
     Chooses the boundaries at which all ranks save.
 
-    A *boundary* is the end of an optimizer step, counted from 1 in this process life. The training thread
-    calls :meth:`at_boundary` at each; other threads may call :meth:`notify` at any time.
+    A *boundary* is the end of an optimizer step, counted from 1 in this process life. The training thread calls
+    :meth:`at_boundary` at each boundary. Other threads may call :meth:`notify` and :meth:`save_soon` at any time.
     """
+
+    def open(self) -> None:
+        """Start taking part. Called once, before the first boundary."""
+        ...
 
     def at_boundary(self, step: int) -> Decision | None:
         """Return what to do at the end of *step*: in a quiet step None, at once."""
         ...
 
     def notify(self, notice: Notice) -> None:
-        """Tell all ranks of a notice. From any thread, any number of times; the earliest deadline counts."""
+        """Pass *notice* to all ranks. From any thread, any number of times. The earliest deadline counts."""
         ...
 
     def save_soon(self) -> None:
-        """Ask all ranks to save at one of their next boundaries, and to go on. From any thread."""
+        """Ask all ranks to save at one of their next boundaries and to continue. From any thread."""
         ...
 
     def enter_pause(self) -> None:
         """
-        The training thread stands still behind its last boundary, for example in validation.
+        Say that the training thread stands still after its last boundary, for example in validation.
 
-        It may be caught in a collective there, waiting for a rank that has left. So when all agree to leave
-        with the state of this boundary, an agreement of several ranks also says so from a thread of its own.
+        The thread may be caught in a collective in the pause, and wait for a rank that has left. So an agreement of
+        several ranks also calls :meth:`Participant.leave_in_pause` if all leave with the step of this boundary.
         """
         ...
 
     def in_pause(self) -> Decision | None:
-        """Ask, within a pause, whether to leave with the state of the last boundary."""
+        """Return, in a pause, whether to leave with the step of the last boundary."""
         ...
 
     def exit_pause(self) -> Decision | None:
-        """The training thread goes on. May answer as :meth:`in_pause` does."""
+        """Say that the training thread continues. May return the decision to leave, as :meth:`in_pause`."""
         ...
 
     @property
     def notice(self) -> Notice | None:
-        """The notice that all ranks know of, or None. It may be replaced by one with an earlier deadline."""
+        """The notice that all ranks know of, or None. A notice with an earlier deadline replaces it."""
         ...
 
     def saved(self, step: int) -> None:
-        """*step* is being saved, for whatever reason: periodic triggers count from here."""
+        """Say that *step* is being saved, for any reason. The next periodic save is counted from *step*."""
         ...
 
     def stay(self) -> bool:
         """
-        Once all have saved because of a notice: go on without the ranks that leave, if this one has no notice.
+        Continue without the ranks that leave, once all have saved because of a notice.
 
-        Nothing is agreed on any more then; a notice of this rank's own makes it leave at its next boundary.
+        Nothing is agreed on afterwards. A notice about this rank's own machine makes it leave at its next boundary.
 
         Returns:
-            Whether this rank stays.
+            Whether this rank stays. It does not if the notice is about its own machine.
         """
         ...
 
     def close(self) -> None:
-        """Stop taking part."""
+        """Stop taking part. May be called without :meth:`open`."""
         ...

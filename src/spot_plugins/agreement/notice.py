@@ -1,4 +1,4 @@
-"""Word that a machine will be taken, as the ranks pass it on."""
+"""The notice that a machine will be taken, as the ranks pass it on."""
 
 from __future__ import annotations
 
@@ -6,24 +6,28 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 LEAVE_SHARE: Final = 0.1
-"""Share of the time between a notice and its end that is kept for leaving itself: raising, teardown, exit."""
-
+"""Share of the time between a notice and its deadline that is kept for leaving itself: raising, teardown, exit."""
 
 MAX_LEAVE_S: Final = 3.0
-"""Most seconds that are kept for it."""
+"""Upper limit of that time, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Word that the machine of at least one rank will be taken."""
+    """The machine of at least one rank will be taken."""
 
     source: str
     deadline: float
-    """Monotonic time at which it is taken, as far as this rank knows."""
+    """Time at which the machine is taken (monotonic), as far as this rank knows."""
     margin_s: float = 0.0
     """Seconds before the deadline that are kept for leaving itself."""
     at_once: bool = True
-    """Whether all leave at their next step. Else training may go on until near the deadline."""
+    """Whether all leave after their next step. Otherwise training continues until near the deadline."""
+
+    @property
+    def leave_by(self) -> float:
+        """The time (monotonic) at which everything must be stored."""
+        return self.deadline - self.margin_s
 
 
 def notice_of(source: str, deadline: float, left_s: float, *, at_once: bool) -> Notice:
@@ -32,7 +36,7 @@ def notice_of(source: str, deadline: float, left_s: float, *, at_once: bool) -> 
 
 
 def merge(known: Notice | None, notice: Notice) -> Notice:
-    """Return what both say together: the earlier end, and at once if either says so. *known* if nothing is new."""
+    """Return one notice for both: the earlier deadline, and at once if either is. *known* itself if nothing is new."""
     if known is None:
         return notice
     first = notice if notice.deadline < known.deadline else known

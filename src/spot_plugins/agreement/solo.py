@@ -1,9 +1,11 @@
-"""One rank: the decision is its own."""
+"""The agreement of one rank with itself."""
 
 from __future__ import annotations
 
+import threading
+
 from ..schedule import PeriodicTrigger
-from .decision import Decision
+from .decision import Decision, Participant
 from .notice import Notice, merge
 
 
@@ -13,34 +15,29 @@ class Solo:
 
     Args:
         trigger: Says when a save is due.
-        ready: Whether an earlier save is done, so that another may begin.
-        deferred: Called with a step that was due and is not saved.
-        planner: Asked at each step once a notice leaves time.
+        participant: The training of this process.
     """
 
-    def __init__(
-        self,
-        trigger: PeriodicTrigger,
-        participant,
-    ) -> None:
+    def __init__(self, trigger: PeriodicTrigger, participant: Participant) -> None:
         self._trigger = trigger
-        self._ready = participant.is_ready
-        self._deferred = participant.on_deferred
-        self._planner = participant
-        self._told_deferred = False
+        self._participant = participant
+        self._is_deferred = False  # the save that is due; of the training thread alone
+        self._lock = threading.Lock()
         self._notice: Notice | None = None
 
-    def open(self):
-        pass
+    def open(self) -> None:
+        """See :class:`~.decision.Agreement`."""
 
     @property
     def notice(self) -> Notice | None:
         """See :class:`~.decision.Agreement`."""
-        return self._notice
+        with self._lock:
+            return self._notice
 
     def notify(self, notice: Notice) -> None:
         """See :class:`~.decision.Agreement`."""
-        self._notice = merge(self._notice, notice)
+        with self._lock:
+            self._notice = merge(self._notice, notice)
 
     def save_soon(self) -> None:
         """See :class:`~.decision.Agreement`."""
@@ -48,38 +45,38 @@ class Solo:
 
     def at_boundary(self, step: int) -> Decision | None:
         """See :class:`~.decision.Agreement`."""
-        if (notice := self._notice) is not None:
-            return self._heed(step, notice)
+        if (notice := self.notice) is not None:
+            return self._decide(step, notice)
         if (due := self._trigger.due(step)) is None:
             return None
-        if self._ready():
+        if self._participant.is_ready():
             return Decision(due)
-        if not self._told_deferred:
-            self._told_deferred = True
-            self._deferred(step)
+        if not self._is_deferred:
+            self._is_deferred = True
+            self._participant.on_deferred(step)
         return None
 
-    def _heed(self, step: int, notice: Notice) -> Decision | None:
-        if notice.at_once or (act := self._planner.decide(step, notice, 0)) == "leave":
+    def _decide(self, step: int, notice: Notice) -> Decision | None:
+        if notice.at_once or (act := self._participant.decide(step, notice, 0)) == "leave":
             return Decision("notice", leaves=True)
-        return Decision("notice") if act == "save" and self._ready() else None
+        return Decision("notice") if act == "save" and self._participant.is_ready() else None
 
     def enter_pause(self) -> None:
         """See :class:`~.decision.Agreement`."""
 
     def in_pause(self) -> Decision | None:
         """See :class:`~.decision.Agreement`."""
-        return None if self._notice is None else Decision("notice", leaves=True)
+        return None if self.notice is None else Decision("notice", leaves=True)
 
     exit_pause = in_pause
 
     def saved(self, step: int) -> None:
         """See :class:`~.decision.Agreement`."""
-        self._told_deferred = False
+        self._is_deferred = False
         self._trigger.reset(step)
 
     def stay(self) -> bool:
-        """See :class:`~.decision.Agreement`. The notice is its own."""
+        """See :class:`~.decision.Agreement`. The notice is about this process itself."""
         return False
 
     def close(self) -> None:

@@ -1,14 +1,15 @@
 """
-Who the ranks of a job are, and a small board on which they leave each other notes.
+The ranks of a job, and a small board on which they leave each other notes.
 
-The board is a TCPStore of our own, served by rank 0. It needs no collective and no device; only
-finding it takes one collective, at the start. Its users never wait on the training thread for another
-rank's *training*, only for notes of threads that are always there.
+The board is a TCPStore of our own, served by a thread of rank 0's process. Any thread may use the board.
+What must never break: a call blocks its own thread alone, and every call fails soon after rank 0 is gone.
+Only opening the board takes a collective. Afterwards no collective and no device is used.
+Begin with :mod:`.base`, the protocols. :class:`Job` is the one value that others pass on.
 """
 
 from __future__ import annotations
 
-from .base import Board, BoardClosedError, Ranks
+from .base import Board, BoardClosedError, BoardNonsenseError, Ranks
 from .exchange import Job
 from .single import MemoryBoard, SingleRank
 from .torch_ranks import TorchRanks, current_ranks
@@ -16,6 +17,7 @@ from .torch_ranks import TorchRanks, current_ranks
 __all__ = [
     "Board",
     "BoardClosedError",
+    "BoardNonsenseError",
     "Job",
     "MemoryBoard",
     "Ranks",

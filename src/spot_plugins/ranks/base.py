@@ -9,20 +9,29 @@ from ..format.manifest import Json
 
 
 class BoardClosedError(SpotError):
-    """The rank that serves the board is gone, or this side closed it."""
+    """The board cannot be used: rank 0, which serves it, is gone, or this rank closed it."""
+
+
+class BoardNonsenseError(BoardClosedError):
+    """A note cannot be understood. A stranger writes to the board, or the ranks run different versions."""
 
 
 class Board(Protocol):
     """
-    Notes by name, seen by all ranks. A name is written once and never changes.
+    Notes by name, seen by all ranks. A note is written once and never changes.
 
-    Methods block the calling thread only, with Python's lock released; safe from any thread. When rank 0 is gone
-    they raise; when its machine hangs or vanishes without a word, so may they: call them on a daemon thread
-    where that must not happen.
+    Methods are safe from any thread. They block the calling thread alone, with Python's lock released. After rank 0 has
+    ended they raise. If the machine of rank 0 hangs or vanishes, they may hang as well, so a thread that must not hang
+    leaves them to a daemon thread.
     """
 
     def post(self, name: str, value: Json) -> None:
-        """Write the note *name*. Raise :exc:`BoardClosedError` if the board is gone."""
+        """
+        Write the note *name*.
+
+        Raises:
+            BoardClosedError: The board is gone.
+        """
         ...
 
     def read(self, name: str, timeout_s: float | None = None) -> Json:
@@ -30,7 +39,8 @@ class Board(Protocol):
         Wait for the note *name* and return it.
 
         Raises:
-            BoardClosedError: It did not come within *timeout_s* (None: however long it takes), or the board is gone.
+            BoardClosedError: The note did not come within *timeout_s* (None: no limit), or the board is gone.
+            BoardNonsenseError: The note is not JSON.
         """
         ...
 
@@ -39,7 +49,7 @@ class Board(Protocol):
         ...
 
     def close(self) -> None:
-        """Let go. Rank 0's closing ends the board for all."""
+        """Let go of the board. If rank 0 does so, the board ends for all ranks."""
         ...
 
 
@@ -48,7 +58,7 @@ class Ranks(Protocol):
 
     @property
     def rank(self) -> int:
-        """This process, counted from 0."""
+        """Number of this process, counted from 0."""
         ...
 
     @property
@@ -57,5 +67,5 @@ class Ranks(Protocol):
         ...
 
     def open_board(self) -> Board:
-        """Return a board that all ranks share. Every rank calls it, once, at the start."""
+        """Return a board that all ranks share. Every rank calls this once, at the start."""
         ...

@@ -1,4 +1,4 @@
-"""The job: its ranks, the board that they share, and what all of them do together over it."""
+"""The job: its ranks, the board that they share, and the two things that all ranks do together over the board."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final
 from ..format.manifest import Json
 from .base import Board, BoardClosedError, Ranks
 
-MEETING_MARGIN_S: Final = 0.5  # how much longer than until its deadline the thread that meets the others may take
+MEETING_MARGIN_S: Final = 0.5  # seconds that the thread that meets the others has after the deadline
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,9 +33,9 @@ class Job:
 
     def exchange(self, name: str, value: Json) -> list[Json]:
         """
-        Give *value* to all ranks and return the values of all ranks, in rank order.
+        Give *value* to all ranks, and return the values of all ranks in rank order.
 
-        Every rank calls it with the same *name*, which is used once.
+        Every rank calls this with the same *name*, which is used once.
 
         Raises:
             BoardClosedError: The board is gone.
@@ -45,11 +45,11 @@ class Job:
 
     def meet(self, deadline: float) -> None:
         """
-        Wait until all ranks have called this, or until *deadline* (monotonic). Every rank calls it once, at its end.
+        Wait until all ranks have called this, or until *deadline* (monotonic). Every rank calls this once, at its end.
 
-        Launchers kill all other ranks as soon as one process has left.
+        It is needed because launchers kill all other ranks as soon as one process has left.
         """
-        # A thread, because the board of a machine that vanished may block its caller.
+        # On a thread, because the board of a machine that vanished may block its caller.
         meeting = threading.Thread(target=self._meet, args=(deadline,), name="spot-end", daemon=True)
         meeting.start()
         meeting.join(max(0.0, deadline - time.monotonic()) + MEETING_MARGIN_S)

@@ -10,7 +10,7 @@ from .base import Board, BoardClosedError
 
 
 class SingleRank:
-    """A job of one process. Its board is a dictionary."""
+    """A job of one process."""
 
     rank = 0
     world_size = 1
@@ -21,7 +21,7 @@ class SingleRank:
 
 
 class MemoryBoard:
-    """A board for the threads of one process. Public, because tests run ranks as threads."""
+    """A board for the threads of one process. It is public because tests run ranks as threads."""
 
     def __init__(self) -> None:
         self._notes: dict[str, str] = {}
@@ -31,7 +31,7 @@ class MemoryBoard:
 
     def post(self, name: str, value: Json) -> None:
         """See :class:`Board`."""
-        text = json.dumps(value)  # what comes back is what came through a real board
+        text = json.dumps(value)  # so that a reader gets what it would get from a real board
         with self._changed:
             self._check_open()
             self._notes[name] = text
@@ -61,4 +61,4 @@ class MemoryBoard:
 
     def _check_open(self) -> None:
         if self._closed:
-            raise BoardClosedError("it was closed")
+            raise BoardClosedError("the board was closed")

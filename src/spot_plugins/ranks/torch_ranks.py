@@ -16,7 +16,7 @@ from torch._C._distributed_c10d import TCPStore
 
 from ..errors import ConfigError
 from ..format.manifest import Json
-from .base import Board, BoardClosedError, Ranks
+from .base import Board, BoardClosedError, BoardNonsenseError, Ranks
 from .single import SingleRank
 
 SLICE_S: Final = 3600.0  # c10d warns on stderr when a wait on its store times out, so endless waits are long ones
@@ -33,15 +33,15 @@ class TorchRanks:
         self.world_size = dist.get_world_size()
 
     def open_board(self) -> Board:
-        """Serve the board on rank 0 and connect to it. The one use of collectives, on a gloo group of its own."""
+        """Serve the board on rank 0, and connect to it. Takes two collectives, on a gloo group of its own."""
         group = dist.new_group(backend="gloo")
-        # Where a rank's own rendezvous found rank 0, there it finds this board. It need not be the same name
-        # everywhere: on rank 0 of some schedulers it is "localhost".
+        # Each rank finds this board under the address that its own rendezvous uses for rank 0. The address may differ
+        # between ranks: some schedulers give rank 0 itself "localhost".
         hosts: list[str | None] = [None] * self.world_size
         dist.all_gather_object(hosts, os.environ.get("MASTER_ADDR"), group=group)
         server = _serve(hosts) if self.rank == 0 else None
         address: list[object] = [None if server is None else [socket.gethostname(), server.port]]
-        # The group stays: closing it here could cut off a rank that has not read the answer yet.
+        # The group stays, because closing it here could cut off a rank that has not read the address yet.
         dist.broadcast_object_list(address, src=0, group=group)
         assert isinstance(address[0], list)
         name, port = address[0]
@@ -49,7 +49,7 @@ class TorchRanks:
 
 
 def _serve(hosts: list[str | None]) -> TCPStore:
-    """Serve a store where *hosts*, one for each rank, look for it."""
+    """Serve a store at the address of rank 0 in *hosts*, which has the address that each rank uses."""
     listener = _listen(hosts)
     port = listener.getsockname()[1]
     return TCPStore(
@@ -63,23 +63,23 @@ def _serve(hosts: list[str | None]) -> TCPStore:
 
 
 def _listen(hosts: list[str | None]) -> socket.socket:
-    """Listen where all look, if that is one address: a job that is found by 127.0.0.1 opens nothing to the network."""
+    """Listen on the one address that all ranks use, if there is one, so that a job on 127.0.0.1 opens no other port."""
     if hosts[0] and len(set(hosts)) == 1:
         family, _, _, _, address = socket.getaddrinfo(hosts[0], 0, type=socket.SOCK_STREAM)[0]
-        with contextlib.suppress(OSError):  # the address of a gateway, say, is not one to listen on
+        with contextlib.suppress(OSError):  # nobody can listen on the address of a gateway, for example
             return socket.create_server((str(address[0]), 0), family=family, backlog=BACKLOG)
     return socket.create_server(("", 0), backlog=BACKLOG)
 
 
 class StoreBoard:
-    """A board on a TCPStore. Each call has a connection to itself: one that waits holds up no other."""
+    """A board on a TCPStore. Each call has a connection of its own, so that a call that waits holds up no other."""
 
     def __init__(self, rank: int, world_size: int, host: str, port: int, server: TCPStore | None) -> None:
         """
         Connect to rank 0, which alone has the *server*.
 
         Raises:
-            ConfigError: It cannot be reached.
+            ConfigError: Rank 0 cannot be reached.
         """
         self._rank = rank
         self._world_size = world_size
@@ -88,7 +88,7 @@ class StoreBoard:
         self._server = server
         self._loss = ""
         try:
-            # Kept, because the call that matters most comes when the job ends: then rank 0 may take no new ones.
+            # Kept, because the most important call comes when the job ends, and rank 0 may take no connections then.
             self._idle = [self._connect()]
         except RuntimeError as error:
             raise ConfigError(
@@ -107,8 +107,12 @@ class StoreBoard:
             while not _has(client, name, SLICE_S if timeout_s is None else timeout_s):
                 if timeout_s is not None:
                     raise BoardClosedError(f"nobody wrote {name!r} within {timeout_s} s")
-            value: Json = json.loads(client.get(name))
-            return value
+            text = client.get(name)
+        try:
+            value: Json = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise BoardNonsenseError(f"the note {name!r} is not JSON: {error}") from error
+        return value
 
     def take_number(self, name: str) -> int:
         """See :class:`Board`."""
@@ -117,9 +121,9 @@ class StoreBoard:
 
     def close(self) -> None:
         """
-        Let go. Rank 0 does so last, if it need not wait long for that.
+        Let go of the board. Rank 0 does so last, unless it would have to wait long for the others.
 
-        Whoever waits for a note when the server goes away gets an error, and c10d prints it, with a C++ traceback.
+        If the server goes away while a rank waits for a note, c10d prints the error there, with a C++ traceback.
         """
         with contextlib.suppress(BoardClosedError):
             if self._server is None:
@@ -133,7 +137,7 @@ class StoreBoard:
 
     @contextlib.contextmanager
     def _connection(self) -> Iterator[TCPStore]:
-        """Lend an idle connection, or a new one. After the first that fails there are no more: rank 0 is gone."""
+        """Lend an idle connection, or a new one. After one has failed, rank 0 is gone, and all calls fail."""
         if self._loss:
             raise BoardClosedError(self._loss)
         try:
@@ -154,14 +158,14 @@ class StoreBoard:
 def _has(client: TCPStore, name: str, timeout_s: float) -> bool:
     """Wait for the note *name* for *timeout_s*. Return whether it is there."""
     try:
-        client.wait([name], timedelta(seconds=max(timeout_s, 0.001)))  # 0 would be for ever
+        client.wait([name], timedelta(seconds=max(timeout_s, 0.001)))  # 0 would be no limit
     except dist.DistStoreError:
         return False
     return True
 
 
 def current_ranks() -> Ranks:
-    """Return the ranks of this job: torch.distributed's if it is initialized with several, else one."""
+    """Return the ranks of this job: the processes of torch.distributed if there are several, else a single rank."""
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
         return TorchRanks()
     return SingleRank()
