@@ -26,7 +26,9 @@ def notice(
 ) -> None:
     """Write FILE. Trainings with ``notice_file=FILE`` then save and end, as after the notice of a cloud."""
     if is_page(file):
-        raise typer.BadParameter(f"{file} is a URL, and only its server can change it: give the path of a file", param_hint="FILE")
+        raise typer.BadParameter(
+            f"{file} is a URL, and only its server can change it: give the path of a file", param_hint="FILE"
+        )
     document = {} if grace_seconds is None else {"grace_seconds": grace_seconds}
     # A rename, so that a training never reads half a file, and always sees a newer one than before.
     made = Path(f"{file}.{os.getpid()}.tmp")

@@ -12,7 +12,9 @@ from .checks import seconds
 
 
 def run(
-    command: Annotated[list[str], typer.Argument(help="The command to run: torchrun ..., accelerate launch ..., python ...")],
+    command: Annotated[
+        list[str], typer.Argument(help="The command to run: torchrun ..., accelerate launch ..., python ...")
+    ],
     grace_seconds: Annotated[
         float,
         typer.Option(

@@ -157,7 +157,7 @@ class _Attempt:
         return fit == num_steps
 
     def _save(self) -> None:
-        """Stage the newest step, and add its push after the earlier pushes. :attr:`kept` finds which pushes end in time."""
+        """Stage the newest step, and append its push. Only :attr:`kept` decides which pushes ended in time."""
         self.now += self.run.save_s
         self.pushes.append((max(self.now, self._push_ends) + self.run.push_s, self.trained))
         self.staged = self.trained

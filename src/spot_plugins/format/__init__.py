@@ -1,5 +1,5 @@
 """
-Objects of a run in a store: names, manifests, the commit point, attempts and retention. ``docs/format.md`` describes them.
+Objects of a run in a store: names, manifests, the commit point, attempts and retention. See ``docs/format.md``.
 
 The training process and the pusher process both run this code, on any thread. It imports no torch, and uses a store
 only through :class:`~spot_plugins.store.ObjectStore`. The rule that must never break: a step is committed once the

@@ -26,7 +26,7 @@ class ShardBoxes:
     shape: tuple[int, ...]
     """The shape of the whole tensor."""
     held: tuple[Box, ...]
-    """The boxes, in the order of the rank's memory. If the rank holds no element of the tensor, this is an empty box."""
+    """The boxes, in the order of the rank's memory. One box is empty if the rank holds no element."""
     holders: tuple[int, ...]
     """The ranks that hold exactly these boxes, in ascending order. They share the work of storing them."""
 
@@ -46,8 +46,8 @@ def range_boxes(shape: tuple[int, ...], start: int, stop: int) -> tuple[Box, ...
     """
     Return the boxes of the elements *start* to *stop* of a tensor, counted row by row.
 
-    The boxes, flattened and concatenated in this order, are exactly the range. There are at most ``2 * ndim - 1`` boxes.
-    An empty range gives one empty box. An empty range of a scalar gives no box, because a scalar has no dimension that
+    The boxes, flattened and concatenated in this order, are exactly the range. There are at most ``2 * ndim - 1``. An
+    empty range gives one empty box. An empty range of a scalar gives no box, because a scalar has no dimension that
     could be empty.
     """
     if start >= stop:

@@ -14,9 +14,7 @@ from .keys import STEPS_PREFIX, StepId, parse_rank_manifest_key, parse_step_id
 NUM_DELETES: Final = 8  # concurrent requests
 
 
-def removable(
-    committed: list[StepId], present: set[StepId], *, keep_last: int, keep_every: int | None
-) -> list[StepId]:
+def removable(committed: list[StepId], present: set[StepId], *, keep_last: int, keep_every: int | None) -> list[StepId]:
     """
     Return the checkpoints to remove, oldest first.
 
@@ -45,9 +43,9 @@ def removable(
 
 def prune(store: ObjectStore, attempt: int, *, keep_last: int, keep_every: int | None) -> list[StepId]:
     """
-    Remove the checkpoints that :func:`removable` returns, and return them. Only rank 0 of the newest attempt calls this.
+    Remove the checkpoints that :func:`removable` returns, and return them. Only rank 0 calls this.
 
-    The manifests of a checkpoint are deleted before its blobs, so that it is no longer committed when a blob is missing.
+    The manifests of a checkpoint are deleted before its blobs, so that no committed checkpoint misses a blob.
 
     Raises:
         SupersededError: A newer attempt runs. Nothing was removed.

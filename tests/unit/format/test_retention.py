@@ -11,7 +11,7 @@ from spot_plugins.errors import StoreError, SupersededError
 from spot_plugins.format.attempts import claim_attempt
 from spot_plugins.format.commit import committed_steps
 from spot_plugins.format.keys import StepId
-from spot_plugins.format.retention import removable, prune
+from spot_plugins.format.retention import prune, removable
 from spot_plugins.store import MemoryStore
 
 step_ids = st.builds(StepId, st.integers(1, 12), st.integers(1, 3))
