@@ -24,7 +24,7 @@ def notice(
         ),
     ] = None,
 ) -> None:
-    """Write FILE. Trainings with ``notice_file=FILE`` then save and end, as after the notice of a cloud."""
+    """Write FILE, so that trainings with ``notice_file=FILE`` save and end, as after the notice of a cloud."""
     if is_page(file):
         raise typer.BadParameter(
             f"{file} is a URL, and only its server can change it: give the path of a file", param_hint="FILE"

@@ -28,7 +28,7 @@ def run(
     ] = 0,
 ) -> None:
     """
-    Run COMMAND, a launcher or a training, below a small init process.
+    Run COMMAND, a launcher or a training, under a small init process.
 
     SIGTERM, SIGINT, SIGHUP and SIGUSR1 reach every rank as a notice. If the launcher dies, the ranks save and end. The
     process waits until every push is done. The exit code is 143 after a preemption, else that of the command.
