@@ -8,22 +8,22 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """What the code asks about time. Never sleeps."""
+    """The two clocks that the code reads. It never sleeps."""
 
     def monotonic(self) -> float:
-        """Return seconds that only grow; the zero is arbitrary. For durations and deadlines."""
+        """Return seconds since an arbitrary moment. They never decrease. For durations and deadlines."""
         ...
 
     def utc(self) -> datetime:
-        """Return the wall clock, aware, in UTC. For people, never for decisions."""
+        """Return the wall-clock time in UTC, with its time zone. For people to read, never for decisions."""
         ...
 
 
 class SystemClock:
-    """The machine's own clocks."""
+    """The clocks of the machine."""
 
     def monotonic(self) -> float:
-        """Return :func:`time.monotonic`, which all processes of a Linux machine share."""
+        """Return :func:`time.monotonic`, which is the same in all processes of a Linux machine."""
         return time.monotonic()
 
     def utc(self) -> datetime:

@@ -1,17 +1,17 @@
 """
-Everything this package raises on purpose.
+Errors that this package raises on purpose.
 
 SpotError
 ├── ConfigError                   a setting cannot work; raised before training starts
 ├── StoreError                    the object store refused, lost or timed out an operation
-├── CommitError                   a step is not known to be visible; earlier ones are
+├── CommitError                   the last step of a training is not known to be stored
 ├── CorruptCheckpointError        a committed step does not match its manifest
 ├── IncompatibleCheckpointError   an intact step does not fit this model, run or software
 ├── NothingToResumeError          there is no committed step
 ├── SupersededError               a newer attempt of the same run has started
 └── UnsafeStateError              a piece of state has no pickle-free form
 
-Preempted is not an error: it is the ``SystemExit`` with which a notified process leaves.
+Preempted is not an error. It is the ``SystemExit`` that ends a process after a notice.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Final
 
 
 class SpotError(Exception):
-    """Base of every error of this package."""
+    """Base class of every error of this package."""
 
 
 class ConfigError(SpotError):
@@ -32,14 +32,14 @@ class StoreError(SpotError):
     The object store refused, lost or timed out an operation.
 
     Attributes:
-        operation: The verb that failed: ``put``, ``get``, ``keys``, ``delete`` or ``open``.
+        operation: The verb that failed: ``put``, ``get``, ``list`` or ``delete``.
         key: Key of the object, relative to the run's URL.
-        reason: What the service said. Never contains credentials.
+        reason: The cause, with the service's own words if it answered. Never contains credentials.
         retryable: Whether the same call may succeed later.
     """
 
     def __init__(self, operation: str, key: str, reason: str, retryable: bool = True) -> None:
-        # Fields, not a message, go to Exception: they must survive pickling.
+        # Exception gets the fields instead of a message, because pickling calls __init__ with its arguments.
         super().__init__(operation, key, reason, retryable)
         self.operation = operation
         self.key = key
@@ -53,11 +53,13 @@ class StoreError(SpotError):
 
 class CommitError(SpotError):
     """
-    A step is not known to be visible; earlier ones are.
+    The last step of a training is not known to be committed. Earlier committed steps are not affected.
+
+    Raised in the training thread by ``finish()``, so that a training whose end is not stored does not end with code 0.
 
     Attributes:
-        step: The step whose commit is unknown.
-        reason: What stood in the way.
+        step: The last step.
+        reason: The cause, and what to do.
     """
 
     def __init__(self, step: int, reason: str) -> None:
@@ -66,11 +68,14 @@ class CommitError(SpotError):
         self.reason = reason
 
     def __str__(self) -> str:
-        return f"step {self.step} is not known to be committed: {self.reason}"
+        return (
+            f"step {self.step} is not known to be committed: {self.reason}. A new start continues from the newest "
+            f"committed step."
+        )
 
 
 GONE: Final = "is gone"
-"""The reason of a :class:`CorruptCheckpointError` where an object is missing."""
+"""The reason of a :class:`CorruptCheckpointError` if an object is missing."""
 
 
 class CorruptCheckpointError(SpotError):
@@ -80,7 +85,7 @@ class CorruptCheckpointError(SpotError):
     Attributes:
         step: The damaged step.
         key: Store key of the damaged object.
-        reason: What does not match.
+        reason: The mismatch.
     """
 
     def __init__(self, step: int, key: str, reason: str) -> None:
@@ -98,8 +103,8 @@ class IncompatibleCheckpointError(SpotError):
     An intact checkpoint does not fit this model, this run or this software.
 
     Attributes:
-        step: The step that was tried.
-        reason: What does not fit, and what to do about it.
+        step: The step of the checkpoint.
+        reason: The mismatch, and what to do about it.
     """
 
     def __init__(self, step: int, reason: str) -> None:
@@ -113,11 +118,11 @@ class IncompatibleCheckpointError(SpotError):
 
 class NothingToResumeError(SpotError):
     """
-    There is no committed and intact step.
+    No committed step is intact.
 
     Attributes:
-        url: Where it was looked for.
-        reason: Why what is there cannot be used.
+        url: The URL of the run.
+        reason: The reason why the stored steps cannot be used.
     """
 
     def __init__(self, url: str, reason: str) -> None:
@@ -131,11 +136,11 @@ class NothingToResumeError(SpotError):
 
 class SupersededError(SpotError):
     """
-    A newer attempt of the same run has started; this one must write nothing that a reader sees.
+    A newer attempt of the same run has started. This attempt must not commit or delete anything any more.
 
     Attributes:
-        attempt: This process life.
-        newest: The one that took over.
+        attempt: The attempt of this process.
+        newest: The attempt that took over.
     """
 
     def __init__(self, attempt: int, newest: int) -> None:
@@ -145,7 +150,7 @@ class SupersededError(SpotError):
 
     def __str__(self) -> str:
         return (
-            f"attempt {self.attempt} was superseded by attempt {self.newest}: another process "
+            f"attempt {self.attempt} was superseded by attempt {self.newest}, because another process "
             f"trains this run. Stop one of the two, or give each its own URL."
         )
 
@@ -155,8 +160,8 @@ class UnsafeStateError(SpotError):
     A piece of state has no pickle-free form, so it cannot be saved.
 
     Attributes:
-        path: Where it is, for example ``callbacks/MyCallback/best``.
-        type_name: Its type.
+        path: The path to the piece, for example ``callbacks/MyCallback/best``.
+        type_name: The type of the piece.
     """
 
     def __init__(self, path: str, type_name: str) -> None:
@@ -174,12 +179,12 @@ class UnsafeStateError(SpotError):
 
 class Preempted(SystemExit):
     """
-    Raised in the training thread once all is safe after a notice. Ends the process with code 143.
+    Exit of a process after a notice, with code 143. Raised in the training thread after the last save.
 
-    143 is 128 + SIGTERM: what schedulers take for "terminated, run me again".
+    The code is 128 + SIGTERM. Schedulers take it for a terminated job, and run the job again.
 
     Attributes:
-        step: Last step that was saved, or None when nothing could be saved.
+        step: The last step that was saved. None if nothing was saved.
     """
 
     EXIT_CODE = 143
@@ -190,4 +195,4 @@ class Preempted(SystemExit):
 
     def __str__(self) -> str:
         saved = "nothing was saved" if self.step is None else f"step {self.step} is saved"
-        return f"preempted: {saved}; run the same command again to go on"
+        return f"preempted: {saved}; run the same command again to continue"

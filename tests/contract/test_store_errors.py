@@ -1,4 +1,4 @@
-"""What goes wrong in stores, and how it is said."""
+"""Failures of stores, and the words of their errors."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ import logging
 import os
 import pickle
 import shutil
+import socket
+import struct
 import subprocess
 import sys
+import threading
 import time
 import traceback
 import uuid
@@ -16,6 +19,7 @@ from contextlib import ExitStack
 
 import fsspec
 import pytest
+from botocore.exceptions import ClientError
 from fsspec.implementations.local import LocalFileSystem
 from servers import FaultProxy
 
@@ -23,7 +27,7 @@ from spot_plugins.errors import ConfigError, StoreError
 from spot_plugins.store import FsspecStore, LocalStore, MemoryStore, ObstoreStore, check_writable, is_local, open_store
 from spot_plugins.store.obstore_options import read_options
 from spot_plugins.store.s3fs import s3_options
-from spot_plugins.store.store_errors import Secrets
+from spot_plugins.store.store_errors import Secrets, to_store_error
 
 MIB = 1024**2
 DEADLINE_S = 60
@@ -206,6 +210,62 @@ def test_a_large_object_travels_in_one_request(s3_server, bucket, proxy, client)
     assert proxy.num_requests - before == 2
 
 
+def test_the_sentence_of_the_service_is_kept():
+    """
+    Next to the remedy, an error has the service's own sentence, because only this one names a key of KMS, for example.
+    """
+    sentence = "User is not authorized to perform: kms:GenerateDataKey with key secret-word"
+    answer = {"Error": {"Code": "AccessDenied", "Message": sentence}, "ResponseMetadata": {"HTTPStatusCode": 403}}
+    secrets = Secrets("s3://bucket/run", {"secret": "secret-word"})
+
+    error = to_store_error("put", "key", ClientError(answer, "PutObject"), secrets)
+
+    assert "must be allowed to put, get, list and delete" in str(error)
+    assert "(AccessDenied: User is not authorized to perform: kms:GenerateDataKey with key ***)" in str(error)
+    assert not error.retryable
+
+
+def test_network_trouble_is_named_as_such():
+    """
+    A refused connection, an unknown host and a broken connection do not read like a wrong setting.
+    """
+    options = {"key": "key", "secret": "word"}
+    with socket.create_server(("127.0.0.1", 0)) as breaking:
+        thread = threading.Thread(target=lambda: reset_one(breaking))
+        thread.start()
+        for url, words in [
+            ("http://127.0.0.1:9", "cannot connect to the endpoint URL: Connection refused"),
+            ("http://no-such-host.invalid", "cannot connect to the endpoint URL: failed to lookup address"),
+            (
+                f"http://127.0.0.1:{breaking.getsockname()[1]}",
+                "the connection to the endpoint URL broke: Connection reset",
+            ),
+        ]:
+            with pytest.raises(StoreError, match=words) as caught:
+                ObstoreStore("s3://bucket/run", {**options, "endpoint_url": url}).put("key", b"data")
+            assert caught.value.retryable
+        thread.join(DEADLINE_S)
+
+
+def reset_one(listener):
+    """Accept one connection, read the beginning of its request, and reset the connection."""
+    connection = listener.accept()[0]
+    connection.recv(1)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+
+def test_a_failed_listing_is_named_with_a_plain_verb():
+    """
+    An error about keys() reads "cannot list".
+    """
+    for client in (ObstoreStore, FsspecStore):
+        store = client("s3://bucket/run", {"key": "key", "secret": "word", "endpoint_url": "http://127.0.0.1:9"})
+
+        with pytest.raises(StoreError, match=r"^cannot list 'steps/'"):
+            store.keys("steps/")
+
+
 @pytest.mark.parametrize("wrong", [{"key": "wrong-key"}, {"secret": "wrong-secret"}], ids=["key", "secret"])
 def test_bad_credentials_cannot_be_retried(s3_server, bucket, operation, wrong, client):
     """
@@ -379,11 +439,14 @@ def test_opening_asks_nothing_of_the_service(client):
 @pytest.mark.parametrize(
     ("url", "said"),
     [
-        ("nope://bucket/run", r"url='nope://bucket/run': unknown scheme 'nope'; give s3://bucket/run"),
+        (
+            "nope://bucket/run",
+            r"url='nope://bucket/run' has the unknown scheme 'nope': give one such as s3://bucket/run",
+        ),
         ("s3://", r"url='s3://' names no bucket: give one, as in s3://bucket/run"),
-        ("s3:/bucket/run", r"url='s3:/bucket/run' is no path, and as a URL it lacks a slash: give .*s3://bucket/run"),
+        ("s3:/bucket/run", r"url='s3:/bucket/run' is not a path, and as a URL it lacks a slash: .*s3://bucket/run"),
         ("file://data/run", r"url='file://data/run' names a host.*three slashes, as in file:///data/run"),
-        ("simplecache::s3://bucket/run", r"chains file systems.*give one alone"),
+        ("simplecache::s3://bucket/run", r"chains file systems.*give a URL with one"),
         ("nope://mallory:hunter2@host/run", r"url='nope://\*\*\*@host/run'"),
     ],
 )

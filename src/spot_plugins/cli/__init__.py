@@ -1,4 +1,10 @@
-"""The command line: ``spot VERB``, one module per verb."""
+"""
+Command line ``spot VERB``, with one module per verb.
+
+Each verb runs on the main thread of a process of its own. The process of ``spot run`` exists for the whole training,
+often as process 1 of a container, so this package must never import torch. A verb checks its arguments and calls
+another package; it decides nothing else. Begin with :func:`main`, then read :mod:`.run`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +14,7 @@ from .. import __version__
 
 
 def main() -> None:
-    """Entry point of ``spot``."""
+    """Run the command line. This function is the entry point of ``spot``."""
     try:
         import typer
     except ImportError:
@@ -18,9 +24,9 @@ def main() -> None:
     app = typer.Typer(
         add_completion=False,
         no_args_is_help=True,
-        rich_markup_mode=None,  # boxes are no help in a log
-        pretty_exceptions_enable=False,  # nor are the values of variables, which may be secret
-        help="Train on machines that can be taken away.",
+        rich_markup_mode=None,  # because boxes make a log hard to read
+        pretty_exceptions_enable=False,  # because they print the values of variables, which may be secret
+        help="Train on machines that the provider can take away.",
     )
 
     @app.callback(invoke_without_command=True)

@@ -1,4 +1,4 @@
-"""``python -m spot_plugins.cli``."""
+"""Entry point of ``python -m spot_plugins.cli``."""
 
 from . import main
 

@@ -1,4 +1,4 @@
-"""What several verbs refuse."""
+"""Checks of arguments that several verbs share."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import typer
 
 
 def seconds(value: float | None) -> float | None:
-    """Return *value*. Raise :exc:`typer.BadParameter` if it is no number of seconds."""
+    """Return *value*. Raise :exc:`typer.BadParameter` if it is not a finite number of seconds above 0."""
     if value is not None and not (value > 0 and math.isfinite(value)):
         raise typer.BadParameter(f"{value} must be a number of seconds above 0")
     return value

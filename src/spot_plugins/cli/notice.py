@@ -1,4 +1,4 @@
-"""``spot notice``: say that a machine will be taken, to rehearse it."""
+"""``spot notice``: write a notice by hand, to rehearse a preemption."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ from .checks import seconds
 
 def notice(
     file: Annotated[
-        str, typer.Argument(envvar="SPOT_NOTICE_FILE", help="The training's notice_file.", show_default=False)
+        str, typer.Argument(envvar="SPOT_NOTICE_FILE", help="The notice_file of the training.", show_default=False)
     ],
     grace_seconds: Annotated[
         float | None,
         typer.Option(
-            help="Seconds until the machine is taken.", show_default="what the training was told", callback=seconds
+            help="Seconds until the machine is taken.", show_default="grace_seconds of the training", callback=seconds
         ),
     ] = None,
 ) -> None:
-    """Write FILE, on which trainings with ``notice_file=FILE`` save and leave as if a cloud had told them to."""
+    """Write FILE, so that trainings with ``notice_file=FILE`` save and end, as after the notice of a cloud."""
     if is_page(file):
-        raise typer.BadParameter(f"{file} is a page: only its server can change it", param_hint="FILE")
+        raise typer.BadParameter(
+            f"{file} is a URL, and only its server can change it: give the path of a file", param_hint="FILE"
+        )
     document = {} if grace_seconds is None else {"grace_seconds": grace_seconds}
-    # Whole from the first look on, and newer than one that was there.
+    # A rename, so that a training never reads half a file, and always sees a newer one than before.
     made = Path(f"{file}.{os.getpid()}.tmp")
     try:
         made.write_text(json.dumps(document) + "\n")

@@ -1,4 +1,4 @@
-"""``spot run``: start a training so that notices reach it and nothing of it is left behind."""
+"""``spot run``: start a training so that notices reach every rank and no process remains at the end."""
 
 from __future__ import annotations
 
@@ -12,32 +12,34 @@ from .checks import seconds
 
 
 def run(
-    command: Annotated[list[str], typer.Argument(help="What to run: torchrun ..., accelerate launch ..., python ...")],
+    command: Annotated[
+        list[str], typer.Argument(help="The command to run: torchrun ..., accelerate launch ..., python ...")
+    ],
     grace_seconds: Annotated[
         float,
         typer.Option(
             envvar="SPOT_GRACE_SECONDS",
-            help="From a signal until everything that is left is killed.",
+            help="Seconds from a signal until every process that remains is killed.",
             callback=seconds,
         ),
     ] = DEFAULT_GRACE_S,
     max_restarts: Annotated[
-        int, typer.Option(min=0, help="Run it again so often if it fails; never after a notice.")
+        int, typer.Option(min=0, help="Number of times to run the command again if it fails. Never after a notice.")
     ] = 0,
 ) -> None:
     """
-    Run COMMAND, a launcher or a training, as a small init process.
+    Run COMMAND, a launcher or a training, under a small init process.
 
-    SIGTERM, SIGINT, SIGHUP and SIGUSR1 reach every rank as a notice. Ranks whose launcher dies save and leave. Pushes
-    are waited for. The exit code is 143 after a preemption, else the command's.
+    SIGTERM, SIGINT, SIGHUP and SIGUSR1 reach every rank as a notice. If the launcher dies, the ranks save and end. The
+    process waits until every push is done. The exit code is 143 after a preemption, else that of the command.
     """
     try:
         code = supervise(command, grace_seconds, max_restarts)
     except OSError as error:
         if error.filename != command[0]:
-            text, code = str(error), 125  # as env and timeout have it, for what is not the command's fault
+            text, code = str(error), 125  # as of env and timeout, if the command is not the cause
         elif isinstance(error, FileNotFoundError):
-            text, code = f"{command[0]} is not found", 127  # as shells have it, also the next one
+            text, code = f"{command[0]} is not found", 127  # as of shells, also the next code
         else:
             text, code = f"{command[0]} cannot be executed: {error.strerror}", 126
         typer.echo(f"spot run: {text}", err=True)

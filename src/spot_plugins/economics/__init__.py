@@ -1,7 +1,9 @@
 """
-The value of spot machines: a replay of leases that tells which goodput a way of saving reaches.
+Value of spot machines: goodput, found by a replay of leases with one or another way to save.
 
-Nothing of it runs during a training. It imports no torch and no other package of ours.
+No training runs this code. It runs on the thread of its caller, such as a test or a benchmark. It must never
+import torch or another package of ours, and never ask for the time, so that the same run and the same leases always
+give the same outcome. Begin with :func:`.goodput.replay`.
 """
 
 from __future__ import annotations

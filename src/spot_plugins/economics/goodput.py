@@ -1,4 +1,4 @@
-"""What a run makes of the machines that it gets: a replay of leases, to compare one way of saving with another."""
+"""Goodput of a run on spot machines: a replay of leases, to compare one way of saving with another."""
 
 from __future__ import annotations
 
@@ -10,86 +10,86 @@ from typing import Literal, TypeAlias
 
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A machine for some time."""
+    """The time from the start of a machine to its end."""
 
     length_s: float
     is_preempted: bool = True
-    """Whether it was taken. Else it was given back, and everything trained on it is kept."""
+    """True if the provider took the machine. False if the run gave it back; then every trained step is kept."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Remaining:
-    """What is known at the end of a step once a notice has come."""
+    """State of a run at the end of a step after a notice."""
 
     left_s: float
     """Seconds until the machine is taken."""
     push_left_s: float
-    """Seconds until all that was staged is stored; 0 if it is."""
+    """Seconds until every staged step is stored. 0 if every one is stored."""
     num_unsaved_steps: int
-    """Steps trained since the newest one that was staged."""
+    """Number of steps trained since the newest staged step."""
     saved_since_notice: bool
-    """Whether that one was staged after the notice."""
+    """True if the newest staged step was staged after the notice."""
 
 
 Act: TypeAlias = Literal["train", "save", "wait"]
 AtNotice: TypeAlias = Callable[[Remaining], Act]
-"""What to do next: one more step, a save, or nothing more."""
+"""Function that chooses the next act after a notice: one more step, a save, or nothing more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingRun:
-    """How a run trains and saves. Durations are in seconds."""
+    """Durations of a run, in seconds, and its reaction to notices."""
 
     step_s: float
     save_s: float
-    """How long training stands still for one save."""
+    """Time for which training stands still for one save."""
     push_s: float
-    """From the end of that until the step is stored. Training goes on meanwhile; pushes follow one another."""
+    """Time from the end of the save until the step is stored. Training continues meanwhile. Pushes never overlap."""
     restart_s: float
-    """From the begin of a lease to the first step."""
+    """Time from the start of a lease to the first step."""
     every_s: float
-    """Training time between saves; one that is due while a push is under way waits for it. Infinity: none."""
+    """Training time between saves. A save that is due during a push waits for the push. Infinity means no saves."""
     notice_s: float = 0.0
-    """How long before a preemption it is known."""
+    """Time from the notice to the preemption."""
     at_notice: AtNotice | None = None
-    """Asked at every end of a step from then on. None: notices are not heard."""
+    """Called at the end of every step after the notice. None if the run ignores notices."""
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of the time that was paid for."""
+    """Result of a replay."""
 
     goodput: float
-    """Share of it that went into steps that were kept."""
+    """Share of the paid time that was spent on steps that were kept."""
     kept_steps: int
     lost_steps: int
-    """Steps that were trained and have to be trained again."""
+    """Number of steps that were trained and have to be trained again."""
     num_saves: int
 
 
 def replay(run: TrainingRun, leases: Iterable[Lease]) -> Outcome:
     """
-    Train on one lease after the other, each from the newest stored step of the one before.
+    Replay the *leases* one after the other. Each one begins at the newest stored step of the one before.
 
     Raises:
-        ValueError: There is no lease, or nothing was paid for.
+        ValueError: The leases are empty, or their total length is 0.
     """
     paid_s, kept, trained, num_saves = 0.0, 0, 0, 0
     for lease in leases:
-        life = _Life(run, lease)
-        life.live()
+        attempt = _Attempt(run, lease)
+        attempt.simulate()
         paid_s += lease.length_s
-        kept += life.kept
-        trained += life.trained
-        num_saves += life.num_saves
+        kept += attempt.kept
+        trained += attempt.trained
+        num_saves += attempt.num_saves
     if paid_s <= 0:
         raise ValueError("leases of no length have no goodput")
     return Outcome(kept * run.step_s / paid_s, kept, trained - kept, num_saves)
 
 
 @dataclass
-class _Life:
-    """One process life. ``now`` is in seconds since the lease began."""
+class _Attempt:
+    """Simulation of one attempt on one lease. Times are in seconds since the start of the lease."""
 
     run: TrainingRun
     lease: Lease
@@ -98,11 +98,11 @@ class _Life:
     staged: int = 0
     num_saves: int = 0
     pushes: list[tuple[float, int]] = field(default_factory=list)
-    """When each push ends, and its step."""
+    """End and step of each push."""
 
     @property
     def kept(self) -> int:
-        """Steps that the next life need not train again."""
+        """Number of steps that the next attempt does not have to train again."""
         if not self.lease.is_preempted:
             return self.trained
         return max((step for end, step in self.pushes if end <= self.lease.length_s), default=0)
@@ -111,12 +111,12 @@ class _Life:
     def _push_ends(self) -> float:
         return self.pushes[-1][0] if self.pushes else 0.0
 
-    def live(self) -> None:
-        """Train and save until the machine is gone."""
+    def simulate(self) -> None:
+        """Train and save until the end of the lease."""
         run = self.run
         self.now = run.restart_s
-        hears = self.lease.is_preempted and run.at_notice is not None and run.notice_s > 0
-        noticed_at = self.lease.length_s - run.notice_s if hears else self.lease.length_s
+        gets_notice = self.lease.is_preempted and run.at_notice is not None and run.notice_s > 0
+        noticed_at = self.lease.length_s - run.notice_s if gets_notice else self.lease.length_s
         steps_per_save = math.inf if math.isinf(run.every_s) else max(1, math.ceil(run.every_s / run.step_s))
         while self.now < noticed_at:
             steps_to_notice = math.ceil((noticed_at - self.now) / run.step_s)
@@ -126,10 +126,10 @@ class _Life:
             is_due = self.trained - self.staged >= steps_per_save
             if is_due and self.now < noticed_at and self._push_ends <= self.now:
                 self._save()
-        if hears and run.at_notice is not None:
-            self._heed(run.at_notice)
+        if gets_notice and run.at_notice is not None:
+            self._leave(run.at_notice)
 
-    def _heed(self, at_notice: AtNotice) -> None:
+    def _leave(self, at_notice: AtNotice) -> None:
         num_before = self.num_saves
         while (left_s := self.lease.length_s - self.now) > 0:
             match at_notice(
@@ -149,7 +149,7 @@ class _Life:
                     return
 
     def _train(self, num_steps: int) -> bool:
-        """Train so many steps, or as many as fit into the lease. Return whether that was all of them."""
+        """Train *num_steps* steps, or as many as fit into the lease. Return whether all of them did fit."""
         fit = min(num_steps, math.floor((self.lease.length_s - self.now) / self.run.step_s + 1e-9))
         if fit > 0:
             self.trained += fit
@@ -157,7 +157,7 @@ class _Life:
         return fit == num_steps
 
     def _save(self) -> None:
-        """Stage, and push behind what is under way. Whether that is in time shows at the end."""
+        """Stage the newest step, and append its push. Only :attr:`kept` decides which pushes ended in time."""
         self.now += self.run.save_s
         self.pushes.append((max(self.now, self._push_ends) + self.run.push_s, self.trained))
         self.staged = self.trained

@@ -1,7 +1,8 @@
 """
-What is stored, and the rules that make a checkpoint visible whole or not at all. ``docs/format.md`` is the contract.
+Objects of a run in a store: names, manifests, the commit point, attempts and retention. See ``docs/format.md``.
 
-The training process and the pusher both run this code. It imports no torch and knows stores by their verbs only. What
-must never break: a step is committed once the manifest of every rank exists, and a reader decides that from names and
-bytes alone. Begin with :mod:`.keys` and :mod:`.manifest`, then read :mod:`.commit`.
+The training process and the pusher process both run this code, on any thread. It imports no torch, and uses a store
+only through :class:`~spot_plugins.store.ObjectStore`. The rule that must never break: a step is committed once the
+manifest of every rank exists, and a reader decides this from names and bytes alone. Begin with :mod:`.keys` and
+:mod:`.manifest`, then read :mod:`.commit`.
 """

@@ -1,4 +1,4 @@
-"""Attempts of a run: the claim of a number, and the fence against older ones."""
+"""Attempts of a run: the claim of a number, and the check that refuses older attempts."""
 
 from __future__ import annotations
 
@@ -19,11 +19,13 @@ logger = logging.getLogger(__name__)
 
 def claim_attempt(store: ObjectStore, description: bytes) -> int:
     """
-    Claim the next attempt of the run for this process life, and return its number, counted from 1.
+    Claim the next attempt of the run for this start of the training. Return its number, counted from 1.
 
-    Call it on one rank only. Of several racing claimants each gets its own number; the highest wins,
-    and :func:`commit` refuses for all others. No step has this number yet, either: a mirror may have brought steps
-    without the claim of the life that saved them.
+    Call it on one rank only. If several starts claim at once, each gets a number of its own. The highest number wins,
+    and :func:`~spot_plugins.format.commit.commit` refuses all others.
+
+    The number is also above the attempts of all stored steps, because a mirror may have copied steps without the claim
+    of their attempt.
     """
     saved = (parse_step_id(key) for key in store.keys(STEPS_PREFIX))
     attempt = 1 + max([newest_attempt(store), *(step_id.attempt for step_id in saved if step_id is not None)])
@@ -35,8 +37,8 @@ def claim_attempt(store: ObjectStore, description: bytes) -> int:
             if error.retryable:
                 raise
             logger.warning(
-                "this store has no put-if-absent (%s): two processes that start on one URL in the same "
-                "moment cannot be told apart",
+                "the store has no put-if-absent (%s): two processes that start on one URL at the same moment get the "
+                "same attempt, and overwrite each other's steps. Start only one",
                 error.reason,
             )
             store.put(attempt_key(attempt), description)
@@ -45,17 +47,17 @@ def claim_attempt(store: ObjectStore, description: bytes) -> int:
 
 
 def newest_attempt(store: ObjectStore) -> int:
-    """Return the highest attempt claimed so far, 0 if none."""
+    """Return the highest attempt that has been claimed, or 0 if there is none."""
     claimed = (parse_attempt_key(key) for key in store.keys(ATTEMPTS_PREFIX))
     return max((attempt for attempt in claimed if attempt is not None), default=0)
 
 
 def check_newest(store: ObjectStore, attempt: int) -> None:
     """
-    Refuse to go on if another process life has taken over.
+    Check that no attempt after *attempt* has been claimed.
 
     Raises:
-        SupersededError: A newer attempt than *attempt* has been claimed.
+        SupersededError: A newer attempt has been claimed.
     """
     if (newest := newest_attempt(store)) > attempt:
         raise SupersededError(attempt, newest)

@@ -1,4 +1,4 @@
-"""The pieces of tensors that ranks hold, as boxes. A *box* is a range of indices in every dimension."""
+"""Boxes: the pieces of tensors that ranks hold. A *box* is a range of indices in every dimension."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Box(NamedTuple):
-    """A piece of a tensor: begins at *offsets* and is *lengths* long, a number per dimension. A scalar has none."""
+    """A piece of a tensor, with one offset and one length per dimension. Both are empty for a scalar."""
 
     offsets: tuple[int, ...]
     lengths: tuple[int, ...]
@@ -26,7 +26,7 @@ class ShardBoxes:
     shape: tuple[int, ...]
     """The shape of the whole tensor."""
     held: tuple[Box, ...]
-    """The boxes, in the order of the rank's memory. A rank that gets nothing of a small tensor has an empty box."""
+    """The boxes, in the order of the rank's memory. One box is empty if the rank holds no element."""
     holders: tuple[int, ...]
     """The ranks that hold exactly these boxes, in ascending order. They share the work of storing them."""
 
@@ -38,7 +38,7 @@ def overlap(one: Box, other: Box) -> int:
 
 
 def whole(shape: tuple[int, ...]) -> Box:
-    """Return the box that holds all of a tensor of this *shape*."""
+    """Return the box that covers a whole tensor of this *shape*."""
     return Box((0,) * len(shape), shape)
 
 
@@ -46,8 +46,9 @@ def range_boxes(shape: tuple[int, ...], start: int, stop: int) -> tuple[Box, ...
     """
     Return the boxes of the elements *start* to *stop* of a tensor, counted row by row.
 
-    Flattened and laid end to end, the boxes are that range, in this order. There are at most ``2 * ndim - 1`` of them.
-    An empty range is one empty box; of a scalar it is no box, because a scalar cannot be cut.
+    The boxes, flattened and concatenated in this order, are exactly the range. There are at most ``2 * ndim - 1``. An
+    empty range gives one empty box. An empty range of a scalar gives no box, because a scalar has no dimension that
+    could be empty.
     """
     if start >= stop:
         return (Box((0,) * len(shape), (0, *shape[1:])),) if shape else ()
@@ -68,7 +69,7 @@ def range_boxes(shape: tuple[int, ...], start: int, stop: int) -> tuple[Box, ...
 
 
 def _in_row(shape: tuple[int, ...], index: int, start: int, stop: int) -> tuple[Box, ...]:
-    """Return the boxes of a range that lies inside row *index*."""
+    """Return the boxes of the elements *start* to *stop*, which all lie in row *index*."""
     before = index * prod(shape[1:])
     inner = range_boxes(shape[1:], start - before, stop - before)
     return tuple(Box((index, *box.offsets), (1, *box.lengths)) for box in inner)

@@ -1,8 +1,8 @@
 """
-How a step becomes visible, and how a new process life fences off the old one.
+The commit of a step, and the list of committed steps.
 
-There is no leader and no collective: each rank puts its own manifest after its blobs. A checkpoint is
-committed when the manifests of all ranks it names exist, whoever wrote the last one.
+Each rank puts its blobs and then its manifest. No rank leads, and no rank waits for another one. A checkpoint is
+committed once the manifest of every rank exists. The file names say how many ranks there are.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .manifest import RankManifest, encode_merged
 
 logger = logging.getLogger(__name__)
 
-NUM_GETS: Final = 8  # gets in flight
+NUM_GETS: Final = 8  # concurrent requests
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,47 +35,45 @@ class CommittedStep:
 
     step_id: StepId
     world_size: int
-    """How many ranks wrote it; their manifests all exist."""
+    """Number of ranks. The manifest of each one exists."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredManifests:
-    """What there is of a checkpoint."""
+    """The manifests of a checkpoint that are stored, committed or not."""
 
     step_id: StepId
     world_size: int
-    """How many ranks write it."""
+    """Number of ranks, as the names of the manifests give it."""
     ranks: set[int]
-    """Those whose manifests are there."""
+    """The ranks whose manifests are stored."""
 
     @property
-    def is_whole(self) -> bool:
-        """Whether it is committed."""
-        # No set of all ranks: a name alone may say any number.
+    def is_committed(self) -> bool:
+        """True if the manifest of every rank is stored."""
+        # Not set(range(world_size)), because a forged name can give any number of ranks.
         return len(self.ranks) == self.world_size > max(self.ranks)
 
 
 def commit(manifest: RankManifest, store: ObjectStore) -> None:
     """
-    Make this rank's part of a step visible. No rank waits for another here.
+    Put the manifest of this rank, after checking that no newer attempt has claimed the run.
 
-    1. every rank: refuse if a newer attempt has claimed the run;
-    2. every rank: put its manifest, after all blobs that it names.
-
-    The step becomes visible with the put that makes the set of manifests complete, whichever rank does
-    it; that put is the commit point.
+    Every rank calls this after it has put all blobs that its manifest names. No rank waits for another one. The put
+    that completes the set of manifests makes the step visible, on whichever rank it happens. This put is the commit
+    point.
 
     Raises:
-        SupersededError: A newer attempt runs; nothing was written.
-        StoreError: The put failed. That is "unknown", not "no": the step may yet be visible, and if it
-            is, it is whole.
+        SupersededError: A newer attempt runs. Nothing was written.
+        StoreError: The put failed. The manifest may be stored nevertheless, for example if only the answer got lost.
+            Then the step may become visible, and it is complete if it does.
     """
     check_newest(store, manifest.step_id.attempt)
     store.put(rank_manifest_key(manifest.step_id, manifest.rank, manifest.world_size), manifest.encode())
 
 
 def stored_manifests(store: ObjectStore) -> list[StoredManifests]:
-    """Return whose manifests there are of each checkpoint, committed or not, in no order."""
+    """Return the stored manifests of each checkpoint, committed or not, in no particular order."""
     ranks: defaultdict[tuple[StepId, int], set[int]] = defaultdict(set)
     for key in store.keys(STEPS_PREFIX):
         if (found := parse_rank_manifest_key(key)) is not None:
@@ -84,23 +82,23 @@ def stored_manifests(store: ObjectStore) -> list[StoredManifests]:
 
 
 def committed_steps(store: ObjectStore) -> list[CommittedStep]:
-    """Return all committed checkpoints, the newest first: the higher step, then the later attempt."""
-    whole = [CommittedStep(parts.step_id, parts.world_size) for parts in stored_manifests(store) if parts.is_whole]
-    return sorted(whole, key=lambda step: step.step_id, reverse=True)
+    """Return all committed checkpoints, newest first. They are ordered by step, then by attempt."""
+    committed = [CommittedStep(each.step_id, each.world_size) for each in stored_manifests(store) if each.is_committed]
+    return sorted(committed, key=lambda step: step.step_id, reverse=True)
 
 
 def merge_manifests(store: ObjectStore, step_id: StepId, world_size: int) -> bool:
     """
-    Add a copy of all manifests to a committed checkpoint, in one object. Only rank 0 does.
+    Store a copy of all manifests of a committed checkpoint as one object. Only rank 0 calls this.
 
-    It decides nothing: it spares each of *world_size* readers as many requests.
+    A reader of the copy needs one request instead of *world_size*. The copy is not needed for the commit.
 
     Returns:
-        Whether all manifests were there, and the copy is.
+        True if the copy was stored. False if the manifest of a rank is missing.
 
     Raises:
-        SupersededError: A newer attempt runs; nothing was written.
-        StoreError, ManifestError: There is no copy. Nothing depends on it.
+        SupersededError: A newer attempt runs. Nothing was written.
+        StoreError, ManifestError: The copy was not stored. Readers take the manifests of the single ranks.
     """
     check_newest(store, step_id.attempt)
     keys = [rank_manifest_key(step_id, rank, world_size) for rank in range(world_size)]

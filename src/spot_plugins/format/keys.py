@@ -1,7 +1,7 @@
 """
-Names of the objects of a run. The layout is the contract of ``docs/format.md``.
+Names of the objects of a run, as ``docs/format.md`` lists them.
 
-Steps and attempts are zero-padded, so that a store's lexical order is the numerical order.
+Steps and attempts are zero-padded, so that the lexical order of a store is the numerical order.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ _ATTEMPT = re.compile(r"attempts/(\d{6,})\.json")
 
 class StepId(NamedTuple):
     """
-    One checkpoint: what was trained, and by which attempt. Orders by step, then by attempt.
+    One checkpoint: a step and the attempt that saved it. Sorted by step, then by attempt.
 
-    Two attempts may both save a step; they never share objects.
+    Two attempts may save the same step. They share no objects, except frozen blobs.
     """
 
     step: int
@@ -36,7 +36,7 @@ class StepId(NamedTuple):
 
 
 class RankManifestKey(NamedTuple):
-    """What the key of one rank's manifest says."""
+    """The fields of a key of a rank's manifest."""
 
     step_id: StepId
     rank: int
@@ -49,7 +49,7 @@ def attempt_key(attempt: int) -> str:
 
 
 def parse_attempt_key(key: str) -> int | None:
-    """Return the attempt that *key* claims, or None if it claims none."""
+    """Return the attempt that *key* claims, or None if *key* is not a claim."""
     match = _ATTEMPT.fullmatch(key)
     return int(match[1]) if match else None
 
@@ -60,12 +60,12 @@ def blob_key(step_id: StepId, rank: int, index: int) -> str:
 
 
 def frozen_key(xxh3_128: str) -> str:
-    """Return the key of a blob that steps share, by the hash of its bytes."""
+    """Return the key of a blob that several steps share. It is named by the hash of its bytes."""
     return f"{FROZEN_PREFIX}{xxh3_128}.safetensors"
 
 
 def rank_manifest_key(step_id: StepId, rank: int, world_size: int) -> str:
-    """Return the key of the manifest of *rank*, one of *world_size*."""
+    """Return the key of the manifest of *rank* in a job of *world_size* ranks."""
     return f"{step_id.prefix}rank-{rank:05d}-of-{world_size:05d}.json"
 
 
@@ -75,13 +75,13 @@ def merged_manifest_key(step_id: StepId) -> str:
 
 
 def parse_step_id(key: str) -> StepId | None:
-    """Return the checkpoint that the object *key* belongs to, or None if to none."""
+    """Return the checkpoint that the object *key* belongs to, or None if it belongs to none."""
     match = _STEP_DIR.match(key)
     return StepId(int(match[1]), int(match[2])) if match else None
 
 
 def parse_rank_manifest_key(key: str) -> RankManifestKey | None:
-    """Return what *key* says if it names a rank's manifest, else None."""
+    """Return the fields of *key*, or None if *key* does not name a rank's manifest."""
     match = _RANK_MANIFEST.fullmatch(key)
     if match is None:
         return None

@@ -1,8 +1,8 @@
 """
-The JSON that says what one rank stored for one step. Written canonically: equal content, equal bytes.
+Manifest: the JSON list of the blobs and slices that one rank stored for one step. Equal content gives equal bytes.
 
-It holds no timestamps, no host names and no pickle, and it carries a hash of itself, so that a flipped
-bit is seen before a number is believed. ``docs/format.md`` is the contract.
+A manifest holds no timestamps, no host names and no pickle. It holds a hash of itself, so that a flipped bit is found
+before any number is used. ``docs/format.md`` describes every field.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ import xxhash
 from .keys import StepId
 
 FORMAT: Final = 1
-"""Version of the layout that this software writes, and the newest that it reads."""
+"""Version of the format that this software writes. It reads no newer version."""
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
 
 class ManifestError(ValueError):
-    """Bytes that are not a manifest, or one that this software must not read. Says why."""
+    """Bytes that are not a manifest, or a manifest that this software must not read. The message gives the reason."""
 
 
 class NewerFormatError(ManifestError):
-    """A manifest of a newer format than this software knows."""
+    """A manifest in a newer format than this software can read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Blob:
-    """One stored object: a safetensors file."""
+    """One stored safetensors file."""
 
     key: str
     num_bytes: int
     xxh3_128: str
-    """Hash of the whole object, 32 hexadecimal digits, as :func:`hash_of_blob` computes it."""
+    """Hash of the object by :func:`hash_of_blob`, as 32 hexadecimal digits."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,28 +46,28 @@ class TensorSlice:
 
     name: str
     dtype: str
-    """As safetensors spells it: ``F32``, ``BF16``, ``I64``, ..."""
+    """Name of the dtype in safetensors: ``F32``, ``BF16``, ``I64``, ..."""
     shape: tuple[int, ...]
-    """Global shape of the whole tensor."""
+    """Shape of the whole tensor, over all ranks."""
     offsets: tuple[int, ...]
-    """Where the box begins, one per dimension; empty for a scalar."""
+    """First index of the box in each dimension. Empty for a scalar."""
     lengths: tuple[int, ...]
-    """Extent of the box, one per dimension."""
+    """Number of indices of the box in each dimension."""
     shared: bool
-    """Whether it is part of one tensor of all ranks, or of this rank's own, of which every rank has another."""
+    """True if all ranks share the tensor. False if each rank has a tensor of its own by this name."""
     blob: int
-    """Index into the manifest's blobs."""
+    """Index of the blob in the manifest's list of blobs."""
     start: int
-    """First byte within the blob."""
+    """Position of the first byte in the blob."""
     stop: int
-    """One past the last byte within the blob."""
+    """Position after the last byte in the blob."""
     xxh3_128: str = ""
-    """Hash of these bytes, for who reads only them. Empty until they are pushed."""
+    """Hash of the bytes of the slice, for readers that read no more of the blob. Empty until the slice is pushed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RankManifest:
-    """Everything one rank stored for one step."""
+    """The list of everything that one rank stored for one step."""
 
     step_id: StepId
     rank: int
@@ -79,11 +79,11 @@ class RankManifest:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all blobs of this rank."""
+        """Number of bytes of all blobs of this rank."""
         return sum(blob.num_bytes for blob in self.blobs)
 
     def encode(self) -> bytes:
-        """Return the canonical bytes: sorted keys, no spaces, one trailing newline."""
+        """Return the manifest as canonical JSON with a hash of itself."""
         document = {
             "format": FORMAT,
             "step": self.step_id.step,
@@ -100,21 +100,21 @@ class RankManifest:
     @classmethod
     def decode(cls, data: bytes) -> RankManifest:
         """
-        Read what :meth:`encode` wrote.
+        Read a manifest that :meth:`encode` wrote.
 
         Raises:
-            NewerFormatError: It was written by newer software.
-            ManifestError: *data* is not a manifest: cut off, damaged or something else.
+            NewerFormatError: Newer software wrote it.
+            ManifestError: *data* is cut off, damaged, or no manifest at all.
         """
         try:
             document = json.loads(data)
             written = document.pop("xxh3_128", None)
-            # First the hash: a flipped bit must not make a damaged manifest one of newer software.
+            # The hash is checked first, because a flipped bit in "format" is damage and not newer software.
             if written not in (None, xxhash.xxh3_128_hexdigest(canonical_json(document))):
-                raise ManifestError("its content does not match its own hash")
+                raise ManifestError("the content of the manifest does not match its hash")
             _check_format(document["format"])
             if written is None:
-                raise ManifestError("it has no hash of itself")
+                raise ManifestError("the manifest has no hash of itself")
             return cls(
                 step_id=StepId(document["step"], document["attempt"]),
                 rank=document["rank"],
@@ -130,26 +130,29 @@ class RankManifest:
 
 
 def encode_merged(manifests: list[RankManifest]) -> bytes:
-    """Return a copy of *manifests*, those of all ranks in their order, one per line."""
+    """Return the manifests of all ranks as one object, one per line. *manifests* are in the order of the ranks."""
     return b"".join(manifest.encode() for manifest in manifests)
 
 
 def decode_merged(data: bytes) -> list[RankManifest]:
     """
-    Read what :func:`encode_merged` wrote.
+    Read the manifests that :func:`encode_merged` wrote.
 
     Raises:
-        ManifestError: *data* is cut off or damaged; the manifests of the single ranks may be intact.
+        ManifestError: *data* is cut off or damaged. The manifests of the single ranks may be intact.
     """
     return [RankManifest.decode(line) for line in data.splitlines()]
 
 
 def hash_of_blob(header: bytes | memoryview, tensors: Iterable[TensorSlice]) -> str:
     """
-    Return the hash of a blob whose slices are hashed: no byte of it is read a second time.
+    Return the hash of a blob from the hashes of its slices, so that no byte of a slice is read twice.
 
-    It is that of *header*, all that is in front of the first slice, followed by the hashes of *tensors*, the slices in
-    it, in the order of their places.
+    It is the hash of *header* followed by the hashes of the slices, in the order of their first bytes.
+
+    Args:
+        header: The bytes in front of the first slice.
+        tensors: All slices of the blob, with their hashes.
     """
     digest = xxhash.xxh3_128(header)
     for piece in sorted(tensors, key=lambda each: each.start):
@@ -159,7 +162,7 @@ def hash_of_blob(header: bytes | memoryview, tensors: Iterable[TensorSlice]) -> 
 
 
 def canonical_json(document: Any) -> bytes:
-    """Return *document* as JSON in the one form that all manifests use."""
+    """Return *document* as JSON with sorted keys, no spaces and one newline at the end."""
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return text.encode() + b"\n"
 
@@ -170,12 +173,12 @@ def _check_format(version: int) -> None:
             f"format {version} is newer than {FORMAT}, the newest this software reads; upgrade spot_plugins"
         )
     if version < FORMAT or version is True:
-        raise ManifestError(f"{version!r} is no format")
+        raise ManifestError(f"format {version!r} does not exist")
 
 
 _T = TypeVar("_T", Blob, TensorSlice)
 
-_IS: Final[dict[Any, Callable[[Any], bool]]] = {
+_HAS_TYPE: Final[dict[Any, Callable[[Any], bool]]] = {
     "str": lambda value: type(value) is str,
     "bool": lambda value: type(value) is bool,
     "int": lambda value: type(value) is int,
@@ -184,10 +187,10 @@ _IS: Final[dict[Any, Callable[[Any], bool]]] = {
 
 
 def _checked(value: _T) -> _T:
-    """Return *value*, which came out of JSON, if its fields are of the types that they are declared with."""
+    """Return *value*, which was read from JSON, after checking that its fields have their declared types."""
     for field in fields(value):
-        if not _IS[field.type](getattr(value, field.name)):
-            raise TypeError(f"{field.name} is no {field.type}")
+        if not _HAS_TYPE[field.type](getattr(value, field.name)):
+            raise TypeError(f"{field.name} is not of the type {field.type}")
     return value
 
 

@@ -1,4 +1,4 @@
-"""Which checkpoints stay, and how the others go without ever leaving half of one to a reader."""
+"""Retention: removal of old checkpoints, in an order that never shows half a checkpoint to a reader."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from .attempts import check_newest
 from .commit import committed_steps
 from .keys import STEPS_PREFIX, StepId, parse_rank_manifest_key, parse_step_id
 
-NUM_DELETES: Final = 8  # deletes in flight
+NUM_DELETES: Final = 8  # concurrent requests
 
 
-def doomed(committed: list[StepId], present: set[StepId], *, keep_last: int, keep_every: int | None) -> list[StepId]:
+def removable(committed: list[StepId], present: set[StepId], *, keep_last: int, keep_every: int | None) -> list[StepId]:
     """
     Return the checkpoints to remove, oldest first.
 
     Args:
         committed: Committed checkpoints, newest first.
-        present: All checkpoints of which anything is stored, committed or not.
-        keep_last: How many of the newest committed ones stay, at least 1: of all, and of the newest attempt. They
-            differ while an attempt that fell back behind damaged checkpoints has not overtaken them yet.
-        keep_every: Committed steps that are multiples of this stay too.
+        present: All checkpoints of which any object is stored, committed or not.
+        keep_last: Number of committed checkpoints to keep, at least 1. The newest of all attempts are kept, and the
+            newest of the newest attempt. The two sets differ while an attempt that resumed from an older step, because
+            newer ones were damaged, has not reached these newer steps yet.
+        keep_every: Committed steps that are multiples of this number are kept too.
 
-    A checkpoint that is not committed goes only when a newer one of its own or of a later attempt is: until then
-    a slow rank may still be on its way.
+    A checkpoint that is not committed is removed only after a newer step of the same or a later attempt is committed,
+    because until then a slow rank may still be storing it.
     """
     newest_attempt = max((step_id.attempt for step_id in committed), default=0)
     kept = set(committed[:keep_last])
@@ -42,13 +43,13 @@ def doomed(committed: list[StepId], present: set[StepId], *, keep_last: int, kee
 
 def prune(store: ObjectStore, attempt: int, *, keep_last: int, keep_every: int | None) -> list[StepId]:
     """
-    Remove what :func:`doomed` names and return it. Only rank 0 of the newest attempt calls this.
+    Remove the checkpoints that :func:`removable` returns, and return them. Only rank 0 calls this.
 
-    Of each checkpoint the manifests go first, so that it stops being committed before any blob is missing.
+    The manifests of a checkpoint are deleted before its blobs, so that no committed checkpoint misses a blob.
 
     Raises:
-        SupersededError: A newer attempt runs; nothing was removed.
-        StoreError: The store failed on the way; what is left is removed next time.
+        SupersededError: A newer attempt runs. Nothing was removed.
+        StoreError: The store failed before the end. The next call removes the rest.
     """
     check_newest(store, attempt)
     keys: defaultdict[StepId, list[str]] = defaultdict(list)
@@ -56,7 +57,7 @@ def prune(store: ObjectStore, attempt: int, *, keep_last: int, keep_every: int |
         if (step_id := parse_step_id(key)) is not None:
             keys[step_id].append(key)
     committed = [step.step_id for step in committed_steps(store)]
-    removed = doomed(committed, set(keys), keep_last=keep_last, keep_every=keep_every)
+    removed = removable(committed, set(keys), keep_last=keep_last, keep_every=keep_every)
     with ThreadPoolExecutor(NUM_DELETES, thread_name_prefix="spot-prune") as pool:
         for step_id in removed:
             for group in removal_groups(keys[step_id]):
@@ -65,6 +66,6 @@ def prune(store: ObjectStore, attempt: int, *, keep_last: int, keep_every: int |
 
 
 def removal_groups(keys: list[str]) -> tuple[list[str], list[str]]:
-    """Return *keys*, all of one checkpoint: manifests, which go first, and the rest. Half removed is not whole."""
+    """Split the *keys* of one checkpoint into the manifests, which are deleted first, and the other objects."""
     manifests = [key for key in keys if parse_rank_manifest_key(key) is not None]
     return manifests, sorted(set(keys) - set(manifests))

@@ -161,7 +161,7 @@ def _plan(store: ObjectStore, found: list[list[list[Any]]]) -> list[list[Any]]:
     world_size = len(found)
     try:
         stored = patiently(lambda: stored_manifests(store))
-        committed = [parts.step_id for parts in stored if parts.is_whole]
+        committed = [each.step_id for each in stored if each.is_committed]
         newest = max(committed, default=StepId(-1, 0))
         newest_attempt = max((step_id.attempt for step_id in committed), default=0)
         newer = [

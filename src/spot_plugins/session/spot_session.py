@@ -297,8 +297,12 @@ class SpotSession:
         self.close()
         if is_left_behind or it.pusher.superseded or (has_ended and is_stored):
             return
-        reason = "it will not be, see the warnings before" if has_ended else "the pusher process continues to try"
-        raise CommitError(step, f"the end of the training is not stored; {reason}")
+        reason = "the end of the training is not stored, and "
+        if has_ended:
+            reason += "no process tries it any more. See the warnings in the log"
+        else:
+            reason += "the pusher process continues to try. Leave the machine on until that process ends"
+        raise CommitError(step, reason)
 
     def fail(self, error: BaseException) -> None:
         """

@@ -1,4 +1,11 @@
-"""Where the bytes go: one protocol, and who implements it."""
+"""
+Stores of objects: one protocol, :class:`ObjectStore`, and an implementation for each kind of URL.
+
+The pusher process puts objects, and the training process gets them when it resumes. Both call a store from many
+threads. What must never break: a reader gets a whole object or none, and credentials never appear in an error or a log.
+This package imports no torch, and imports a client library only when it opens a store that needs it. Begin with
+:mod:`.base`, then read :mod:`.opening`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where S3 is and who we are there, found as botocore finds it, so that s3fs and obstore agree."""
+"""Endpoint, region and credentials of S3, found where botocore finds them, so that s3fs and obstore agree."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from typing import Any, Final
 
 _DEFAULT_REGION: Final = "us-east-1"
 
-# obstore asks again in the last 5 minutes of it. botocore renews what has less than 10 minutes left.
+# botocore renews credentials that expire in less than 10 minutes. obstore asks for new ones 5 minutes before the end of
+# this time.
 _CREDENTIALS_LAST: Final = timedelta(minutes=10)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class S3Options:
-    """What the user said about S3; None for what was left open."""
+    """Settings of S3 that the user gave. None for a setting that was not given."""
 
     key: str | None
     secret: str | None
@@ -30,37 +31,37 @@ class S3Options:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
-class S3Place:
-    """What is true of S3 here."""
+class S3Endpoint:
+    """Settings of S3, complete."""
 
     endpoint_url: str | None
-    """None for that of AWS."""
+    """None for the endpoint of AWS."""
     region: str
     verify: bool | str | None
-    """False for no check of certificates, or a file of authorities to trust."""
+    """False if certificates are not checked. Or a file of trusted certificate authorities."""
     addressing_style: str | None
     credentials: Callable[[], dict[str, Any]] | None
-    """Returns valid credentials whenever it is called. None to send none."""
+    """Function that returns credentials that are still valid. None if requests are not signed."""
 
     def is_virtual_hosted(self, bucket: str) -> bool:
-        """Return whether *bucket* is a part of the host's name, rather than of the path."""
-        # A certificate covers no dotted names.
+        """Return whether requests name *bucket* in the host, and not in the path."""
+        # A name with a dot stays in the path, because the certificate of AWS does not cover it.
         return self.endpoint_url is None and self.addressing_style != "path" and "." not in bucket
 
 
-def look_up(options: S3Options) -> S3Place:
+def find_endpoint(options: S3Options) -> S3Endpoint:
     """
-    Fill in what *options* leave open, from the environment, the configuration files and instance metadata.
+    Complete *options* from the environment, the configuration files and the instance metadata.
 
-    botocore, which costs 16 MB, is imported only if the environment does not settle it.
+    botocore takes 16 MB of memory. It is imported only if the environment does not give all settings.
 
     Raises:
-        Exception: Whatever botocore raises if there are no credentials, no such profile, and so on.
+        Exception: Any error of botocore, for example if there are no credentials or no such profile.
     """
     session = _session(options)
     scoped = session.get_scoped_config() if session else {}
     region = options.region or os.environ.get("AWS_DEFAULT_REGION") or scoped.get("region")
-    return S3Place(
+    return S3Endpoint(
         endpoint_url=options.endpoint_url or _endpoint(session, scoped),
         region=region or os.environ.get("AWS_REGION") or _DEFAULT_REGION,
         verify=_first(options.verify, os.environ.get("AWS_CA_BUNDLE"), scoped.get("ca_bundle")),
@@ -70,7 +71,7 @@ def look_up(options: S3Options) -> S3Place:
 
 
 def _session(options: S3Options) -> Any:
-    """Return a session of botocore, or None if nothing that it reads can matter."""
+    """Return a session of botocore. None if neither profiles nor botocore's search for credentials are needed."""
     environment = os.environ
     config = os.path.expanduser(environment.get("AWS_CONFIG_FILE") or "~/.aws/config")
     has_keys = options.anonymous or options.key or _environment_keys()
@@ -83,7 +84,7 @@ def _session(options: S3Options) -> Any:
 
 
 def _endpoint(session: Any, scoped: dict[str, Any]) -> str | None:
-    """Return what the environment or the configuration file says, the service's own entry first."""
+    """Return the endpoint URL of the environment or the configuration file. An entry for S3 alone comes first."""
     if session is not None and session.get_config_variable("ignore_configured_endpoint_urls"):
         return None
     services = _nested(session.full_config, "services").get(scoped["services"], {}) if "services" in scoped else {}
@@ -96,6 +97,7 @@ def _endpoint(session: Any, scoped: dict[str, Any]) -> str | None:
 
 
 def _credentials(options: S3Options, session: Any) -> Callable[[], dict[str, Any]]:
+    """Return a function that returns valid credentials in the form that obstore takes."""
     keys = (options.key, options.secret, options.token) if options.key else None
     if keys is None and session is None:
         keys = _environment_keys()

@@ -1,4 +1,4 @@
-"""The seam between the commit protocol and whoever keeps the bytes."""
+"""The protocol that every store implements."""
 
 from __future__ import annotations
 
@@ -8,62 +8,61 @@ from typing import Protocol
 
 class ObjectStore(Protocol):
     """
-    The verbs that the commit protocol needs, and no more.
+    Operations on the objects of one run. The commit protocol needs no others.
 
-    Keys are relative to the run's URL and ``/``-separated. An implementation guarantees:
+    Keys are relative to the URL of the run, and separated by ``/``. An implementation guarantees:
 
-    - *whole objects*: a reader gets every byte of an object or :exc:`KeyError`, never a prefix,
-      even when the writer dies inside :meth:`put`;
-    - *read after write*: once :meth:`put` returns, every process sees the object, and
-      :meth:`keys` lists it.
+    - *whole objects*: a reader gets every byte of an object or :exc:`KeyError`, never the beginning of an object, even
+      if the writer dies inside :meth:`put`;
+    - *read after write*: once :meth:`put` returns, every process sees the object, and :meth:`keys` lists it.
 
-    It need not offer rename, directories or locks; the protocol uses none. Methods block, are safe
-    to call from any thread, and raise :exc:`~spot_plugins.errors.StoreError` when the service fails.
-    No method retries by itself beyond what its client library does: the caller knows how long it can wait.
+    An implementation needs no rename, no directories and no locks. Methods block, can be called from any thread, and
+    raise :exc:`~spot_plugins.errors.StoreError` if the service fails. No method repeats a request, because only the
+    caller knows how long it can wait.
     """
 
     def put(self, key: str, data: bytes | memoryview) -> None:
-        """Write *data* under *key*, replacing what was there. *data* may be reused afterwards."""
+        """Write *data* under *key*, and replace an existing object. *data* is not read after the call."""
         ...
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """
-        Write *data* under *key* unless something is there. Return whether it was written.
+        Write *data* under *key* unless the object exists. Return whether it was written.
 
-        Of several racing writers exactly one gets True.
+        If several writers call this at once, exactly one gets True.
 
         Raises:
-            StoreError: With ``retryable=False`` if the store has no such operation.
+            StoreError: With ``retryable=False`` if the store has no put-if-absent.
         """
         ...
 
     def get(self, key: str) -> bytes:
-        """Return the whole object. Raise :exc:`KeyError` if there is none."""
+        """Return the whole object. Raise :exc:`KeyError` if it does not exist."""
         ...
 
     def get_into(self, key: str, start: int, targets: Sequence[memoryview]) -> int:
         """
-        Read the object from byte *start* on into *targets*, one behind the other.
+        Read the object into *targets*, beginning with byte *start* and filling one target after the other.
 
         Returns:
-            How many bytes there were: fewer than the targets hold if the object is shorter.
+            The number of bytes read. It is less than the size of the targets if the object ends before.
 
         Raises:
-            KeyError: There is no such object.
+            KeyError: The object does not exist.
         """
         ...
 
     def keys(self, prefix: str) -> Iterator[str]:
-        """Yield the keys that begin with *prefix* (any string), in lexical order."""
+        """Yield the keys that begin with the string *prefix*, in lexical order."""
         ...
 
     def delete(self, key: str) -> None:
-        """Remove the object. Do nothing if there is none."""
+        """Delete the object. Do nothing if it does not exist."""
         ...
 
 
 def scatter(data: bytes | memoryview, targets: Sequence[memoryview]) -> int:
-    """Copy *data* into *targets*, one behind the other. Return how many bytes found a place."""
+    """Copy *data* into *targets*, filling one after the other. Return the number of bytes copied."""
     view = memoryview(data)
     position = 0
     for target in targets:

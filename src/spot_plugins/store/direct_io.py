@@ -1,4 +1,4 @@
-"""Writes past the page cache: they cost a tenth of the processor time, and no memory that training could use."""
+"""Direct writes, which bypass the page cache. They take a tenth of the CPU time, and no memory from the training."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import fcntl
 import os
 from typing import Final
 
-_ALIGNMENT: Final = 4096  # what O_DIRECT asks of memory, place and length, on any disk in use
+_ALIGNMENT: Final = 4096  # alignment that O_DIRECT needs for address, offset and length, on every disk in use
 _CHUNK_BYTES: Final = 8 * 1024**2
-_SMALLEST: Final = 1024**2  # below, the page cache is as good
+_SMALLEST: Final = 1024**2  # smaller writes gain nothing
 
 _libc = ctypes.CDLL(None)
 
 
 def write_whole(file: int, data: bytes | memoryview) -> None:
     """
-    Write *data* to *file*, which is new and empty. It is on the disk when this returns.
+    Write *data* to the new and empty *file*. The data is on disk when this returns.
 
-    What lies aligned in writable memory, as shared buffers do, goes past the page cache where the file system has a
-    way; the rest goes through it.
+    Aligned and writable memory, such as a shared buffer, is written directly if the file system can do this. The rest
+    goes through the page cache.
     """
     view = memoryview(data)
     view = view.cast("B") if view.nbytes else view
     position = _write_directly(file, view) if _is_aligned(view) else 0
     while position < view.nbytes:
-        position += os.write(file, view[position:])  # Linux writes 2 GiB at most in one call
+        position += os.write(file, view[position:])  # Linux writes at most 2 GiB per call
     os.fsync(file)
 
 
@@ -37,21 +37,22 @@ def _is_aligned(view: memoryview) -> bool:
 
 
 def _write_directly(file: int, view: memoryview) -> int:
-    """Write all whole blocks of *view*, as far as the file system lets us. Return how many bytes that were."""
+    """Write the whole blocks of *view* directly, as far as the file system can. Return the number of bytes written."""
     flags = fcntl.fcntl(file, fcntl.F_GETFL)
     end = view.nbytes // _ALIGNMENT * _ALIGNMENT
     position = 0
     try:
         fcntl.fcntl(file, fcntl.F_SETFL, flags | os.O_DIRECT)
-        # In one piece, so that it is read back fast. What cannot be reserved is found out when it is written. Not
-        # os.posix_fallocate(), which writes a byte into every block, on NFS a request each, where nothing else works.
+        # Reserves contiguous blocks, which are read faster. The result is ignored, because the write itself reports a
+        # full disk. Not os.posix_fallocate(), because without support of the file system it writes a byte into every
+        # block. On NFS each one is a request.
         _libc.fallocate(file, 0, ctypes.c_int64(0), ctypes.c_int64(view.nbytes))
         while position < end:
             position += os.write(file, view[position : min(position + _CHUNK_BYTES, end)])
-            if position % _ALIGNMENT:  # cut short: a disk that is nearly full
+            if position % _ALIGNMENT:  # a short write, because the disk is nearly full
                 break
     except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # no O_DIRECT here
+        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):  # the file system has no O_DIRECT
             raise
     finally:
         fcntl.fcntl(file, fcntl.F_SETFL, flags)

@@ -1,4 +1,4 @@
-"""Objects in any file system that fsspec knows: S3 through s3fs, Google Cloud Storage, Azure, and others."""
+"""Store in any file system of fsspec, such as S3 through s3fs, Google Cloud Storage and Azure."""
 
 from __future__ import annotations
 
@@ -11,25 +11,24 @@ from .base import scatter
 from .object_names import check_object_key, is_object_key
 from .put_if_absent import ConditionalPuts
 from .s3fs import GET_OPTIONS, PUT_OPTIONS, prepare, s3_options
-from .store_errors import Secrets, error_code, failures, raise_if_no_bucket
+from .store_errors import Secrets, as_store_errors, error_code, raise_if_no_bucket
 
 _S3: Final = frozenset({"s3", "s3a"})
 OBJECT_STORES: Final = _S3 | {"gs", "gcs", "abfs", "abfss", "az"}
-"""Schemes of services that show an object whole or not at all, and that have put-if-absent."""
+"""Schemes of services that show an object whole or not at all, and have put-if-absent."""
 
 
 class FsspecStore:
     """
-    One object per key below *url*.
+    Store with one object per key below *url*.
 
-    That objects are whole, and seen at once, is what the service promises: S3, Google Cloud Storage and Azure
-    do. A file system that writes in place, such as ``sftp://``, shows the beginning of an object while it is
-    being written, and has no put-if-absent.
+    S3, Google Cloud Storage and Azure guarantee that an object is whole, and visible to all at once. A file system that
+    writes in place, such as ``sftp://``, shows the beginning of an object during its put, and has no put-if-absent.
 
-    Nothing is asked of the service before the first operation. An instance does not survive a fork.
+    The first operation sends the first request. An instance cannot be used in a process that was forked from its own.
 
     Args:
-        url: Where the run lives, for example ``s3://bucket/run-7``.
+        url: The URL of the run, for example ``s3://bucket/run-7``.
         storage_options: Arguments of the fsspec file system. Their values are never printed.
     """
 
@@ -46,38 +45,38 @@ class FsspecStore:
         return f"FsspecStore({self._secrets.hide(self._url)!r})"
 
     def put(self, key: str, data: bytes | memoryview) -> None:
-        """Write *data* under *key*, replacing what was there."""
+        """Write *data* under *key*, and replace an existing object."""
         check_object_key(key)
-        with failures("put", key, self._secrets):
-            self._write(key, bytes(data), "overwrite")  # clients of services take bytes only
+        with as_store_errors("put", key, self._secrets):
+            self._write(key, bytes(data), "overwrite")  # because clients of services take no memoryview
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """
-        Write *data* under *key* unless something is there. Return whether it was written.
+        Write *data* under *key* unless the object exists. Return whether it was written.
 
         Raises:
-            StoreError: With ``retryable=False`` if there is no such operation. Otherwise that it failed is
-                "unknown", not "no": the object may be there.
+            StoreError: With ``retryable=False`` if the store has no put-if-absent. After any other failure the object
+                may have been written, for example if only the answer got lost.
         """
         check_object_key(key)
         if self._scheme not in OBJECT_STORES:
             raise StoreError("put", key, f"{self._scheme}:// has no put-if-absent", retryable=False)
-        with failures("put", key, self._secrets):
+        with as_store_errors("put", key, self._secrets):
             return self._conditional.put(key, lambda: self._create(key, data))
 
     def get(self, key: str) -> bytes:
-        """Return the whole object. Raise :exc:`KeyError` if there is none."""
+        """Return the whole object. Raise :exc:`KeyError` if it does not exist."""
         return self._get(key, None, None)
 
     def get_into(self, key: str, start: int, targets: Sequence[memoryview]) -> int:
-        """Read the object from byte *start* on into *targets*. Return how many bytes there were."""
+        """Read the object into *targets*, beginning with byte *start*. Return the number of bytes read."""
         stop = start + sum(target.nbytes for target in targets)
         return scatter(self._get(key, start, stop), targets)
 
     def _get(self, key: str, start: int | None, stop: int | None) -> bytes:
         if not is_object_key(key):
             raise KeyError(key)
-        with failures("get", key, self._secrets):
+        with as_store_errors("get", key, self._secrets):
             file_system, root = self._open()
             options = GET_OPTIONS if self._scheme in _S3 else {}
             try:
@@ -92,7 +91,7 @@ class FsspecStore:
 
     def keys(self, prefix: str) -> Iterator[str]:
         """Yield the keys that begin with *prefix*, in lexical order, as the service lists them now."""
-        with failures("keys", prefix, self._secrets):
+        with as_store_errors("list", prefix, self._secrets):
             file_system, root = self._open()
             try:
                 names = _find(file_system, root, prefix, self._scheme in _S3)
@@ -100,14 +99,14 @@ class FsspecStore:
                 raise_if_no_bucket(error)
                 return iter(())
             keys = (name.removeprefix(f"{root}/") for name in names if name.startswith(f"{root}/"))
-            # Consoles mark a folder by an empty object whose name ends in a slash: that is no key.
+            # Consoles mark a folder by an empty object whose name ends in a slash. Its name is not a key.
             return iter(sorted(key for key in keys if key.startswith(prefix) and is_object_key(key)))
 
     def delete(self, key: str) -> None:
-        """Remove the object. Do nothing if there is none."""
+        """Delete the object. Do nothing if it does not exist."""
         if not is_object_key(key):
             return
-        with failures("delete", key, self._secrets):
+        with as_store_errors("delete", key, self._secrets):
             file_system, root = self._open()
             try:
                 file_system.rm_file(f"{root}/{key}")
@@ -115,16 +114,16 @@ class FsspecStore:
                 raise_if_no_bucket(error)
 
     def _open(self) -> tuple[Any, str]:
-        """Return the file system, and *url* as it spells it. Makes it on the first call."""
+        """Return the file system, and the path of *url* in it. The first call makes the file system."""
         with self._lock:
             if self._opened is None:
-                # Here, for it takes 0.2 s, which a run in a directory need not pay.
+                # Imported here, because this takes 0.2 s and a run in a directory does not need it.
                 from fsspec.core import url_to_fs
 
                 is_s3 = self._scheme in _S3
                 options = s3_options(self._options) if is_s3 else self._options
                 file_system, root = url_to_fs(self._url, **options, skip_instance_cache=True)
-                # Another process may have written since the last listing.
+                # No listing is cached, because another process may have written since.
                 file_system.dircache.use_listings_cache = False
                 if is_s3:
                     prepare(file_system)
@@ -132,6 +131,7 @@ class FsspecStore:
             return self._opened
 
     def _create(self, key: str, data: bytes) -> bool:
+        """Write *data* if the object does not exist. Return whether it was written."""
         try:
             self._write(key, bytes(data), "create")
         except FileExistsError:

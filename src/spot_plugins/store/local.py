@@ -1,4 +1,4 @@
-"""Objects as files below a directory: a local disk, or a shared file system such as NFS."""
+"""Store in a directory: a local disk, or a shared file system such as NFS."""
 
 from __future__ import annotations
 
@@ -15,111 +15,116 @@ from ..errors import StoreError
 from .direct_io import write_whole
 from .object_names import TEMP_DIRECTORY, check_object_key, is_object_key
 
-_STALE_S: Final = 3600.0  # an unfinished file this old belongs to a writer that was killed
-_MOVE_TRIES: Final = 100  # each failure means that a concurrent delete got on
+_STALE_S: Final = 3600.0  # age after which an unfinished file belongs to a writer that was killed
+_MOVE_TRIES: Final = 100  # each failure means that a concurrent delete removed the directory
 
 _PERMANENT: Final = frozenset(
     {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY}
     | {errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP, errno.EXDEV, errno.ENOSYS, errno.EOPNOTSUPP, errno.EFBIG}
 )
-_NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})  # what link(2) says on FAT or FUSE
+_NO_LINKS: Final = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})  # errors of link(2) on FAT or FUSE
 _REASONS: Final[dict[int, str]] = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
     errno.EROFS: "the file system is read-only; choose another directory",
     errno.EACCES: "no permission; choose another directory or have its owner allow it",
     errno.EPERM: "no permission; choose another directory or have its owner allow it",
-    errno.ENOENT: "the directory cannot be made; choose another",
+    errno.ENOENT: "the directory cannot be made; choose another directory",
     errno.ENOTDIR: "a part of the path is a file, not a directory",
 }
 
 
 class LocalStore:
     """
-    One file per object below *root*, which need not exist yet.
+    Store with one file per object below *root*. The first put makes *root* if it does not exist.
 
-    An object is written to a file of its own below ``.spot-tmp``, forced to disk, and then given its name in
-    one step; readers see it from that step on, and a writer that dies before it leaves only the unfinished
-    file. Those of killed writers are removed by the first put of a later store.
+    A put has three steps:
 
-    The key of one object must not be a folder in the key of another, as in ``a`` and ``a/b``.
+    1. write the object to an unfinished file below ``.spot-tmp``;
+    2. force the file to disk;
+    3. rename it to its key. Readers see the object from here on.
+
+    A writer that dies before the third step leaves only the unfinished file. The first put of a later store removes the
+    unfinished files of dead writers.
+
+    The key of one object must not be a folder in the key of another one, as in ``a`` and ``a/b``.
     """
 
     def __init__(self, root: str) -> None:
-        # The pusher may run in another working directory.
+        # Absolute, because the pusher process may run in another working directory.
         self._root = os.path.abspath(root)
-        self._swept = False
+        self._has_removed_stale = False
 
     def __repr__(self) -> str:
         return f"LocalStore({self._root!r})"
 
     def put(self, key: str, data: bytes | memoryview) -> None:
-        """Write *data* under *key*, replacing what was there. It is on the disk when this returns."""
+        """Write *data* under *key*, and replace an existing object. The data is on disk when this returns."""
         check_object_key(key)
-        with self._failures("put", key):
-            self._place(key, data, os.replace)
+        with self._as_store_errors("put", key):
+            self._write_object(key, data, os.replace)
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """
-        Write *data* under *key* unless something is there. Return whether it was written.
+        Write *data* under *key* unless the object exists. Return whether it was written.
 
         Raises:
             StoreError: With ``retryable=False`` if the file system has no hard links.
         """
         check_object_key(key)
-        with self._failures("put", key):
+        with self._as_store_errors("put", key):
             try:
-                self._place(key, data, _link)
+                self._write_object(key, data, _link)
             except FileExistsError:
                 return False
             return True
 
     def get(self, key: str) -> bytes:
-        """Return the whole object. Raise :exc:`KeyError` if there is none."""
-        with self._reading(key) as file:
+        """Return the whole object. Raise :exc:`KeyError` if it does not exist."""
+        with self._open(key) as file:
             return file.readall()
 
     def get_into(self, key: str, start: int, targets: Sequence[memoryview]) -> int:
-        """Read the object from byte *start* on into *targets*. Return how many bytes there were."""
-        with self._reading(key) as file:
+        """Read the object into *targets*, beginning with byte *start*. Return the number of bytes read."""
+        with self._open(key) as file:
             num_bytes = 0
             for target in targets:
                 view = target
                 while view.nbytes and (count := os.preadv(file.fileno(), [view], start + num_bytes)):
-                    num_bytes += count  # Linux reads 2 GiB at once at most
+                    num_bytes += count  # Linux reads at most 2 GiB per call
                     view = view[count:]
                 if view.nbytes:
                     break
             return num_bytes
 
     def keys(self, prefix: str) -> Iterator[str]:
-        """Yield the keys that begin with *prefix*, in lexical order, as they are now."""
+        """Yield the keys that begin with *prefix*, in lexical order, as of now."""
         directory = prefix.rpartition("/")[0]
         if directory and not is_object_key(directory):
             return iter(())
-        with self._failures("keys", prefix):
+        with self._as_store_errors("list", prefix):
             return iter(sorted(key for key in self._walk(directory) if key.startswith(prefix)))
 
     def delete(self, key: str) -> None:
-        """Remove the object and the directories that it leaves empty. Do nothing if there is none."""
+        """Delete the object and the directories that become empty. Do nothing if the object does not exist."""
         if not is_object_key(key):
             return
         path = self._path(key)
-        with self._failures("delete", key):
+        with self._as_store_errors("delete", key):
             with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 os.unlink(path)
             for _ in range(key.count("/")):
                 path = os.path.dirname(path)
                 try:
-                    os.rmdir(path)  # refuses a directory with anything in it
+                    os.rmdir(path)  # fails if the directory is not empty
                 except OSError:
                     return
 
     def _path(self, key: str) -> str:
         return os.path.join(self._root, key)
 
-    def _place(self, key: str, data: bytes | memoryview, move: Callable[[str, str], None]) -> None:
-        """Write *data* to a file of its own, then give it the name of *key* with *move*: all or nothing."""
+    def _write_object(self, key: str, data: bytes | memoryview, move: Callable[[str, str], None]) -> None:
+        """Write *data* to an unfinished file, then give it the name of *key* with *move*."""
         path = self._path(key)
         temp = self._write_temp(data)
         try:
@@ -129,22 +134,22 @@ class LocalStore:
                     move(temp, path)
                     break
                 except FileNotFoundError:
-                    # delete() removed the empty directory in between.
+                    # A concurrent delete() removed the empty directory after it was made.
                     if not tries_left:
                         raise
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(temp)
-        with suppress(FileNotFoundError):  # someone else deleted it already
+        with suppress(FileNotFoundError):  # another process has deleted the object already
             _sync_directory(os.path.dirname(path))
 
     def _write_temp(self, data: bytes | memoryview) -> str:
-        """Write *data* to a new unfinished file, force it to disk, and return its path."""
+        """Write *data* to a new unfinished file and force it to disk. Return the path of the file."""
         directory = os.path.join(self._root, TEMP_DIRECTORY)
         _make_directory(directory)
-        if not self._swept:
+        if not self._has_removed_stale:
             _remove_stale(directory)
-            self._swept = True
+            self._has_removed_stale = True
         path = os.path.join(directory, uuid.uuid4().hex)
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         try:
@@ -157,11 +162,11 @@ class LocalStore:
         return path
 
     def _walk(self, directory: str) -> Iterator[str]:
-        """Yield the keys below *directory*, ``""`` for all, in no order."""
+        """Yield the keys below *directory* in no particular order. ``""`` stands for the root."""
         try:
             entries = list(os.scandir(os.path.join(self._root, directory)))
         except (FileNotFoundError, NotADirectoryError):
-            return  # nothing was put here, or the last object has just been deleted
+            return  # no object was put here, or the last one has just been deleted
         for entry in entries:
             key = f"{directory}/{entry.name}" if directory else entry.name
             if entry.is_file():
@@ -170,10 +175,10 @@ class LocalStore:
                 yield from self._walk(key)
 
     @contextmanager
-    def _reading(self, key: str) -> Iterator[FileIO]:
+    def _open(self, key: str) -> Iterator[FileIO]:
         if not is_object_key(key):
             raise KeyError(key)
-        with self._failures("get", key):
+        with self._as_store_errors("get", key):
             try:
                 with open(self._path(key), "rb", buffering=0) as file:
                     yield file
@@ -181,7 +186,7 @@ class LocalStore:
                 raise KeyError(key) from None
 
     @contextmanager
-    def _failures(self, operation: str, key: str) -> Iterator[None]:
+    def _as_store_errors(self, operation: str, key: str) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -189,18 +194,18 @@ class LocalStore:
             reason = f"{_REASONS.get(number, error.strerror)}, at {self._root} ({errno.errorcode.get(number)})"
             raise StoreError(operation, key, reason, retryable=number not in _PERMANENT) from error
         except _NoHardLinksError as error:
-            reason = f"the file system at {self._root} has no put-if-absent, for it has no hard links"
+            reason = f"the file system at {self._root} has no put-if-absent, because it has no hard links"
             raise StoreError(operation, key, reason, retryable=False) from error
 
 
 class _NoHardLinksError(Exception):
-    pass
+    """A file system that has no hard links."""
 
 
-def _link(source: str, target: str) -> None:
-    """Give *source* a second name, unless *target* exists: of several racing links exactly one succeeds."""
+def _link(path: str, name: str) -> None:
+    """Give the file at *path* a second *name*. Of several concurrent links to one name, exactly one succeeds."""
     try:
-        os.link(source, target)
+        os.link(path, name)
     except OSError as error:
         if error.errno in _NO_LINKS:
             raise _NoHardLinksError from error
@@ -219,7 +224,7 @@ def _make_directory(directory: str) -> None:
 
 
 def _sync_directory(directory: str) -> None:
-    """Force the names in *directory* to disk. The bytes of its files are not meant."""
+    """Force the names in *directory* to disk, but not the bytes of its files."""
     file = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(file)
@@ -228,10 +233,10 @@ def _sync_directory(directory: str) -> None:
 
 
 def _remove_stale(directory: str) -> None:
-    """Remove the unfinished files that nobody writes any more. One removed too early only fails that put."""
+    """Remove old unfinished files. If one is still being written, its put fails and can be repeated."""
     newest = time.time() - _STALE_S
     with suppress(OSError):
         for entry in list(os.scandir(directory)):
-            with suppress(FileNotFoundError):  # another store sweeps too
+            with suppress(FileNotFoundError):  # another process removes them too
                 if entry.stat().st_mtime < newest:
                     os.unlink(entry.path)

@@ -1,4 +1,4 @@
-"""Objects in the memory of this process."""
+"""Store in the memory of this process, for tests."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from .object_names import check_object_key
 
 class MemoryStore:
     """
-    Keep objects in a dict. For tests: it passes the contract suite of the real stores.
+    Store that keeps its objects in a dict. It passes the contract suite of the real stores.
 
-    No other process sees it, so nothing that is pushed by a process of its own can go there.
+    No other process sees the objects, so the pusher process cannot store anything here.
     """
 
     def __init__(self) -> None:
@@ -24,38 +24,38 @@ class MemoryStore:
         return "MemoryStore()"
 
     def put(self, key: str, data: bytes | memoryview) -> None:
-        """Write *data* under *key*, replacing what was there."""
+        """Write *data* under *key*, and replace an existing object."""
         check_object_key(key)
         copy = bytes(data)
         with self._lock:
             self._objects[key] = copy
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
-        """Write *data* under *key* unless something is there. Return whether it was written."""
+        """Write *data* under *key* unless the object exists. Return whether it was written."""
         check_object_key(key)
         copy = bytes(data)
         with self._lock:
-            # setdefault() would not tell an equal object of somebody else from ours.
+            # Not setdefault(), which cannot distinguish our object from an equal one of another writer.
             if key in self._objects:
                 return False
             self._objects[key] = copy
             return True
 
     def get(self, key: str) -> bytes:
-        """Return the whole object. Raise :exc:`KeyError` if there is none."""
+        """Return the whole object. Raise :exc:`KeyError` if it does not exist."""
         with self._lock:
             return self._objects[key]
 
     def get_into(self, key: str, start: int, targets: Sequence[memoryview]) -> int:
-        """Read the object from byte *start* on into *targets*. Return how many bytes there were."""
+        """Read the object into *targets*, beginning with byte *start*. Return the number of bytes read."""
         return scatter(self.get(key)[start:], targets)
 
     def keys(self, prefix: str) -> Iterator[str]:
-        """Yield the keys that begin with *prefix*, in lexical order, as they are now."""
+        """Yield the keys that begin with *prefix*, in lexical order, as of now."""
         with self._lock:
             return iter(sorted(key for key in self._objects if key.startswith(prefix)))
 
     def delete(self, key: str) -> None:
-        """Remove the object. Do nothing if there is none."""
+        """Delete the object. Do nothing if it does not exist."""
         with self._lock:
             self._objects.pop(key, None)

@@ -1,25 +1,27 @@
-"""Which strings can name an object. One rule for all stores: what works in a test works in a bucket."""
+"""Keys that can name an object. All stores share this rule, so that a key of a test also works in a bucket."""
 
 from __future__ import annotations
 
 from typing import Final
 
 TEMP_DIRECTORY: Final = ".spot-tmp"
-"""First part of a key that no object may have: :class:`LocalStore` keeps unfinished objects there."""
+"""First folder of keys that no object may have, because :class:`LocalStore` keeps unfinished files there."""
 
 
 def is_object_key(key: str) -> bool:
     """
     Return whether *key* can name an object.
 
-    It must be relative, no part of it may be empty, ``.`` or ``..``, and it has no NUL, and no ``?`` or ``#``,
-    where fsspec cuts a version off a path. Keys also come out of manifests, which anyone who writes to the
-    bucket can write; one such as ``../../etc/passwd`` must not lead out of the run.
+    A key is relative. None of its names is empty, ``.`` or ``..``. It contains no NUL, and no ``?`` or ``#``, at which
+    fsspec cuts a version off a path.
+
+    Keys are also read from manifests. Everybody who can write to the bucket can forge one, so a key such as
+    ``../../etc/passwd`` must not lead out of the run.
     """
-    parts = key.split("/")
+    names = key.split("/")
     return (
-        parts[0] != TEMP_DIRECTORY
-        and not any(part in ("", ".", "..") for part in parts)
+        names[0] != TEMP_DIRECTORY
+        and not any(name in ("", ".", "..") for name in names)
         and not any(character in key for character in "\0?#")
     )
 

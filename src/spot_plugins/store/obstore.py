@@ -1,4 +1,4 @@
-"""Objects in S3, Google Cloud Storage and Azure through obstore: the fast path."""
+"""Store in S3, Google Cloud Storage or Azure through obstore, which is faster than fsspec."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from .base import scatter
 from .object_names import check_object_key, is_object_key
 from .obstore_options import Setup, UnmappedOptionError, read_options
 from .put_if_absent import ConditionalPuts
-from .store_errors import Secrets, error_code, failures, http_status, raise_if_no_bucket
+from .store_errors import Secrets, as_store_errors, error_code, http_status, raise_if_no_bucket
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore as Client
 
-    from .obstore_stalls import WatchedPuts
+    from .obstore_stalls import StallGuard
 
-_SMALL_BYTES: Final = 256 * 1024  # at less than 20 kB/s even these are given up
+_SMALL_BYTES: Final = 256 * 1024  # a put this small is given up if it is slower than 20 kB/s
 
 
 class ObstoreStore:
     """
-    One object per key below *url*.
+    Store with one object per key below *url*.
 
-    A put reads the caller's memory directly, and costs a tenth of the processor time of :class:`FsspecStore`.
+    A put reads the caller's memory directly, and takes a tenth of the CPU time of :class:`FsspecStore`.
 
-    Nothing is asked of the service before the first operation. An instance does not survive a fork.
+    The first operation sends the first request. An instance cannot be used in a process that was forked from its own.
 
     Args:
-        url: Where the run lives, for example ``s3://bucket/run-7``.
+        url: The URL of the run, for example ``s3://bucket/run-7``.
         storage_options: Arguments of the fsspec file system for the same URL. Their values are never printed.
 
     Raises:
-        UnmappedOptionError: obstore has nothing like one of *storage_options*. Take :class:`FsspecStore`.
+        UnmappedOptionError: obstore has no equivalent for one of *storage_options*. Use :class:`FsspecStore`.
     """
 
     def __init__(self, url: str, storage_options: Mapping[str, Any] | None = None) -> None:
@@ -55,40 +55,40 @@ class ObstoreStore:
         return f"ObstoreStore({self._secrets.hide(self._url)!r})"
 
     def put(self, key: str, data: bytes | memoryview) -> None:
-        """Write *data* under *key*, replacing what was there."""
+        """Write *data* under *key*, and replace an existing object."""
         check_object_key(key)
-        with failures("put", key, self._secrets):
+        with as_store_errors("put", key, self._secrets):
             self._write(key, data, "overwrite")
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """
-        Write *data* under *key* unless something is there. Return whether it was written.
+        Write *data* under *key* unless the object exists. Return whether it was written.
 
         Raises:
-            StoreError: With ``retryable=False`` if there is no such operation. Otherwise that it failed is
-                "unknown", not "no": the object may be there.
+            StoreError: With ``retryable=False`` if the store has no put-if-absent. After any other failure the object
+                may have been written, for example if only the answer got lost.
         """
         check_object_key(key)
-        with failures("put", key, self._secrets):
+        with as_store_errors("put", key, self._secrets):
             return self._conditional.put(key, lambda: self._create(key, data))
 
     def get(self, key: str) -> bytes:
-        """Return the whole object. Raise :exc:`KeyError` if there is none."""
+        """Return the whole object. Raise :exc:`KeyError` if it does not exist."""
         if is_object_key(key):
             import obstore
 
-            with failures("get", key, self._secrets), _unless_missing():
-                return obstore.get(self._open().plain, self._path(key)).bytes().to_bytes()
+            with as_store_errors("get", key, self._secrets), _ignore_missing():
+                return obstore.get(self._open().timed, self._path(key)).bytes().to_bytes()
         raise KeyError(key)
 
     def get_into(self, key: str, start: int, targets: Sequence[memoryview]) -> int:
-        """Read the object from byte *start* on into *targets*. Return how many bytes there were."""
+        """Read the object into *targets*, beginning with byte *start*. Return the number of bytes read."""
         if is_object_key(key):
             import obstore
 
             num_bytes = sum(target.nbytes for target in targets)
-            with failures("get", key, self._secrets), _unless_missing():
-                client, path = self._open().plain, self._path(key)
+            with as_store_errors("get", key, self._secrets), _ignore_missing():
+                client, path = self._open().timed, self._path(key)
                 if not num_bytes:
                     obstore.head(client, path)
                     return 0
@@ -108,45 +108,47 @@ class ObstoreStore:
             return iter(())
         import obstore
 
-        with failures("keys", prefix, self._secrets):
-            client = self._open().plain
-            # Its prefix is a folder, which may not end within a name.
+        with as_store_errors("list", prefix, self._secrets):
+            client = self._open().timed
+            # obstore takes only whole folders as prefix, so the rest of the prefix is compared below.
             folder = "/".join(filter(None, (self._root, directory)))
             start = self._path("")
             found = []
             for page in obstore.list(client, prefix=folder or None):
                 for entry in page:
                     path = entry["path"]
-                    # Consoles mark a folder by an empty object whose name ends in a slash, which is lost here.
-                    if path.startswith(start + prefix) and (entry["size"] or _is_there(client, path)):
+                    # Consoles mark a folder by an empty object whose name ends in a slash. obstore drops the slash, so
+                    # an empty object counts only if it exists under the name without one.
+                    if path.startswith(start + prefix) and (entry["size"] or _exists(client, path)):
                         found.append(path.removeprefix(start))
             return iter(sorted(key for key in found if is_object_key(key)))
 
     def delete(self, key: str) -> None:
-        """Remove the object. Do nothing if there is none."""
+        """Delete the object. Do nothing if it does not exist."""
         if is_object_key(key):
             import obstore
 
-            with failures("delete", key, self._secrets), _unless_missing():
-                obstore.delete(self._open().plain, self._path(key))
+            with as_store_errors("delete", key, self._secrets), _ignore_missing():
+                obstore.delete(self._open().timed, self._path(key))
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}" if self._root else key
 
     def _open(self) -> _Clients:
-        """Return the clients. Makes them on the first call."""
+        """Return the clients. The first call makes them."""
         with self._lock:
             if self._opened is None:
                 self._opened = _Clients.make(self._set_up())
             return self._opened
 
     def _create(self, key: str, data: bytes) -> bool:
+        """Write *data* if the object does not exist. Return whether it was written."""
         import obstore
 
         try:
             self._write(key, data, "create")
         except obstore.exceptions.AlreadyExistsError as error:
-            # S3 answers 409 to one of two that came at once: it does not know yet which of them wins.
+            # If two puts come at once, S3 may answer 409 to one before it has decided which of them wins.
             if http_status(error) == 409 and error_code(error) != "BlobAlreadyExists":
                 raise
             return False
@@ -158,56 +160,56 @@ class ObstoreStore:
         clients, path = self._open(), self._path(key)
         view = _bytes_of(data)
         options: dict[str, Any] = {"mode": mode, "use_multipart": False}
-        if len(view) <= _SMALL_BYTES or clients.puts is None:
-            client = clients.plain if len(view) <= _SMALL_BYTES else clients.patient
+        if len(view) <= _SMALL_BYTES or clients.guard is None:
+            client = clients.timed if len(view) <= _SMALL_BYTES else clients.untimed
             obstore.put(client, path, view or b"", **options)
         else:
-            clients.puts.run(lambda part: obstore.put_async(clients.patient, path, part, **options), view)
+            clients.guard.run(lambda body: obstore.put_async(clients.untimed, path, body, **options), view)
 
 
 @dataclass(frozen=True, slots=True)
 class _Clients:
-    """One service as seen with and without a read timeout."""
+    """Two clients of one service: one with a read timeout and one without."""
 
-    plain: Client
-    """Waits for an answer for so long from the beginning of the request."""
-    patient: Client
-    """Waits as long as it takes."""
-    puts: WatchedPuts | None
-    """Watches over the puts of *patient*; None if the user wants no timeout."""
+    timed: Client
+    """Client with a read timeout, which begins with the first byte of a request."""
+    untimed: Client
+    """Client without a read timeout, for large puts."""
+    guard: StallGuard | None
+    """Guard that gives up puts of *untimed* that stall. None if the user wants no timeout."""
 
     @classmethod
     def make(cls, setup: Setup) -> _Clients:
         import obstore.store
 
-        from .obstore_stalls import WatchedPuts  # asyncio, which a run in a directory need not load
+        from .obstore_stalls import StallGuard  # imports asyncio, which a run in a directory does not need
 
         def client(**timeout: timedelta) -> Any:
             return getattr(obstore.store, setup.kind)(
                 config=setup.config,
                 client_options={**setup.client, **timeout},
-                # The caller knows how long it can wait. And a conditional put that is repeated because its answer
-                # got lost finds its own object, and takes it for somebody else's.
+                # No retries, because only the caller knows how long it can wait. And if the answer to a conditional
+                # put gets lost, a retry finds the object of the first try, and reports that another writer has won.
                 retry_config={"max_retries": 0},
                 **({"credential_provider": setup.credentials} if setup.credentials else {}),
             )
 
-        patient = client()
+        untimed = client()
         if (stall_s := setup.read_timeout_s) is None:
-            return cls(patient, patient, None)
-        return cls(client(read_timeout=timedelta(seconds=stall_s)), patient, WatchedPuts(stall_s))
+            return cls(untimed, untimed, None)
+        return cls(client(read_timeout=timedelta(seconds=stall_s)), untimed, StallGuard(stall_s))
 
 
 @contextmanager
-def _unless_missing() -> Iterator[None]:
-    """Do nothing about an object that is not there, but raise if its whole bucket is missing."""
+def _ignore_missing() -> Iterator[None]:
+    """Suppress the error about a missing object, but not the error about a missing bucket."""
     try:
         yield
     except FileNotFoundError as error:
         raise_if_no_bucket(error)
 
 
-def _is_there(client: Client, path: str) -> bool:
+def _exists(client: Client, path: str) -> bool:
     import obstore
 
     try:

@@ -1,4 +1,4 @@
-"""What a service said, read from the errors of obstore, which hold it as text alone."""
+"""Answers of services and network failures, parsed from the errors of obstore, which contain them only as text."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from html import unescape
 from typing import Final
 
-_DEBUG: Final = "\n\nDebug source:"  # what follows is Rust's view of the same
+_DEBUG: Final = "\n\nDebug source:"  # Rust's debug output of the same error follows
 _STATUS: Final = re.compile(r"Server returned (?:non-2xx status|error) code: (\d{3})([^:]*):?(.*)", re.DOTALL)
 _TAG: Final = r"<{0}>(.*?)</{0}>"
 _KIND: Final = re.compile(r"HttpError \{\s*kind: (\w+)")
@@ -17,7 +17,7 @@ _REDIRECT: Final = "Received redirect without LOCATION"
 
 
 def obstore_answer(error: BaseException) -> tuple[str, str, int] | None:
-    """Return code, message and HTTP status of the service's answer in *error*, None if there was no answer."""
+    """Return code, message and HTTP status of the service's answer in *error*. None if there was no answer."""
     if not _is_obstore(error):
         return None
     text = str(error).partition(_DEBUG)[0]
@@ -30,7 +30,7 @@ def obstore_answer(error: BaseException) -> tuple[str, str, int] | None:
 
 
 def obstore_text(error: BaseException) -> str | None:
-    """Return what went wrong on the way to the service, None if *error* is not of obstore."""
+    """Return the network failure that *error* reports. None if obstore did not raise *error*."""
     if not _is_obstore(error):
         return None
     text, _, debug = str(error).partition(_DEBUG)
@@ -43,9 +43,12 @@ def obstore_text(error: BaseException) -> str | None:
     if kind[1] == "Timeout":
         return f"timeout: no answer{at}"
     if untrusted := _UNTRUSTED.search(debug):
-        remedy = "name a file with its authority as verify in client_kwargs, or as AWS_CA_BUNDLE"
+        remedy = "give a file with its certificate authority as verify in client_kwargs, or as AWS_CA_BUNDLE"
         return f"the certificate{at} is not trusted ({untrusted[1]}); {remedy}"
-    return f"the endpoint URL cannot be used: {cause[1] if cause else kind[1]}{at}"
+    failure = (
+        "cannot connect to the endpoint URL" if kind[1] == "Connect" else "the connection to the endpoint URL broke"
+    )
+    return f"{failure}: {cause[1] if cause else kind[1]}{at}"
 
 
 def _is_obstore(error: BaseException) -> bool:

@@ -1,4 +1,4 @@
-"""What the storage options of s3fs, gcsfs and adlfs mean to obstore. The same options work with either."""
+"""Translation of the storage options of s3fs, gcsfs and adlfs for obstore, so that both take the same options."""
 
 from __future__ import annotations
 
@@ -14,63 +14,65 @@ from . import aws_config
 from .aws_config import S3Options
 from .s3fs import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
 
-_LONGEST_REQUEST: Final = timedelta(hours=1)  # what hangs is found out much sooner
+_LONGEST_REQUEST: Final = timedelta(hours=1)  # a request that stalls is given up much sooner
 _MAPPED_GOOGLE_TYPES: Final = ("service_account", "authorized_user")
 
 
 class UnmappedOptionError(Exception):
-    """obstore has nothing like this storage option, or not for this value of it. Names the option."""
+    """A storage option, or a value of it, for which obstore has no equivalent. The message names the option."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, repr=False)
 class Setup:
-    """What obstore's store of one bucket is built from. Holds secrets."""
+    """Arguments for the obstore client of one bucket. They contain secrets."""
 
     kind: str
     """Name of the class in ``obstore.store``."""
     config: dict[str, Any]
     client: dict[str, Any]
-    """Options of its HTTP client, without a read timeout."""
+    """Options of the HTTP client, except the read timeout."""
     credentials: Callable[[], dict[str, Any]] | None
     read_timeout_s: float | None
-    """How long no byte may move; None for as long as it takes."""
+    """Seconds after which a request is given up if no byte moves. None for no limit."""
 
 
-class _Given:
-    """Options that are taken one by one; what is left in the end has not been understood."""
+class _OptionReader:
+    """Options that are read one by one. An option that is left at the end is unknown."""
 
     def __init__(self, options: Mapping[str, Any] | None, name: str = "") -> None:
         self._name = name
         self._left = {key: value for key, value in (options or {}).items() if value is not None}
 
     def take(self, *keys: str) -> Any:
-        """Return the first of *keys* that was given, or None."""
+        """Return the value of the first of *keys* that was given, or None. All *keys* count as read."""
         values = [self._left.pop(key, None) for key in keys]
         return next((value for value in values if value is not None), None)
 
     def text(self, *keys: str) -> str | None:
-        """Do as :meth:`take`, for options that obstore takes as text alone."""
+        """Return the same as :meth:`take`, for options that obstore takes only as text."""
         value = self.take(*keys)
         if value is not None and not isinstance(value, str):
             raise UnmappedOptionError(self._name + keys[0])
         return value
 
-    def nested(self, key: str) -> _Given:
-        return _Given(self.take(key), f"{self._name}{key}.")
+    def nested(self, key: str) -> _OptionReader:
+        """Return a reader of the options in the dict *key*."""
+        return _OptionReader(self.take(key), f"{self._name}{key}.")
 
     def check_empty(self) -> None:
+        """Raise :exc:`UnmappedOptionError` if an option was not read."""
         for key in self._left:
             raise UnmappedOptionError(self._name + key)
 
 
 def read_options(scheme: str, netloc: str, storage_options: Mapping[str, Any]) -> Callable[[], Setup]:
     """
-    Return what makes the setup of obstore for the bucket or container *netloc*.
+    Check *storage_options* for the bucket or container *netloc*, and return a function that makes the setup of obstore.
 
-    The environment and the configuration files of the services are read by that, not here.
+    Only the returned function reads the environment and the configuration files of S3, because this takes time.
 
     Raises:
-        UnmappedOptionError: An option, or a value, that obstore has no word for.
+        UnmappedOptionError: obstore has no equivalent for an option or its value.
     """
     if scheme in ("s3", "s3a"):
         return _s3(netloc, storage_options)
@@ -80,7 +82,7 @@ def read_options(scheme: str, netloc: str, storage_options: Mapping[str, Any]) -
 
 
 def _s3(bucket: str, storage_options: Mapping[str, Any]) -> Callable[[], Setup]:
-    given = _Given(storage_options)
+    given = _OptionReader(storage_options)
     client, config = given.nested("client_kwargs"), given.nested("config_kwargs")
     s3 = config.nested("s3")
     options = S3Options(
@@ -112,7 +114,7 @@ def _s3(bucket: str, storage_options: Mapping[str, Any]) -> Callable[[], Setup]:
         each.check_empty()
 
     def make() -> Setup:
-        found = aws_config.look_up(options)
+        found = aws_config.find_endpoint(options)
         verified: dict[str, Any] = {"allow_invalid_certificates": True} if found.verify is False else {}
         if isinstance(found.verify, str):
             with open(found.verify, "rb") as file:
@@ -122,12 +124,12 @@ def _s3(bucket: str, storage_options: Mapping[str, Any]) -> Callable[[], Setup]:
             config={
                 "bucket": bucket,
                 "region": found.region,
-                "unsigned_payload": True,  # TLS guards it on the way, and the manifest's hash for ever
+                "unsigned_payload": True,  # TLS protects it on the way, and the hash in the manifest afterwards
                 "virtual_hosted_style_request": found.is_virtual_hosted(bucket),
                 "skip_signature": options.anonymous,
-                # Deleting many at once is what some servers lack, and takes a Content-MD5 from others.
+                # Some servers lack the request that deletes many objects, and others demand a Content-MD5 for it.
                 "disable_bulk_delete": True,
-                # Not "endpoint": over that the environment's AWS_ENDPOINT_URL_S3 would win.
+                # Not "endpoint", because the variable AWS_ENDPOINT_URL_S3 would override it.
                 **({"aws_endpoint_url_s3": found.endpoint_url} if found.endpoint_url else {}),
             },
             client={**_client(found.endpoint_url, connect_s), **verified},
@@ -139,12 +141,14 @@ def _s3(bucket: str, storage_options: Mapping[str, Any]) -> Callable[[], Setup]:
 
 
 def _gcs(bucket: str, storage_options: Mapping[str, Any]) -> Callable[[], Setup]:
-    given = _Given(storage_options)
+    given = _OptionReader(storage_options)
     token = given.take("token")
-    given.take("project")  # says who pays for new buckets; none is made here
+    given.take("project")  # only used for making buckets
     given.check_empty()
     if os.environ.get("STORAGE_EMULATOR_HOST"):
-        raise UnmappedOptionError("STORAGE_EMULATOR_HOST")  # emulators speak JSON, and obstore XML
+        raise UnmappedOptionError(
+            "STORAGE_EMULATOR_HOST"
+        )  # because emulators use the JSON API, and obstore the XML API
     config: dict[str, Any] = {"bucket": bucket}
     if token == "anon":
         config["skip_signature"] = True
@@ -176,7 +180,7 @@ def _check_google_file(path: str) -> str:
 
 
 def _check_google_type(document: Mapping[str, Any], mapped: tuple[str, ...]) -> str:
-    """Raise :exc:`UnmappedOptionError` for credentials that only Google's own library knows how to use."""
+    """Return the type of Google credentials. Raise :exc:`UnmappedOptionError` if it is not in *mapped*."""
     kind = document.get("type")
     if kind not in mapped:
         raise UnmappedOptionError("token")
@@ -184,25 +188,25 @@ def _check_google_type(document: Mapping[str, Any], mapped: tuple[str, ...]) -> 
 
 
 def _azure(netloc: str, storage_options: Mapping[str, Any]) -> Callable[[], Setup]:
-    given = _Given(storage_options)
+    given = _OptionReader(storage_options)
     container, _, host = netloc.partition("@")
     environment = os.environ.get
     connection = given.text("connection_string") or environment("AZURE_STORAGE_CONNECTION_STRING") or ""
-    parts = dict(part.partition("=")[::2] for part in connection.split(";") if part)
-    if connection and not {"AccountName", "AccountKey"} <= parts.keys():
+    fields = dict(field.partition("=")[::2] for field in connection.split(";") if field)
+    if connection and not {"AccountName", "AccountKey"} <= fields.keys():
         raise UnmappedOptionError("connection_string")
-    account = given.text("account_name") or host.partition(".")[0] or parts.get("AccountName")
+    account = given.text("account_name") or host.partition(".")[0] or fields.get("AccountName")
     account = account or environment("AZURE_STORAGE_ACCOUNT_NAME")
     if account is None:
         raise UnmappedOptionError("account_name")
     secrets = {
-        "account_key": given.text("account_key") or parts.get("AccountKey"),
+        "account_key": given.text("account_key") or fields.get("AccountKey"),
         "sas_key": given.text("sas_token"),
         "tenant_id": given.text("tenant_id"),
         "client_id": given.text("client_id"),
         "client_secret": given.text("client_secret"),
     }
-    endpoint = parts.get("BlobEndpoint")
+    endpoint = fields.get("BlobEndpoint")
     anonymous = bool(given.take("anon")) and not any(secrets.values())
     given.check_empty()
     config = {"account_name": account, **secrets, "endpoint": endpoint, "skip_signature": anonymous}
@@ -216,7 +220,7 @@ def _azure(netloc: str, storage_options: Mapping[str, Any]) -> Callable[[], Setu
 
 
 def _timeouts(config_kwargs: Mapping[str, Any]) -> tuple[float | None, float | None]:
-    """Return the connect and the read timeout in seconds; None, if given, is for ever."""
+    """Return the connect timeout and the read timeout in seconds. None stands for no limit."""
     return (
         config_kwargs.get("connect_timeout", CONNECT_TIMEOUT_S),
         config_kwargs.get("read_timeout", READ_TIMEOUT_S),
@@ -224,11 +228,12 @@ def _timeouts(config_kwargs: Mapping[str, Any]) -> tuple[float | None, float | N
 
 
 def _client(url: str | None, connect_s: float | None) -> dict[str, Any]:
-    parts = urlsplit(url or "https://of-the-service")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"the endpoint URL {url!r} cannot work: give one such as https://host:9000")
+    """Return the options of the HTTP client for the endpoint *url*. None stands for the endpoint of the service."""
+    split = urlsplit(url or "https://of-the-service")
+    if split.scheme not in ("http", "https") or not split.hostname:
+        raise ValueError(f"endpoint_url={url!r} is not the URL of a server: give one such as https://host:9000")
     return {
-        "allow_http": parts.scheme == "http",
+        "allow_http": split.scheme == "http",
         "connect_timeout": _LONGEST_REQUEST if connect_s is None else timedelta(seconds=connect_s),
         "timeout": _LONGEST_REQUEST,
     }

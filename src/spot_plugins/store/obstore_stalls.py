@@ -1,4 +1,4 @@
-"""Puts that are given up when their bytes stop moving, for a client that has no such timeout."""
+"""Stall timeout for puts through obstore, whose HTTP client has no such timeout."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Final, TypeVar
 
-_LOOKS: Final = 5  # per stall time
-_RELEASE_S: Final = 0.01
+_NUM_CHECKS: Final = 5  # per stall time
+_RELEASE_S: Final = 0.01  # between two checks that the client has released the memory
 _COUNTERS: Final = struct.Struct("=QQ")  # tcpi_bytes_acked, tcpi_bytes_received
 _COUNTERS_OFFSET: Final = 120
 
 _T = TypeVar("_T")
 
 
-class WatchedPuts:
+class StallGuard:
     """
-    Runs puts, and gives up those whose connection moves no byte for *stall_s* seconds.
+    Guard that runs puts, and gives up a put if its connection moves no byte for *stall_s* seconds.
 
-    The read timeout of obstore's HTTP client runs from the first byte of a request to the first of the answer, so
-    that with it no large object could be put over a slow network. Without it, a server that hangs is waited for.
+    The read timeout of obstore's HTTP client begins with the first byte of a request and ends with the first byte of
+    the answer. With this timeout a slow network could not put a large object. Without any timeout a put would wait for
+    ever for a server that hangs.
 
-    Which connection belongs to which put cannot be known, but each put in flight has one. So the oldest puts are
-    given up when fewer connections move than there are puts of that age. A connection of somebody else in this
-    process can hide that; in a pusher there is none.
+    obstore does not show which connection belongs to which put, but each put in flight has one connection. Therefore a
+    put that is older than *stall_s* is given up if fewer connections move than there are puts of that age. Another
+    moving connection of this process can hide a stall. The pusher process has no others.
     """
 
     def __init__(self, stall_s: float) -> None:
@@ -41,20 +42,20 @@ class WatchedPuts:
 
     def run(self, start: Callable[[memoryview], Awaitable[_T]], data: memoryview) -> _T:
         """
-        Wait for the put of *data* that *start* begins. When this returns or raises, nothing reads *data* any more.
+        Put *data* with *start*, and wait for the end. After this returns or raises, nothing reads *data* any more.
 
         Raises:
-            TimeoutError: It was given up.
+            TimeoutError: The put was given up.
         """
-        # A thread of its own: in a notebook the caller's already has a running loop.
+        # A thread of its own, because in a notebook the caller's thread already has a running event loop.
         with ThreadPoolExecutor(1, thread_name_prefix="spot-put") as pool:
-            return pool.submit(asyncio.run, self._watch(start, data)).result()
+            return pool.submit(asyncio.run, self._put(start, data)).result()
 
-    async def _watch(self, start: Callable[[memoryview], Awaitable[_T]], data: memoryview) -> _T:
+    async def _put(self, start: Callable[[memoryview], Awaitable[_T]], data: memoryview) -> _T:
         view = data[:]
         with self._in_flight() as started:
             put = asyncio.ensure_future(start(view))
-            while not (await asyncio.wait({put}, timeout=self._stall_s / _LOOKS))[0]:
+            while not (await asyncio.wait({put}, timeout=self._stall_s / _NUM_CHECKS))[0]:
                 if self._is_stuck(started):
                     put.cancel()  # closes its connection
                     with suppress(asyncio.CancelledError):
@@ -65,6 +66,7 @@ class WatchedPuts:
 
     @contextmanager
     def _in_flight(self) -> Iterator[float]:
+        """Count a put as in flight during the ``with`` block. Yields its start."""
         started = time.monotonic()
         with self._lock:
             self._started.append(started)
@@ -75,6 +77,7 @@ class WatchedPuts:
                 self._started.remove(started)
 
     def _is_stuck(self, started: float) -> bool:
+        """Return whether the put that began at *started* has to be given up."""
         now = time.monotonic()
         with self._lock:
             self._moved = {
@@ -87,7 +90,7 @@ class WatchedPuts:
 
 
 async def _until_released(view: memoryview) -> None:
-    """Wait for the client to let go of *view*, which it does on a thread of its own, a moment after it is told."""
+    """Wait until the client has released *view*. It does so on a thread of its own, shortly after a put is canceled."""
     while True:
         try:
             view.release()
@@ -97,9 +100,9 @@ async def _until_released(view: memoryview) -> None:
 
 
 def _connections() -> Iterator[tuple[str, tuple[int, int]]]:
-    """Yield each TCP connection of this process: its name, and how many bytes the peer has taken and sent."""
+    """Yield the name of each TCP connection of this process, and the bytes acknowledged and received on it."""
     for entry in os.listdir("/proc/self/fd"):
-        with suppress(OSError):  # closed meanwhile, or no socket, or not connected
+        with suppress(OSError):  # closed meanwhile, not a socket, or not connected
             name = os.readlink(f"/proc/self/fd/{entry}")
             if not name.startswith("socket:"):
                 continue

@@ -1,4 +1,4 @@
-"""From a URL to a store."""
+"""Opening of the store that a URL names."""
 
 from __future__ import annotations
 
@@ -23,41 +23,31 @@ from .obstore_options import UnmappedOptionError
 from .store_errors import Secrets
 
 logger = logging.getLogger(__name__)
+
 _LOCAL_SCHEMES: Final = ("file", "local", "")
-
-
 _EXTRAS: Final = {"gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure", "az": "azure"}
-
-
-_OBSTORE: Final = (0, 11)  # the oldest that can delete one object by one request
-
-
+_OBSTORE: Final = (0, 11)  # the oldest version that deletes one object with one request
 _EXAMPLES: Final = "s3://bucket/run, gs://bucket/run, abfs://container/run, file:///data/run or a plain path"
-
-
-_LOST_SLASH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/(?!/)")
-
+_LOST_SLASH: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/(?!/)")
 
 _memory_stores: dict[str, MemoryStore] = {}
-
-
 _memory_lock = threading.Lock()
 
 
 def open_store(url: str, storage_options: Mapping[str, Any] | None = None) -> ObjectStore:
     """
-    Return the store of the run at *url*. Asks nothing of the service; :func:`check_writable` does.
+    Return the store of the run at *url*. This sends no request to the service, but :func:`check_writable` does.
 
-    S3, Google Cloud Storage and Azure are reached through obstore where it is installed and has something like
-    each of *storage_options*, else through fsspec.
+    S3, Google Cloud Storage and Azure are accessed through obstore if it is installed and has an equivalent for each of
+    the *storage_options*. Otherwise they are accessed through fsspec.
 
     Args:
-        url: A plain path or ``file://`` for a directory; ``memory://name`` for a store that all callers in
-            this process share by that name; any other URL that fsspec knows.
-        storage_options: Passed to the fsspec file system; a directory needs none. Never printed.
+        url: A plain path or ``file://`` for a directory. ``memory://name`` for a store that all callers in this process
+            share by its name. Or any other URL that fsspec knows.
+        storage_options: Arguments of the fsspec file system. A directory needs none. They are never printed.
 
     Raises:
-        ConfigError: *url* cannot work, or the package for its scheme is missing. Says what to do.
+        ConfigError: *url* cannot work, or the package for its scheme is missing. The message names the remedy.
     """
     scheme = _scheme(url)
     if scheme in _LOCAL_SCHEMES:
@@ -70,9 +60,10 @@ def open_store(url: str, storage_options: Mapping[str, Any] | None = None) -> Ob
     _check_scheme(url, scheme)
     if scheme not in OBJECT_STORES:
         logger.warning(
-            "%s:// is not known to show objects whole: a reader may see part of one, and two runs at one URL "
-            "will not notice each other",
+            "%s:// is not known to show objects whole: a reader may see half an object, and two runs at one URL are "
+            "not detected. Use one of %s",
             scheme,
+            _EXAMPLES,
         )
     return FsspecStore(url, storage_options)
 
@@ -83,41 +74,43 @@ def is_local(url: str) -> bool:
 
 
 def _fast_store(url: str, storage_options: Mapping[str, Any] | None) -> ObstoreStore | None:
-    """Return the store of *url* over obstore, None if it is not installed or cannot do what is asked of it."""
+    """Return the store of *url* over obstore. None if obstore is not installed or lacks an option."""
     if "::" in url or not url.partition("://")[2].strip("/"):
         return None
     try:
         from obstore import __version__ as version
     except ImportError:
         return None
-    if tuple(int(part) for part in version.split(".")[:2]) < _OBSTORE:
-        logger.info("obstore %s is too old: the store is reached through fsspec, which is slower", version)
+    if tuple(int(number) for number in version.split(".")[:2]) < _OBSTORE:
+        logger.info("obstore %s is too old: the store is accessed through fsspec, which is slower", version)
         return None
     try:
         return ObstoreStore(url, storage_options)
     except UnmappedOptionError as unmapped:
-        logger.info("%s is nothing that obstore knows: the store is reached through fsspec, which is slower", unmapped)
+        logger.info("%s is unknown to obstore: the store is accessed through fsspec, which is slower", unmapped)
         return None
 
 
 def local_directory(url: str, given: str | None = None) -> str | None:
     """
-    Return where the first copies of the run at *url* lie: *given*, or else a directory per user and run.
+    Return the directory for local copies of the run at *url*: *given*, or a directory for this user and run.
 
-    None if the run itself is on a local disk, and nothing is given.
+    None if *given* is None and the run itself is on a local disk.
 
     Raises:
-        ConfigError: Somebody else has made that directory, who could read the weights.
+        ConfigError: The directory belongs to another user, who could read the weights.
     """
     if given is not None:
         return os.path.abspath(given)
     if is_local(url):
         return None
     own = os.path.join(tempfile.gettempdir(), f"spot_plugins-{os.getuid()}")
-    with contextlib.suppress(OSError):  # a disk that cannot be written to is an event of the first push
+    with contextlib.suppress(OSError):  # the first push reports a disk that cannot be written to, by an event
         os.makedirs(own, mode=0o700, exist_ok=True)
         if os.stat(own).st_uid != os.getuid():
-            raise ConfigError(f"local_dir={own!r} belongs to somebody else, who could read the weights: give another")
+            raise ConfigError(
+                f"local_dir={own!r} belongs to another user, who could read the weights: give another directory"
+            )
     return os.path.join(own, xxhash.xxh3_64_hexdigest(url.encode()))
 
 
@@ -129,10 +122,10 @@ def _local_path(url: str) -> str:
     if "://" in url:
         path = url.partition("://")[2]
         if not path.startswith("/"):
-            raise ConfigError(f"url={url!r} names a host, not a directory: give three slashes, as in file:///data/run")
+            raise ConfigError(f"url={url!r} names a host, not a directory: write three slashes, as in file:///data/run")
         return path
     if _LOST_SLASH.match(url):
-        raise ConfigError(f"url={url!r} is no path, and as a URL it lacks a slash: give one such as {_EXAMPLES}")
+        raise ConfigError(f"url={url!r} is not a path, and as a URL it lacks a slash: give one such as {_EXAMPLES}")
     return os.path.expanduser(url)
 
 
@@ -140,7 +133,7 @@ def _check_scheme(url: str, scheme: str) -> None:
     """Raise :exc:`ConfigError` unless fsspec can open *url*."""
     shown = f"url={Secrets(url, {}).hide(url)!r}"
     if "::" in url:
-        raise ConfigError(f"{shown} chains file systems, which may show old objects: give one alone")
+        raise ConfigError(f"{shown} chains file systems, which may show old objects: give a URL with one file system")
     if not url.partition("://")[2].strip("/"):
         raise ConfigError(f"{shown} names no bucket: give one, as in {scheme}://bucket/run")
     from fsspec import get_filesystem_class
@@ -148,8 +141,8 @@ def _check_scheme(url: str, scheme: str) -> None:
     try:
         get_filesystem_class(scheme)
     except ValueError:
-        raise ConfigError(f"{shown}: unknown scheme {scheme!r}; give {_EXAMPLES}") from None
+        raise ConfigError(f"{shown} has the unknown scheme {scheme!r}: give one such as {_EXAMPLES}") from None
     except ImportError as error:
         extra = _EXTRAS.get(scheme)
         remedy = f'pip install "spot_plugins[{extra}]"' if extra else f"{error}"
-        raise ConfigError(f"{shown}: the package for {scheme}:// is missing. To get it: {remedy}") from error
+        raise ConfigError(f"{shown} needs a package for {scheme}:// that is not installed: {remedy}") from error

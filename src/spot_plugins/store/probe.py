@@ -1,4 +1,4 @@
-"""Proof, before training starts, that a store can be used."""
+"""Check before training starts that a store can be used."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from .base import ObjectStore
 
 def check_writable(store: ObjectStore) -> None:
     """
-    Put, get, list and delete a small object under ``probe/``.
+    Put, get, list and delete a small object below ``probe/``.
 
     Raises:
-        ConfigError: The store refuses one of these for good: no permission, bad credentials, no such bucket.
-            The message says what to do.
-        StoreError: The store does not answer, or not now; trying again may help.
+        ConfigError: The store refuses one of these operations permanently, for example because of missing permissions,
+            bad credentials or a missing bucket. The message names the remedy.
+        StoreError: The store does not answer. A later try may succeed.
     """
     key = f"probe/{uuid.uuid4().hex}"
     try:
@@ -32,6 +32,6 @@ def check_writable(store: ObjectStore) -> None:
         raise ConfigError(f"{store!r} cannot be used: cannot {error.operation} an object: {error.reason}") from error
     if not seen:
         raise ConfigError(
-            f"{store!r} cannot be used: an object is not there, or another one, right after it was put. "
+            f"{store!r} cannot be used: an object was missing, or had other content, right after it was put. "
             f"Give the URL of a service with read-after-write consistency"
         )

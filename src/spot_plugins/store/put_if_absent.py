@@ -1,4 +1,4 @@
-"""Put-if-absent over a server that may not mean it."""
+"""Put-if-absent on a server that may ignore the condition."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from ..errors import StoreError
 
 class ConditionalPuts:
     """
-    Trusts a server's put-if-absent only once it has refused one.
+    Put-if-absent that trusts the server only after it has refused a put.
 
-    Some servers take the condition and ignore it, and only a second put that they do not refuse shows it. So
-    the first object that is written so is written twice.
+    Some servers accept the condition and ignore it. This is found out only by a second put that succeeds although the
+    object exists. Therefore the first object that is created is written twice.
     """
 
     def __init__(self) -> None:
@@ -20,10 +20,10 @@ class ConditionalPuts:
 
     def put(self, key: str, create: Callable[[], bool]) -> bool:
         """
-        Return whether *create* wrote the object *key*; it returns False where there was one.
+        Call *create*, which returns whether it wrote the object *key*. Return the same.
 
         Raises:
-            StoreError: With ``retryable=False`` if the server has no such operation.
+            StoreError: With ``retryable=False`` if the server has no put-if-absent.
         """
         if not create():
             return False

@@ -1,4 +1,4 @@
-"""Another try, for a store that may answer in a moment."""
+"""Retries at the start of a job, for a store that may answer a moment later."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from typing import Final, TypeVar
 from ..errors import StoreError
 
 TRIES: Final = 5
-FIRST_PAUSE_S: Final = 0.5  # doubled each time: 7.5 s in all
+FIRST_PAUSE_S: Final = 0.5  # doubled after each try, 7.5 s in total
 
 _T = TypeVar("_T")
 
 
 def patiently(action: Callable[[], _T]) -> _T:
     """
-    Do *action*, again after a pause if the store fails: a restarted machine's network may be young.
+    Call *action* and return its result. If the store fails, pause and try again, 5 tries in total.
 
-    For the start of a job, when there is nothing better to do than to wait.
+    For the start of a job, because the network of a new machine may not be ready yet, and training cannot begin without
+    the store.
 
     Raises:
-        StoreError: It failed each time, or for good.
+        StoreError: The last try failed, or an error cannot be retried.
     """
     for number in range(TRIES - 1):
         try:

@@ -1,4 +1,4 @@
-"""What went wrong in a service, in words that are safe to print."""
+"""Errors of every client library as :exc:`StoreError`, without secrets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NO_BUCKET: Final = "the bucket does not exist; create it, or correct the URL"
 _REASONS: Final[dict[str, str]] = {
     "NoSuchBucket": _NO_BUCKET,
     "ContainerNotFound": _NO_BUCKET,
-    "AccessDenied": "no permission; these credentials need to put, get, list and delete",
+    "AccessDenied": "no permission; these credentials must be allowed to put, get, list and delete",
     "InvalidAccessKeyId": _REJECTED,
     "SignatureDoesNotMatch": _REJECTED,
     "ExpiredToken": _REJECTED,
@@ -24,10 +24,10 @@ _REASONS: Final[dict[str, str]] = {
     "AuthenticationFailed": _REJECTED,
     "AuthorizationFailure": _REJECTED,
 }
-"""What to do about an error code of S3, or of Azure, where that is known."""
+"""Cause and remedy of error codes of S3 and Azure. The service's own sentence follows them."""
 
 _PASSING_CODES: Final = frozenset({"RequestTimeout", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch"})
-"""Codes of S3 for what a network did to a request. Their HTTP status, 400, says nothing."""
+"""Codes of S3 for requests that the network damaged. A retry may succeed, although their HTTP status is 400."""
 
 _PASSING_STATUSES: Final = frozenset({408, 409, 429})
 
@@ -41,7 +41,7 @@ _PERMANENT_TYPES: Final = (
     ValueError,
 )
 
-# By name, because their packages need not be there.
+# Names instead of classes, because their packages may not be installed.
 _PERMANENT_NAMES: Final = frozenset(
     {
         "NoCredentialsError",
@@ -57,20 +57,20 @@ _PERMANENT_NAMES: Final = frozenset(
 _NOT_SECRET: Final = frozenset({"endpoint_url", "region_name", "addressing_style", "signature_version"})
 _SHORTEST_SECRET: Final = 4
 _USER_IN_URL = re.compile(r"://([^/\s'\"]*)@")
-_QUERY_IN_URL = re.compile(r"(://[^\s'\"?]*)\?[^\s'\"]*")  # a signed URL carries its signature there
+_QUERY_IN_URL = re.compile(r"(://[^\s'\"?]*)\?[^\s'\"]*")  # because the query of a signed URL contains the signature
 
 
 class Secrets:
     """
-    What must never be printed: the values of storage options, and the user part and the query of URLs.
+    Words that must never be printed: values of storage options, and users and queries of URLs.
 
-    Every option counts, but a few that are known, for only its file system knows which ones are secret.
+    Only a file system knows which of its options are secret. Therefore all of them are hidden, except a few known ones.
     """
 
     def __init__(self, url: str, storage_options: Mapping[str, Any]) -> None:
         words = {*_users(url), *_strings(storage_options)}
         words |= {quote(word, safe="") for word in words}
-        # The longest first, for one may hold another.
+        # Longest first, because one word may contain another.
         self._words = sorted((word for word in words if len(word) >= _SHORTEST_SECRET), key=len, reverse=True)
 
     def hide(self, text: str) -> str:
@@ -81,16 +81,16 @@ class Secrets:
 
 
 def error_code(error: BaseException) -> str | None:
-    """Return the code that S3 answered with, for example ``NoSuchBucket``, or None if it gave none."""
+    """Return the error code of the service's answer, for example ``NoSuchBucket``. None if it did not answer."""
     answer = _answer(error)
     return None if answer is None else answer.code
 
 
-def store_error(operation: str, key: str, error: BaseException, secrets: Secrets) -> StoreError:
+def to_store_error(operation: str, key: str, error: BaseException, secrets: Secrets) -> StoreError:
     """
-    Return *error*, whatever a file system raised, as the one error that a store raises.
+    Return *error*, which a client library raised, as a :exc:`StoreError`.
 
-    It can be retried unless the service or its client is sure that trying again will not help.
+    It can be retried, unless its type or the answer of the service shows that the next try will fail as well.
     """
     answer = _answer(error)
     if answer is None:
@@ -98,7 +98,7 @@ def store_error(operation: str, key: str, error: BaseException, secrets: Secrets
         return StoreError(operation, key, secrets.hide(text), retryable=not _is_permanent(error))
     code, message, status = answer
     if code in _REASONS:
-        reason = f"{_REASONS[code]} ({code})"
+        reason = f"{_REASONS[code]} ({code}{f': {message}' if message else ''})"
     else:
         reason = f"{message} ({f'{code}, ' if code else ''}HTTP status {status})"
     passing = code in _PASSING_CODES or status in _PASSING_STATUSES or (status >= 500 and status != 501)
@@ -106,35 +106,35 @@ def store_error(operation: str, key: str, error: BaseException, secrets: Secrets
 
 
 def http_status(error: BaseException) -> int | None:
-    """Return the HTTP status that the service answered with, or None if it gave no answer."""
+    """Return the HTTP status of the service's answer. None if it did not answer."""
     answer = _answer(error)
     return None if answer is None else answer.status
 
 
 @contextmanager
-def failures(operation: str, key: str, secrets: Secrets) -> Iterator[None]:
-    """Raise what goes wrong inside as :exc:`StoreError`, without *secrets*."""
+def as_store_errors(operation: str, key: str, secrets: Secrets) -> Iterator[None]:
+    """Raise every error of the ``with`` block as a :exc:`StoreError` without *secrets*."""
     try:
         yield
     except StoreError:
         raise
-    except BaseException as error:  # every file system has errors of its own
-        # What Rust calls a panic, in obstore, is no Exception in Python.
+    except BaseException as error:  # because every file system raises errors of its own
+        # A panic in the Rust code of obstore is a BaseException in Python.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        failure = store_error(operation, key, error, secrets)
-        # A traceback prints the cause as well.
+        failure = to_store_error(operation, key, error, secrets)
+        # A cause with a secret is dropped, because a traceback would print it.
         raise failure from (error if _is_printable(error, secrets) else None)
 
 
 def raise_if_no_bucket(error: FileNotFoundError) -> None:
-    """Raise *error* if not the object but its whole bucket is missing."""
+    """Raise *error* if the whole bucket is missing, and not only the object."""
     if error_code(error) in ("NoSuchBucket", "ContainerNotFound"):
         raise error
 
 
 def _is_printable(error: BaseException, secrets: Secrets) -> bool:
-    """Return whether neither *error* nor what it was raised from holds a secret."""
+    """Return whether *error* and all errors in its chain contain no secret."""
     return all(secrets.hide(str(link)) == str(link) for link in _chain(error))
 
 
@@ -143,25 +143,28 @@ def _is_permanent(error: BaseException) -> bool:
 
 
 class _Answer(NamedTuple):
+    """An error answer of a service."""
+
     code: str
     message: str
     status: int
 
 
 def _answer(error: BaseException) -> _Answer | None:
-    """Return what the service answered: what a ``ClientError`` of botocore holds, which s3fs wraps, or obstore says."""
+    """Return the service's answer from a ``ClientError`` of botocore, which s3fs wraps, or from an error of obstore."""
     for link in _chain(error):
         if (answer := obstore_answer(link)) is not None:
             return _Answer(*answer)
         response = getattr(link, "response", None)
         if isinstance(response, dict) and "Error" in response:
-            said = response["Error"]
+            fields = response["Error"]
             status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-            return _Answer(str(said.get("Code", "")), str(said.get("Message", "")), int(status))
+            return _Answer(str(fields.get("Code", "")), str(fields.get("Message", "")), int(status))
     return None
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
+    """Yield *error* and the errors that caused it."""
     link: BaseException | None = error
     while link is not None:
         yield link
@@ -169,13 +172,14 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _users(url: str) -> Iterator[str]:
-    """Yield the user part of *url*, whole and as name and password, if it has one."""
+    """Yield the user in *url*, if there is one: as a whole, then its name and its password."""
     if match := _USER_IN_URL.search(url):
         yield match[1]
         yield from match[1].partition(":")
 
 
 def _strings(options: object) -> Iterator[str]:
+    """Yield all strings in *options* that may be secret."""
     match options:
         case str():
             yield options

@@ -11,7 +11,7 @@ from spot_plugins.errors import StoreError, SupersededError
 from spot_plugins.format.attempts import claim_attempt
 from spot_plugins.format.commit import committed_steps
 from spot_plugins.format.keys import StepId
-from spot_plugins.format.retention import doomed, prune
+from spot_plugins.format.retention import prune, removable
 from spot_plugins.store import MemoryStore
 
 step_ids = st.builds(StepId, st.integers(1, 12), st.integers(1, 3))
@@ -38,7 +38,7 @@ def test_the_newest_and_every_so_many_stay(keep_last, keep_every, expected):
     """
     committed = ids(50, 40, 30, 20, 10)
 
-    assert doomed(committed, set(committed), keep_last=keep_last, keep_every=keep_every) == expected
+    assert removable(committed, set(committed), keep_last=keep_last, keep_every=keep_every) == expected
 
 
 def test_what_is_not_committed_goes_when_a_newer_one_is():
@@ -47,8 +47,8 @@ def test_what_is_not_committed_goes_when_a_newer_one_is():
     """
     present = set(ids(10, 20, 30, 40))
 
-    assert doomed(ids(30), present, keep_last=2, keep_every=None) == ids(10, 20)
-    assert doomed([], present, keep_last=2, keep_every=None) == []
+    assert removable(ids(30), present, keep_last=2, keep_every=None) == ids(10, 20)
+    assert removable([], present, keep_last=2, keep_every=None) == []
 
 
 def test_a_training_that_fell_back_behind_a_damaged_checkpoint_keeps_its_own():
@@ -60,10 +60,10 @@ def test_a_training_that_fell_back_behind_a_damaged_checkpoint_keeps_its_own():
     mine = ids(7, 6, attempt=2)
     storing = StepId(8, 2)
 
-    removed = doomed([*damaged, *mine, *ids(5)], {*damaged, *mine, *ids(5), storing}, keep_last=2, keep_every=5)
+    removed = removable([*damaged, *mine, *ids(5)], {*damaged, *mine, *ids(5), storing}, keep_last=2, keep_every=5)
 
     assert removed == []
-    removed = doomed(
+    removed = removable(
         [*damaged, *ids(8, 7, 6, attempt=2)], {*damaged, *ids(8, 7, 6, attempt=2)}, keep_last=2, keep_every=None
     )
     assert removed == [StepId(6, 2)]
@@ -83,7 +83,7 @@ def test_never_too_much_and_never_too_little(committed, partial, keep_last, keep
     in_order = sorted(committed, reverse=True)
     present = committed | partial
 
-    removed = doomed(in_order, present, keep_last=keep_last, keep_every=keep_every)
+    removed = removable(in_order, present, keep_last=keep_last, keep_every=keep_every)
 
     last_attempt = max((step_id.attempt for step_id in committed), default=0)
     of_last = [step_id for step_id in in_order if step_id.attempt == last_attempt]

@@ -374,7 +374,7 @@ class ForgetfulStore(MemoryStore):
     def keys(self, prefix):
         if prefix == "steps/" and not self.asked:
             self.asked = True
-            raise StoreError("keys", prefix, "not now", retryable=False)
+            raise StoreError("list", prefix, "not now", retryable=False)
         return super().keys(prefix)
 
 
@@ -397,7 +397,7 @@ class BrokenDisk(LocalStore):
     """Cannot be listed."""
 
     def keys(self, prefix):
-        raise StoreError("keys", prefix, "I/O error", retryable=False)
+        raise StoreError("list", prefix, "I/O error", retryable=False)
 
 
 @pytest.mark.parametrize("disk", [BrokenDisk("/nowhere"), None], ids=["broken", "none"])
