@@ -49,7 +49,7 @@ def until(condition, what):
 
 def until_idle(session):
     """Wait until the pusher of *session* has nothing in hand, so that a save that is due is not deferred."""
-    until(lambda: not session._pusher._held, "the pusher has nothing in hand")
+    until(lambda: not session._pusher.ledger.num_held, "the pusher has nothing in hand")
 
 
 def until_gone(pid):

@@ -96,14 +96,15 @@ class SpotSession:
             ),
             self._bus,
         )
-        self._pusher.start()
+        self._pusher.open()
         self._saver = Saver(self._parts, self._ranks, self._pusher, self._bus, config.buffer_bytes)
         self._is_prepared = False
         self._last_seconds = Measurements(config.local_dir_survives, self._bus)
         self._bus.subscribe(self._last_seconds.on_event)
         self._bus.subscribe(self._pacing.on_event)
         self._num_deferred = 0
-        self._saves = SavedSteps(self._saver, self._pusher, self._last_seconds.saved, config.grace_s)
+        self._saves = SavedSteps(self._saver, self._pusher, config.grace_s)
+        self._paused: int | None = None
         self._leaving = threading.Lock()
         self._left: int | None = None
         self._stays = False  # without the ranks that left: what this one saves would never be committed
@@ -165,6 +166,7 @@ class SpotSession:
             apply_state(loaded, list(self._parts.items()), self._ranks.rank)
         step = loaded.step_id.step if loaded is not None else None
         self._saves.resumed(step)
+        self._last_seconds.saved(step or 0)
         self._agreement.saved(step or 0)
         if loaded is not None:
             event = events.Resumed(
@@ -233,7 +235,7 @@ class SpotSession:
         same step.
         """
         with self._leaving:  # a notice from now on waits until the state is staged
-            self._saves.pause(step)
+            self._paused = step
             self._last_seconds.paused()
             self._agreement.enter_pause()
             self._saver.fence()
@@ -257,7 +259,8 @@ class SpotSession:
             Preempted: As :meth:`after_step`.
         """
         self._leave_paused(self._agreement.exit_pause())
-        self._saves.go_on()
+        self._paused = None
+        self._saves.release()
 
     def finish(self, step: int) -> None:
         """
@@ -269,14 +272,11 @@ class SpotSession:
         if self._is_pressed():
             self._leave(step)
         deadline = time.monotonic() + FINISH_WAIT_S
-        for _ in range(2):  # again, if the pusher process died with it
-            self._wait(lambda: self._saver.has_room, step, deadline)
-            if self._saver.has_room and not self._pusher.superseded:
-                self._save(step, "end")
-            self._wait(lambda: self._pusher.settled(step), step, deadline)
-            if self._saves.has(step):
-                break
-        if not self._pusher.settled(step):
+        self._wait(lambda: self._saver.has_room, step, deadline)
+        if self._saver.has_room and not self._pusher.is_superseded:
+            self._save(step, "end")
+        self._wait(lambda: self._pusher.has_ended(step), step, deadline)
+        if not self._pusher.has_ended(step):
             logger.error("step %s is still not stored; the pusher process goes on trying", step)
         elif not self._saves.has(step):
             logger.error("step %s is not stored, and will not be", step)
@@ -290,7 +290,7 @@ class SpotSession:
         Raises:
             Preempted: All ranks had agreed to leave: then the error only says that another rank is gone.
         """
-        paused, notice = self._saves.paused, self._agreement.notice
+        paused, notice = self._paused, self._agreement.notice
         if paused is not None and notice is not None and not isinstance(error, Preempted):
             self._leave_paused(self._agreement.exit_pause())
         self.close()
@@ -308,8 +308,8 @@ class SpotSession:
         self._job.board.close()
 
     def _save(self, step: int, trigger: Trigger) -> None:
-        if not self._stays:
-            self._saves.save(step, trigger)
+        if not self._stays and self._saves.save(step, trigger):
+            self._last_seconds.saved(step)
         self._agreement.saved(step)
 
     def _wait(self, done: Callable[[], bool], step: int, deadline: float) -> None:
@@ -326,8 +326,8 @@ class SpotSession:
 
     def _leave_paused(self, decision: Decision | None) -> None:
         if decision is not None:
-            assert self._saves.paused is not None
-            self._leave(self._saves.paused)
+            assert self._paused is not None
+            self._leave(self._paused)
 
     def _leave(self, step: int) -> None:
         """Save *step*, make it durable within the grace, and raise :exc:`Preempted`, unless this rank stays."""
@@ -346,8 +346,8 @@ class SpotSession:
 
         If that thread is caught in a collective with a rank that is gone, it would never come to leave.
         """
-        assert self._saves.paused is not None
-        self._make_durable(self._saves.paused)
+        assert self._paused is not None
+        self._make_durable(self._paused)
         if not self._stays and not self._training_thread_leaves.wait(STUCK_S):
             logger.warning("the training thread is stuck in the pause; ending the process")
             end_shielded_workers()
@@ -363,10 +363,11 @@ class SpotSession:
             notice = self._known_notice()
             self._pusher.hurry()
             self._last_seconds.leave(step, notice)
+            before = self._saves.last
             durable = self._saves.push_last(step, self._leave_by)
-            if not durable and not self._pusher.superseded:  # again, if the pusher process died with it
-                durable = self._saves.push_last(step, self._leave_by)
             saved, notice = self._saves.last, self._known_notice()  # an earlier end may have become known
+            if saved is not None and saved != before:
+                self._last_seconds.saved(saved, because_of_notice=True)
             left_s = notice.deadline - time.monotonic()
             logger.warning(
                 "notice by %s: step %s is %s, %.1f s left",
@@ -409,7 +410,7 @@ class SpotSession:
         )
 
     def _is_ready(self) -> bool:
-        return self._saver.has_room and not self._pusher.busy
+        return self._saver.has_room and not self._pusher.is_busy
 
     def _on_deferred(self, step: int) -> None:
         self._num_deferred += 1

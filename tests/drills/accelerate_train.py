@@ -208,7 +208,7 @@ class Training:
         if (
             "at" in self.settings and "to" not in self.settings
         ):  # or it would depend on luck which save finds room, and which is the newest
-            wait_until(lambda: not self.spot._session._pusher.busy)
+            wait_until(lambda: not self.spot._session._pusher.is_busy)
         if self.settings.get("validate") == "body" and self.spot.progress.step % 4 == 0:
             self.validate(feedback=False)
 

@@ -233,7 +233,7 @@ def test_a_pusher_that_cannot_be_started_does_not_end_the_training(tmp_path, mon
     with session_at(tmp_path) as (session, heard):
         session.resume()
         os.kill(session._pusher.pid, signal.SIGKILL)
-        until(lambda: session._pusher._sock is None, "its end is noticed")
+        until(lambda: session._pusher.pid is None, "its end is noticed")
         with monkeypatch.context() as patch:
             patch.setattr(subprocess, "Popen", refuse)
             session.after_step(1)
@@ -389,8 +389,9 @@ def test_a_bug_in_the_pusher_leaves_no_process_that_waits_for_ever(tmp_path):
             pass_fds=[theirs.fileno()],
             stderr=subprocess.DEVNULL,
         )
-        messages.send(ours, asdict(settings))
-        messages.send(ours, {"nobody": "says this"})
+        channel = messages.Channel(ours)
+        channel.send(asdict(settings))
+        channel.send({"nobody": "says this"})
         try:
             assert pusher.wait(60) == 1
         finally:

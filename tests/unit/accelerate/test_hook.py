@@ -90,7 +90,7 @@ class Job:
     def wait_stored(self):
         """Wait until nothing is on its way: a save that is due while another is under way is put off."""
         deadline = time.monotonic() + 30
-        while self.spot._session._pusher.busy:
+        while self.spot._session._pusher.is_busy:
             assert time.monotonic() < deadline
             time.sleep(0.001)
 
@@ -309,7 +309,7 @@ def test_random_numbers_in_a_pause_are_not_the_trainings(url):
         broken_off.__enter__()
         draw()
         assert not broken_off.__exit__(StoppedError, StoppedError(), None)  # the error goes on,
-        assert spot._session._saves.paused is None  # and so does the training, if the program catches it
+        assert spot._session._paused is None  # and so does the training, if the program catches it
         assert draw() == expected
 
 

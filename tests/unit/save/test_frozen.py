@@ -235,7 +235,7 @@ def test_a_new_pusher_process_is_told_again(tmp_path):
         save(session, heard, 1)
         objects = frozen_objects(tmp_path)
         os.kill(session._pusher.pid, signal.SIGKILL)
-        until(lambda: session._pusher._sock is None, "its death is known")
+        until(lambda: session._pusher.pid is None, "its death is known")
         step(model, optimizer)
         assert save(session, heard, 2).num_bytes < TRAINED_BYTES + 2000
     assert frozen_objects(tmp_path) == objects
@@ -251,7 +251,7 @@ def test_a_pusher_that_dies_while_a_step_refers_to_what_it_knew(tmp_path):
     with session_of(tmp_path, model, optimizer) as (session, heard):
         save(session, heard, 1)
         os.kill(session._pusher.pid, signal.SIGSTOP)
-        session._saver._copier.do(lambda: until(lambda: session._pusher._sock is None, "its death is known"))
+        session._saver._copier.do(lambda: until(lambda: session._pusher.pid is None, "its death is known"))
         session.save(2)
         os.kill(session._pusher.pid, signal.SIGKILL)
         heard.wait(SaveAbandoned, step=2)

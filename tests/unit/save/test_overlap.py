@@ -349,7 +349,7 @@ def test_a_pusher_that_dies_during_the_copy_takes_nothing_with_it(tmp_path):
         with held_up(session):
             session.save(1)
             os.kill(session._pusher.pid, signal.SIGKILL)
-            until(lambda: session._pusher._sock is None, "its death is known")
+            until(lambda: session._pusher.pid is None, "its death is known")
         heard.wait(Committed, step=1)
     assert not heard.of(SaveAbandoned)
 
