@@ -55,3 +55,8 @@ def until_idle(session):
 def until_gone(pid):
     """Wait until there is no process *pid*, not even a zombie."""
     until(lambda: not Path(f"/proc/{pid}").exists(), f"process {pid} is gone")
+
+
+def next_pusher(session, pid):
+    """Wait until the pusher process *pid* of *session* is replaced. Return the id of the new one."""
+    return until(lambda: session._pusher.pid not in (None, pid) and session._pusher.pid, "another pusher process runs")

@@ -309,7 +309,7 @@ class SpotSession:
 
     def _save(self, step: int, trigger: Trigger) -> None:
         if not self._stays and self._saves.save(step, trigger):
-            self._last_seconds.saved(step)
+            self._last_seconds.saved(step, because_of_notice=trigger == "notice")
         self._agreement.saved(step)
 
     def _wait(self, done: Callable[[], bool], step: int, deadline: float) -> None:

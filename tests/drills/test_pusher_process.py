@@ -16,13 +16,13 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from hearing import Heard, until, until_gone, until_idle
+from hearing import Heard, next_pusher, until, until_gone, until_idle
 from launching import exit_codes, launch
 from servers import FaultProxy
 from steps import Holder, assert_same, load, numbers, state_of
 
 from spot_plugins.config import SpotConfig
-from spot_plugins.events import AttemptStarted, Committed, Resumed, SaveAbandoned, Superseded
+from spot_plugins.events import AttemptStarted, Committed, Resumed, SaveAbandoned, Staged, Superseded, WrittenLocally
 from spot_plugins.format.keys import parse_rank_manifest_key
 from spot_plugins.push import PushSettings, messages
 from spot_plugins.push.priority import NICENESS
@@ -182,9 +182,9 @@ def test_the_pusher_steps_back_until_there_is_a_notice(s3_server, bucket, proxy,
         heard.wait(Committed, step=2)
 
 
-def test_a_pusher_that_is_killed_is_replaced_at_the_next_save(tmp_path):
+def test_a_pusher_that_is_killed_is_replaced_at_once(tmp_path):
     """
-    What it had is told as abandoned, once; training goes on, and the next save is pushed by another process.
+    Another process stores the step that it had, though the training calls nothing.
     """
     with session_at(tmp_path) as (session, heard):
         session.resume()
@@ -192,16 +192,92 @@ def test_a_pusher_that_is_killed_is_replaced_at_the_next_save(tmp_path):
         os.kill(first, signal.SIGSTOP)
         session.after_step(1)
         os.kill(first, signal.SIGKILL)
-        lost = heard.wait(SaveAbandoned, step=1)
+        heard.wait(Committed, step=1)
+        until_idle(session)
+        second = session._pusher.pid
         session.after_step(2)
         heard.wait(Committed, step=2)
-        second = session._pusher.pid
+        assert session._pusher.pid == second
+
+    assert second != first
+    assert numbers(LocalStore(str(tmp_path))) == [2, 1]
+    assert not heard.of(SaveAbandoned)
+    until_gone(first)
+    until_gone(second)
+
+
+def test_a_pusher_whose_successor_is_killed_too_is_replaced_at_the_next_save(tmp_path):
+    """
+    What both had is told as abandoned, once; training goes on, and the next save is pushed by a third process.
+    """
+    with session_at(tmp_path) as (session, heard):
+        session.resume()
+        first = session._pusher.pid
+        os.kill(first, signal.SIGSTOP)
+        session.after_step(1)
+        os.kill(first, signal.SIGKILL)
+        second = next_pusher(session, first)
+        os.kill(second, signal.SIGKILL)
+        lost = heard.wait(SaveAbandoned, step=1)
+        until_idle(session)
+        session.after_step(2)
+        heard.wait(Committed, step=2)
+        third = session._pusher.pid
 
     assert "code -9" in lost.reason
-    assert second != first
+    assert third not in (first, second)
     assert numbers(LocalStore(str(tmp_path))) == [2]
     assert len(heard.of(SaveAbandoned)) == 1
-    until_gone(first)
+    for pid in (first, second, third):
+        until_gone(pid)
+
+
+def test_a_pusher_that_is_killed_while_it_puts_is_replaced(s3_server, bucket, proxy, tmp_path):
+    """
+    Of two steps that it had, one with a put under way, the newer one is stored by another process; the older one is
+    told as abandoned. After a notice that process has normal priority, too.
+    """
+    url = f"{bucket}/{uuid.uuid4().hex}"
+    options = s3_server.storage_options(endpoint_url=proxy.endpoint_url, connect_timeout=600, read_timeout=600)
+    with session_at(url, storage_options=options, local_dir=str(tmp_path)) as (session, heard):
+        session.resume()
+        first = session._pusher.pid
+        proxy.hang()
+        session.save(1)
+        heard.wait(WrittenLocally, step=1)
+        until(lambda: proxy.num_open, "it puts")
+        session.save(2)
+        session._pusher.hurry()
+        os.kill(first, signal.SIGKILL)
+        assert "code -9" in heard.wait(SaveAbandoned, step=1).reason
+        heard.wait(Staged, step=2)
+        second = next_pusher(session, first)
+        until(lambda: proxy.num_open, "the other one asks the store")
+        assert NICENESS not in niceness(second)
+        proxy.heal()
+        heard.wait(Committed, step=2)
+
+    assert numbers(open_store(url, s3_server.storage_options())) == [2]
+    assert len(heard.of(SaveAbandoned)) == 1
+
+
+def test_a_pusher_that_is_killed_after_its_session_is_closed_is_not_replaced(tmp_path):
+    """
+    The memory of what it had is closed by then, and nobody would end another process.
+    """
+    with session_at(tmp_path) as (session, heard):
+        session.resume()
+        pid = session._pusher.pid
+        os.kill(pid, signal.SIGSTOP)
+        session.save(1)
+        session.close()
+        os.kill(pid, signal.SIGKILL)
+        until_gone(pid)
+        until(lambda: not [t for t in threading.enumerate() if t.name == "spot-pusher"], "its end is noticed")
+
+        assert session._pusher.pid == pid
+        assert not heard.of(Committed)
+    assert numbers(LocalStore(str(tmp_path))) == []
 
 
 def test_a_pusher_that_died_unnoticed_costs_nothing(tmp_path):

@@ -228,7 +228,7 @@ def test_weights_that_are_frozen_later_or_trained_later(tmp_path):
 
 def test_a_new_pusher_process_is_told_again(tmp_path):
     """
-    What a pusher process knew of frozen blobs dies with it; the next save brings them again, and stores nothing twice.
+    A pusher process that replaces a dead one learns which frozen blobs are stored; nothing is stored twice.
     """
     model, optimizer = tuned()
     with session_of(tmp_path, model, optimizer) as (session, heard):
@@ -244,7 +244,7 @@ def test_a_new_pusher_process_is_told_again(tmp_path):
 
 def test_a_pusher_that_dies_while_a_step_refers_to_what_it_knew(tmp_path):
     """
-    A step that was begun when the old process knew the frozen blobs is given up, never stored without them.
+    A step that was begun when the old process knew the frozen blobs is stored with them by the next process.
     """
     model, optimizer = tuned()
     step(model, optimizer)
@@ -254,9 +254,31 @@ def test_a_pusher_that_dies_while_a_step_refers_to_what_it_knew(tmp_path):
         session._saver._copier.do(lambda: until(lambda: session._pusher.pid is None, "its death is known"))
         session.save(2)
         os.kill(session._pusher.pid, signal.SIGKILL)
-        heard.wait(SaveAbandoned, step=2)
-        save(session, heard, 3)
-    assert restored(tmp_path)[0] == 3
+        heard.wait(Committed, step=2)
+    assert not heard.of(SaveAbandoned)
+    assert restored(tmp_path)[0] == 2
+    assert_equal(restored(tmp_path)[1], weights(model))
+
+
+def test_a_pusher_that_dies_with_a_step_that_refers_to_what_it_knew(tmp_path):
+    """
+    So is a step that the old process had already.
+    """
+    model, optimizer = tuned()
+    step(model, optimizer)
+    with session_of(tmp_path, model, optimizer) as (session, heard):
+        save(session, heard, 1)
+        os.kill(session._pusher.pid, signal.SIGSTOP)
+        step(model, optimizer)
+        expected = weights(model)
+        session.save(2)
+        session.fence()
+        heard.wait(Staged, step=2)
+        os.kill(session._pusher.pid, signal.SIGKILL)
+        assert heard.wait(Committed, step=2).num_bytes < TRAINED_BYTES + 2000
+    assert not heard.of(SaveAbandoned)
+    assert restored(tmp_path)[0] == 2
+    assert_equal(restored(tmp_path)[1], expected)
 
 
 @pytest.mark.parametrize("changes_on", [None, 1])
