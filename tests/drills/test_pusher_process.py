@@ -252,12 +252,18 @@ def test_a_pusher_that_is_killed_while_it_puts_is_replaced(s3_server, bucket, pr
         assert "code -9" in heard.wait(SaveAbandoned, step=1).reason
         heard.wait(Staged, step=2)
         second = next_pusher(session, first)
-        until(lambda: proxy.num_open, "the other one asks the store")
-        assert NICENESS not in niceness(second)
         proxy.heal()
         heard.wait(Committed, step=2)
+        assert numbers(open_store(url, s3_server.storage_options())) == [2]
+        until_idle(session)
+        proxy.hang()
+        session.save(3)
+        heard.wait(WrittenLocally, step=3)
+        until(lambda: proxy.num_open, "the other one puts")
+        assert NICENESS not in niceness(second)
+        proxy.heal()
+        heard.wait(Committed, step=3)
 
-    assert numbers(open_store(url, s3_server.storage_options())) == [2]
     assert len(heard.of(SaveAbandoned)) == 1
 
 

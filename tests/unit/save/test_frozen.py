@@ -15,8 +15,14 @@ from torch import nn
 from spot_plugins.config import SpotConfig
 from spot_plugins.errors import Preempted
 from spot_plugins.events import Committed, SaveAbandoned, Staged
+from spot_plugins.push import FrozenUse
+from spot_plugins.save.frozen import FrozenSet, FrozenSets, FrozenState
+from spot_plugins.save.layout import plan_layout
+from spot_plugins.save.shared_buffer import SharedBuffer
+from spot_plugins.save.snapshot import Snapshot
 from spot_plugins.session import SpotSession
 from spot_plugins.state import ModelPart, OptimizerPart
+from spot_plugins.state.live_tensor import Changes, LiveTensor
 from spot_plugins.store import LocalStore
 from spot_plugins.testing import run_thread_ranks
 
@@ -184,6 +190,35 @@ def test_a_notice_stores_what_turns_out_not_to_be_frozen(tmp_path):
     assert_equal(restored(tmp_path)[1], weights(model))
 
 
+@pytest.mark.parametrize("ends", ["finish", "notice"])
+@pytest.mark.parametrize("is_saved_before", [False, True])
+def test_the_end_has_what_turns_out_not_to_be_frozen(is_saved_before, ends, tmp_path):
+    """
+    So is the last step of a training; also if it was being saved already, and that copy is given up only then.
+    """
+    model, optimizer = tuned()
+    with session_of(tmp_path, model, optimizer) as (session, heard):
+        session.watch_signals()
+        save(session, heard, 1)
+        behind_the_version(model["base"])
+        expected = weights(model)
+        if is_saved_before:
+            gate = threading.Event()
+            session._saver._copier.do(gate.wait)
+            session.save(2)
+            threading.Timer(0.2, gate.set).start()
+        if ends == "finish":
+            session.finish(2)
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)
+            until(lambda: session.notice, "the notice is heard")
+            with pytest.raises(Preempted):
+                session.after_step(2)
+    assert len(heard.of(SaveAbandoned, step=2)) == is_saved_before
+    assert restored(tmp_path)[0] == 2
+    assert_equal(restored(tmp_path)[1], expected)
+
+
 def test_a_pause_holds_what_turns_out_not_to_be_frozen(tmp_path):
     """
     So does the state that is held for a notice in a pause.
@@ -279,6 +314,80 @@ def test_a_pusher_that_dies_with_a_step_that_refers_to_what_it_knew(tmp_path):
     assert not heard.of(SaveAbandoned)
     assert restored(tmp_path)[0] == 2
     assert_equal(restored(tmp_path)[1], expected)
+
+
+def live(*tensors):
+    return {str(number): LiveTensor(tensor, changes=Changes.NEVER) for number, tensor in enumerate(tensors)}
+
+
+LAYOUT = plan_layout(live(torch.zeros(4)), 0)
+
+
+def staged(sets, stored=(), tensor=None, layout=LAYOUT):
+    """The use and the number of the set that *sets* give a step with *tensor*, if the sets *stored* are."""
+    frozen = sets.stage(live(tensor), layout, lambda number: number in stored)
+    return frozen.use, frozen.number
+
+
+def test_a_set_is_brought_until_it_is_stored_and_then_referred_to():
+    """
+    One that never got to the store is brought anew; once stored, it is so for good, whatever process runs.
+    """
+    sets, tensor = FrozenSets(), torch.zeros(4)
+    assert staged(sets, tensor=tensor) == (FrozenUse.BRINGS, 1)
+    assert staged(sets, tensor=tensor) == (FrozenUse.BRINGS, 2)
+    assert staged(sets, tensor=tensor, stored=[1]) == (FrozenUse.BRINGS, 3)
+    assert staged(sets, tensor=tensor, stored=[3]) == (FrozenUse.REFERS, 3)
+    assert staged(sets, tensor=tensor) == (FrozenUse.REFERS, 3)
+    other = plan_layout(live(torch.zeros(4)), 0)
+    assert staged(sets, tensor=tensor, layout=other, stored=[3]) == (FrozenUse.BRINGS, 4)
+
+
+def test_once_a_change_was_seen_nothing_is_shared_any_more():
+    """
+    Neither those tensors, though they are as before, nor any others.
+    """
+    sets, tensor = FrozenSets(), torch.zeros(4)
+    staged(sets, tensor=tensor)
+    staged(sets, tensor=tensor, stored=[1])
+    assert staged(sets, tensor=torch.zeros(4), stored=[1]) == (FrozenUse.NONE, 0)
+    assert staged(sets, tensor=tensor, stored=[1]) == (FrozenUse.NONE, 0)
+    other = plan_layout(live(torch.zeros(4)), 0)
+    assert staged(sets, tensor=tensor, layout=other) == (FrozenUse.NONE, 0)
+
+
+@pytest.mark.parametrize("old", FrozenState)
+@pytest.mark.parametrize("new", FrozenState)
+def test_a_set_moves_forward_only(old, new):
+    """
+    A changed one is never trusted again, and a stored one is not new again.
+    """
+    frozen = FrozenSet(1, LAYOUT, live(torch.zeros(4)))
+    if old is not FrozenState.NEW:
+        frozen.move(old)
+    if new.value < old.value:
+        with pytest.raises(AssertionError):
+            frozen.move(new)
+    else:
+        frozen.move(new)
+        assert frozen.state is new
+
+
+@pytest.mark.parametrize("reads_values", [False, True])
+def test_one_check_compares_places_or_values(reads_values):
+    """
+    A changed value behind the version is seen by values alone, new memory with the same values by places alone.
+    """
+    tensor = torch.arange(4.0)
+    with closing(SharedBuffer(1, LAYOUT.num_bytes)) as buffer:
+        for change, is_seen in [(lambda: tensor, False), (tensor.clone, not reads_values)]:
+            frozen = FrozenSet(1, LAYOUT, live(tensor))
+            Snapshot(buffer, LAYOUT, live(tensor)).issue()
+            frozen.take_sample(buffer)
+            assert frozen.check(live(change()), reads_values=reads_values) != is_seen
+            assert (frozen.state is FrozenState.CHANGED) == is_seen
+        tensor.data[1] = 5.0
+        assert frozen.check(live(tensor), reads_values=reads_values) != reads_values
 
 
 @pytest.mark.parametrize("changes_on", [None, 1])
