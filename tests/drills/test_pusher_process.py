@@ -239,7 +239,8 @@ def test_a_pusher_that_is_killed_while_it_puts_is_replaced(s3_server, bucket, pr
     """
     url = f"{bucket}/{uuid.uuid4().hex}"
     options = s3_server.storage_options(endpoint_url=proxy.endpoint_url, connect_timeout=600, read_timeout=600)
-    with session_at(url, storage_options=options, local_dir=str(tmp_path)) as (session, heard):
+    state = {"w": torch.zeros(2_000_000)}
+    with session_at(url, state, storage_options=options, local_dir=str(tmp_path)) as (session, heard):
         session.resume()
         first = session._pusher.pid
         proxy.hang()
@@ -256,10 +257,10 @@ def test_a_pusher_that_is_killed_while_it_puts_is_replaced(s3_server, bucket, pr
         heard.wait(Committed, step=2)
         assert numbers(open_store(url, s3_server.storage_options())) == [2]
         until_idle(session)
-        proxy.hang()
+        proxy.slow(1_000_000)
+        before = proxy.num_forwarded
         session.save(3)
-        heard.wait(WrittenLocally, step=3)
-        until(lambda: proxy.num_open, "the other one puts")
+        until(lambda: proxy.num_forwarded > before + 100_000, "the other one puts")
         assert NICENESS not in niceness(second)
         proxy.heal()
         heard.wait(Committed, step=3)
