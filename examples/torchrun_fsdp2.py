@@ -27,7 +27,7 @@ from torch.distributed.fsdp import fully_shard
 from spot_plugins.config import SpotConfig
 from spot_plugins.data import LoaderPosition, elastic_loader
 from spot_plugins.session import SpotSession
-from spot_plugins.state import ModelPart, OptimizerPart, RngPart
+from spot_plugins.state import RngPart
 
 parser = argparse.ArgumentParser(description="Train a language model with FSDP2 under torchrun; resumes by itself.")
 parser.add_argument("--url", default=f"file://{Path.cwd()}/spot-run/torchrun", help="where the run lives")
@@ -77,17 +77,15 @@ places = torch.arange(args.block, device=device_type)
 # ------------------------------------------------------------------------------------- what is saved, and when
 position, batches_done = LoaderPosition(loader, world_size), 0
 session = SpotSession(SpotConfig(url=args.url, every_steps=args.every_steps, every_seconds=args.every_seconds))
-session.register("model", ModelPart(model), replicated=ModelPart.replicated)
-session.register("optimizer", OptimizerPart(optimizer, model), replicated=OptimizerPart.replicated)
-session.register("scheduler", scheduler)
+session.register_model(model, [optimizer], [scheduler])
 place = SimpleNamespace(state_dict=lambda: position.state_dict(batches_done), load_state_dict=position.load_state_dict)
 session.register("position", place)
 session.register("rng", RngPart())
-session.watch_signals()
-step = session.resume() or 0
 
 # ------------------------------------------------------------------------------------------------ training
-try:
+with session:
+    session.handle_signals()
+    step = session.resume() or 0
     for epoch in range(position.epoch, args.epochs):
         position.begin_epoch(epoch)
         batches_done = 0
@@ -107,8 +105,5 @@ try:
                 with args.csv.open("a") as file:
                     file.write(f"{step},{loss.item()!r}\n")
             session.after_step(step)  # leaves with exit code 143 after a notice to any rank, once all is safe
-except Exception as error:
-    session.fail(error)
-    raise
-session.finish(step)
+    session.finish(step)
 dist.destroy_process_group()

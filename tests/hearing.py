@@ -1,4 +1,4 @@
-"""What a session tells, to wait for; and what tests of real processes need to wait for."""
+"""Waiting: for events of a session, for what its pusher does, for files and for the end of processes."""
 
 from __future__ import annotations
 
@@ -47,16 +47,47 @@ def until(condition, what):
     return result
 
 
+# The five below look inside a session, for nothing that it says tells what its pusher does. Nothing else should.
+
+
+def pusher_pid(session):
+    """Return the process id of the pusher of *session*."""
+    return session._opened.pusher.pid
+
+
+def until_not_busy(session):
+    """Wait until the pusher of *session* has no step that the store takes; one that only fails does not count."""
+    until(lambda: not session._opened.pusher.is_busy, "the pusher is not busy")
+
+
 def until_idle(session):
     """Wait until the pusher of *session* has nothing in hand, so that a save that is due is not deferred."""
-    until(lambda: not session._pusher.ledger.num_held, "the pusher has nothing in hand")
+    until(lambda: not session._opened.pusher.ledger.num_held, "the pusher has nothing in hand")
+
+
+def until_end_known(session):
+    """Wait until *session* knows that its pusher, which was killed, has ended."""
+    until(lambda: pusher_pid(session) is None, "the end of the pusher is known")
+
+
+def next_pusher(session, pid):
+    """Wait until the pusher process *pid* of *session* is replaced. Return the id of the new one."""
+    return until(lambda: pusher_pid(session) not in (None, pid) and pusher_pid(session), "another pusher process runs")
+
+
+def said(file):
+    """Return the text of *file*, or nothing if it is not there yet."""
+    return file.read_text() if file.exists() else ""
+
+
+def is_zombie(pid):
+    """Return whether the process has ended; whoever adopted it may not have looked yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except FileNotFoundError:
+        return True
 
 
 def until_gone(pid):
     """Wait until there is no process *pid*, not even a zombie."""
     until(lambda: not Path(f"/proc/{pid}").exists(), f"process {pid} is gone")
-
-
-def next_pusher(session, pid):
-    """Wait until the pusher process *pid* of *session* is replaced. Return the id of the new one."""
-    return until(lambda: session._pusher.pid not in (None, pid) and session._pusher.pid, "another pusher process runs")

@@ -7,7 +7,6 @@ import time
 from spot_plugins.config import SpotConfig
 from spot_plugins.events import Committed, LocalWriteFailed, Resumed, SaveAbandoned, Staged, WrittenLocally
 from spot_plugins.session import SpotSession
-from spot_plugins.state import ModelPart, OptimizerPart
 
 from .base import Saved, Way
 
@@ -33,9 +32,7 @@ class Spot(Way):
 
     def _open(self):
         session = SpotSession(self.config, on_event=[self._hear])
-        session.register("model", ModelPart(self.training.model), replicated=ModelPart.replicated)
-        part = OptimizerPart(self.training.optimizer, self.training.model)
-        session.register("optimizer", part, replicated=OptimizerPart.replicated)
+        session.register_model(self.training.model, [self.training.optimizer])
         session.resume()
         return session
 

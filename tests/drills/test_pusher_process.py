@@ -16,7 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from hearing import Heard, next_pusher, until, until_gone, until_idle
+from drill_settings import Settings
+from hearing import Heard, is_zombie, next_pusher, pusher_pid, said, until, until_end_known, until_gone, until_idle
 from launching import exit_codes, launch
 from servers import FaultProxy
 from steps import Holder, assert_same, load, numbers, state_of
@@ -46,7 +47,7 @@ def proxy(s3_server):
 def session_at(url, state=None, **settings):
     heard = Heard()
     session = SpotSession(SpotConfig(url=str(url), **{"every_steps": 1, **settings}), on_event=[heard])
-    holder = Holder(state_of(1) if state is None else state)
+    holder = state if isinstance(state, Holder) else Holder(state_of(1) if state is None else state)
     session.register("part", holder, replicated=("both",))
     try:
         yield session, heard
@@ -67,9 +68,10 @@ def test_a_trainer_that_dies_right_after_a_save_leaves_it_to_the_pusher(death, s
     """
     url = f"{bucket}/{uuid.uuid4().hex}"
     options = s3_server.storage_options(endpoint_url=proxy.endpoint_url, connect_timeout=600, read_timeout=600)
-    settings = {"url": url, "every_steps": 1, "storage_options": options, "local_dir": str(tmp_path / "local")}
+    config = {"url": url, "every_steps": 1, "storage_options": options, "local_dir": str(tmp_path / "local")}
+    settings = Settings(folder=str(tmp_path), config=config, death=death)
     output = tmp_path / "output.txt"
-    trainer = launch("dying_trainer", (str(tmp_path), settings, death), environment={}, output=output)
+    trainer = launch("dying_trainer", (settings,), environment={}, output=output)
     until(lambda: said(tmp_path / "pusher") or not trainer.is_alive(), "the trainer is ready")
     assert trainer.is_alive(), output.read_text()
     pusher = int(said(tmp_path / "pusher"))
@@ -94,18 +96,6 @@ def test_a_trainer_that_dies_right_after_a_save_leaves_it_to_the_pusher(death, s
             until_gone_or_zombie(int(said(tmp_path / "child")))
 
 
-def said(file):
-    return file.read_text() if file.exists() else ""
-
-
-def is_zombie(pid):
-    """Whether it has ended, and whoever adopted it has not looked yet."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-    except FileNotFoundError:
-        return True
-
-
 def until_gone_or_zombie(pid):
     until(lambda: is_zombie(pid), f"process {pid} has ended")
 
@@ -115,10 +105,10 @@ def test_the_pusher_ends_with_its_session_and_leaves_no_zombie(tmp_path):
     With nothing to do it ends when the session is closed; with something, when that is stored. Nobody need wait.
     """
     with session_at(tmp_path / "idle") as (session, _):
-        idle = session._pusher.pid
+        idle = pusher_pid(session)
     with session_at(tmp_path / "busy") as (session, _):
         session.save(1)
-        busy = session._pusher.pid
+        busy = pusher_pid(session)
 
     until_gone(idle)
     until_gone(busy)
@@ -133,7 +123,7 @@ def test_closing_does_not_wait_for_the_store(s3_server, bucket, proxy, tmp_path)
     options = s3_server.storage_options(endpoint_url=proxy.endpoint_url, connect_timeout=600, read_timeout=600)
     with session_at(url, storage_options=options, local_dir=str(tmp_path)) as (session, heard):
         session.resume()
-        pusher = session._pusher.pid
+        pusher = pusher_pid(session)
         proxy.hang()
         session.save(1)
         session.close()
@@ -164,11 +154,11 @@ def test_the_pusher_steps_back_until_there_is_a_notice(s3_server, bucket, proxy,
     state = {"w": torch.zeros(20_000_000)}
     with session_at(url, state, storage_options=options, local_dir=str(tmp_path)) as (session, heard):
         session.resume()
-        pusher = session._pusher.pid
+        pusher = pusher_pid(session)
         proxy.hang()
         session.save(1)
         until(lambda: NICENESS in niceness(pusher), "it puts, at low priority")
-        session._pusher.hurry()
+        session._opened.pusher.hurry()
         if os.geteuid() == 0:
             until(lambda: NICENESS not in niceness(pusher), "what is under way is raised")
         proxy.heal()
@@ -188,16 +178,16 @@ def test_a_pusher_that_is_killed_is_replaced_at_once(tmp_path):
     """
     with session_at(tmp_path) as (session, heard):
         session.resume()
-        first = session._pusher.pid
+        first = pusher_pid(session)
         os.kill(first, signal.SIGSTOP)
         session.after_step(1)
         os.kill(first, signal.SIGKILL)
         heard.wait(Committed, step=1)
         until_idle(session)
-        second = session._pusher.pid
+        second = pusher_pid(session)
         session.after_step(2)
         heard.wait(Committed, step=2)
-        assert session._pusher.pid == second
+        assert pusher_pid(session) == second
 
     assert second != first
     assert numbers(LocalStore(str(tmp_path))) == [2, 1]
@@ -212,7 +202,7 @@ def test_a_pusher_whose_successor_is_killed_too_is_replaced_at_the_next_save(tmp
     """
     with session_at(tmp_path) as (session, heard):
         session.resume()
-        first = session._pusher.pid
+        first = pusher_pid(session)
         os.kill(first, signal.SIGSTOP)
         session.after_step(1)
         os.kill(first, signal.SIGKILL)
@@ -222,7 +212,7 @@ def test_a_pusher_whose_successor_is_killed_too_is_replaced_at_the_next_save(tmp
         until_idle(session)
         session.after_step(2)
         heard.wait(Committed, step=2)
-        third = session._pusher.pid
+        third = pusher_pid(session)
 
     assert "code -9" in lost.reason
     assert third not in (first, second)
@@ -242,13 +232,13 @@ def test_a_pusher_that_is_killed_while_it_puts_is_replaced(s3_server, bucket, pr
     state = {"w": torch.zeros(2_000_000)}
     with session_at(url, state, storage_options=options, local_dir=str(tmp_path)) as (session, heard):
         session.resume()
-        first = session._pusher.pid
+        first = pusher_pid(session)
         proxy.hang()
         session.save(1)
         heard.wait(WrittenLocally, step=1)
         until(lambda: proxy.num_open, "it puts")
         session.save(2)
-        session._pusher.hurry()
+        session._opened.pusher.hurry()
         os.kill(first, signal.SIGKILL)
         assert "code -9" in heard.wait(SaveAbandoned, step=1).reason
         heard.wait(Staged, step=2)
@@ -274,7 +264,7 @@ def test_a_pusher_that_is_killed_after_its_session_is_closed_is_not_replaced(tmp
     """
     with session_at(tmp_path) as (session, heard):
         session.resume()
-        pid = session._pusher.pid
+        pid = pusher_pid(session)
         os.kill(pid, signal.SIGSTOP)
         session.save(1)
         session.close()
@@ -282,7 +272,7 @@ def test_a_pusher_that_is_killed_after_its_session_is_closed_is_not_replaced(tmp
         until_gone(pid)
         until(lambda: not [t for t in threading.enumerate() if t.name == "spot-pusher"], "its end is noticed")
 
-        assert session._pusher.pid == pid
+        assert pusher_pid(session) == pid
         assert not heard.of(Committed)
     assert numbers(LocalStore(str(tmp_path))) == []
 
@@ -296,7 +286,7 @@ def test_a_pusher_that_died_unnoticed_costs_nothing(tmp_path):
         session.resume()
         for step in range(1, 9):
             with suppress(ProcessLookupError):
-                os.kill(session._pusher.pid, signal.SIGKILL)
+                os.kill(pusher_pid(session), signal.SIGKILL)
             session.after_step(step)
             until(
                 lambda step=step: heard.of(Committed, step=step) or heard.of(SaveAbandoned, step=step), "it is decided"
@@ -315,8 +305,8 @@ def test_a_pusher_that_cannot_be_started_does_not_end_the_training(tmp_path, mon
     """
     with session_at(tmp_path) as (session, heard):
         session.resume()
-        os.kill(session._pusher.pid, signal.SIGKILL)
-        until(lambda: session._pusher.pid is None, "its end is noticed")
+        os.kill(pusher_pid(session), signal.SIGKILL)
+        until_end_known(session)
         with monkeypatch.context() as patch:
             patch.setattr(subprocess, "Popen", refuse)
             session.after_step(1)
@@ -360,7 +350,7 @@ def test_the_pusher_is_small(tmp_path):
     with session_at(tmp_path, {"w": torch.zeros(1_000_000)}) as (session, heard):
         session.save(1)
         heard.wait(Committed)
-        maps = Path(f"/proc/{session._pusher.pid}/maps").read_text()
+        maps = Path(f"/proc/{pusher_pid(session)}/maps").read_text()
         own_maps = Path("/proc/self/maps").read_text()
 
         assert "memfd:spot-" in maps
@@ -387,7 +377,7 @@ def test_the_pusher_needs_little_memory(client_options, most_bytes, s3_server, b
         session.save(1)
         heard.wait(Committed, step=1)
 
-        assert psutil.Process(session._pusher.pid).memory_full_info().uss < most_bytes
+        assert psutil.Process(pusher_pid(session)).memory_full_info().uss < most_bytes
 
 
 def num_fds(pid="self"):
@@ -409,9 +399,9 @@ def test_many_saves_leave_no_descriptor_open(tmp_path):
     A hundred saves, of states that grow now and then, so that buffers are replaced: neither process has more open than
     after the first ones, but for a second buffer, which is made when a save comes while the first is being pushed.
     """
-    with session_at(tmp_path, {"w": torch.zeros(1000)}) as (session, heard):
+    holder = Holder({"w": torch.zeros(1000)})
+    with session_at(tmp_path, holder) as (session, heard):
         session.resume()
-        holder = dict(session._parts.items())["part"]
         ours, theirs = [], []
         for step in range(1, 101):
             if step % 20 == 0:
@@ -420,7 +410,7 @@ def test_many_saves_leave_no_descriptor_open(tmp_path):
             if step % 10 == 0:
                 until_idle(session)
                 ours.append(buffers_and_others())
-                theirs.append(buffers_and_others(session._pusher.pid))
+                theirs.append(buffers_and_others(pusher_pid(session)))
         heard.wait(Committed, step=100)
 
     assert len(heard.of(Committed)) == 100
@@ -437,9 +427,9 @@ def test_sessions_one_after_another_leave_nothing(tmp_path):
     before, pids = num_fds(), []
     for life in range(1, 4):
         with session_at(tmp_path) as (session, heard):
-            session.watch_signals()
+            session.handle_signals()
             assert session.resume() == (life - 1 or None)
-            pids.append(session._pusher.pid)
+            pids.append(pusher_pid(session))
             session.finish(life)
         assert heard.of(AttemptStarted) == [AttemptStarted(attempt=life, world_size=1)]
         assert len(heard.of(Resumed)) == (life > 1)

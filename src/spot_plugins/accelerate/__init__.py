@@ -1,11 +1,17 @@
 """
-The Accelerate hook: ``with SpotHook(accelerator, "s3://bucket/run-7", every_steps=100) as spot: ...``.
+The hook for training loops with Accelerate: ``SpotHook(accelerator, "s3://bucket/run-7", every_steps=100)``.
 
 Needs ``pip install "spot_plugins[accelerate]"``.
+
+Lives here: the translation of a training loop into calls of the session. It decides nothing.
+Runs in: the training thread of every rank.
+Must never break: a resumed loop sees the batches that an uninterrupted loop would have seen.
+Begin with: :mod:`.hook`, then :mod:`.position`. :mod:`.internals` has all private names of Accelerate.
 """
 
 from __future__ import annotations
 
-from .hook import Progress, SpotHook
+from .hook import SpotHook
+from .progress import Progress
 
 __all__ = ["Progress", "SpotHook"]

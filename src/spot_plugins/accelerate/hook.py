@@ -1,4 +1,4 @@
-"""The hook itself: it translates what a training loop says into calls of the session and decides nothing."""
+"""The hook, which translates calls of a training loop into calls of the session and decides nothing."""
 
 from __future__ import annotations
 
@@ -6,45 +6,29 @@ import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
 from accelerate import Accelerator
 
 from ..config import ElasticBatch, EverySeconds, NoticeSources, OnNotice, Seconds, from_environment
-from ..data import end_shielded_workers
-from ..errors import ConfigError, Preempted
+from ..errors import ConfigError
 from ..events import Subscriber, subscribers_of
 from ..session import SpotSession
 from ..state import RngPart
 from ..state.part import Part
+from . import internals
 from .position import PositionPart, StreamsPart
 from .prepared import NamedPart, check_supported, num_prepared, prepared_parts
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Progress:
-    """How far the training is."""
-
-    step: int
-    """Optimizer steps done, over all process lives of the run."""
-
-    epoch: int
-    """The epoch that is trained, or comes next; counted from 0."""
-
-    batches: int
-    """Batches of this epoch that this rank has trained on."""
-
-    resumed: bool
-    """Whether this process went on from a checkpoint."""
+from .progress import Progress
+from .steps import Steps, workers_end_first
 
 
 class SpotHook:
     """
-    Save on steps or seconds, leave safely when the machine is taken, and go on where the loop was.
+    Save on steps or seconds, leave safely when the machine is taken, and continue where the loop was.
 
-    A loop with everything in it::
+    A loop that uses everything::
 
         with SpotHook(accelerator, "s3://bucket/run-7", every_steps=100) as spot:
             model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
@@ -62,13 +46,14 @@ class SpotHook:
     After a SIGTERM the state is saved and stored, and :exc:`~spot_plugins.errors.Preempted` (exit code 143) leaves
     the block. Leaving the block at its end saves the end of the training and waits until it is stored.
 
-    A step is what Accelerate calls one: :meth:`after_step` counts where ``accelerator.sync_gradients``, also when
-    an overflow made the scaler leave out the update. Nothing is saved within gradient accumulation.
+    A step is a step of Accelerate: :meth:`after_step` counts while ``accelerator.sync_gradients`` is true, also if
+    the scaler left out the update because of an overflow. Nothing is saved within gradient accumulation.
 
-    A resumed program runs its loop again from the head of the epoch, but with what is left of the batches. So what
-    stands behind :meth:`after_step` in the body is not repeated for the saved step; what stands behind the last
-    batch of an epoch is, in a resume from there. The same samples in the same order come from any loader, but
-    random numbers drawn *within* a data set are the same only with :func:`spot_plugins.data.elastic_loader`.
+    A resumed program runs its loop again from the head of the epoch, with the batches that are left. Code that
+    follows :meth:`after_step` in the body is not repeated for the saved step. Code that follows the last batch of an
+    epoch is repeated, if the saved step is the last one of that epoch. Every loader yields the same samples in the
+    same order, but random numbers drawn *within* a data set are the same only with
+    :func:`spot_plugins.data.elastic_loader`.
 
     Every rank makes one. A ``SPOT_*`` variable stands for each setting that is None: ``SPOT_EVERY_STEPS`` for
     *every_steps*, and so on for all but *storage_options*. See :class:`~spot_plugins.config.SpotConfig` for more about
@@ -121,6 +106,7 @@ class SpotHook:
         on_event: Subscriber | Sequence[Subscriber] = (),
         hooks: Sequence[Subscriber] | None = None,
     ) -> None:
+        internals.check(accelerator)
         check_supported(accelerator)
         config = from_environment(
             url=url,
@@ -146,49 +132,61 @@ class SpotHook:
         self._streams = StreamsPart()
         self._position = PositionPart(accelerator, self._streams)
         self._num_prepared: int | None = None  # None: not resumed yet
-        self._step = 0
-        self._resumed = False
-        self._step_is_open = False  # an optimizer has stepped and after_step() was not called
-        self._paused = False
+        self._steps = Steps(accelerator, self._session)
 
     def __enter__(self) -> SpotHook:
-        """Take SIGTERM as a notice, if this is the main thread."""
+        """Join the run, start the pusher, and take SIGTERM as a notice if this is the main thread."""
+        self._session.open()
         if threading.current_thread() is threading.main_thread():
-            self._session.watch_signals()
+            self._session.handle_signals()
         return self
 
     def __exit__(
         self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Save the end of the training and wait until it is stored; after an error, let go."""
+        """Save the end of the training and wait until it is stored. After an error, close."""
         try:
-            with _workers_end_first():
+            with workers_end_first():
                 if exc is not None:
                     self._session.fail(exc)
                 elif self._num_prepared is not None:
-                    self._session.finish(self._step)
+                    self._session.finish(self._steps.number)
         finally:
             self._session.close()
 
     @property
     def progress(self) -> Progress:
-        """How far the training is now."""
+        """Steps, epochs and batches that the training has done."""
         return Progress(
-            step=self._step,
+            step=self._steps.number,
             epoch=self._position.epoch,
             batches=self._position.num_batches,
-            resumed=self._resumed,
+            resumed=self._session.resumed_from is not None,
         )
+
+    @property
+    def last_committed_step(self) -> int | None:
+        """
+        Newest step that this rank has committed in this process, or None.
+
+        A committed step is visible to a resume once every rank has committed it.
+        """
+        return self._session.last_committed_step
+
+    @property
+    def resumed_from(self) -> int | None:
+        """Step after which this process continued. None on a first run and before :meth:`resume`."""
+        return self._session.resumed_from
 
     def register(self, name: str, part: Part) -> None:
         """
-        Save and restore something of the user's own as well. Comes before :meth:`resume`.
+        Save and restore an object of the user too. Call it before :meth:`resume`.
 
-        What ``accelerator.prepare`` returned and what ``accelerator.register_for_checkpointing`` was given need
-        not be registered.
+        Objects that went through ``accelerator.prepare`` or ``accelerator.register_for_checkpointing`` are saved
+        without it.
 
         Args:
-            name: A word, the same in every process life.
+            name: A word, equal in every process of the run.
             part: An object with ``state_dict()`` and ``load_state_dict()``.
         """
         self._session.register(name, part)
@@ -196,10 +194,10 @@ class SpotHook:
 
     def resume(self) -> Progress:
         """
-        Go on from the newest committed step, if there is one. Comes behind ``prepare``, once, on every rank.
+        Continue from the newest committed step, if there is one. Call it after ``prepare``, once, on every rank.
 
         Returns:
-            How far the training is: ``Progress(step=0, epoch=0, batches=0, resumed=False)`` on a first run.
+            The progress of the training, ``Progress(step=0, epoch=0, batches=0, resumed=False)`` on a first run.
 
         Raises:
             ConfigError: Nothing is prepared, or something that is trained would not be saved.
@@ -215,12 +213,9 @@ class SpotHook:
         ]
         self._position.adopt_loaders()
         for named in parts:
-            self._session.register(named.name, named.part, replicated=named.replicated)
-        for optimizer in self._accelerator._optimizers:
-            optimizer.optimizer.register_step_post_hook(self._on_optimizer_step)
-        step = self._session.resume()
-        self._step = step or 0
-        self._resumed = step is not None
+            self._session.register(named.name, named.part)
+        self._steps.follow(internals.optimizers(self._accelerator))
+        self._steps.number = self._session.resume() or 0
         self._num_prepared = num_prepared(self._accelerator)
         return self.progress
 
@@ -228,8 +223,8 @@ class SpotHook:
         """
         Yield the epochs that are not done yet, counted from 0.
 
-        The one in which the saved step lies comes again, also when all of its batches are done: the program's own
-        code behind them may not be.
+        The epoch of the saved step comes again, even if all of its batches are done, because the program's own code
+        after the batches may not have run.
         """
         self._check_resumed()
         for epoch in range(self._position.epoch, num_epochs):
@@ -239,14 +234,14 @@ class SpotHook:
 
     def batches(self, loader: Any) -> Iterator[Any]:
         """
-        Yield the batches of *loader* in the present epoch, on a resume behind the last one trained on.
+        Yield the batches of *loader* in the present epoch. After a resume, yield those that were not trained on.
 
-        Where the loop is left early by ``break``, decide that from :attr:`progress` at the head of the body: a
-        counter of the program's own begins at 0 again.
+        To leave the loop early by ``break``, look at :attr:`progress` at the head of the body, because a counter of
+        the program begins at 0 again.
 
         Args:
-            loader: What ``accelerator.prepare`` returned. Of several loaders each has its own place; each may be
-                gone through once per epoch.
+            loader: A loader that ``accelerator.prepare`` returned. Each loader has its own position and may be
+                iterated once per epoch.
 
         Raises:
             ConfigError: *loader* is not prepared, or something was prepared too late to be restored.
@@ -263,111 +258,73 @@ class SpotHook:
 
     def after_step(self) -> None:
         """
-        Say that a batch is trained on: behind ``optimizer.step()``, ``scheduler.step()`` and all that belongs to it.
+        End a step. Call it after ``optimizer.step()``, ``scheduler.step()`` and all that belongs to the batch.
 
-        Under gradient accumulation call it for every batch; it does nothing until the gradients are applied.
+        With gradient accumulation call it for every batch. It does nothing until the gradients are applied.
 
         Raises:
-            Preempted: After a notice, once all is safe or the time is up.
+            Preempted: There was a notice, and the state is stored or the time is up.
             UnsafeStateError: Some state has no pickle-free form.
         """
         self._check_resumed()
         if not self._accelerator.sync_gradients:
             return
-        self._step_is_open = False
-        self._step += 1
+        self._steps.end()
         self._position.mark_step()
-        if self._step == 1 and not self._position.used and self._accelerator._dataloaders:
+        if self._steps.number == 1 and not self._position.used and internals.loaders(self._accelerator):
             warnings.warn(
-                "no batch came from spot.batches(loader), so the place in the data is not saved: a resumed run would "
-                "train on the first samples again. Write `for batch in spot.batches(loader)`",
+                "no batch came from spot.batches(loader), so the position in the data is not saved, and a resumed run "
+                "would train on the first samples again. Write `for batch in spot.batches(loader)`",
                 stacklevel=2,
             )
-        with _workers_end_first():
-            self._session.after_step(self._step)
+        self._steps.report()
 
     @contextmanager
     def pause(self) -> Iterator[None]:
         """
-        Stand still behind a step, for example to validate, and be able to leave from within at :meth:`check`.
+        Pause the training after a step, for example to validate. :meth:`check` can leave from within.
 
-        Enter it right behind :meth:`after_step`, behind the last batch of an epoch, or at the head of the loop's
-        body. The state is staged first, so that a notice has nothing left to copy. Random numbers that are drawn
-        within come from a copy of the streams, also those that making an iterator draws: the training goes on the
-        same whether the pause was completed or not.
+        Enter it right after :meth:`after_step`, after the last batch of an epoch, or at the head of the loop's body.
+        The state is staged first, so that a notice has nothing left to copy. Random numbers within the pause come
+        from a copy of the streams, also those that making an iterator draws. So the training continues the same,
+        whether the pause was completed or not.
 
-        After leaving from a pause behind an epoch's last batch, or at the head of the body, the resumed program
-        comes by again and repeats it. A pause that follows :meth:`after_step` in the body is not repeated; if the
-        training depends on what it finds out, write it at the head of the body.
+        If the program leaves from a pause after the last batch of an epoch, or at the head of the body, the resumed
+        program repeats the pause. It does not repeat a pause that follows :meth:`after_step` in the body. If the
+        training depends on the result of the pause, write it at the head of the body.
 
         Raises:
-            Preempted: As :meth:`after_step`; at the end, if there was a notice.
+            Preempted: There was a notice. As :meth:`after_step`, also at the end of the pause.
         """
         self._check_resumed()
         streams = RngPart()
         state = streams.state_dict()
-        self._enter_pause()
+        self._steps.begin_pause()
         try:
             yield
         except Exception:
-            self._exit_pause()  # the program may catch it and train on
+            self._steps.end_pause()  # the program may catch the error and continue to train
             raise
         finally:
             streams.load_state_dict(state)
-        self._exit_pause()
+        self._steps.end_pause()
 
     def check(self) -> None:
         """
-        Within :meth:`pause`, as often as convenient: leave if there is a notice. Elsewhere it does nothing.
+        Leave if there is a notice. Call it within :meth:`pause`, as often as convenient; elsewhere it does nothing.
 
         Raises:
             Preempted: As :meth:`after_step`.
         """
-        if self._paused:
-            with _workers_end_first():
-                self._session.in_pause()
+        self._steps.check_pause()
 
     def _then_fence(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """Behind the loop the program may swap weights, to validate with averaged ones for example."""
+        """Fence after the loop, because the program may swap weights there, for example to validate."""
         try:
             yield from batches
         finally:
             self._session.fence()
 
-    def _enter_pause(self) -> None:
-        if self._step_is_open or not self._accelerator.sync_gradients:
-            warnings.warn(
-                "pause() in the middle of a step: the state cannot be saved here, so a notice has to wait for the next "
-                "after_step(). Enter it behind after_step(), where accelerator.sync_gradients is True",
-                stacklevel=4,
-            )
-            return
-        self._session.enter_pause(self._step)
-        self._paused = True
-
-    def _exit_pause(self) -> None:
-        if self._paused:
-            self._paused = False
-            with _workers_end_first():
-                self._session.exit_pause()
-
-    def _on_optimizer_step(self, *args: Any) -> None:
-        self._step_is_open = True
-
     def _check_resumed(self) -> None:
         if self._num_prepared is None:
-            raise RuntimeError("call spot.resume() first, behind accelerator.prepare()")
-
-
-@contextmanager
-def _workers_end_first() -> Iterator[None]:
-    """
-    End the workers of loaders before :exc:`Preempted` goes on to the program.
-
-    On its way it closes the iterators of the loops that it leaves, and torch would wait for each busy worker there.
-    """
-    try:
-        yield
-    except Preempted:
-        end_shielded_workers()
-        raise
+            raise RuntimeError("call spot.resume() first, after accelerator.prepare()")

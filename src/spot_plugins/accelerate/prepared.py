@@ -1,4 +1,4 @@
-"""What an ``Accelerator`` has prepared, as parts to save. Everything private of Accelerate is in this module."""
+"""The objects that an ``Accelerator`` has prepared, as parts to save."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import nn
 from ..errors import ConfigError
 from ..state import ModelPart, OptimizerPart
 from ..state.part import Part
+from . import internals
 
 logger = logging.getLogger(__name__)
 
@@ -23,22 +24,23 @@ _SUPPORTED: Final = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedT
 
 @dataclass(frozen=True, slots=True)
 class NamedPart:
-    """Something to register with the session."""
+    """A part to register with the session, with its name."""
 
     name: str
     part: Part
-    replicated: tuple[str, ...] = ()
 
 
 def check_supported(accelerator: Accelerator) -> None:
-    """Raise :exc:`ConfigError` if the state is kept where it cannot be saved from."""
+    """Raise :exc:`ConfigError` if the state is kept in a form that cannot be saved."""
     kind = accelerator.distributed_type
-    plan = accelerator.parallelism_config
-    data_parallel = plan is None or plan.total_size == plan.dp_replicate_size * plan.dp_shard_size
+    parallelism = accelerator.parallelism_config
+    data_parallel = parallelism is None or (
+        parallelism.total_size == parallelism.dp_replicate_size * parallelism.dp_shard_size
+    )
     if kind not in _SUPPORTED or not data_parallel:
         raise ConfigError(
-            f"distributed_type={kind.value} with {plan or 'no parallelism_config'} cannot be saved. Use one process, "
-            f"DDP or FSDP, without tensor, context or sequence parallelism"
+            f"distributed_type={kind.value} with {parallelism or 'no parallelism_config'} cannot be saved. Use one "
+            f"process, DDP or FSDP, without tensor, context or sequence parallelism"
         )
 
 
@@ -48,25 +50,25 @@ def prepared_parts(accelerator: Accelerator, registered: list[Any], *, keep_batc
 
     Args:
         accelerator: After ``prepare``.
-        registered: What the user registers as well.
-        keep_batch: Whether accumulation is to make up for another number of processes.
+        registered: Parts that the user has registered.
+        keep_batch: Change gradient accumulation so that it makes up for another number of processes.
 
     Raises:
         ConfigError: Nothing was prepared, or something that is trained would not be saved.
     """
-    if not accelerator._models and not registered and not accelerator._custom_objects:
+    if not internals.models(accelerator) and not registered and not internals.custom_objects(accelerator):
         raise ConfigError(
             "no model is prepared, so there is nothing to save: call accelerator.prepare(...) before spot.resume()"
         )
     _check_owners(accelerator, registered)
-    for index, model in enumerate(accelerator._models):
-        yield NamedPart(f"model-{index}", ModelPart(model), ModelPart.replicated)
-    for index, optimizer in enumerate(accelerator._optimizers):
+    for index, model in enumerate(internals.models(accelerator)):
+        yield NamedPart(f"model-{index}", ModelPart(model))
+    for index, optimizer in enumerate(internals.optimizers(accelerator)):
         part = OptimizerPart(optimizer, _model_of(optimizer, accelerator))
-        yield NamedPart(f"optimizer-{index}", part, OptimizerPart.replicated)
-    for index, scheduler in enumerate(accelerator._schedulers):
+        yield NamedPart(f"optimizer-{index}", part)
+    for index, scheduler in enumerate(internals.schedulers(accelerator)):
         yield NamedPart(f"scheduler-{index}", scheduler)
-    for index, custom in enumerate(accelerator._custom_objects):
+    for index, custom in enumerate(internals.custom_objects(accelerator)):
         yield NamedPart(f"custom-{index}", custom)
     if accelerator.scaler is not None:
         yield NamedPart("scaler", accelerator.scaler)
@@ -74,25 +76,20 @@ def prepared_parts(accelerator: Accelerator, registered: list[Any], *, keep_batc
 
 
 def num_prepared(accelerator: Accelerator) -> int:
-    """Return how many objects there are whose state would have to be saved."""
-    kinds = (accelerator._models, accelerator._optimizers, accelerator._schedulers, accelerator._custom_objects)
-    return sum(len(kind) for kind in kinds)
-
-
-def prepared_loaders(accelerator: Accelerator) -> list[Any]:
-    """Return the loaders, in the order in which they were prepared."""
-    loaders: list[Any] = accelerator._dataloaders
-    return loaders
+    """Return the number of objects whose state has to be saved. Loaders do not count."""
+    kinds = (internals.models, internals.optimizers, internals.schedulers, internals.custom_objects)
+    return sum(len(kind(accelerator)) for kind in kinds)
 
 
 class CountersPart:
     """
-    What Accelerate counts: batches within gradient accumulation, and how often each loader was gone through.
+    The counters of Accelerate: batches within gradient accumulation, and passes over each loader.
 
-    The latter decides the order of a loader that shuffles, such as one for validation that nobody else tracks.
+    The number of passes decides the order of a loader that shuffles, for example of a validation loader that is used
+    without ``spot.batches``.
 
-    On another number of processes accumulation is changed such that as many batches, over all of them, make an
-    optimizer step as before, if *keep_batch* and if that divides.
+    If the number of processes has changed and *keep_batch* is true, gradient accumulation is changed too, so that an
+    optimizer step is made of as many batches over all processes as before. This needs a number that divides.
     """
 
     def __init__(self, accelerator: Accelerator, *, keep_batch: bool) -> None:
@@ -103,7 +100,7 @@ class CountersPart:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counters."""
-        iterations = [getattr(loader, "iteration", 0) for loader in prepared_loaders(self._accelerator)]
+        iterations = [getattr(loader, "iteration", 0) for loader in internals.loaders(self._accelerator)]
         return {
             "step": self._accelerator.step,
             "iterations": iterations,
@@ -112,19 +109,19 @@ class CountersPart:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Set the counters. A loader that is new to the run keeps its own."""
+        """Restore the counters. A loader that is new to the run keeps its own."""
         self._accelerator.step = state["step"]
-        for loader, iteration in zip(prepared_loaders(self._accelerator), state["iterations"], strict=False):
+        for loader, iteration in zip(internals.loaders(self._accelerator), state["iterations"], strict=False):
             loader.iteration = iteration
         if self._keep_batch and state["configured"] == self._configured:
-            self._keep(state["batches_per_step"])
+            self._keep_batches_per_step(state["batches_per_step"])
 
-    def _keep(self, before: int) -> None:
+    def _keep_batches_per_step(self, before: int) -> None:
         here, num_processes = self._batches_per_step, self._accelerator.num_processes
         self._batches_per_step = before
         if before == here:
             return
-        self._accelerator.step = 0  # what was counted were batches of other windows
+        self._accelerator.step = 0  # the batches counted so far belong to a window of another size
         if before % num_processes:
             warnings.warn(
                 f"an optimizer step is made of {here} batches now instead of {before}, which do not divide over "
@@ -143,18 +140,18 @@ class CountersPart:
 
 
 def _model_of(optimizer: Any, accelerator: Accelerator) -> nn.Module:
-    """Return the model that gives names to the optimizer's parameters: the first that has one of them."""
+    """Return the model that gives the parameters of *optimizer* their names: the first that has one of them."""
     trained = set(_parameters_of(optimizer))
-    for model in accelerator._models:
+    for model in internals.models(accelerator):
         if not trained.isdisjoint(model.parameters()):
             return model  # type: ignore[no-any-return]
     return nn.Module()
 
 
 def _check_owners(accelerator: Accelerator, registered: list[Any]) -> None:
-    modules = [*accelerator._models, *accelerator._custom_objects, *registered]
+    modules = [*internals.models(accelerator), *internals.custom_objects(accelerator), *registered]
     saved = {parameter for module in modules if isinstance(module, nn.Module) for parameter in module.parameters()}
-    for index, optimizer in enumerate(accelerator._optimizers):
+    for index, optimizer in enumerate(internals.optimizers(accelerator)):
         num_lost = sum(parameter not in saved for parameter in _parameters_of(optimizer))
         if num_lost:
             raise ConfigError(

@@ -44,6 +44,8 @@ class Decision:
 
 
 class Agreement(Protocol):
+    def open(self) -> None: ...
+
     """
     Chooses the boundaries at which all ranks save.
 

@@ -28,10 +28,10 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, cast
 
-from ..ranks import Board, BoardClosedError, Ranks
+from ..ranks import BoardClosedError
 from ..schedule import AgreedReason, PeriodicTrigger
 from .ballot import Ballot, Proposal, ProposalAnswer, count_notice, count_proposal
-from .decision import Decision, Planner
+from .decision import Decision
 from .notice import Notice, merge
 
 logger = logging.getLogger(__name__)
@@ -70,21 +70,17 @@ class Group:
 
     def __init__(
         self,
-        ranks: Ranks,
-        board: Board,
+        job,
         trigger: PeriodicTrigger,
-        ready: Callable[[], bool],
-        deferred: Callable[[int], None],
-        leave_in_pause: Callable[[], None],
-        planner: Planner,
+        participant,
     ) -> None:
-        self._ranks = ranks
-        self._board = board
+        self._ranks = job.ranks
+        self._board = job.board
         self._trigger = trigger
-        self._ready = ready
-        self._deferred = deferred
-        self._leave_in_pause = leave_in_pause
-        self._planner = planner
+        self._ready = participant.is_ready
+        self._deferred = participant.on_deferred
+        self._leave_in_pause = participant.leave_in_pause
+        self._planner = participant
         self._lock = threading.Lock()  # around the ballot and the notice
         self._changed = threading.Condition(self._lock)
         self._ballot = Ballot()
@@ -102,6 +98,8 @@ class Group:
         self._step_s = 0.0
         self._last: tuple[int, float] | None = None
         self._thread = threading.Thread(target=self._follow, name="spot-agreement", daemon=True)
+
+    def open(self):
         self._thread.start()
 
     @property
@@ -200,7 +198,7 @@ class Group:
         if notice.at_once or self._called or not self._knows_figures:
             return
         ahead = self._lead(LEAD_S)
-        act = self._planner.heed(step, notice, ahead)
+        act = self._planner.decide(step, notice, ahead)
         if act == "leave":
             self._call_to_leave()
         elif act == "save" and self._ready():
@@ -335,11 +333,11 @@ class Group:
         self._board.post(f"figures/{number}/{self._ranks.rank}", self._planner.figures())
         if self._ranks.rank != 0:
             return
-        self._planner.learn([self._board.read(f"figures/{number}/{rank}") for rank in range(self._ranks.world_size)])
+        self._planner.merge([self._board.read(f"figures/{number}/{rank}") for rank in range(self._ranks.world_size)])
         with self._lock:
             notice, step = self._notice, 0 if self._last is None else self._last[0]
         # Asked here first: a step may take longer than there is time.
-        if notice is not None and self._planner.heed(step, notice, self._lead(LEAD_S)) == "leave":
+        if notice is not None and self._planner.decide(step, notice, self._lead(LEAD_S)) == "leave":
             self._call_to_leave()
         with self._lock:
             self._knows_figures = True

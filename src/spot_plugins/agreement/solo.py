@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from ..schedule import PeriodicTrigger
-from .decision import Decision, Planner
+from .decision import Decision
 from .notice import Notice, merge
 
 
@@ -23,16 +21,17 @@ class Solo:
     def __init__(
         self,
         trigger: PeriodicTrigger,
-        ready: Callable[[], bool],
-        deferred: Callable[[int], None],
-        planner: Planner,
+        participant,
     ) -> None:
         self._trigger = trigger
-        self._ready = ready
-        self._deferred = deferred
-        self._planner = planner
+        self._ready = participant.is_ready
+        self._deferred = participant.on_deferred
+        self._planner = participant
         self._told_deferred = False
         self._notice: Notice | None = None
+
+    def open(self):
+        pass
 
     @property
     def notice(self) -> Notice | None:
@@ -61,7 +60,7 @@ class Solo:
         return None
 
     def _heed(self, step: int, notice: Notice) -> Decision | None:
-        if notice.at_once or (act := self._planner.heed(step, notice, 0)) == "leave":
+        if notice.at_once or (act := self._planner.decide(step, notice, 0)) == "leave":
             return Decision("notice", leaves=True)
         return Decision("notice") if act == "save" and self._ready() else None
 

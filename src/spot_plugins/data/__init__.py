@@ -1,4 +1,11 @@
-"""Exact data position: the order of samples, the loader that keeps it, where it stands, and its workers."""
+"""
+The exact position of training in its data.
+
+Lives here: the order of samples, a loader that keeps it, positions in any loader, and shields for worker processes.
+Runs in: the training thread of every rank; a shield runs in the loader's worker processes.
+Must never break: a resumed training sees the samples that an uninterrupted training would have seen.
+Begin with: :mod:`.position`, then :mod:`.sampler`. :mod:`.internals` has all private names of torch.
+"""
 
 from .loader import elastic_loader
 from .position import LoaderPosition

@@ -1,4 +1,4 @@
-"""A loader without a position of its own: its batches are counted, and fetched again after a resume."""
+"""Positions in a loader that keeps none itself: its batches are counted, and fetched again after a resume."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from .replayed import MISSING, Replayed
 
 
 class Counted(Replayed):
-    """Fetch the batches that were trained on once more, and throw them away."""
+    """Position that is reached again by fetching the batches that were trained on and throwing them away."""
 
     kind = "counted"
 
     def load(self, at: Mapping[str, Any], *, epoch: int, world_size: int) -> None:
-        """Count in batches of this number of ranks. A part of one is trained on twice rather than never."""
+        """Keep the position, in batches of this number of ranks. A partial batch is trained on twice, not skipped."""
         batches = at["batches"] * world_size // self._world_size
         super().load({**at, "batches": batches}, epoch=epoch, world_size=world_size)
 
     def fast_forward(self, iterator: Iterator[Any]) -> None:
-        """Throw away the first batches of *iterator*, then go back to the streams that :meth:`begin` found."""
+        """Throw away the first batches of *iterator*, then restore the streams that :meth:`begin` found."""
         if self._interrupted is not None:
             warnings.warn(
                 f"fetching {self._before} batches again to find the position in the training data. A loader "

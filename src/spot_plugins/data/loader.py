@@ -1,4 +1,4 @@
-"""A ``DataLoader`` whose samples, in order and in content, depend on nothing but (seed, epoch, index)."""
+"""A ``DataLoader`` whose samples depend on (seed, epoch, index) alone, in order and in content."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ def elastic_loader(
     **dataloader_kwargs: Any,
 ) -> DataLoader[Any]:
     """
-    Return a ``DataLoader`` that can stop at any batch and go on exactly, on any number of ranks and workers.
+    Return a ``DataLoader`` that can stop at any batch and continue exactly, on any number of ranks and workers.
 
-    - *Order*: an :class:`~spot_plugins.data.ElasticSampler`, which Lightning and Accelerate leave in place.
-    - *Content*: around every ``dataset[index]`` python's ``random``, numpy's global stream and torch's CPU
-      stream are seeded from (*seed*, epoch, index), and a ``collate_fn`` of yours runs with streams seeded
-      from the first index of its batch. So augmentation and masking do not depend on which process does them,
-      nor on what was drawn before. Iterating leaves the streams of the training process as they are. This
-      takes 10 to 20 microseconds per sample. Samples are taken one by one, even where the data set has a
-      ``__getitems__``: a sample drawn as part of a batch would depend on how the batches are cut.
+    - *Order*: the sampler is an :class:`~spot_plugins.data.ElasticSampler`, which Lightning and Accelerate keep.
+    - *Content*: before every ``dataset[index]``, Python's ``random``, numpy's global stream and torch's CPU stream
+      are seeded from (*seed*, epoch, index). Your ``collate_fn`` runs with streams seeded from the first index of
+      its batch. So augmentation and masking depend neither on the process that runs them nor on earlier draws. The
+      streams of the training process stay as they are. This takes 10 to 20 microseconds per sample.
+    - *One by one*: samples are taken singly, even if the data set has ``__getitems__``, because a sample drawn as
+      part of a batch would depend on how the batches are cut.
     - *Workers* are shielded from signals to the process group, see :func:`spot_plugins.data.shield_workers`.
 
-    ``loader.dataset`` passes on attributes of *dataset*. Indexed with a plain number it draws from the
+    ``loader.dataset`` has the attributes of *dataset*. If it is indexed with a plain number, it draws from the
     streams as they are.
 
     Args:
-        dataset: A map-style data set: it has ``len`` and ``dataset[index]``.
+        dataset: A map-style data set, with ``len`` and ``dataset[index]``.
         batch_size: Samples per batch on one rank.
-        seed: Decides the order of every epoch and all randomness inside samples; the same on every rank.
-        shuffle: Whether to permute the samples anew in every epoch.
+        seed: Decides the order of every epoch and all randomness inside samples. Equal on every rank.
+        shuffle: Permute the samples anew in every epoch.
         drop_last: Drop the last samples of an epoch when they do not fill a batch on every rank.
-        num_workers: Worker processes; 0 loads in the training process.
-        dataloader_kwargs: Anything else that ``DataLoader`` takes, except a sampler.
+        num_workers: Number of worker processes. 0 loads in the training process.
+        dataloader_kwargs: Any other argument of ``DataLoader``, except a sampler.
 
     Raises:
         ConfigError: The position in such a loader could not be exact.
@@ -62,8 +62,8 @@ def elastic_loader(
         dataloader_kwargs["worker_init_fn"] = shield(dataloader_kwargs.get("worker_init_fn"))
     if dataloader_kwargs.get("collate_fn") is not None:
         dataloader_kwargs["collate_fn"] = _KeyedCollate(dataloader_kwargs["collate_fn"], seed)
-    # Every new iterator draws a seed for its workers. Out of its own generator, or a resume, which makes one
-    # iterator more than an uninterrupted run, would shift the training process' stream by one draw.
+    # Every new iterator draws a seed for its workers. It gets its own generator for that, because a resume makes one
+    # more iterator than an uninterrupted run and would shift the stream of the training process by one draw.
     dataloader_kwargs.setdefault("generator", torch.Generator().manual_seed(mixed_seed(b"workers", seed)))
     return DataLoader(
         KeyedDataset(dataset, seed),
@@ -77,17 +77,16 @@ def elastic_loader(
 
 class SampleKey(int):
     """
-    The index of a sample that also knows the epoch it is drawn in.
+    The index of a sample that also knows its epoch.
 
-    The epoch has to travel with the index: persistent workers keep the copy of the data set that they got in
-    the first epoch. Being an integer it passes through every batch sampler, Accelerate's and Lightning's
-    included.
+    The epoch has to travel with the index, because persistent workers keep the copy of the data set that they got in
+    the first epoch. As an integer it passes through every batch sampler, also those of Accelerate and Lightning.
     """
 
     epoch: int
 
     def __new__(cls, index: int, epoch: int) -> SampleKey:
-        """Return *index* as drawn in *epoch*."""
+        """Return *index* with *epoch* attached."""
         key = super().__new__(cls, index)
         key.epoch = epoch
         return key
@@ -97,7 +96,7 @@ class SampleKey(int):
 
 
 class _KeyedSampler(ElasticSampler):
-    """An elastic sampler of :class:`SampleKey` instead of plain integers."""
+    """An elastic sampler that yields :class:`SampleKey` instead of plain integers."""
 
     def __iter__(self) -> Iterator[int]:
         epoch = self.epoch
@@ -105,7 +104,7 @@ class _KeyedSampler(ElasticSampler):
 
 
 class KeyedDataset(Dataset[Any]):
-    """The samples of another data set, each with random streams that only (seed, epoch, index) decide."""
+    """The samples of another data set, each drawn with random streams seeded from (seed, epoch, index)."""
 
     def __init__(self, dataset: Any, seed: int) -> None:
         self._dataset = dataset
@@ -115,14 +114,14 @@ class KeyedDataset(Dataset[Any]):
         return len(self._dataset)
 
     def __getitem__(self, index: Any) -> Any:
-        """Return the sample at *index*; its randomness is keyed if *index* is a :class:`SampleKey`."""
+        """Return the sample at *index*. Seed the streams for it if *index* is a :class:`SampleKey`."""
         if not isinstance(index, SampleKey):
             return self._dataset[index]
         with borrowed_streams():
             return self._keyed(index)
 
     def __getitems__(self, indices: Sequence[int]) -> list[Any]:
-        """Return the samples at *indices*. Saves and restores the streams once for all of them."""
+        """Return the samples at *indices*. The streams are saved and restored once for all of them."""
         keys = [index for index in indices if isinstance(index, SampleKey)]
         if not keys or len(keys) < len(indices):
             return [self[index] for index in indices]
@@ -130,7 +129,7 @@ class KeyedDataset(Dataset[Any]):
             return _KeyedBatch([self._keyed(key) for key in keys], keys[0])
 
     def __getattr__(self, name: str) -> Any:
-        # Only names that are not found here. Not our own: they are missing while an instance is unpickled.
+        # Python calls this for missing names alone. Our own are missing while an instance is unpickled.
         if name in ("_dataset", "_seed"):
             raise AttributeError(name)
         return getattr(self._dataset, name)
@@ -141,7 +140,7 @@ class KeyedDataset(Dataset[Any]):
 
 
 class _KeyedBatch(list[Any]):
-    """The samples of a batch on their way from data set to collate function, with the key of the first."""
+    """The samples of a batch, on their way from data set to collate function, with the key of the first."""
 
     def __init__(self, samples: list[Any], first: SampleKey) -> None:
         super().__init__(samples)
@@ -149,7 +148,7 @@ class _KeyedBatch(list[Any]):
 
 
 class _KeyedCollate:
-    """Run *collate_fn* with random streams that only (seed, epoch, index of the first sample) decide."""
+    """A *collate_fn* that runs with random streams seeded from (seed, epoch, index of the first sample)."""
 
     def __init__(self, collate_fn: Callable[[list[Any]], Any], seed: int) -> None:
         self.collate_fn = collate_fn

@@ -1,4 +1,4 @@
-"""Making what a loader draws for itself, orders and seeds of workers, repeatable in mid-training."""
+"""Random numbers that a loader draws for itself, for orders and seeds of workers, made repeatable within an epoch."""
 
 from __future__ import annotations
 
@@ -12,16 +12,15 @@ from .unwrap import plain_loader, samplers
 
 class LoaderGenerators:
     """
-    Generators of its own for a loader and its shuffling samplers, that depend on a seed and the epoch alone.
+    Random generators for a loader and its shuffling samplers that depend on a seed and the epoch alone.
 
-    torch's ``RandomSampler`` draws its seed from the process' stream at the moment when the first batch is
-    fetched, and a ``DataLoader`` draws one for its workers with every iterator: neither can be repeated once
-    training has drawn from the same stream, and a resume, which makes an iterator more, would shift that
-    stream.
+    torch's ``RandomSampler`` draws its seed from the stream of the process when the first batch is fetched. A
+    ``DataLoader`` draws a seed for its workers with every iterator. Neither can be repeated after training has drawn
+    from the same stream. A resume makes one more iterator, so it would also shift that stream.
     """
 
     seeds: list[int]
-    """With the epoch they decide everything. Part of a position: a script without a seed has others next time."""
+    """Part of a position, because a script that sets no seed has other seeds in its next process."""
 
     def __init__(self, loader: Any) -> None:
         found = (plain_loader(loader), *samplers(loader))
@@ -30,13 +29,14 @@ class LoaderGenerators:
         ]
         self.seeds = [_seed_of(holder) for holder in self._holders]
         for holder in self._holders:
-            # Accelerate copies rank 0's state of this one to the other ranks: it must stay the same object.
+            # Accelerate copies the state of this generator from rank 0 to the other ranks, so it must stay the same
+            # object.
             shared = getattr(loader, "synchronized_generator", None)
             if shared is None or holder.generator is not shared:
                 holder.generator = torch.Generator()
 
     def begin(self, epoch: int) -> None:
-        """Seed them for *epoch*."""
+        """Seed all generators for *epoch*."""
         for number, (holder, seed) in enumerate(zip(self._holders, self.seeds, strict=True)):
             if hasattr(holder, "initial_seed"):
                 holder.initial_seed = seed
@@ -44,7 +44,7 @@ class LoaderGenerators:
 
 
 def _seed_of(holder: Any) -> int:
-    """Return what is the same when a script is run again, and another where a script sets another seed."""
+    """Return a seed that is equal in the next run of a script, and different if the script sets another seed."""
     # Accelerate's SeedableRandomSampler, which seeds its generator itself.
     if hasattr(holder, "initial_seed"):
         return int(holder.initial_seed)

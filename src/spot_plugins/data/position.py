@@ -1,4 +1,4 @@
-"""Where one training loader stands: what hosts save and restore, with the same code for all of them."""
+"""The position of training in one loader, saved and restored by the same code for all hosts."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from typing import Any, Protocol
 
 from ..errors import ConfigError
 from .counted import Counted
-from .loader_rng import LoaderGenerators
+from .elastic import Elastic
 from .sampler import ElasticSampler
 from .stateful import Stateful
-from .unwrap import batch_samplers, plain_loader, samplers, set_epoch
+from .unwrap import plain_loader, samplers
 
 
 class LoaderPosition:
     """
-    The position of training in one loader, to be saved at any batch and restored in another process.
+    The position of training in one loader. It can be saved at any batch and restored in another process.
 
-    Which :attr:`kind` it is shows in the loader:
+    The loader decides the :attr:`kind` of its position:
 
-    - ``elastic``: there is an :class:`~spot_plugins.data.ElasticSampler` in it. Exact, on any number of
-      ranks.
-    - ``stateful``: it has ``state_dict`` and ``load_state_dict``, as torchdata's ``StatefulDataLoader`` has,
-      also inside Accelerate's. Restored as it is, on the same number of ranks and workers.
-    - ``counted``: anything else that can be iterated. The batches that were trained on are fetched again and
-      thrown away, with a warning that names the cost.
+    - ``elastic``: the loader has an :class:`~spot_plugins.data.ElasticSampler`. The position is exact on any number
+      of ranks.
+    - ``stateful``: the loader has ``state_dict`` and ``load_state_dict``, as torchdata's ``StatefulDataLoader`` has,
+      also inside Accelerate's. Its state is restored, on the same number of ranks and workers.
+    - ``counted``: any other loader. The batches that were trained on are fetched again and thrown away, after a
+      warning that names their number.
 
-    A host makes it once, after its own wrapping of the loader, and then for every epoch calls::
+    A host makes the position once, after it has wrapped the loader. For every epoch it then calls::
 
         position.begin_epoch(epoch)
         iterator = iter(loader)
@@ -34,19 +34,18 @@ class LoaderPosition:
         ...                                 # train on n batches of this iterator
         state = position.state_dict(n)
 
-    and in a later process :meth:`load_state_dict` before the first :meth:`begin_epoch`. If :attr:`epoch_done`
-    then, nothing is left of :attr:`epoch` and an iterator of it yields nothing; the host may as well begin
-    the next one. Batches are counted from where this process' iterator began, without those of earlier
-    processes.
+    In a later process it calls :meth:`load_state_dict` before the first :meth:`begin_epoch`. If :attr:`epoch_done`
+    is true after that, an iterator of :attr:`epoch` yields nothing, and the host may begin the next epoch instead.
+    Batches are counted from where the iterator of this process began, without those of earlier processes.
 
-    Making iterators draws nothing from the process' random streams, so a host may restore those before or
-    after; but not between :meth:`begin_epoch` and :meth:`fast_forward`, when they can be set back to where
-    the epoch began.
+    Making an iterator draws nothing from the random streams of the process. So a host may restore the streams before
+    or after. It must not do so between :meth:`begin_epoch` and :meth:`fast_forward`, because the streams may then be
+    those of the beginning of the epoch.
     """
 
     def __init__(self, loader: Any, world_size: int) -> None:
         """
-        Look into *loader*, and give it random generators of its own.
+        Inspect *loader* and give it random generators of its own.
 
         Args:
             loader: One loader, as the host iterates it.
@@ -58,12 +57,12 @@ class LoaderPosition:
         self._world_size = world_size
         self._epoch = 0
         self._epoch_done = False
-        self._way = _way(loader, world_size)
+        self._kind = _kind_of(loader, world_size)
 
     @property
     def kind(self) -> str:
         """``elastic``, ``stateful`` or ``counted``."""
-        return self._way.kind
+        return self._kind.kind
 
     @property
     def epoch(self) -> int:
@@ -72,26 +71,32 @@ class LoaderPosition:
 
     @property
     def epoch_done(self) -> bool:
-        """Whether the loaded position is behind its epoch's last batch. False where no length is known."""
+        """True if the loaded position is after the last batch of its epoch. False if the length is unknown."""
         return self._epoch_done
 
     @property
-    def batches_behind(self) -> int:
+    def num_done(self) -> int:
         """
-        How many batches of its epoch lie behind a loaded position, in batches of this job.
+        Number of batches of the epoch before a loaded position, in batches of this job.
 
-        With another number of ranks these are others than were trained on; as many are left as there are to come.
+        With another number of ranks these are not the batches that were trained on. The number of batches that are
+        left is right.
         """
-        return self._way.behind()
+        return self._kind.num_done()
+
+    @property
+    def batches_behind(self) -> int:
+        """The old name of :attr:`num_done`."""
+        return self.num_done
 
     def begin_epoch(self, epoch: int) -> None:
         """
-        Make ready for one iterator of *epoch*: once, and before that iterator is made.
+        Prepare for one iterator of *epoch*. Call it once, before that iterator is made.
 
-        In the epoch of a loaded position the iterator will go on there; any other epoch begins at its
+        In the epoch of a loaded position the iterator will continue there. In any other epoch it begins at the
         beginning.
         """
-        self._way.begin(epoch)
+        self._kind.begin(epoch)
         self._epoch_done = self._epoch_done and epoch == self._epoch
         self._epoch = epoch
 
@@ -104,26 +109,26 @@ class LoaderPosition:
         Raises:
             ConfigError: The loader has fewer batches than were trained on.
         """
-        self._way.fast_forward(iterator)
+        self._kind.fast_forward(iterator)
 
     def state_dict(self, batches_done: int) -> dict[str, Any]:
         """
-        Return the position behind *batches_done* batches of the present iterator, or of none if 0.
+        Return the position after *batches_done* batches of the present iterator. 0 if there is none.
 
-        Only tensors, numbers, strings, None, and dicts and lists of them, unless a stateful loader's own
-        state holds something else. For such a loader this is the moment to ask: its state is that of now.
+        It holds tensors, numbers, strings, None, and dicts and lists of them. A stateful loader may add objects of
+        its own. The state of a stateful loader is that of now, so call this right after the batch.
         """
         return {
             "kind": self.kind,
             "world_size": self._world_size,
             "epoch": self._epoch,
-            "epoch_done": self._way.done_after(batches_done),
-            "at": self._way.after(batches_done),
+            "epoch_done": self._kind.ends_after(batches_done),
+            "at": self._kind.after(batches_done),
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """
-        Take over what :meth:`state_dict` returned. Comes before :meth:`begin_epoch`.
+        Restore a position that :meth:`state_dict` returned. Call it before :meth:`begin_epoch`.
 
         Raises:
             ConfigError: The position was saved for another kind of loader, other data, or, for a stateful
@@ -132,21 +137,21 @@ class LoaderPosition:
         if state_dict["kind"] != self.kind:
             raise ConfigError(
                 f"the training loader's kind={self.kind} differs from kind={state_dict['kind']} in the "
-                f"checkpoint, whose position it cannot take over. Use the same loader as before, or start a "
+                f"checkpoint, so its position cannot be restored. Use the same loader as before, or start a "
                 f"new run"
             )
-        self._way.load(state_dict["at"], epoch=state_dict["epoch"], world_size=state_dict["world_size"])
+        self._kind.load(state_dict["at"], epoch=state_dict["epoch"], world_size=state_dict["world_size"])
         self._epoch = state_dict["epoch"]
         self._epoch_done = state_dict["epoch_done"]
 
 
-class _Way(Protocol):
-    """How a position is kept for one kind of loader. Calls come in the order of :class:`LoaderPosition`."""
+class PositionKind(Protocol):
+    """The position of one kind of loader. :class:`LoaderPosition` calls the methods in its own order."""
 
     kind: str
 
     def begin(self, epoch: int) -> None:
-        """Make ready for one iterator of *epoch*."""
+        """Prepare for one iterator of *epoch*."""
         ...
 
     def fast_forward(self, iterator: Iterator[Any]) -> None:
@@ -154,100 +159,27 @@ class _Way(Protocol):
         ...
 
     def after(self, batches: int) -> dict[str, Any]:
-        """Return the position behind *batches* batches of the present iterator."""
+        """Return the position after *batches* batches of the present iterator."""
         ...
 
-    def done_after(self, batches: int) -> bool:
-        """Whether that is behind the epoch's last batch."""
+    def ends_after(self, batches: int) -> bool:
+        """Return True if no batch of the epoch is left after that position."""
         ...
 
-    def behind(self) -> int:
-        """Return how many batches of this job lie behind the loaded position."""
+    def num_done(self) -> int:
+        """Return the number of batches of this job before the loaded position."""
         ...
 
     def load(self, at: Mapping[str, Any], *, epoch: int, world_size: int) -> None:
-        """Take over what :meth:`after` returned in *epoch* on one of *world_size* ranks."""
+        """Restore a position that :meth:`after` returned in *epoch* on one of *world_size* ranks."""
         ...
 
 
-def _way(loader: Any, world_size: int) -> _Way:
+def _kind_of(loader: Any, world_size: int) -> PositionKind:
     elastic = next((found for found in samplers(loader) if isinstance(found, ElasticSampler)), None)
     if elastic is not None:
-        return _Elastic(loader, elastic, world_size)
+        return Elastic(loader, elastic, world_size)
     plain = plain_loader(loader)
     if hasattr(plain, "state_dict") and hasattr(plain, "load_state_dict"):
         return Stateful(loader, world_size)
     return Counted(loader, world_size)
-
-
-class _Elastic:
-    """The position is the sampler's: how many samples of the epoch's global order are consumed."""
-
-    kind = "elastic"
-
-    def __init__(self, loader: Any, sampler: ElasticSampler, world_size: int) -> None:
-        self._loader = loader
-        self._sampler = sampler
-        self._generators = LoaderGenerators(loader)
-        self._batch_size, self._drop_last = _batching(loader)
-        # Accelerate's loader that reads on rank 0 and sends the others their part is known by its slice_fn.
-        if world_size > 1 and hasattr(loader, "slice_fn"):
-            raise ConfigError(
-                "dispatch_batches=True lets rank 0 alone read the data, but an elastic sampler deals it out to "
-                "all ranks. Set dispatch_batches=False in the DataLoaderConfiguration"
-            )
-        shard = next((found for found in batch_samplers(loader) if hasattr(found, "split_batches")), None)
-        if shard is not None:  # Accelerate deals out batches of the global order
-            step = self._batch_size if shard.split_batches else self._batch_size * shard.num_processes
-            sampler.bind(num_replicas=1, rank=0, multiple_of=step)
-            self._batch_size = step
-
-    def begin(self, epoch: int) -> None:
-        """Set the epoch; of the sampler's own one this leaves the position alone."""
-        set_epoch(self._loader, epoch)
-        self._generators.begin(epoch)
-
-    def fast_forward(self, iterator: Iterator[Any]) -> None:
-        """Do nothing: *iterator* begins at the position."""
-
-    def after(self, batches: int) -> dict[str, Any]:
-        """Return the sampler's state, moved on by the samples of all ranks."""
-        state = self._sampler.state_dict()
-        # Behind the last batch all is consumed, also what padding added or dropping left over: on another
-        # number of ranks that remainder could be a batch.
-        consumed = state["num_samples"] if self.done_after(batches) else state["consumed"] + self._samples(batches)
-        return {**state, "consumed": consumed}
-
-    def done_after(self, batches: int) -> bool:
-        """Compare with the batches that this iterator yields."""
-        return batches >= self._batches(self._sampler.remaining)
-
-    def behind(self) -> int:
-        """Count from the end: the last batch is the last one on any number of ranks."""
-        return self._batches(self._sampler.total_size) - self._batches(self._sampler.remaining)
-
-    def load(self, at: Mapping[str, Any], *, epoch: int, world_size: int) -> None:
-        """Let the sampler go there; the number of ranks does not matter to it."""
-        self._sampler.load_state_dict(at)
-
-    def _batches(self, samples: int) -> int:
-        """Return how many batches *samples* make: an incomplete last one counts only if it is not dropped."""
-        full, rest = divmod(samples, self._samples(1))
-        return full + (rest > 0 and not self._drop_last)
-
-    def _samples(self, batches: int) -> int:
-        return batches * self._batch_size * self._sampler.num_replicas
-
-
-def _batching(loader: Any) -> tuple[int, bool]:
-    """Return the samples of one batch of the sampler's, and whether an incomplete last batch is dropped."""
-    nested = list(batch_samplers(loader))
-    if not nested:
-        return 1, False
-    batch_size = getattr(nested[-1], "batch_size", None)
-    if not isinstance(batch_size, int):
-        raise ConfigError(
-            f"batch_sampler={type(nested[-1]).__name__} has no fixed batch_size, so batches cannot be counted "
-            f"in samples. Use spot_plugins.data.elastic_loader, or leave ElasticSampler out"
-        )
-    return batch_size, bool(getattr(nested[-1], "drop_last", False))

@@ -1,4 +1,4 @@
-"""What counted and stateful loaders share."""
+"""Code that positions in counted and in stateful loaders share."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from .rng import load_streams_state, streams_state
 from .unwrap import plain_loader, set_epoch
 
 MISSING: Final = object()
-"""What ``next()`` returns where an iterator has ended."""
+"""Default of ``next()`` that stands for an iterator that has ended."""
 
 
 class Replayed:
     """
-    A position counted in batches, in an epoch that can be begun once more with the same randomness.
+    Position counted in batches of an epoch that can be begun again with the same randomness.
 
-    Orders and the seeds of workers are those of :class:`LoaderGenerators`. A sampler of the user's own may
-    draw from the process' streams, so their state at the beginning of the epoch is part of the position. Not
-    repeatable are the streams of persistent workers from the second epoch on: they are where the first left
-    them.
+    :class:`.LoaderGenerators` decides the order of samples and the seeds of workers. A sampler of the user may draw
+    from the streams of the process, so the position also holds their state at the beginning of the epoch.
+
+    One thing cannot be repeated: from the second epoch on, the streams of persistent workers continue from where the
+    first epoch left them.
     """
 
     kind: str
@@ -35,11 +36,11 @@ class Replayed:
         self._epoch = 0
         self._before = 0  # batches of this epoch that earlier processes trained on
         self._at_begin: dict[str, Any] = {}  # streams when this epoch was begun for the first time
-        self._loaded: Mapping[str, Any] | None = None  # a position that no epoch has been begun with yet
-        self._interrupted: dict[str, Any] | None = None  # streams to go back to after the fast-forward
+        self._loaded: Mapping[str, Any] | None = None  # a loaded position until an epoch begins
+        self._interrupted: dict[str, Any] | None = None  # streams to restore after the fast-forward
 
     def begin(self, epoch: int) -> None:
-        """Begin the epoch of a loaded position once more, or else a new one."""
+        """Begin the epoch of a loaded position again, or a new epoch."""
         loaded, self._loaded = self._loaded, None
         set_epoch(self._loader, epoch)
         if loaded is not None and epoch == self._epoch:
@@ -50,13 +51,13 @@ class Replayed:
         self._generators.begin(epoch)
 
     def fast_forward(self, iterator: Iterator[Any]) -> None:
-        """Go back to the streams that :meth:`begin` found."""
+        """Restore the streams that :meth:`begin` found."""
         if self._interrupted is not None:
             load_streams_state(self._interrupted)
             self._interrupted = None
 
     def after(self, batches: int) -> dict[str, Any]:
-        """Return the position behind *batches* batches; a loaded one that was not begun, as it was."""
+        """Return the position after *batches* batches, or the loaded position if no epoch has begun since."""
         if self._loaded is not None:
             return dict(self._loaded)
         return {
@@ -65,17 +66,17 @@ class Replayed:
             "at_begin": self._at_begin,
         }
 
-    def done_after(self, batches: int) -> bool:
-        """Compare with the length of the loader, where it has one."""
+    def ends_after(self, batches: int) -> bool:
+        """Return True if the epoch ends after *batches* batches. False for a loader without a length."""
         length = _length(self._loader)
-        return length is not None and self.behind() + batches >= length
+        return length is not None and self.num_done() + batches >= length
 
-    def behind(self) -> int:
-        """Return the batches of the position, whether its epoch has begun again or not."""
+    def num_done(self) -> int:
+        """Return the number of batches before the position, whether its epoch has begun again or not."""
         return self._before if self._loaded is None else int(self._loaded["batches"])
 
     def load(self, at: Mapping[str, Any], *, epoch: int, world_size: int) -> None:
-        """Keep the position until an epoch begins: what to do with it depends on which one that is."""
+        """Keep the position until an epoch begins, because its use depends on the number of that epoch."""
         self._generators.seeds = list(at["seeds"])
         self._loaded = at
         self._epoch = epoch
@@ -93,7 +94,7 @@ class Replayed:
 
 
 def _length(loader: Any) -> int | None:
-    """Return the number of batches in an epoch, or None: that of an iterable data set is only an estimate."""
+    """Return the number of batches in an epoch. None if unknown; an iterable data set only estimates its length."""
     if isinstance(getattr(loader, "dataset", None), IterableDataset):
         return None
     try:

@@ -1,8 +1,8 @@
 """
-The three random streams of a process, python's, numpy's and torch's on the CPU: seeding, saving, borrowing.
+Seeding, saving and borrowing the random streams of Python, numpy and torch on the CPU.
 
-The legacy global streams are meant throughout, because they are what datasets, transforms and samplers draw
-from. Devices' streams are left alone: data is made on the CPU.
+These are the legacy global streams, because datasets, transforms and samplers draw from them. The streams of devices
+are left alone, because data is made on the CPU.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 
 def _import_numpy_random() -> Any:
-    """Return the module, or None: torch works without numpy, and so do we."""
+    """Return the module, or None if numpy is missing. torch works without numpy, and so does this package."""
     try:
         import numpy.random
     except ImportError:
@@ -31,11 +31,11 @@ _MASK_64: Final = 2**64 - 1
 
 def mixed(purpose: bytes, *numbers: int, size: int = 8) -> bytes:
     """
-    Return *size* bytes that depend on *purpose* and on every one of *numbers*, and on their order.
+    Return *size* bytes that depend on *purpose*, on every one of *numbers* and on their order.
 
-    It is BLAKE2b over the numbers as 64-bit little-endian words (two's complement for negative ones),
-    personalised with *purpose* (at most 16 bytes). A sum, as ``DistributedSampler`` uses, would make seed 1
-    in epoch 0 equal to seed 0 in epoch 1.
+    It is BLAKE2b over the numbers as 64-bit little-endian words (two's complement for negative ones), personalized
+    with *purpose* (at most 16 bytes). A sum, as ``DistributedSampler`` uses, would make seed 1 in epoch 0 equal to
+    seed 0 in epoch 1.
     """
     words = b"".join((number & _MASK_64).to_bytes(8, "little") for number in numbers)
     return blake2b(words, digest_size=size, person=purpose).digest()
@@ -48,22 +48,22 @@ def mixed_seed(purpose: bytes, *numbers: int) -> int:
 
 def seed_streams(purpose: bytes, *numbers: int) -> None:
     """
-    Seed all three streams from *purpose* and *numbers*, each with bits of its own.
+    Seed all three streams from *purpose* and *numbers*, each with its own bits.
 
-    All three are Mersenne twisters: the same seed would give the same "random" numbers in each of them.
+    All three are Mersenne twisters, so the same seed would give the same "random" numbers in each of them.
     """
     bits = mixed(purpose, *numbers, size=20)
     random.seed(int.from_bytes(bits[:8], "little"))
-    # Not torch.manual_seed: that also visits every kind of device, a hundred times slower.
+    # torch.manual_seed would also visit every kind of device, which is a hundred times slower.
     torch.default_generator.manual_seed(int.from_bytes(bits[8:16], "little"))
     if numpy_random is not None:
-        # 32 bits: numpy takes longer seeds only as lists, four times slower.
+        # 32 bits, because numpy takes longer seeds only as lists, which is four times slower.
         numpy_random.seed(int.from_bytes(bits[16:], "little"))
 
 
 @contextmanager
 def borrowed_streams() -> Iterator[None]:
-    """Let the body seed and use the three streams; afterwards they are exactly as they were."""
+    """Let the body seed and use the three streams, and restore them after it."""
     of_python = random.getstate()
     of_torch = torch.default_generator.get_state()
     of_numpy = numpy_random.get_state() if numpy_random is not None else None
@@ -96,7 +96,7 @@ def streams_state() -> dict[str, Any]:
 
 
 def load_streams_state(state: dict[str, Any]) -> None:
-    """Set the three streams to what :func:`streams_state` returned, in this process or another."""
+    """Restore the three streams from *state*, which :func:`streams_state` returned here or in another process."""
     torch.default_generator.set_state(state["torch"])
     python = state["python"]
     random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))

@@ -1,4 +1,4 @@
-"""The order of the samples of an epoch, and where training stands in it, for any number of replicas."""
+"""The order of the samples of an epoch, and the position of training in it, for any number of replicas."""
 
 from __future__ import annotations
 
@@ -15,26 +15,24 @@ from .rng import mixed_seed
 
 class ElasticSampler(DistributedSampler[int]):
     """
-    Deal out the samples of an epoch so that training can stop anywhere and go on with any number of replicas.
+    Deal out the samples of an epoch so that training can stop anywhere and continue with any number of replicas.
 
-    The global order of an epoch is a permutation that depends on the seed and the epoch alone. The state is
-    how many samples of that order all replicas together have trained on; nothing in it knows how many
-    replicas there were. From there on replica *rank* of *world* gets every *world*-th sample::
+    The global order of an epoch is a permutation that depends on the seed and the epoch alone. The state is the
+    number of samples of that order that all replicas together have trained on. It does not depend on the number of
+    replicas. After these samples replica *rank* of *world* gets every *world*-th sample::
 
         order = randperm(num_samples), seeded with BLAKE2b(seed, epoch)
         this replica: order[consumed + rank :: world]
 
-    All replicas get the same number. When the rest does not divide, it is padded with samples from the
-    beginning of the same epoch's order (or its last few samples are dropped, with *drop_last*): both depend
-    on the end of the order only, so what is left after a resume is exactly the tail of the uninterrupted
-    epoch, and apart from that padding every sample is seen once per epoch, whatever the numbers of replicas
-    along the way.
+    All replicas get the same number of samples. If the rest of the order does not divide, it is padded with samples
+    from the beginning of the order, or, with *drop_last*, its last samples are dropped. Both change the end of the
+    order alone. So after a resume exactly the tail of the uninterrupted epoch is left. Apart from the padding every
+    sample is seen once per epoch, whatever the numbers of replicas were.
 
-    Counting is up to the loop (:attr:`consumed` is set by :meth:`load_state_dict` and :meth:`set_epoch`,
-    never by iterating): workers fetch samples long before training sees them, if it ever does.
+    The loop does the counting: :meth:`load_state_dict` and :meth:`set_epoch` set :attr:`consumed`, and iterating
+    never does, because workers fetch samples long before training sees them.
 
-    It is a ``DistributedSampler`` so that Lightning, which replaces other samplers by its own, leaves it
-    alone.
+    It is a ``DistributedSampler``, because Lightning replaces other samplers by its own.
     """
 
     def __init__(
@@ -51,19 +49,19 @@ class ElasticSampler(DistributedSampler[int]):
         Deal out *dataset_or_length*.
 
         Args:
-            dataset_or_length: What to draw from, or how many samples it has.
-            seed: Any integer; the same on every replica.
-            shuffle: Whether to permute; else the order is 0, 1, 2, ...
+            dataset_or_length: The data set, or its number of samples.
+            seed: Any integer, equal on every replica.
+            shuffle: Permute the samples. Otherwise the order is 0, 1, 2, ...
             drop_last: Drop the samples that do not divide over the replicas, instead of padding.
-            num_replicas: How many replicas share an epoch. None: what torch.distributed says when it is
-                asked, or 1 while it is not initialized. Give both or neither of this and *rank*.
-            rank: Which of them this one is.
+            num_replicas: Number of replicas that share an epoch. If None, torch.distributed is asked at every use,
+                and the number is 1 until it is initialized. Give both or neither of this and *rank*.
+            rank: Number of this replica, from 0.
 
         Raises:
             ConfigError: *num_replicas* and *rank* do not fit together.
         """
-        # DistributedSampler.__init__ is not called: it asks torch.distributed for the world size, which
-        # Lightning starts only after it has built the loaders.
+        # DistributedSampler.__init__ is not called, because it asks torch.distributed for the world size, and
+        # Lightning initializes torch.distributed after it has built the loaders.
         self.dataset: Any = dataset_or_length
         if isinstance(dataset_or_length, int):
             self.dataset = range(dataset_or_length)
@@ -81,20 +79,20 @@ class ElasticSampler(DistributedSampler[int]):
 
     def bind(self, *, num_replicas: int, rank: int, multiple_of: int = 1) -> None:
         """
-        Fix which replica this is, instead of asking torch.distributed.
+        Fix the number of this replica instead of asking torch.distributed.
 
-        For hosts that deal batches out themselves: Accelerate hands whole batches of the *global* order to
-        its processes in turn, so for it there is one replica. When the batches do not come out even, it fills
-        up with those at the beginning of *this iteration*, which after a resume is the middle of the epoch; a
-        sampler whose rest is already a multiple of what all processes take in one step never gets it there.
+        Hosts that deal batches out themselves call it. Accelerate gives whole batches of the *global* order to its
+        processes in turn, so there is one replica for the sampler. If the batches do not divide, Accelerate repeats
+        those at the beginning of *this iteration*, which after a resume is the middle of the epoch. It never does so
+        if the sampler yields a multiple of what all processes take in one step.
 
         Args:
-            num_replicas: How many replicas share an epoch.
-            rank: Which of them this one is, from 0.
+            num_replicas: Number of replicas that share an epoch.
+            rank: Number of this replica, from 0.
             multiple_of: Pad (or drop) until every replica gets a multiple of this many samples.
 
         Raises:
-            ConfigError: There can be no such replica.
+            ConfigError: *rank*, *num_replicas* or *multiple_of* is out of range.
         """
         if not 0 <= rank < num_replicas:
             raise ConfigError(f"rank={rank} must be at least 0 and below num_replicas={num_replicas}")
@@ -105,42 +103,42 @@ class ElasticSampler(DistributedSampler[int]):
 
     @property
     def num_replicas(self) -> int:  # type: ignore[override]
-        """How many replicas share an epoch, as far as is known now."""
+        """Number of replicas that share an epoch, as far as is known now."""
         return self._where()[0]
 
     @property
     def rank(self) -> int:  # type: ignore[override]
-        """Which of them this one is, as far as is known now."""
+        """Number of this replica, as far as is known now."""
         return self._where()[1]
 
     @property
     def total_size(self) -> int:  # type: ignore[override]
-        """Samples of a full epoch over all replicas, padding included."""
+        """Number of samples of a full epoch over all replicas, padding included."""
         return self._even(len(self.dataset))
 
     @property
     def num_samples(self) -> int:  # type: ignore[override]
-        """Samples of a full epoch on this replica, padding included."""
+        """Number of samples of a full epoch on this replica, padding included."""
         return self.total_size // self.num_replicas
 
     @property
     def remaining(self) -> int:
-        """Samples that the next iteration yields over all replicas, padding included."""
+        """Number of samples that the next iteration yields over all replicas, padding included."""
         return self._even(len(self.dataset) - self.consumed)
 
     def __len__(self) -> int:
         """
-        Return :attr:`num_samples`: the full epoch, however much of it is consumed.
+        Return :attr:`num_samples`, the size of the full epoch, even after a part of it is consumed.
 
-        Lightning compares it with a batch counter that it restores, which counts from the epoch's beginning.
+        Lightning compares it with a restored batch counter, which counts from the beginning of the epoch.
         """
         return self.num_samples
 
     def __iter__(self) -> Iterator[int]:
-        """Yield this replica's samples from :attr:`consumed` to the epoch's end. Changes nothing."""
+        """Yield the samples of this replica from :attr:`consumed` to the end of the epoch. Changes no state."""
         num_replicas, rank = self._where()
         positions = self.consumed + rank + num_replicas * torch.arange(self.remaining // num_replicas)
-        # Behind its end the order begins anew: that is the padding.
+        # The padding: after its end the order begins again.
         samples: list[int] = self._order()[positions % max(len(self.dataset), 1)].tolist()
         return iter(samples)
 
@@ -148,15 +146,15 @@ class ElasticSampler(DistributedSampler[int]):
         """
         Go to the beginning of *epoch*, unless it is the present one.
 
-        For the present one it does nothing: Lightning sets the epoch once more after a resume, when the
-        iterator already exists.
+        For the present epoch it does nothing, because Lightning sets the epoch again after a resume, when the
+        iterator exists already.
         """
         if epoch != self.epoch:
             self.epoch = epoch
             self.consumed = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where the next iteration begins, and what that depends on, as plain numbers."""
+        """Return the position of the next iteration and the settings that it depends on, as plain numbers."""
         return {
             "seed": self.seed,
             "shuffle": self.shuffle,
@@ -167,11 +165,11 @@ class ElasticSampler(DistributedSampler[int]):
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """
-        Let the next iteration begin where *state_dict* says, on any number of replicas.
+        Restore the position of the next iteration, on any number of replicas.
 
         Raises:
-            ConfigError: It was made with another seed, another ``shuffle`` or for another number of samples: the
-                order it counts in is not this one.
+            ConfigError: The position belongs to another order, because the seed, ``shuffle`` or the number of
+                samples was different.
         """
         here = self.state_dict()
         for name in ("seed", "shuffle", "num_samples"):
@@ -192,7 +190,7 @@ class ElasticSampler(DistributedSampler[int]):
         return 1, 0
 
     def _even(self, count: int) -> int:
-        """Return *count* rounded to what all replicas can share, up or, with ``drop_last``, down."""
+        """Return *count* rounded so that all replicas get the same: up, or down with ``drop_last``."""
         unit = self._where()[0] * self._multiple_of
         return (count if self.drop_last else count + unit - 1) // unit * unit
 

@@ -1,48 +1,45 @@
-"""A loader that restores its own position, such as a torchdata ``StatefulDataLoader``."""
+"""Positions in a loader that restores itself, such as a torchdata ``StatefulDataLoader``."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from ..errors import ConfigError
+from .internals import as_unfinished, check_stateful, drop_early_iterator, knows_its_end
 from .replayed import MISSING, Replayed
 from .rng import borrowed_streams
 
-_FINISHED: Final = "_iterator_finished"  # torchdata's word for: the iterator has raised StopIteration
-
 
 class Stateful(Replayed):
-    """Let the loader restore itself: torchdata's ``StatefulDataLoader``, also inside Accelerate's loader."""
+    """Position that the loader itself saves and restores, also if Accelerate has wrapped the loader."""
 
     kind = "stateful"
 
     def __init__(self, loader: Any, world_size: int) -> None:
         super().__init__(loader, world_size)
+        check_stateful(self._plain)
         self._num_workers = getattr(self._plain, "num_workers", 0)
         self._has_begun = False
-        # How to bring a new loader to where the present iterator began: with this state of its own, which may
-        # be of the end of the epoch before, or with none.
+        # The state that brings a new loader to where the present iterator began. It may be a state from the end of
+        # the epoch before, or None.
         self._start: dict[str, Any] = {"loader": None, "of_epoch_before": True}
-        # Accelerate asks a new loader for its state, which makes torchdata's start an iterator, with workers
-        # and in an order that no epoch was set for. An empty state makes it forget that one.
-        if getattr(self._plain, "_initial_iter_for_state_dict", False):
-            self._plain.load_state_dict({})
+        drop_early_iterator(self._plain)
 
     def begin(self, epoch: int) -> None:
-        """Give the loader its state, such that its next iterator is one of *epoch*."""
+        """Give the loader its state, so that its next iterator belongs to *epoch*."""
         super().begin(epoch)
         self._has_begun = True
 
     def after(self, batches: int) -> dict[str, Any]:
-        """Ask the loader; but before its first batch that would make it start an iterator."""
+        """Ask the loader for its state. Before its first batch use the start, because asking starts an iterator."""
         if self._loaded is not None:
             return dict(self._loaded)
         now = {"loader": self._loader.state_dict(), "of_epoch_before": False} if batches > 0 else self._start
         return {**super().after(batches), **now, "num_workers": self._num_workers}
 
     def load(self, at: Mapping[str, Any], *, epoch: int, world_size: int) -> None:
-        """Refuse what the loader cannot restore, and would refuse later with less to say."""
+        """Keep the position. Refuse one that the loader would refuse later with a less helpful error."""
         for name, here, there in (
             ("world_size", self._world_size, world_size),
             ("num_workers", self._num_workers, at["num_workers"]),
@@ -50,8 +47,8 @@ class Stateful(Replayed):
             if here != there:
                 raise ConfigError(
                     f"{name}={here} differs from {name}={there} in the checkpoint, and a stateful loader can "
-                    f"only go on with the same. Restore it; a loader from spot_plugins.data.elastic_loader "
-                    f"takes any"
+                    f"only continue with the same number. Use {name}={there}, or a loader from "
+                    f"spot_plugins.data.elastic_loader, which takes any"
                 )
         super().load(at, epoch=epoch, world_size=world_size)
 
@@ -61,12 +58,9 @@ class Stateful(Replayed):
         if loaded["of_epoch_before"]:
             self._pass_over(loaded["loader"])
         else:
-            state = dict(loaded["loader"])
-            if _FINISHED in state:
-                # Accelerate says so already at the last batch, and torchdata then begins a new epoch at once.
-                # This one is to end first.
-                state[_FINISHED] = False
-            self._plain.load_state_dict(state)
+            # Accelerate marks the state as finished already at the last batch. torchdata would then begin a new
+            # epoch at once, but this epoch has to end first.
+            self._plain.load_state_dict(as_unfinished(loaded["loader"]))
 
     def _begin_anew(self, loaded: Mapping[str, Any] | None) -> None:
         super()._begin_anew(loaded)
@@ -78,16 +72,18 @@ class Stateful(Replayed):
 
     def _pass_over(self, state: Mapping[str, Any] | None) -> None:
         """
-        Restore the loader to the end of the epoch that *state* is of.
+        Restore the loader to the end of the epoch in which *state* was saved.
 
-        Saved at the last batch, a loader has not noticed yet that the epoch is over, and its next iterator
-        would yield nothing. torchdata's makes a fresh one each time after that. With other loaders it shows
-        in whether there is a batch now; if there is, the loader was at a beginning already.
+        A loader that was saved at its last batch has not noticed yet that the epoch is over. Its next iterator would
+        yield nothing. torchdata's loader makes a fresh iterator after that one.
+
+        Any other loader is tried: if its iterator yields a batch, the loader was at the beginning of an epoch, and
+        its state is restored again.
         """
         if state is None:
             return
         self._plain.load_state_dict(dict(state))
         with borrowed_streams():
             iterator = iter(self._plain)
-            if _FINISHED not in state and next(iterator, MISSING) is not MISSING:
+            if not knows_its_end(state) and next(iterator, MISSING) is not MISSING:
                 self._plain.load_state_dict(dict(state))

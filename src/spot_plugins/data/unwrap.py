@@ -1,4 +1,4 @@
-"""What is inside a loader, whichever host has wrapped it. Known by shape: no host is imported."""
+"""Access to what is inside a loader, whichever host has wrapped it. It looks at attributes and imports no host."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def plain_loader(loader: Any) -> Any:
 
 
 def batch_samplers(loader: Any) -> Iterator[Any]:
-    """Yield the batch samplers of *loader*, the outermost first: Accelerate nests them."""
+    """Yield the batch samplers of *loader*, the outermost first, because Accelerate nests them."""
     found = getattr(loader, "batch_sampler", None)
     while found is not None:
         yield found
@@ -20,7 +20,7 @@ def batch_samplers(loader: Any) -> Iterator[Any]:
 
 
 def samplers(loader: Any) -> Iterator[Any]:
-    """Yield what may decide the order of *loader*: its own sampler and those of its batch samplers, maybe twice."""
+    """Yield the samplers that may decide the order: that of *loader* and those of its batch samplers, maybe twice."""
     for holder in (loader, *batch_samplers(loader)):
         sampler = getattr(holder, "sampler", None)
         if sampler is not None:
@@ -28,7 +28,7 @@ def samplers(loader: Any) -> Iterator[Any]:
 
 
 def set_epoch(loader: Any, epoch: int) -> None:
-    """Tell *epoch* to everything in *loader* that asks for it, its data set excepted."""
+    """Call ``set_epoch(epoch)`` of *loader* and its samplers, where there is one. The data set is left out."""
     for part in (loader, *samplers(loader)):
         if hasattr(part, "set_epoch"):
             part.set_epoch(epoch)

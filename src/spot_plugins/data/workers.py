@@ -1,4 +1,4 @@
-"""Keeping the worker processes of loaders alive through a notice, and ending them at once when leaving."""
+"""Worker processes of loaders: keep them alive during a notice, and end them at once when the trainer leaves."""
 
 from __future__ import annotations
 
@@ -8,17 +8,15 @@ import signal
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
-import torch.utils.data._utils as torch_data
-
+from .internals import never_wait_for_workers
 from .unwrap import plain_loader
 
 
 class _Shielded:
-    """Move the worker into a process group of its own, then run the *original* init function, if any."""
+    """A ``worker_init_fn`` that moves the worker into its own process group, then calls *original* if there is one."""
 
-    # A class, not a closure: with the spawn start method it travels to the worker by pickle.
+    # A class and not a closure, because with the spawn start method it travels to the worker by pickle.
 
     def __init__(self, original: Callable[[int], object] | None) -> None:
         self.original = original
@@ -35,34 +33,34 @@ def shield(worker_init_fn: Callable[[int], object] | None) -> Callable[[int], ob
     """
     Return a ``worker_init_fn`` that keeps signals to the trainer's process group away from the worker.
 
-    torchrun sends SIGTERM to the whole group. A worker dies of it within milliseconds, and the trainer with
-    ``RuntimeError: DataLoader worker exited unexpectedly``, before it has saved anything. The shield goes up
-    when the worker runs its init function: a signal to the group before that still hits it.
+    torchrun sends SIGTERM to the whole group. Without a shield a worker ends within milliseconds. The trainer then
+    fails with ``RuntimeError: DataLoader worker exited unexpectedly`` before it has saved anything. A signal that
+    arrives before the worker runs its init function still reaches it.
 
-    SLURM signals every process of a step by itself. There a worker ends by SIGTERM only if its parent sends it.
+    SLURM sends a signal to every process of a step. There a shielded worker obeys SIGTERM only from its parent.
     """
     return worker_init_fn if isinstance(worker_init_fn, _Shielded) else _Shielded(worker_init_fn)
 
 
 def _obey_parent_alone() -> None:
-    """Ignore SIGTERM from anyone but the parent, and SIGUSR1, in this process, which has one thread."""
+    """Ignore SIGUSR1, and SIGTERM from any process but the parent. The worker has one thread at this point."""
     parent = os.getppid()
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # later threads inherit it
 
-    def watch() -> None:
+    def wait_for_parent() -> None:
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
             pass
-        os._exit(0)  # as torch's own handler, which this signal no longer reaches
+        os._exit(0)  # like torch's own handler, which a blocked signal does not reach
 
-    threading.Thread(target=watch, name="spot-shield", daemon=True).start()
+    threading.Thread(target=wait_for_parent, name="spot-shield", daemon=True).start()
 
 
-def shield_workers(loader: Any) -> None:
+def shield_workers(loader: object) -> None:
     """
-    Apply :func:`shield` to an existing loader, before its first iterator is made. Twice is the same as once.
+    Shield the workers of an existing loader. Call it before the first iterator is made; a second call does nothing.
 
-    A loader prepared by Accelerate is unwrapped; one without worker processes is left as it is.
+    A loader prepared by Accelerate is unwrapped first. A loader without worker processes is left as it is.
     """
     plain = plain_loader(loader)
     if getattr(plain, "num_workers", 0) > 0:
@@ -71,20 +69,16 @@ def shield_workers(loader: Any) -> None:
 
 def end_shielded_workers() -> None:
     """
-    Kill this process' shielded workers and let no loader wait for them. For a process that is about to end.
+    Kill the shielded workers of this process and let no loader wait for them. Call it only when the process ends.
 
-    Left to itself, torch takes five seconds and more for each worker that is busy: it waits that long for it
-    to finish what it does, and as long again after a SIGTERM. No loader of this process works afterwards.
+    torch by itself waits five seconds for each busy worker, and five more after a SIGTERM. No loader of this process
+    works after this call.
     """
     if threading.current_thread() is threading.main_thread():
-        # torch's handler would raise "DataLoader worker is killed by signal" in the main thread, in the
-        # middle of whatever it does to leave in good order. Only the main thread may change handlers, and
-        # only there can it have been installed.
+        # torch's handler would raise "DataLoader worker is killed by signal" in the main thread, in the middle of
+        # a clean exit. Only the main thread may change handlers, and only the main thread can have installed it.
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    # What torch itself sets when the interpreter ends: from then on no iterator touches the queues and locks
-    # that it shares with its workers. A killed worker may have died holding one of them, and the wait would
-    # be forever.
-    torch_data._set_python_exit_flag()
+    never_wait_for_workers()
     for child in multiprocessing.active_children():
         if child.pid is not None and child.daemon and _has_shield(child.pid):
             with suppress(ProcessLookupError):  # it ended meanwhile
@@ -92,7 +86,7 @@ def end_shielded_workers() -> None:
 
 
 def _has_shield(pid: int) -> bool:
-    """Whether *pid* leads a group of its own in our session. The pusher, say, has its own session."""
+    """Return True if *pid* leads a process group in our session. The pusher, in contrast, has its own session."""
     try:
         return os.getpgid(pid) == pid and os.getsid(pid) == os.getsid(0)
     except ProcessLookupError:

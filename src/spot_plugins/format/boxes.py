@@ -1,4 +1,4 @@
-"""Which part of a tensor a rank holds. Pure geometry: a *box* is a range of indices in every dimension."""
+"""The pieces of tensors that ranks hold, as boxes. A *box* is a range of indices in every dimension."""
 
 from __future__ import annotations
 
@@ -8,37 +8,37 @@ from typing import NamedTuple
 
 
 class Box(NamedTuple):
-    """A part of a tensor: from *offsets*, *lengths* long, one number per dimension; both empty for a scalar."""
+    """A piece of a tensor: begins at *offsets* and is *lengths* long, a number per dimension. A scalar has none."""
 
     offsets: tuple[int, ...]
     lengths: tuple[int, ...]
 
     @property
     def num_elements(self) -> int:
-        """How many elements are in it."""
+        """The number of elements in the box."""
         return prod(self.lengths)
 
 
 @dataclass(frozen=True, slots=True)
 class ShardBoxes:
-    """Where the elements that a rank holds lie in the whole tensor, and who else holds just the same."""
+    """The boxes of a shared tensor that a rank holds, and the ranks that hold the same boxes."""
 
     shape: tuple[int, ...]
-    """Of the whole tensor."""
-    boxes: tuple[Box, ...]
-    """What is held, in the order of the rank's memory: an empty box where a small tensor has no part for this rank."""
+    """The shape of the whole tensor."""
+    held: tuple[Box, ...]
+    """The boxes, in the order of the rank's memory. A rank that gets nothing of a small tensor has an empty box."""
     holders: tuple[int, ...]
-    """The ranks that hold exactly these boxes, in ascending order: they share the work of storing them."""
+    """The ranks that hold exactly these boxes, in ascending order. They share the work of storing them."""
 
 
 def overlap(one: Box, other: Box) -> int:
-    """Return how many elements two boxes of one tensor have in common."""
+    """Return the number of elements that two boxes of one tensor have in common."""
     sides = zip(*one, *other, strict=True)
     return prod(max(0, min(first + n, other_first + m) - max(first, other_first)) for first, n, other_first, m in sides)
 
 
 def whole(shape: tuple[int, ...]) -> Box:
-    """Return the box of all of a tensor."""
+    """Return the box that holds all of a tensor of this *shape*."""
     return Box((0,) * len(shape), shape)
 
 
@@ -46,15 +46,15 @@ def range_boxes(shape: tuple[int, ...], start: int, stop: int) -> tuple[Box, ...
     """
     Return the boxes of the elements *start* to *stop* of a tensor, counted row by row.
 
-    Flattened and laid end to end they are that range, in this order. There are at most ``2 * ndim - 1`` of them; an
-    empty range is one empty box, except that a scalar has no part that is empty.
+    Flattened and laid end to end, the boxes are that range, in this order. There are at most ``2 * ndim - 1`` of them.
+    An empty range is one empty box; of a scalar it is no box, because a scalar cannot be cut.
     """
     if start >= stop:
         return (Box((0,) * len(shape), (0, *shape[1:])),) if shape else ()
     if not shape:
         return (Box((), ()),)
     row = prod(shape[1:])
-    first, last = -(-start // row), stop // row  # the rows that are wholly inside
+    first, last = -(-start // row), stop // row  # the rows that lie completely inside
     if first > last:
         return _in_row(shape, last, start, stop)
     boxes: tuple[Box, ...] = ()
@@ -68,7 +68,7 @@ def range_boxes(shape: tuple[int, ...], start: int, stop: int) -> tuple[Box, ...
 
 
 def _in_row(shape: tuple[int, ...], index: int, start: int, stop: int) -> tuple[Box, ...]:
-    """Return the boxes of a range that lies in row *index*."""
+    """Return the boxes of a range that lies inside row *index*."""
     before = index * prod(shape[1:])
     inner = range_boxes(shape[1:], start - before, stop - before)
     return tuple(Box((index, *box.offsets), (1, *box.lengths)) for box in inner)

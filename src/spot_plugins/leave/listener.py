@@ -1,4 +1,4 @@
-"""From signals and sources to the agreement of the ranks: who is listened to, and what is made of what they say."""
+"""From signals and notice sources to the agreement of the ranks."""
 
 from __future__ import annotations
 
@@ -17,44 +17,48 @@ logger = logging.getLogger(__name__)
 
 class Listener:
     """
-    Looks where this process runs, and listens for notices from then on.
+    Finds out where this process runs, and passes notices to the agreement.
 
-    A signal makes all ranks leave at their next step: whoever sends it waits for that. A source names the end, and
-    training goes on until near it.
+    A signal makes all ranks leave at their next step, because its sender waits for the end of the process. A notice
+    source names the end, and training continues until near it.
 
     Args:
-        config: Who is asked, and what they give.
-        agreement: Told of every notice.
+        config: The notice sources to ask, and the grace that they give.
+        agreement: Gets every notice.
         bus: Gets the events.
-        is_first: Whether to log what was found: one rank of the job does.
+        is_first: Whether to log what was found. One rank of the job does.
     """
 
     def __init__(self, config: SpotConfig, agreement: Agreement, bus: EventBus, *, is_first: bool) -> None:
         self._agreement = agreement
         self._bus = bus
+        self._is_first = is_first
         self._surroundings = found = look_around(config)
-        # --signal=USR1@60 asks for one before the job's end, and it would end the process.
+        # --signal=USR1@60 asks for a SIGUSR1 before the job's end, which would end the process.
         others = (signal.SIGUSR1,) if "slurm" in found.providers else ()
         self._signals = SignalNotices(self._on_signal, others)
-        sources = make_sources(found.sources, config.notice_file, config.grace_s)
-        asked = tuple(source.name for source in sources)
-        if is_first:
+        self._sources = make_sources(found.sources, config.notice_file, config.grace_s)
+        self._poller = NoticePoller(self._sources, self._on_announcement)
+
+    def open(self) -> None:
+        """Emit what was found, and start to ask the notice sources. Signals are taken by :meth:`handle_signals`."""
+        found, asked = self._surroundings, tuple(source.name for source in self._sources)
+        if self._is_first:
             found.log(asked)
-        bus.emit(
+        self._bus.emit(
             NoticeSourcesFound(
                 providers=found.providers, sources=asked, grace_s=found.grace_s, limited_by=found.limited_by
             )
         )
-        self._watch = NoticePoller(sources, self._on_announcement)
-        self._watch.start()
+        self._poller.start()
 
     @property
     def providers(self) -> tuple[str, ...]:
         """Where this process runs, as far as it is known."""
         return self._surroundings.providers
 
-    def watch_signals(self) -> None:
-        """See :meth:`~.session.SpotSession.watch_signals`."""
+    def handle_signals(self) -> None:
+        """See :meth:`~.session.SpotSession.handle_signals`."""
         if self._signals.installed:
             self._signals.retake()
         else:
@@ -67,11 +71,11 @@ class Listener:
 
     def acknowledge(self) -> None:
         """Let the machine be taken sooner, by whoever has said that it will be."""
-        self._watch.acknowledge()
+        self._poller.acknowledge()
 
     def close(self) -> None:
         """Ask nobody any more. Signals are still taken."""
-        self._watch.close()
+        self._poller.close()
 
     def _on_signal(self, name: str, received_at: float) -> None:
         grace_s = self._surroundings.signal_grace_s

@@ -1,4 +1,4 @@
-"""What a session knows of its own speed, and what it makes of the seconds that a notice leaves it."""
+"""The measured speeds of this rank, and the plan that follows from them for the seconds that a notice leaves."""
 
 from __future__ import annotations
 
@@ -24,18 +24,20 @@ NUM_STEPS: Final = 16  # the slowest of so many is what a step takes
 
 class Measurements:
     """
-    Listens to the events of its rank, and is the :class:`~.agreement.decision.Planner` of its session.
+    Follows the events of its rank, and plans the last seconds from what saves lately took on the slowest rank.
+
+    :meth:`figures`, :meth:`merge` and :meth:`decide` are that part of :class:`~.agreement.decision.Participant`.
 
     Args:
         disk_survives: Whether the next attempt finds what is on the local disk.
-        bus: Gets the events.
+        bus: Gets :class:`~.events.LastSecondsPlanned`.
     """
 
     def __init__(self, disk_survives: bool, bus: EventBus) -> None:
         self._disk_survives = disk_survives
         self._bus = bus
         self._lock = threading.Lock()
-        self._passed_at: deque[float] = deque(maxlen=NUM_STEPS + 1)
+        self._step_ends: deque[float] = deque(maxlen=NUM_STEPS + 1)
         self._saved = 0
         self._saved_since_notice = False
         self._in_flight: dict[int, float] = {}  # steps, and when they were in memory
@@ -45,25 +47,25 @@ class Measurements:
         self._store_bytes_per_s: float | None = None
         self._commit_s = 0.0
         self._others: Situation | None = None
-        self._learned_at = 0.0
-        self._told: tuple[str, bool] | None = None
+        self._merged_at = 0.0
+        self._emitted: tuple[str, bool] | None = None
 
-    def passed(self) -> None:
-        """Say that a step is done, on the training thread."""
-        self._passed_at.append(time.monotonic())
+    def on_step(self) -> None:
+        """Take the time of a step that is done. On the training thread."""
+        self._step_ends.append(time.monotonic())
 
-    def paused(self) -> None:
-        """Say that training stood still: what comes next is not the time of a step."""
-        self._passed_at.clear()
+    def on_pause(self) -> None:
+        """Forget the times of steps, because the time of a pause is not the time of a step."""
+        self._step_ends.clear()
 
-    def saved(self, step: int, because_of_notice: bool = False) -> None:
-        """Say that *step* is being saved, or was resumed from."""
+    def on_saved(self, step: int, *, because_of_notice: bool = False) -> None:
+        """Take *step* as the newest that is being saved, or was resumed from."""
         with self._lock:
             self._saved = step
             self._saved_since_notice |= because_of_notice
 
     def on_event(self, event: Event) -> None:
-        """Take in *event*. From any thread."""
+        """Take the speeds that *event* tells. Callable from any thread."""
         with self._lock:
             match event:
                 case Staged(step=step, trigger=trigger):
@@ -85,35 +87,35 @@ class Measurements:
                     self._is_failing = True
 
     def figures(self) -> Json:
-        """See :class:`~.agreement.decision.Planner`."""
+        """See :class:`~.agreement.decision.Participant`."""
         return asdict(self._situation(0, 0.0))
 
-    def learn(self, figures: Sequence[Json]) -> None:
-        """See :class:`~.agreement.decision.Planner`."""
+    def merge(self, figures: Sequence[Json]) -> None:
+        """See :class:`~.agreement.decision.Participant`."""
         self._others = slowest([Situation(**cast("dict[str, Any]", each)) for each in figures])
-        self._learned_at = time.monotonic()
+        self._merged_at = time.monotonic()
 
-    def heed(self, step: int, notice: Notice, num_ahead: int) -> Act:
-        """See :class:`~.agreement.decision.Planner`."""
+    def decide(self, step: int, notice: Notice, num_ahead: int) -> Act:
+        """See :class:`~.agreement.decision.Participant`."""
         now = self._of_all(self._situation(step, _left_s(notice)))
         plan = plan_last_seconds(now)
         if plan.choice != "train_on" or plan.num_steps <= num_ahead:
             return "leave"
-        self._tell_plan(step, plan, now)
+        self._emit_plan(step, plan, now)
         return "save" if plan.save_first else "train"
 
-    def leave(self, step: int, notice: Notice) -> None:
-        """Tell what is to be expected now that *step* is left with."""
+    def announce(self, step: int, notice: Notice) -> None:
+        """Emit the plan for leaving with *step*."""
         now = replace(self._situation(step, _left_s(notice)), step_s=None)  # there will be no other step
-        self._tell_plan(step, plan_last_seconds(now), now)
+        self._emit_plan(step, plan_last_seconds(now), now)
 
     def _situation(self, step: int, left_s: float) -> Situation:
-        """Return that of this rank behind *step*."""
+        """Return the situation of this rank after *step*."""
         with self._lock:
             staged = self._staged
             situation = Situation(
                 left_s=left_s,
-                step_s=max((after - before for before, after in pairwise(tuple(self._passed_at))), default=None),
+                step_s=max((after - before for before, after in pairwise(tuple(self._step_ends))), default=None),
                 num_bytes=None if staged is None else staged.num_bytes,
                 stall_s=0.0 if staged is None else staged.stall_s,
                 stage_bytes_per_s=None if staged is None else staged.num_bytes / max(staged.copy_s, 1e-9),
@@ -128,7 +130,11 @@ class Measurements:
         return replace(situation, in_flight_s=self._in_flight_s(situation))
 
     def _in_flight_s(self, by: Situation) -> float:
-        """Return the seconds until all pushes are done, by the speeds of *by*. A late one is as late again."""
+        """
+        Estimate the seconds until every push in flight finishes, by the speeds of *by*.
+
+        A push that is already overdue is expected to take as long again as it is late.
+        """
         end = 0.0
         with self._lock:
             if not self._in_flight:
@@ -138,29 +144,29 @@ class Measurements:
             return math.inf if self._is_failing else abs(end - time.monotonic())
 
     def _of_all(self, own: Situation) -> Situation:
-        """Return *own* together with what the other ranks said, whose pushes have gone on since."""
+        """Return *own* merged with the figures of the other ranks, whose pushes have continued since."""
         if (others := self._others) is None:
             return own
         others = replace(
             others,
             left_s=own.left_s,
-            in_flight_s=max(0.0, others.in_flight_s - (time.monotonic() - self._learned_at)),
+            in_flight_s=max(0.0, others.in_flight_s - (time.monotonic() - self._merged_at)),
             num_unsaved_steps=own.num_unsaved_steps,
             saved_since_notice=own.saved_since_notice,
         )
         together = slowest([own, others])
         return replace(together, in_flight_s=max(others.in_flight_s, self._in_flight_s(together)))
 
-    def _tell_plan(self, step: int, plan: Plan, now: Situation) -> None:
-        if self._told == (plan.choice, plan.save_first):
+    def _emit_plan(self, step: int, plan: Plan, now: Situation) -> None:
+        if self._emitted == (plan.choice, plan.save_first):
             return
-        self._told = (plan.choice, plan.save_first)
+        self._emitted = (plan.choice, plan.save_first)
         logger.info(
             "step %s, %.1f s left: %s%s, %s steps fit, the last save needs %s s",
             step,
             now.left_s,
             plan.choice,
-            " behind a first save" if plan.save_first else "",
+            " after a first save" if plan.save_first else "",
             plan.num_steps,
             "an unknown number of" if plan.needs_s is None else f"{plan.needs_s:.1f}",
         )

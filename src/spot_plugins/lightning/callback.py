@@ -1,13 +1,10 @@
-"""The callback itself: it translates hooks into calls of the session and decides nothing."""
+"""The callback, which translates the hooks of Lightning into calls of the session and decides nothing."""
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import (
     DDPStrategy,
@@ -22,22 +19,22 @@ from ..data import end_shielded_workers
 from ..errors import ConfigError, Preempted
 from ..events import Subscriber, subscribers_of
 from ..session import SpotSession
-from ..state import ModelPart, OptimizerPart, RngPart
-from .loops import LoopsPart, validation_is_due
-from .metrics import MetricsPart
-from .parts import CallbacksPart, CheckpointHooksPart, DeferredPart, FrozenPart
-from .position import PositionPart
+from . import internals
+from .fit import Fit
 
 
 class SpotCheckpoint(Callback):
     """
     Save on steps or seconds, leave safely when the machine is taken, and resume by itself in ``trainer.fit``.
 
-    Add it to the trainer's callbacks and call ``fit`` without ``ckpt_path``: when there is a checkpoint at *url*,
-    training goes on behind it. After a SIGTERM the state is saved and stored, and
+    Add it to the trainer's callbacks and call ``fit`` without ``ckpt_path``. If there is a checkpoint at *url*,
+    training continues after it. After a SIGTERM the state is saved and stored, and
     :exc:`~spot_plugins.errors.Preempted` (exit code 143) leaves ``fit``.
 
-    It moves itself behind all other callbacks, so that what it saves is what they have left.
+    A ``ckpt_path`` is used to begin a run. Once the run has a checkpoint of its own, that one is restored instead,
+    with a warning.
+
+    The callback moves itself to the end of the list of callbacks, so that it saves what the others have changed.
 
     A ``SPOT_*`` variable stands for each setting that is None: ``SPOT_EVERY_STEPS`` for *every_steps*, and so on for
     all but *storage_options*. See :class:`~spot_plugins.config.SpotConfig` for more about each, and for the defaults.
@@ -104,105 +101,94 @@ class SpotCheckpoint(Callback):
             storage_options=storage_options,
         )
         self._on_event = subscribers_of(on_event, hooks)
-        self._fit: _Fit | None = None
+        self._fit: Fit | None = None
+        # Of the last fit, after it has ended.
+        self._last_committed_step: int | None = None
+        self._resumed_from: int | None = None
+
+    @property
+    def last_committed_step(self) -> int | None:
+        """
+        Newest step that this rank has committed in this process, or None.
+
+        A committed step is visible to a resume once every rank has committed it. The value stays after ``fit``.
+        """
+        fit = self._fit
+        return fit.session.last_committed_step if fit is not None else self._last_committed_step
+
+    @property
+    def resumed_from(self) -> int | None:
+        """Step after which this process continued, or None on a first run. The value stays after ``fit``."""
+        fit = self._fit
+        return fit.session.resumed_from if fit is not None else self._resumed_from
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check the settings against the store, before anything is built, and take SIGTERM."""
+        """Check the settings against the store before anything is built, and take SIGTERM as a notice."""
         if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return  # a trial of a few batches must not become the beginning of the run
         _check_strategy(trainer)
-        # A new list: Lightning is iterating over the old one right now.
+        internals.check(trainer)
+        # A new list, because Lightning iterates over the old one during this call.
         others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
         trainer.callbacks = [*others, self]  # type: ignore[attr-defined]
         session = SpotSession(self._config, on_event=self._on_event)
-        # Now: configure_optimizers() may ask how many steps there will be, and that makes the loaders.
-        position = PositionPart(trainer)
-        rng = DeferredPart(RngPart())
-        loops = LoopsPart(trainer, position, keep_batch=self._config.elastic_batch == "keep")
-        self._fit = _Fit(session, loops, position, rng)
-        self._watch_signals()
-        # Lightning's own handler broadcasts: a rank that gets the signal alone hangs or crashes in it. No hook comes
-        # between the moment that it is put in front of ours and a barrier in which that rank may wait for long.
-        trainer._signal_connector.__dict__["_sigterm_notifier_fn"] = _leave_it_to_us
+        self._fit = Fit(trainer, session, self._config.url, keep_batch=self._config.elastic_batch == "keep")
+        session.open()
+        self._fit.handle_signals()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore everything that exists by now; data and random streams follow in :meth:`on_train_start`."""
-        if (fit := self._fit) is None:
-            return
-        session = fit.session
-        model = trainer.strategy.model  # FSDP's own wrapper holds what it has flattened
-        assert model is not None
-        session.register("model", ModelPart(model), replicated=ModelPart.replicated)
-        session.register("frozen", FrozenPart(pl_module))
-        session.register("callbacks", CallbacksPart(trainer, pl_module, self))  # they may make groups in an optimizer
-        for index, optimizer in enumerate(trainer.optimizers):
-            part = OptimizerPart(optimizer, model)
-            session.register(f"optimizer-{index}", part, replicated=OptimizerPart.replicated)
-        for index, config in enumerate(trainer.lr_scheduler_configs):
-            session.register(f"scheduler-{index}", config.scheduler)
-        session.register("precision", trainer.precision_plugin)
-        session.register("loops", fit.loops)
-        session.register("checkpoint-hooks", CheckpointHooksPart(trainer, pl_module, self))
-        session.register("metrics", MetricsPart(trainer, pl_module))
-        if trainer.datamodule is not None:  # type: ignore[attr-defined]
-            session.register("datamodule", trainer.datamodule)  # type: ignore[attr-defined]
-        session.register("position", fit.position)
-        session.register("rng", fit.rng)
-        if session.resume() is not None:
-            # What a ckpt_path brought is older: it was where the first run began.
-            trainer._checkpoint_connector._loaded_checkpoint = {}
-        fit.last_step = trainer.global_step
-        self._wrap_module_hook(trainer, pl_module)
+        """Restore everything that exists by now. :meth:`on_train_start` restores data and random streams."""
+        if self._fit is not None:
+            self._fit.resume(pl_module, self)
+            self._wrap_module_hook(self._fit, pl_module)
 
     def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take SIGTERM back: Lightning has just put a handler of its own around ours."""
-        self._watch_signals()
+        """Install our SIGTERM handler again, because Lightning has just installed its own around it."""
+        if self._fit is not None:
+            self._fit.handle_signals()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Put data, loops and, last of all, the random streams where they were."""
-        if (fit := self._fit) is None:
-            return
-        self._watch_signals()
-        _start_persistent_validation_workers(trainer)
-        fit.position.settle()
-        fit.loops.settle()
-        fit.rng.settle()
+        """Restore data, loops and, last of all, the random streams."""
+        if self._fit is not None:
+            self._fit.handle_signals()
+            self._fit.start()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Begin the epoch's position before its iterator is made."""
+        """Begin the position of the epoch before its iterator is made."""
         if self._fit is not None:
-            self._fit.position.begin_epoch()
+            self._fit.begin_epoch()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Leave the pause, should validation have run without a batch."""
-        self._exit_pause()
+        """End the pause, if validation has run without a batch."""
+        if self._fit is not None:
+            self._fit.end_pause()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Report the step, unless the module's own hook of this name is still to come."""
-        if not _overrides_batch_end(pl_module):
-            self._boundary(trainer)
+        """Report the step, unless the module has a hook of this name, which runs after this one."""
+        if self._fit is not None and not _overrides_batch_end(pl_module):
+            self._fit.end_batch()
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Leave from within validation, if there is a notice."""
-        if self._fit is not None and self._fit.paused:
-            self._fit.session.in_pause()
+        """Leave in the middle of validation, if there is a notice."""
+        if self._fit is not None:
+            self._fit.check_pause()
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave, or go on training."""
-        self._exit_pause()
+        """Leave if there is a notice. Otherwise continue training."""
+        if self._fit is not None:
+            self._fit.end_pause()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the end of the training and wait until it is stored."""
         if self._fit is not None:
-            self._exit_pause()
-            self._fit.session.finish(trainer.global_step)
+            self._fit.finish()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Let go; what is staged is still pushed. Lightning does not call :meth:`teardown` now."""
+        """Close. What is staged is still pushed. Lightning does not call :meth:`teardown` after this."""
         try:
             if self._fit is not None:
                 self._fit.session.fail(exception)
@@ -210,70 +196,33 @@ class SpotCheckpoint(Callback):
             exception = preempted
             raise
         finally:
-            self._close(trainer, pl_module)
+            self._close(pl_module)
             if isinstance(exception, Preempted):
                 end_shielded_workers()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let go."""
-        self._close(trainer, pl_module)
+        """Close."""
+        self._close(pl_module)
 
-    def _boundary(self, trainer: Trainer) -> None:
-        fit, step = self._fit, trainer.global_step
-        if fit is None or step == fit.last_step:  # under gradient accumulation the step repeats from batch to batch
-            return
-        fit.last_step = step
-        fit.session.after_step(step)
-        if trainer.is_last_batch:  # at the end of an epoch other callbacks may prune weights, or average them
-            fit.session.fence()
-        if validation_is_due(trainer):
-            fit.paused = True
-            fit.session.enter_pause(step)
-
-    def _exit_pause(self) -> None:
-        if self._fit is not None and self._fit.paused:
-            self._fit.paused = False
-            self._fit.session.exit_pause()
-
-    def _wrap_module_hook(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Callbacks run before the module's own ``on_train_batch_end``: what that changes belongs to the step."""
+    def _wrap_module_hook(self, fit: Fit, pl_module: LightningModule) -> None:
+        """Report the step after the module's own ``on_train_batch_end``, because the step includes its changes."""
         if not _overrides_batch_end(pl_module):
             return
         original = pl_module.on_train_batch_end
 
         def on_train_batch_end(*args: Any, **kwargs: Any) -> None:
             original(*args, **kwargs)
-            self._boundary(trainer)
+            fit.end_batch()
 
         pl_module.__dict__["on_train_batch_end"] = on_train_batch_end
 
-    def _close(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _close(self, pl_module: LightningModule) -> None:
         fit, self._fit = self._fit, None
         if fit is not None:
-            fit.session.close()
-            fit.position.close()
             pl_module.__dict__.pop("on_train_batch_end", None)
-            trainer._signal_connector.__dict__.pop("_sigterm_notifier_fn", None)
-
-    def _watch_signals(self) -> None:
-        if self._fit is not None and threading.current_thread() is threading.main_thread():
-            self._fit.session.watch_signals()
-
-
-@dataclass
-class _Fit:
-    """What belongs to one call of ``trainer.fit``. There is none in ``validate`` and the like."""
-
-    session: SpotSession
-    loops: LoopsPart
-    position: PositionPart
-    rng: DeferredPart
-    last_step: int = 0
-    paused: bool = False
-
-
-def _leave_it_to_us(*args: Any) -> None:
-    """Stand in for the part of Lightning's handler that broadcasts; it calls ours next."""
+            fit.close()
+            self._last_committed_step = fit.session.last_committed_step
+            self._resumed_from = fit.session.resumed_from
 
 
 def _check_strategy(trainer: Trainer) -> None:
@@ -288,19 +237,3 @@ def _check_strategy(trainer: Trainer) -> None:
 
 def _overrides_batch_end(pl_module: LightningModule) -> bool:
     return type(pl_module).on_train_batch_end is not LightningModule.on_train_batch_end
-
-
-def _start_persistent_validation_workers(trainer: Trainer) -> None:
-    """
-    Make the iterators of persistent validation workers now, with the random streams as they were.
-
-    Making one draws from torch's stream, once per process life. In a resumed life that would be one draw more
-    than in a life that was never interrupted.
-    """
-    loaders = trainer.fit_loop.epoch_loop.val_loop._combined_loader
-    rng = RngPart()
-    state = rng.state_dict()
-    for loader in loaders.flattened if loaders is not None else ():
-        if isinstance(loader, torch.utils.data.DataLoader) and loader.persistent_workers and loader._iterator is None:
-            iter(loader)
-    rng.load_state_dict(state)

@@ -1,10 +1,10 @@
 """
-Lightning's loops, restored such that they go on behind the very batch at which they were saved.
+The progress of Lightning's loops, restored so that they continue right after the batch at which they were saved.
 
-Lightning guesses from its counters where a checkpoint was taken, and guesses wrong for one taken in
-``on_train_batch_end``: it leaves out the validation that was due behind that batch, and behind the last batch of
-an epoch the end of the epoch too. So the counters are brought to the end of the batch first, and what follows it
-is set explicitly. Everything private of Lightning's loops is in this module; ``tests/drills`` pin it.
+Lightning infers from its counters where a checkpoint was taken. For one taken in ``on_train_batch_end`` it is wrong:
+it leaves out the validation that was due after that batch, and after the last batch of an epoch also the end of the
+epoch. So this module first brings the counters to the end of the batch, and then sets explicitly what follows it.
+See ``docs/adr/0004``.
 """
 
 from __future__ import annotations
@@ -14,22 +14,14 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from lightning.pytorch.loops.evaluation_loop import RestartStage as EvaluationRestart
-from lightning.pytorch.loops.progress import _BatchProgress, _ReadyCompletedTracker
 from lightning.pytorch.utilities import rank_zero_info
 
+from . import internals
 from .position import PositionPart
 
 
-def validation_is_due(trainer: Trainer) -> bool:
-    """Whether validation follows the batch that has just been trained on."""
-    fit_loop = trainer.fit_loop
-    assert fit_loop._data_fetcher is not None
-    return fit_loop.epoch_loop._should_check_val_fx(fit_loop._data_fetcher)
-
-
 class LoopsPart:
-    """Progress of the fit loop and all loops in it, and whether it was asked to stop."""
+    """Progress of the fit loop and all loops in it, and the wish to stop."""
 
     def __init__(self, trainer: Trainer, position: PositionPart, *, keep_batch: bool) -> None:
         self._trainer = trainer
@@ -38,10 +30,11 @@ class LoopsPart:
         self._restored = False
         self._accumulate_grad_batches = 1
         self._configured = trainer.accumulate_grad_batches
-        self._batches_per_step: int | None = None  # over all ranks, of the first life with this setting
+        # Over all ranks, in the first process that had this setting.
+        self._batches_per_step: int | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the counters. Positions of loaders are left to :class:`~.position.PositionPart`."""
+        """Return the counters. :class:`~.position.PositionPart` saves the positions of loaders."""
         loops = self._trainer.fit_loop.state_dict()
         loops["state_dict"] = {k: v for k, v in loops["state_dict"].items() if k != "combined_loader"}
         return {
@@ -53,47 +46,41 @@ class LoopsPart:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the counters, as of the end of the batch."""
+        """Restore the counters as they are at the end of the batch."""
         fit_loop = self._trainer.fit_loop
         fit_loop.load_state_dict(state["fit_loop"])
         self._trainer.should_stop = state["should_stop"]
         self._accumulate_grad_batches = state["accumulate_grad_batches"]
         if state["configured"] == self._configured:
             self._batches_per_step = state["batches_per_step"]
-        _complete(fit_loop.epoch_loop.batch_progress)
+        _count_as_done(fit_loop.epoch_loop.batch_progress)
         self._restored = True
 
-    def settle(self) -> None:
-        """Say what follows the restored batch, once the data is there, right before the epoch goes on."""
+    def apply(self) -> None:
+        """Set what follows the restored batch. The loaders exist by now, and the epoch continues right after this."""
         if not self._restored:
             return
         self._restored = False
         fit_loop = self._trainer.fit_loop
-        epoch_loop = fit_loop.epoch_loop
-        if (batches := self._position.batches_behind) is not None:
-            _go_to(epoch_loop.batch_progress.current, batches)
+        if (num_batches := self._position.num_done) is not None:
+            _set_all(fit_loop.epoch_loop.batch_progress.current, num_batches)
         self._keep_batches_per_step()
         if not fit_loop.restarted_mid_epoch:
             return
-        # Lightning knows only of loaders that keep their own state.
+        # Lightning gives this advice because it knows only loaders that keep their own state.
         warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
         if self._has_accumulation_schedule:
-            # It says so at the beginning of an epoch, and refuses to start with anything but 1.
+            # The schedule sets this number at the beginning of an epoch, and refuses to start with any but 1.
             self._trainer.accumulate_grad_batches = self._accumulate_grad_batches
-        # Not the first batch of the epoch, at which what was logged before is dropped.
-        self._trainer._logger_connector._first_loop_iter = True
-        # Lightning leaves out plateau schedulers at the end of a restarted epoch, because it does not restore
-        # the metrics they look at. We do.
-        fit_loop._restarting = False
-        if validation_is_due(self._trainer):
-            epoch_loop.val_loop.batch_progress.reset_on_run()  # it counts the validation before
-            epoch_loop.val_loop._restart_stage = EvaluationRestart.RESTARTED_MID_EVALUATION
-        else:  # the rest of what ends a batch; with validation it runs by itself behind that
-            epoch_loop.update_lr_schedulers("step", update_plateau_schedulers=True)
-            epoch_loop._batches_that_stepped += 1
+        internals.keep_logged_values(self._trainer)
+        internals.end_restart(self._trainer)
+        if internals.validation_is_due(self._trainer):
+            internals.validate_next(self._trainer)
+        else:
+            internals.end_batch(self._trainer)
 
     def _keep_batches_per_step(self) -> None:
-        """Let the ranks there are now take as many batches per optimizer step as the first ones did."""
+        """Let the present ranks take as many batches per optimizer step as the ranks of the first process did."""
         num_replicas = self._position.num_replicas
         here = self._configured * num_replicas
         before = self._batches_per_step or here
@@ -120,13 +107,13 @@ class LoopsPart:
         return any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks)
 
 
-def _go_to(progress: _ReadyCompletedTracker, batches: int) -> None:
-    """Count *batches* as done, and nothing behind them as begun."""
+def _set_all(progress: object, num_batches: int) -> None:
+    """Set every counter of *progress* to *num_batches*, so that no later batch counts as begun."""
     for name in vars(progress):
-        setattr(progress, name, batches)
+        setattr(progress, name, num_batches)
 
 
-def _complete(progress: _BatchProgress) -> None:
-    """Count the batch that was in hand as done: the checkpoint holds all that it changed."""
+def _count_as_done(progress: Any) -> None:
+    """Count the batch of the checkpoint as done, because the checkpoint holds all that the batch changed."""
     for tracker in (progress.total, progress.current):
         tracker.completed = tracker.ready

@@ -1,4 +1,4 @@
-"""Small pieces of Lightning's state, each with ``state_dict`` and ``load_state_dict``."""
+"""Small pieces of state in Lightning, each with ``state_dict`` and ``load_state_dict``."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BaseFinetuning
 from torch import nn
 
-from ..state import clean_name, is_flat
-from ..state.part import Part
+from ..state import ShardedPart, clean_name, is_flat
+from .internals import is_flat_parameter
 
 
-class DeferredPart:
-    """Keeps the restored state of *part* until :meth:`settle`: what comes between would change it again."""
+class DeferredPart(ShardedPart):
+    """Part that keeps its restored state until :meth:`apply`, because something before that would change it again."""
 
-    def __init__(self, part: Part) -> None:
+    def __init__(self, part: ShardedPart) -> None:
         self._part = part
         self._state: Any = None
 
@@ -25,22 +25,22 @@ class DeferredPart:
         return self._part.state_dict()
 
     def load_state_dict(self, state: Any) -> None:
-        """Keep *state*."""
+        """Keep *state* for :meth:`apply`."""
         self._state = state
 
     def for_new_rank(self, state: Any, rank: int) -> Any:
-        """Ask the part."""
-        return self._part.for_new_rank(state, rank) if hasattr(self._part, "for_new_rank") else state
+        """Return the state of a rank that is new to the run."""
+        return self._part.for_new_rank(state, rank)
 
-    def settle(self) -> None:
-        """Give the part its kept state, if there is one."""
+    def apply(self) -> None:
+        """Restore the part from the kept state, if there is one."""
         if self._state is not None:
             self._part.load_state_dict(self._state)
             self._state = None
 
 
 class FrozenPart:
-    """What callbacks that freeze layers have switched off by now: in the next life they begin with all of it again."""
+    """Parameters and statistics that callbacks have frozen. In the next process these callbacks begin from scratch."""
 
     def __init__(self, pl_module: LightningModule) -> None:
         self._module = pl_module
@@ -53,16 +53,16 @@ class FrozenPart:
         }
 
     def load_state_dict(self, frozen: dict[str, list[str]]) -> None:
-        """Switch these off and all others on."""
+        """Freeze what is named in *frozen*, and nothing else."""
         for name, value in self._parameters():
             value.requires_grad_(name not in frozen["parameters"])
         for name, module in self._normalizing():
             module.track_running_stats = name not in frozen["statistics"]
 
     def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """Yield what can be frozen by name. All that FSDP1 makes into one flat parameter is trained, or none of it."""
+        """Yield what can be frozen by name. A flat parameter of FSDP1 is trained as a whole or not at all."""
         for name, value in self._module.named_parameters():
-            if not name.endswith("_flat_param"):
+            if not is_flat_parameter(name):
                 yield clean_name(name), value
 
     def _normalizing(self) -> Iterator[tuple[str, Any]]:
@@ -72,7 +72,7 @@ class FrozenPart:
 
 
 class CallbacksPart:
-    """The other callbacks' ``state_dict``. One that is new to the run begins fresh, as in Lightning."""
+    """The state of the other callbacks. A callback that is new to the run begins fresh, as in Lightning."""
 
     def __init__(self, trainer: Trainer, pl_module: LightningModule, own: Callback) -> None:
         self._trainer = trainer
@@ -85,17 +85,17 @@ class CallbacksPart:
         return {key: state for key, state in states.items() if state}
 
     def load_state_dict(self, states: dict[str, Any]) -> None:
-        """Give every callback its state back."""
+        """Restore every callback whose state was saved."""
         for callback in self._callbacks:
             if callback.state_key in states:
                 callback.load_state_dict(states[callback.state_key])
                 if isinstance(callback, BaseFinetuning):
-                    # In this hook, which came too early, it makes the optimizer's groups of its state.
+                    # This hook makes the groups of the optimizer from that state. Lightning called it before.
                     callback.on_fit_start(self._trainer, self._module)
 
 
 class CheckpointHooksPart:
-    """What the module's and the callbacks' ``on_save_checkpoint`` do to a checkpoint."""
+    """The changes that ``on_save_checkpoint`` of the module and the callbacks make to a checkpoint."""
 
     def __init__(self, trainer: Trainer, pl_module: LightningModule, own: Callback) -> None:
         self._trainer = trainer
@@ -106,7 +106,7 @@ class CheckpointHooksPart:
         """
         Call the hooks with a checkpoint that has the usual keys, and return the keys that they added or changed.
 
-        Tensors of the module in it are not stored twice: the encoder knows them by their memory.
+        Tensors of the module are not stored twice, because the encoder recognizes them by their memory.
         """
         checkpoint = self._usual()
         before = {**checkpoint, "state_dict": dict(checkpoint["state_dict"])}
@@ -119,7 +119,7 @@ class CheckpointHooksPart:
         return {key: value for key, value in checkpoint.items() if key not in before or key == "state_dict"}
 
     def load_state_dict(self, changed: dict[str, Any]) -> None:
-        """Call the loading hooks with what the saving ones changed, if they changed anything."""
+        """Call the hooks that load, if the hooks that save changed anything."""
         if not changed:
             return
         checkpoint = {**self._usual(), **changed}
@@ -131,7 +131,7 @@ class CheckpointHooksPart:
         return {
             "epoch": self._trainer.current_epoch,
             "global_step": self._trainer.global_step,
-            # FSDP1 would gather all weights on all ranks for it.
+            # FSDP1 would gather all weights on every rank.
             "state_dict": {} if is_flat(self._module) else self._module.state_dict(),
         }
 

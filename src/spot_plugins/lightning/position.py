@@ -1,30 +1,27 @@
-"""Where the training loaders stand. Lightning makes them late, and their iterators at once."""
+"""The positions of training in its loaders. Lightning makes loaders late, and their iterators right after them."""
 
 from __future__ import annotations
 
-from contextlib import suppress
 from itertools import chain
 from typing import Any, cast
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.loops.fetchers import _DataFetcher, _PrefetchDataFetcher
-from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
-from lightning.pytorch.utilities import CombinedLoader
 
 from ..data import ElasticSampler, LoaderPosition, samplers, shield_workers
 from ..data.rng import load_streams_state, streams_state
 from ..errors import ConfigError
+from . import internals
 
 
 class PositionPart:
     """
     The positions of all training loaders.
 
-    A loader passes ``Strategy.process_dataloader`` between its making and the making of its iterator. There its
-    workers get their shield, and a training loader its position.
+    Lightning passes every new loader through ``Strategy.process_dataloader`` and makes its iterator after that. This
+    part replaces the method: it shields the workers of the loader and gives a training loader its position.
 
-    Of a loader without a length Lightning fetches one batch ahead, to know which one is the last. The position is
-    then the one before that fetch, and the random streams that the batch was made with are kept beside it.
+    If a loader has no length, Lightning fetches one batch ahead to know which batch is the last. The position is then
+    the one before that fetch. The random streams from before the fetch are saved with it.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -47,53 +44,53 @@ class PositionPart:
             return loader
 
         strategy.__dict__["process_dataloader"] = process_dataloader
-        trainer.fit_loop.epoch_loop.__dict__["_on_before_fetch"] = self._before_fetch
+        internals.call_before_fetch(trainer, self._before_fetch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the positions behind the present batch."""
-        return {"replicas": self.num_replicas, **(self._ahead or {"streams": None, "loaders": self._behind_fetched()})}
+        """Return the positions after the present batch."""
+        return {"replicas": self.num_replicas, **(self._ahead or {"streams": None, "loaders": self._after_fetched()})}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Keep the positions until the loaders exist. Those made already, at the beginning, are made anew."""
+        """Keep the positions until the loaders exist. Loaders that exist already are made again."""
         self._restored, self._streams = state["loaders"], state["streams"]
         self._resharded = state["replicas"] != self.num_replicas
         self._made = []
-        self._trainer.fit_loop._combined_loader = None
+        internals.make_training_loaders_again(self._trainer)
 
     @property
     def num_replicas(self) -> int:
-        """How many ranks read different samples. With tensor parallelism some read the same."""
+        """Number of ranks that read different samples. With tensor parallelism some ranks read the same."""
         kwargs = getattr(self._trainer.strategy, "distributed_sampler_kwargs", None)
         return 1 if kwargs is None else int(kwargs["num_replicas"])
 
     @property
-    def batches_behind(self) -> int | None:
-        """How many batches of this job lie behind the restored position; None if they are those that were counted."""
+    def num_done(self) -> int | None:
+        """Number of batches of this job before the restored position. None if Lightning's own counters are right."""
         if not self._resharded:
             return None
-        return max(position.batches_behind for position in self._positions)
+        return max(position.num_done for position in self._positions)
 
-    def settle(self) -> None:
+    def apply(self) -> None:
         """Bring iterators that cannot start at a position there, right before the first batch."""
         self._adopt()
-        iterators = self._combined._iterator
-        assert iterators is not None
-        ahead = self._fetched_ahead
+        ahead = internals.batches_ahead(self._trainer)
         if ahead and len({position.kind for position in self._positions}) > 1:
             raise ConfigError(
                 "of several training loaders one is without a length, and not all find their position in the same way. "
                 "Give that one a length, or make all of them StatefulDataLoaders"
             )
         num_used = 0
-        for position, iterator in zip(self._positions, iterators.iterators, strict=True):
+        for position, iterator in zip(self._positions, internals.training_iterators(self._trainer), strict=True):
             left = iter(ahead.copy())
             position.fast_forward(chain(left, iterator))
             num_used = len(ahead) - len(list(left))
-        if num_used:
-            self._fetch_again()
+        if num_used:  # the batch ahead is now the one at the position, with the random streams of its first fetch
+            if self._streams is not None:
+                load_streams_state(self._streams)
+            internals.fetch_ahead_again(self._trainer)
 
     def begin_epoch(self) -> None:
-        """Begin a new epoch, unless the iterator for it exists already."""
+        """Begin a new epoch, unless its iterator exists already."""
         self._adopt()
         self._ahead = None
         for position in self._positions:
@@ -103,53 +100,21 @@ class PositionPart:
     def close(self) -> None:
         """Give the trainer its own methods back."""
         self._trainer.strategy.__dict__.pop("process_dataloader", None)
-        self._trainer.fit_loop.epoch_loop.__dict__.pop("_on_before_fetch", None)
+        internals.stop_call_before_fetch(self._trainer)
 
     @property
     def _epoch(self) -> int:
-        """The epoch that is trained, or comes next: what Lightning itself tells samplers."""
+        """The epoch that is trained now, or comes next. Lightning gives samplers the same number."""
         return cast("int", self._trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
 
-    @property
-    def _combined(self) -> CombinedLoader:
-        combined = self._trainer.fit_loop._combined_loader
-        assert combined is not None
-        return combined
-
-    @property
-    def _fetched_ahead(self) -> list[Any]:
-        """The batches that were fetched before they are needed: one, of loaders without a length."""
-        fetcher = self._trainer.fit_loop._data_fetcher
-        return fetcher.batches if isinstance(fetcher, _PrefetchDataFetcher) else []
-
-    def _behind_fetched(self) -> list[dict[str, Any]]:
-        """Return the positions behind all batches that the present iterators gave."""
-        return [position.state_dict(self._num_fetched) for position in self._positions]
-
-    @property
-    def _num_fetched(self) -> int:
-        iterator = self._combined._iterator
-        return 0 if iterator is None else iterator._idx
+    def _after_fetched(self) -> list[dict[str, Any]]:
+        """Return the positions after all batches that the present iterators yielded."""
+        return [position.state_dict(internals.num_fetched(self._trainer)) for position in self._positions]
 
     def _before_fetch(self) -> None:
-        fetcher = self._trainer.fit_loop._data_fetcher
-        if isinstance(fetcher, _PrefetchDataFetcher) and fetcher.length is None:
+        if internals.fetches_ahead(self._trainer):
             self._adopt()
-            self._ahead = {"streams": streams_state(), "loaders": self._behind_fetched()}
-        _TrainingEpochLoop._on_before_fetch(self._trainer.fit_loop.epoch_loop)
-
-    def _fetch_again(self) -> None:
-        """Fetch ahead once more, now at the position, with the random streams of the first time."""
-        fetcher = self._trainer.fit_loop._data_fetcher
-        assert isinstance(fetcher, _PrefetchDataFetcher)
-        fetcher.batches.clear()
-        iterator = self._combined._iterator
-        assert iterator is not None
-        iterator._idx = 0
-        if self._streams is not None:
-            load_streams_state(self._streams)
-        with suppress(StopIteration):
-            fetcher.batches.append(_DataFetcher.__next__(fetcher))
+            self._ahead = {"streams": streams_state(), "loaders": self._after_fetched()}
 
     def _bind_samplers(self, loader: Any) -> None:
         kwargs = getattr(self._trainer.strategy, "distributed_sampler_kwargs", None)
@@ -168,6 +133,6 @@ class PositionPart:
             load_streams_state(self._streams)  # the batch ahead is fetched next
 
     def _adopt(self) -> None:
-        """Use the positions of loaders that were just made, also when they are made anew every few epochs."""
+        """Use the positions of loaders that were just made, also if loaders are made again every few epochs."""
         if self._made:
             self._positions, self._made, self._restored = self._made, [], []

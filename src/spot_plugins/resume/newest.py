@@ -23,6 +23,7 @@ from ..ranks import Job
 from ..store import LocalStore, ObjectStore, patiently
 
 if TYPE_CHECKING:
+    from ..state import ShardedPart
     from .reader import LoadedStep, Wanted
 
 
@@ -134,12 +135,12 @@ def _raise_shared(problems: list[Any]) -> None:
             raise StoreError(problem["operation"], problem["key"], problem["text"])
 
 
-def apply_state(loaded: LoadedStep, parts: list[tuple[str, Any]], rank: int) -> None:
+def apply_state(loaded: LoadedStep, parts: list[tuple[str, ShardedPart]], rank: int) -> None:
     """
     Give each part of *rank* its state back.
 
-    Where there was no such rank when it was saved, a part may make rank 0's state its own first, by a method
-    ``for_new_rank(state, rank)``.
+    A rank that the job did not have when it saved gets the state of rank 0, as changed by
+    :meth:`.ShardedPart.for_new_rank`.
 
     Raises:
         IncompatibleCheckpointError: The checkpoint and the parts do not belong together.
@@ -155,7 +156,7 @@ def apply_state(loaded: LoadedStep, parts: list[tuple[str, Any]], rank: int) -> 
     for name, part in parts:
         state = loaded.state[name]
         try:
-            if rank >= loaded.world_size and hasattr(part, "for_new_rank"):
+            if rank >= loaded.world_size:
                 state = part.for_new_rank(state, rank)
             part.load_state_dict(state)
         except SpotError:

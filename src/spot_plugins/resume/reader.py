@@ -27,7 +27,7 @@ from .progress import RestoreProgress
 from .ranges import Copy, byte_ranges, fetch
 
 Wanted: TypeAlias = Callable[[str, tuple[int, ...]], Shard | None]
-"""Which part of a shared tensor, by name and shape, this rank wants; None is all of it. See ``Parts.wanted``."""
+"""The shard of a shared tensor, by name and shape, that this rank wants. None is all of it. See ``Registry.wanted``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ class LoadedStep:
 
 
 class _Target(NamedTuple):
-    """A tensor to be read, or this rank's part of it."""
+    """A tensor to be read, or this rank's piece of it."""
 
     template: Shard | None
     boxes: tuple[Box, ...]
@@ -58,7 +58,7 @@ class _Target(NamedTuple):
         return self.memory[start : start + box.num_elements].view(box.lengths)
 
     def tensor(self) -> torch.Tensor:
-        """Return what was read, as the part that it belongs to wants it."""
+        """Return what was read, as the part to which the tensor belongs wants it."""
         if self.template is None:
             return self.memory.view(self.boxes[0].lengths)
         return self.template.like(self.memory.view(self.template.local.shape))
@@ -175,7 +175,7 @@ class StepReader:
     def _boxes(self, piece: TensorSlice) -> tuple[Box, ...]:
         """Return what this rank wants of the tensor that *piece* is of."""
         template = self._want(piece.name, piece.shape) if piece.shared else None
-        return (whole(piece.shape),) if template is None else template.placement.boxes
+        return (whole(piece.shape),) if template is None else template.boxes.held
 
     def _all_manifests(self, pool: ThreadPoolExecutor) -> list[RankManifest]:
         """Return the manifests of all ranks: from the copy in one object, if it is there and intact."""

@@ -1,7 +1,7 @@
 """
 Who stores which slice of which tensor, and where it lies in the blobs. Pure arithmetic, the same on all ranks.
 
-What several ranks hold alike is laid end to end and cut, at rows, into one part of equal bytes for each of them;
+What several ranks hold alike is laid end to end and cut, at rows, into one piece of equal bytes for each of them;
 every one computes the same cut, so nothing is exchanged. What one rank alone holds it stores whole.
 """
 
@@ -62,14 +62,14 @@ class _Piece(NamedTuple):
     @property
     def box(self) -> Box:
         """The place of these rows in the whole tensor."""
-        (offsets, lengths), (_, start, rows) = self.source.boxes[self.origin.box], self.origin
+        (offsets, lengths), (_, start, rows) = self.source.held[self.origin.box], self.origin
         return Box((offsets[0] + start, *offsets[1:]), (rows, *lengths[1:])) if lengths else Box((), ())
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the whole tensor."""
-        placement = self.source.placement
-        return tuple(self.source.tensor.shape) if placement is None else placement.shape
+        boxes = self.source.boxes
+        return tuple(self.source.tensor.shape) if boxes is None else boxes.shape
 
     @property
     def num_bytes(self) -> int:
@@ -83,7 +83,7 @@ class _Piece(NamedTuple):
 
 def signature(sources: Mapping[str, LiveTensor]) -> Hashable:
     """Return a value that is equal exactly if :func:`plan_layout` would give the same layout."""
-    return tuple((name, s.tensor.dtype, s.tensor.shape, s.placement) for name, s in sources.items())
+    return tuple((name, s.tensor.dtype, s.tensor.shape, s.boxes) for name, s in sources.items())
 
 
 def plan_layout(sources: Mapping[str, LiveTensor], rank: int) -> Layout:
@@ -91,7 +91,7 @@ def plan_layout(sources: Mapping[str, LiveTensor], rank: int) -> Layout:
     Decide what *rank* stores and where.
 
     Args:
-        sources: All that this rank holds, by name. All holders of a part must have it under the same name.
+        sources: All that this rank holds, by name. All holders of a piece must have it under the same name.
         rank: This rank.
 
     Returns:
@@ -100,7 +100,7 @@ def plan_layout(sources: Mapping[str, LiveTensor], rank: int) -> Layout:
     """
     pieces = [*_share(sources, rank), *_own(sources)]
     # safetensors allows no gaps: the widest types first, so that each tensor is aligned to its own type
-    pieces = [part for piece in pieces for part in _split(piece)]
+    pieces = [cut for piece in pieces for cut in _split(piece)]
     pieces.sort(key=lambda piece: -piece.source.tensor.element_size())
     blobs: list[tuple[int, int]] = []
     headers: list[bytes] = []
@@ -125,8 +125,8 @@ def _share(sources: Mapping[str, LiveTensor], rank: int) -> Iterator[_Piece]:
     """Yield this rank's rows of what it shares. A row belongs to the holder where its first byte falls."""
     held_alike: defaultdict[tuple[int, ...], list[_Piece]] = defaultdict(list)
     for name, source in sorted(sources.items()):
-        if source.placement is not None:
-            held_alike[source.placement.holders] += _boxes(name, source)
+        if source.boxes is not None:
+            held_alike[source.boxes.holders] += _boxes(name, source)
     for holders, pieces in held_alike.items():
         yield from (piece for piece in pieces if piece.num_bytes <= EVERYWHERE_BYTES)
         pieces = [piece for piece in pieces if piece.num_bytes > EVERYWHERE_BYTES]
@@ -146,12 +146,12 @@ def _share(sources: Mapping[str, LiveTensor], rank: int) -> Iterator[_Piece]:
 
 def _own(sources: Mapping[str, LiveTensor]) -> Iterator[_Piece]:
     for name, source in sources.items():
-        if source.placement is None:
+        if source.boxes is None:
             yield from _boxes(name, source)
 
 
 def _boxes(name: str, source: LiveTensor) -> Iterator[_Piece]:
-    for number, (_, lengths) in enumerate(source.boxes):
+    for number, (_, lengths) in enumerate(source.held):
         yield _Piece(name, source, Origin(number, 0, lengths[0] if lengths else 1))
 
 
@@ -223,7 +223,7 @@ def _slice(piece: _Piece, *, blob: int, start: int) -> TensorSlice:
         shape=piece.shape,
         offsets=offsets,
         lengths=lengths,
-        shared=piece.source.placement is not None,
+        shared=piece.source.boxes is not None,
         blob=blob,
         start=start,
         stop=start + piece.num_bytes,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Final
 
 from ..errors import SpotError, StoreError
@@ -24,14 +23,6 @@ _STORED: Final = (StepState.COMMITTED, None)  # None: not of this process life, 
 _ENDED: Final = (*_STORED, StepState.ABANDONED)
 
 
-@dataclass(frozen=True, slots=True)
-class _Held:
-    """The state that alone may be saved until :meth:`SavedSteps.release`."""
-
-    staged: StagedStep | None
-    """None if the step was saved before, or if there was no memory for it."""
-
-
 class SavedSteps:
     """
     Remembers which steps were saved, so that none is saved twice, and keeps the state staged at the start of a pause.
@@ -46,7 +37,7 @@ class SavedSteps:
         self._saver = saver
         self._pusher = pusher
         self._grace_s = grace_s
-        self._held: _Held | None = None
+        self._held: StagedStep | None = None
         self.last: int | None = None
         """The step that was saved last, or resumed from."""
 
@@ -85,10 +76,9 @@ class SavedSteps:
 
         Nothing must be being copied.
         """
-        self._held = _Held(None)
         if not self.has(step):
             try:
-                self._held = _Held(self._saver.stage(step, "pause", deadline=0.0))
+                self._held = self._saver.stage(step, "pause", deadline=0.0)
             except StoreError:  # training never waits for the store, not even here
                 logger.warning("two saves are still on their way: a notice in this pause cannot save %s", step)
 
@@ -96,7 +86,7 @@ class SavedSteps:
         """Let go of the state that :meth:`hold` has kept."""
         self._held = None
 
-    def push_last(self, step: int, leave_by: Callable[[], float]) -> bool:
+    def push_last(self, step: int, leave_by: Callable[[], float], *, is_paused: bool) -> bool:
         """
         Save *step*, unless it is saved already, and wait until it is stored.
 
@@ -105,6 +95,7 @@ class SavedSteps:
         Args:
             step: The step that training stands still after.
             leave_by: The end of the wait (monotonic). It is called again and again, because the end may move.
+            is_paused: Whether weights may be swapped since :meth:`hold`, so that only the held state can be saved.
 
         Returns:
             Whether the last saved step is stored.
@@ -112,7 +103,7 @@ class SavedSteps:
         _wait(self._saver.wait_copied, leave_by)  # a copy of this step may still fail
         try:
             if not self.has(step):
-                self._save_last(step, leave_by())
+                self._save_last(step, leave_by(), is_paused)
         except SpotError as error:
             logger.error("step %s could not be saved before leaving: %s", step, error)
         if (last := self.last) is None:
@@ -120,14 +111,13 @@ class SavedSteps:
         _wait(lambda deadline: self._pusher.wait_ended(last, deadline) in _ENDED, leave_by)
         return self._pusher.wait_ended(last, 0.0) in _STORED
 
-    def _save_last(self, step: int, deadline: float) -> None:
-        if self._held is None:
-            staged = self._saver.stage(step, "notice", deadline)
-        elif self._held.staged is not None:
-            staged = self._held.staged
-        else:
+    def _save_last(self, step: int, deadline: float, is_paused: bool) -> None:
+        if self._held is not None:
+            self._saver.push(self._held)
+        elif is_paused:
             raise StoreError("put", "", "it was not staged before the pause, and weights may be swapped since", False)
-        self._saver.push(staged)
+        else:
+            self._saver.push(self._saver.stage(step, "notice", deadline))
         self.last = step
 
 

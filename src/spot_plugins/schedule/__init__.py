@@ -9,7 +9,16 @@ from __future__ import annotations
 
 from .auto import AutoInterval, Preemptions
 from .daly import daly_interval_s
-from .pacer import Pacer
+from .pacer import Pacer, recent_preemptions
 from .triggers import AgreedReason, PeriodicTrigger, Trigger
 
-__all__ = ["AgreedReason", "AutoInterval", "Pacer", "PeriodicTrigger", "Preemptions", "Trigger", "daly_interval_s"]
+__all__ = [
+    "AgreedReason",
+    "AutoInterval",
+    "Pacer",
+    "PeriodicTrigger",
+    "Preemptions",
+    "Trigger",
+    "daly_interval_s",
+    "recent_preemptions",
+]

@@ -1,4 +1,4 @@
-"""When saves are due on this rank, and how the interval follows what they cost: if it shall, or when danger is near."""
+"""The periodic trigger of this rank, with an interval that follows the cost of saves if that is wanted."""
 
 from __future__ import annotations
 
@@ -25,20 +25,17 @@ NUM_LIVES: Final = 10
 
 class Pacer:
     """
-    Holds the periodic trigger, and listens to this rank's events.
+    Holds the periodic trigger, and adapts its interval to the events of this rank.
 
     Args:
-        config: When to save.
-        store: That of the run.
-        attempt: Number of this process life.
-        rank: Only rank 0 is asked when a save is due, so elsewhere nothing is measured.
-        clock: For the time trigger.
+        config: The steps or seconds between saves.
+        rank: The number of this process. Only rank 0 is asked when a save is due, so only rank 0 measures.
+        preemptions: The interruptions of earlier attempts, for ``every_seconds="auto"``.
+        clock: The clock of the time trigger.
         bus: Gets the changes of the interval.
     """
 
-    def __init__(
-        self, config: SpotConfig, store: ObjectStore, attempt: int, rank: int, clock: Clock, bus: EventBus
-    ) -> None:
+    def __init__(self, config: SpotConfig, rank: int, preemptions: Preemptions, clock: Clock, bus: EventBus) -> None:
         self._is_asked = rank == 0
         self._clock = clock
         self._bus = bus
@@ -48,10 +45,10 @@ class Pacer:
         if every_seconds == "auto":
             every_seconds = None
             if rank == 0:
-                self._auto = AutoInterval(recent_preemptions(store, attempt, clock), clock)
+                self._auto = AutoInterval(preemptions, clock)
                 every_seconds = self._auto.interval_s
         self.trigger = PeriodicTrigger(config.every_steps, every_seconds, clock)
-        """Says when a save is due."""
+        """The trigger that tells when a save is due."""
 
     def on_event(self, event: Event) -> None:
         """

@@ -1,4 +1,4 @@
-"""Comparisons of saved state with the objects that are to take it over."""
+"""Comparisons of saved state with the objects into which it is loaded."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def require_same(what: str, saved: Iterable[str], here: Iterable[str]) -> None:
-    """Raise :exc:`ValueError` unless the names *saved* for *what* are those that are *here*."""
+    """Raise :exc:`ValueError` unless the names *saved* for *what* are the names *here*."""
     missing = sorted(set(here) - set(saved))
     unexpected = sorted(set(saved) - set(here))
     if missing or unexpected:
@@ -17,7 +17,7 @@ def require_same(what: str, saved: Iterable[str], here: Iterable[str]) -> None:
 
 
 def require_same_kinds(saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Raise :exc:`ValueError` unless each tensor has the dtype and the shape with which it was *saved*."""
+    """Raise :exc:`ValueError` unless each tensor *here* has the dtype and shape with which it was *saved*."""
     wrong = []
     for name, value in here.items():
         if isinstance(value, torch.Tensor):

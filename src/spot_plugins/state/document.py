@@ -1,11 +1,11 @@
 """
-Nested Python state as JSON, and the tensors in it by name. No pickle; nothing is imported by name.
+Nested Python state as JSON, and the tensors in it by name. There is no pickle, and nothing is imported by name.
 
-What JSON has stays as it is: ``None``, booleans, numbers, strings, lists, and dicts with string keys.
-Everything else is an object whose only key is a *tag*, which begins with ``$``:
+Values that JSON has stay as they are: ``None``, booleans, numbers, strings, lists, and dicts with string keys.
+Every other value becomes an object whose only key is a *tag*, which begins with ``$``:
 
 ====================  ==================================================================================
-``$tensor``           name of a tensor; a tensor met before (tied weights) has the name of that place
+``$tensor``           name of a tensor; the same memory again (tied weights) has the same name
 ``$complex128``       name of a float64 tensor with one dimension more, of size 2
 ``$numpy``            ``[dtype, tensor]``, for example ``["<f4", {"$tensor": "a/b"}]``
 ``$numpy_scalar``     ``[type, bytes]``, hexadecimal and little-endian
@@ -26,9 +26,9 @@ Everything else is an object whose only key is a *tag*, which begins with ``$``:
 ``$timedelta``        ``[days, seconds, microseconds]``
 ====================  ==================================================================================
 
-A dict keeps its order although canonical JSON sorts keys: unless it was sorted, its object has a further
-key ``$order``, the list of the positions that its keys, in their order, have among the sorted keys. A
-dict with a key that begins with ``$`` takes the form of ``$dict``, so no user's key is taken for a tag.
+A dict keeps its order although canonical JSON sorts keys. Unless the keys are sorted already, the object has a further
+key ``$order``: a list with the position of each key, in the order of the dict, among the sorted keys. A dict with a key
+that begins with ``$`` is written as ``$dict``, so that no user's key is taken for a tag.
 """
 
 from __future__ import annotations
@@ -51,23 +51,23 @@ def encode(state: Any, path: str = "") -> tuple[Json, dict[str, torch.Tensor | S
     """
     Take *state* apart into a JSON document and tensors.
 
-    The document is fit for :func:`~spot_plugins.format.manifest.canonical_json`, and the same state gives the
-    same document and names. A tensor's name is its place, with ``/`` between keys and within a key
-    ``%2F`` for ``/`` and ``%25`` for ``%``. Types are told apart exactly; what :func:`decode` returns has
-    the same types, bits and order of keys. It does not keep: memory layout, ``requires_grad``,
-    attributes that were set on a container or tensor, and that two places are the same list or dict.
+    The document is fit for :func:`~spot_plugins.format.manifest.canonical_json`, and the same state gives the same
+    document and names. The name of a tensor consists of the keys that lead to it, with ``/`` between them; within a
+    key, ``/`` is written ``%2F`` and ``%`` is written ``%25``. Types are told apart exactly, so that :func:`decode`
+    returns the same types, bits and order of keys. These are not kept: memory layout, ``requires_grad``, attributes
+    that were set on a container or tensor, and the identity of a list or dict that occurs twice.
 
     Args:
-        state: What ``state_dict()`` methods return.
-        path: Begins the tensors' names and the places in errors, for example ``model``.
+        state: The result of ``state_dict()`` methods.
+        path: The beginning of the names of tensors and of the paths in errors, for example ``model``.
 
     Returns:
-        The document, and the tensors by name, detached but not copied: they change as training goes on. Of a
-        DTensor it is this rank's :class:`~.shard.Shard`.
+        The document, and the tensors by name. The tensors are detached but not copied, so their values change while
+        training continues. In place of a DTensor there is this rank's :class:`~.shard.Shard`.
 
     Raises:
-        UnsafeStateError: Something in *state* has no such form, or it is nested deeper than
-            ``MAX_DEPTH`` levels, as state that contains itself is.
+        UnsafeStateError: Something in *state* has no such form, or *state* is nested deeper than ``MAX_DEPTH`` levels,
+            as state that contains itself is.
     """
     encoder = Encoder()
     return encoder.encode(state, path), encoder.tensors
@@ -75,15 +75,14 @@ def encode(state: Any, path: str = "") -> tuple[Json, dict[str, torch.Tensor | S
 
 def decode(document: Json, tensors: Mapping[str, torch.Tensor]) -> Any:
     """
-    Put together what :func:`encode` took apart.
+    Put the state together that :func:`encode` took apart.
 
     Args:
-        document: What :func:`encode` returned, also after a way through JSON. It is not trusted.
-        tensors: At least the tensors that *document* names. They are returned as they are; arrays are
-            copies.
+        document: The result of :func:`encode`, written as JSON and read again or not. It is not trusted.
+        tensors: At least the tensors that *document* names. They are returned as they are; arrays are copies.
 
     Raises:
-        ManifestError: *document* is malformed, or names a tensor that is not there. It is a ValueError.
+        ManifestError: *document* is malformed, or names a tensor that is missing. This is a ValueError.
     """
     try:
         return Decoder(tensors).decode(document)
@@ -93,9 +92,9 @@ def decode(document: Json, tensors: Mapping[str, torch.Tensor]) -> Any:
 
 def graft(own: Json, other: Json, names: Set[str]) -> Json:
     """
-    Return the document *own* with those entries of *other*'s dicts that it lacks and that hold a tensor in *names*.
+    Return the document *own*, with the entries that only *other* has, if they hold a tensor in *names*.
 
-    So what another rank knows of tensors that all share gets into a document that has never heard of them.
+    This adds tensors that all ranks share to the document of a rank that did not have them when it was saved.
     """
     if not (_is_dict(own) and _is_dict(other)):
         return own

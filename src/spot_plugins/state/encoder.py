@@ -1,14 +1,10 @@
-"""The way out: Python state to JSON and tensors. ``tree.py`` explains the tags."""
+"""The encoding of Python state as JSON and tensors. ``document.py`` explains the tags."""
 
 from __future__ import annotations
 
-import base64
 import math
-import struct
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
-from datetime import timedelta
-from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
@@ -16,69 +12,50 @@ import torch
 
 from ..errors import UnsafeStateError
 from ..format.manifest import Json, canonical_json
+from .dtypes import ARRAY_DTYPES, ENCODABLE_DTYPES
+from .leaves import LEAF_ENCODERS, MAX_INT, MIN_INT
 from .shard import Shard, is_dtensor, shard_of
-from .tags import ARRAY_DTYPES, FACTORIES, FLOATS, NUMPY_SCALARS, PATHS, TENSOR_DTYPES
+from .tags import FACTORIES
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 MAX_DEPTH: Final = 64  # far below the recursion limits of Python and of JSON readers
 
-_MIN_INT: Final = -(2**63)  # beyond these, JSON readers other than Python's lose digits or fail
-_MAX_INT: Final = 2**64 - 1
-
-_NUMPY_NAMES: Final[dict[type, str]] = {dtype.type: name for name, dtype in NUMPY_SCALARS.items()}
-_FLOAT_NAMES: Final = {bits: name for name, bits in FLOATS.items()}
-
 _Memory: TypeAlias = tuple[torch.device, int, torch.dtype, tuple[int, ...], tuple[int, ...]]
 
 
 class Encoder:
-    """One pass over a state. Methods return the JSON of *value*, which is found at *path*."""
+    """One pass over a state. Each method returns the JSON of *value*, which lies at *path* in the state."""
 
     def __init__(self) -> None:
         self.tensors: dict[str, torch.Tensor | Shard] = {}
         self._name_of: dict[_Memory | int, str] = {}
 
     def encode(self, value: Any, path: str) -> Json:
-        """Return the JSON of *value*; add its tensors to ``tensors``."""
+        """Return the JSON of *value*, and add its tensors to ``tensors``."""
         kind = type(value)
         if path.count("/") > MAX_DEPTH:  # each level adds one
             raise UnsafeStateError(path, f"{_type_name(kind)} nested deeper than {MAX_DEPTH} levels")
         encoder = _ENCODERS.get(kind)
         if encoder is not None:
             return encoder(self, value, path)
+        leaf = LEAF_ENCODERS.get(kind)
+        if leaf is not None:
+            return leaf(value)
         if is_dtensor(value):
             return self._dtensor(value, path)
         raise UnsafeStateError(path, _type_name(kind))
 
     def _child(self, value: Any, path: str, key: str | int) -> Json:
-        # Most values are plain: they get no path and no further call, which halves the time of it all.
+        # Most values are plain. They get no path and no further call, which halves the time of the whole pass.
         kind = type(value)
         if kind is str or kind is bool or value is None:
             return value  # type: ignore[no-any-return]
-        if (kind is float and math.isfinite(value)) or (kind is int and _MIN_INT <= value <= _MAX_INT):
+        if (kind is float and math.isfinite(value)) or (kind is int and MIN_INT <= value <= MAX_INT):
             return value  # type: ignore[no-any-return]
         name = segment(key) if type(key) is str else str(key)
         return self.encode(value, f"{path}/{name}" if path else name)
-
-    def _plain(self, value: bool | str | None, path: str) -> Json:
-        return value
-
-    def _int(self, value: int, path: str) -> Json:
-        return value if _MIN_INT <= value <= _MAX_INT else {"$int": hex(value)}
-
-    def _float(self, value: float, path: str) -> Json:
-        if math.isfinite(value):
-            return value
-        bits = struct.pack(">d", value).hex()
-        return {"$float": _FLOAT_NAMES.get(bits, bits)}
-
-    def _complex(self, value: complex, path: str) -> Json:
-        return {"$complex": [self._float(value.real, path), self._float(value.imag, path)]}
-
-    def _bytes(self, value: bytes, path: str) -> Json:
-        return {"$bytes": base64.b64encode(value).decode()}
 
     def _list(self, value: list[Any] | tuple[Any, ...] | deque[Any], path: str) -> list[Json]:
         return [self._child(item, path, index) for index, item in enumerate(value)]
@@ -124,8 +101,8 @@ class Encoder:
         return {f"${kind}": sorted(elements, key=canonical_json)}
 
     def _hashable(self, value: Any, path: str, role: str) -> Json:
-        # A tensor is hashable, but by identity: as a key it would be lost. Nor do keys have a place, and
-        # with it a name for the tensor.
+        # A tensor is hashable, but by identity, so that nobody could find it again as a key. A key also has no path
+        # from which the tensor could get a name.
         aside = Encoder()
         try:
             document = aside.encode(value, path)
@@ -142,37 +119,29 @@ class Encoder:
             raise UnsafeStateError(path, f"DTensor of which {error}") from error
         return self._named(id(value), shard, path)
 
-    def _shard(self, value: Shard, path: str) -> Json:
-        return self._named(id(value), value, path)
+    def _shard(self, shard: Shard, path: str) -> Json:
+        return self._named(id(shard), shard, path)
 
     def _named(self, identity: int, shard: Shard, path: str) -> Json:
-        """Name *shard*. It is met again by identity: of a small tensor this rank may have no memory at all."""
+        """Name *shard*. It is known again by its identity, because this rank may hold no memory of a small tensor."""
         if identity not in self._name_of:
-            self._check(shard.local, path)
+            _check(shard.local, path)
             if shard.local.dtype is torch.complex128:
                 raise UnsafeStateError(path, "sharded torch.Tensor (torch.complex128)")
             self._name_of[identity] = self._new_name(shard, path)
         return {"$tensor": self._name_of[identity]}
 
-    def _check(self, value: torch.Tensor, path: str) -> None:
-        if value.layout is not torch.strided or value.is_nested:
-            raise UnsafeStateError(path, f"torch.Tensor ({'nested' if value.is_nested else value.layout})")
-        if value.dtype not in TENSOR_DTYPES:
-            raise UnsafeStateError(path, f"torch.Tensor ({value.dtype})")
-        if value.is_meta:
-            raise UnsafeStateError(path, "torch.Tensor (on the meta device, without data)")
-
     def _tensor(self, value: torch.Tensor, path: str) -> Json:
-        self._check(value, path)
+        _check(value, path)
         tensor = value.detach()
-        if tensor.is_conj() or tensor.is_neg():  # the bytes in memory are not yet the values
+        if tensor.is_conj() or tensor.is_neg():  # the bytes in memory are not the values yet
             tensor = tensor.resolve_conj().resolve_neg()
         if tensor.dtype is torch.complex128:
             return {"$complex128": self._name(torch.view_as_real(tensor), path)}
         return {"$tensor": self._name(tensor, path)}
 
     def _name(self, tensor: torch.Tensor, path: str) -> str:
-        # Not by identity: each state_dict() wraps the same memory anew.
+        # Known again by memory and not by identity, because each state_dict() wraps the same memory anew.
         address = tensor.data_ptr()
         memory = (tensor.device, address, tensor.dtype, tensor.shape, tensor.stride())
         if address and memory in self._name_of:
@@ -183,7 +152,7 @@ class Encoder:
     def _new_name(self, tensor: torch.Tensor | Shard, path: str) -> str:
         name = path or "tensor"
         number = 2
-        while name in self.tensors or name == "__metadata__":  # {0: a, "0": b}; a word of safetensors
+        while name in self.tensors or name == "__metadata__":  # as in {0: a, "0": b}; a word of safetensors
             name = f"{path}%{number}"
             number += 1
         self.tensors[name] = tensor
@@ -197,32 +166,8 @@ class Encoder:
             native = native.copy()
         return {"$numpy": [value.dtype.str, self._tensor(torch.from_numpy(native), path)]}
 
-    def _numpy_scalar(self, value: np.generic[Any], path: str) -> Json:
-        little = np.asarray(value, dtype=value.dtype.newbyteorder("<"))
-        return {"$numpy_scalar": [_NUMPY_NAMES[type(value)], little.tobytes().hex()]}
-
-    def _size(self, value: torch.Size, path: str) -> Json:
-        return {"$size": [*value]}
-
-    def _dtype(self, value: torch.dtype, path: str) -> Json:
-        return {"$dtype": str(value).removeprefix("torch.")}
-
-    def _device(self, value: torch.device, path: str) -> Json:
-        return {"$device": str(value)}
-
-    def _path(self, value: PurePath, path: str) -> Json:
-        return {"$path": [type(value).__name__, str(value)]}
-
-    def _timedelta(self, value: timedelta, path: str) -> Json:
-        return {"$timedelta": [value.days, value.seconds, value.microseconds]}
-
 
 _ENCODERS: Final[dict[type, Callable[[Encoder, Any, str], Json]]] = {
-    **dict.fromkeys((type(None), bool, str), Encoder._plain),
-    int: Encoder._int,
-    float: Encoder._float,
-    complex: Encoder._complex,
-    bytes: Encoder._bytes,
     list: Encoder._list,
     tuple: Encoder._tuple,
     deque: Encoder._deque,
@@ -236,21 +181,30 @@ _ENCODERS: Final[dict[type, Callable[[Encoder, Any, str], Json]]] = {
     torch.nn.Parameter: Encoder._tensor,
     Shard: Encoder._shard,
     np.ndarray: Encoder._array,
-    **dict.fromkeys(_NUMPY_NAMES, Encoder._numpy_scalar),
-    torch.Size: Encoder._size,
-    torch.dtype: Encoder._dtype,
-    torch.device: Encoder._device,
-    **dict.fromkeys(PATHS.values(), Encoder._path),
-    timedelta: Encoder._timedelta,
 }
-"""By exact type: a subclass may mean more than its base, so it is refused."""
+"""The encoders of values that may hold others, by exact type. A subclass may mean more than its base."""
+
+
+def _check(value: torch.Tensor, path: str) -> None:
+    """Raise :exc:`UnsafeStateError` if the elements of *value*, found at *path*, cannot be stored."""
+    if value.layout is not torch.strided or value.is_nested:
+        raise UnsafeStateError(path, f"torch.Tensor ({'nested' if value.is_nested else value.layout})")
+    if value.dtype not in ENCODABLE_DTYPES:
+        raise UnsafeStateError(path, f"torch.Tensor ({value.dtype})")
+    if value.is_meta:
+        raise UnsafeStateError(path, "torch.Tensor (on the meta device, without data)")
 
 
 def segment(key: str) -> str:
-    """Return *key* as it stands in the name of a tensor, between two slashes."""
-    if not key.isascii():  # half a surrogate pair is a string, but not one that others can read
+    """Return *key* as it is written in the name of a tensor, between two slashes."""
+    if not key.isascii():  # half of a surrogate pair is a string in Python, but cannot be stored
         key = key.encode("utf-8", "backslashreplace").decode()
     return key.replace("%", "%25").replace("/", "%2F") or "%"
+
+
+def segments(name: str) -> list[str]:
+    """Return the keys in the *name* of a tensor, each as :func:`segment` writes it."""
+    return name.split("/")
 
 
 def _type_name(kind: type) -> str:

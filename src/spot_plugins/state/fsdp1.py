@@ -1,9 +1,10 @@
 """
-The flat parameters of FSDP1, seen as the parameters that they were made of.
+The flat parameters of FSDP1, described as pieces of the original parameters.
 
-FSDP1 lays the parameters of a module end to end and cuts that into one run of equal length per rank, wherever that
-falls within a parameter. Its own ``state_dict`` gathers them to cut them anew, with a collective per module; here each
-rank's run is described as it lies. Everything private of FSDP1 is in this module; ``tests/multiprocess`` pin it.
+FSDP1 lays the parameters of a module end to end and cuts the result into one range of equal length per rank. A cut may
+fall inside a parameter. FSDP1's own ``state_dict`` gathers all ranges and cuts them anew, with a collective for each
+module. This module describes each rank's range as it lies, without communication. All private attributes of FSDP1 are
+in this module; ``tests/multiprocess`` checks that they mean what is assumed here.
 """
 
 from __future__ import annotations
@@ -18,36 +19,41 @@ from torch.distributed import get_process_group_ranks, get_rank
 
 from ..format.boxes import ShardBoxes, range_boxes, whole
 from .shard import Shard
+from .wrappers import clean_name
 
-_EXTRA: Final = "_extra_state"  # torch's key for what get_extra_state() returns
+_EXTRA: Final = "_extra_state"  # torch's key for the result of get_extra_state()
 
 
 class FlatPiece(NamedTuple):
-    """What this rank holds of one original parameter."""
+    """The elements that this rank holds of one original parameter."""
 
     name: str
-    """Of the original parameter, as it is called without FSDP."""
+    """The name of the original parameter without FSDP."""
     owner: nn.Parameter
-    """What an optimizer trains: the flat parameter, or, with ``use_orig_params``, the original one."""
+    """The parameter that an optimizer trains: the flat one, or with ``use_orig_params`` the original one."""
     start: int
     stop: int
-    """Where the elements are in the memory of *owner*; the same for all state of the owner's size."""
+    """The range of the elements in *owner*, flattened. It is the same in all state of the owner's size."""
     values: torch.Tensor
-    """The elements themselves, of shape ``(stop - start,)``."""
-    placement: ShardBoxes
+    """The elements, of shape ``(stop - start,)``."""
+    boxes: ShardBoxes
 
     def shard(self, tensor: torch.Tensor) -> Shard:
         """Return the elements of this piece in *tensor*, which is as large as *owner*."""
-        return Shard(tensor.detach().reshape(-1)[self.start : self.stop], self.placement)
+        return Shard(tensor.detach().reshape(-1)[self.start : self.stop], self.boxes)
 
     def common(self, tensor: torch.Tensor) -> Shard:
-        """Return *tensor*, which holders of any element have alike: all of them store it, and know of no others."""
+        """
+        Return *tensor*, state that is equal on all ranks that hold an element of the parameter.
+
+        Each of these ranks stores it, because no rank knows which others hold an element.
+        """
         shape = tuple(tensor.shape)
         return Shard(tensor.detach(), ShardBoxes(shape, (whole(shape),), (get_rank(),)))
 
 
 def is_flat(module: nn.Module) -> bool:
-    """Whether FSDP1 has flattened parameters in *module*."""
+    """Return whether FSDP1 has flattened parameters in *module*."""
     return next(_handles(module), None) is not None
 
 
@@ -57,7 +63,7 @@ def flat_pieces(module: nn.Module) -> list[FlatPiece]:
 
 
 def tied_names(module: nn.Module) -> dict[str, str]:
-    """Return further names of parameters that are used more than once, each with the first one."""
+    """Return the further names of parameters that are used more than once, each with the first name."""
     tied: dict[str, str] = {}
     for prefix, _, handle in _handles(module):
         for param, _, module_name, first, _, first_module in handle.flat_param._shared_param_infos:
@@ -69,11 +75,11 @@ def tied_names(module: nn.Module) -> dict[str, str]:
 def flat_model_state(module: nn.Module) -> dict[str, dict[str, Any]]:
     """Return parameters, buffers and extra state of *module*, which has flat parameters, by their plain names."""
     pieces = flat_pieces(module)
-    parameters: dict[str, Any] = {piece.name: Shard(piece.values, piece.placement) for piece in pieces}
+    parameters: dict[str, Any] = {piece.name: Shard(piece.values, piece.boxes) for piece in pieces}
     parameters |= {name: parameters[first] for name, first in tied_names(module).items()}
     flattened = {id(piece.owner) for piece in pieces}
     for name, parameter in module.named_parameters(remove_duplicate=False):
-        if id(parameter) not in flattened and clean_name(name) not in parameters:  # of modules that FSDP ignores
+        if id(parameter) not in flattened and clean_name(name) not in parameters:  # in a module that FSDP ignores
             parameters[clean_name(name)] = parameter.detach()
     buffers: dict[str, Any] = {}
     extra: dict[str, Any] = {}
@@ -88,23 +94,16 @@ def flat_model_state(module: nn.Module) -> dict[str, dict[str, Any]]:
 
 
 def load_extra_state(module: nn.Module, extra: Mapping[str, Any]) -> None:
-    """Give the children of *module* their extra state back."""
+    """Give each submodule of *module* its *extra* state back."""
     for prefix, child in module.named_modules(remove_duplicate=False):
         key = clean_name(f"{prefix}." if prefix else "") + _EXTRA
         if key in extra and type(child).get_extra_state is not nn.Module.get_extra_state:
             child.set_extra_state(extra[key])
 
 
-def clean_name(name: str) -> str:
-    """Return *name* without what wrappers of submodules add: FSDP1, activation checkpointing, ``torch.compile``."""
-    for word in ("_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_orig_mod"):
-        name = name.replace(f"{word}.", "")
-    return name
-
-
 def _handles(module: nn.Module) -> Iterator[tuple[str, Any, Any]]:
     """Yield the name (with a dot), the FSDP state and the handle of every module that FSDP1 has flattened."""
-    fsdp = sys.modules.get("torch.distributed.fsdp")  # who has none need not import it
+    fsdp = sys.modules.get("torch.distributed.fsdp")  # costly to import; without it there are no such modules
     if fsdp is None:
         return
     for name, child in module.named_modules():
@@ -114,7 +113,7 @@ def _handles(module: nn.Module) -> Iterator[tuple[str, Any, Any]]:
 
 def _pieces_of(prefix: str, state: Any, handle: Any) -> Iterator[FlatPiece]:
     flat = handle.flat_param
-    # What is trained. During a forward pass the flat parameter itself shows all of it.
+    # The trained elements. During a forward pass the flat parameter itself holds those of all ranks.
     trained = getattr(flat, "_local_shard", None)
     trained = flat.detach() if trained is None else trained.detach()
     holders = _holders(state, handle)
@@ -128,12 +127,12 @@ def _pieces_of(prefix: str, state: Any, handle: Any) -> Iterator[FlatPiece]:
             start=0 if original is not None else start,
             stop=stop if original is None else stop - start,
             values=trained[start:stop],
-            placement=ShardBoxes(tuple(shape), range_boxes(tuple(shape), first, last), holders),
+            boxes=ShardBoxes(tuple(shape), range_boxes(tuple(shape), first, last), holders),
         )
 
 
 def _holders(state: Any, handle: Any) -> tuple[int, ...]:
-    """Return the ranks that hold the same run: with replicas, one of each; unsharded, all."""
+    """Return the ranks that hold the same range: with replicas one rank in each of them, unsharded all ranks."""
     if not handle.uses_sharded_strategy:
         return tuple(sorted(get_process_group_ranks(state.process_group)))
     replicas = getattr(state, "_inter_node_pg", None)

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from copy import deepcopy
-from typing import Any, ClassVar
+from typing import Any, Final
 
 import torch
 from torch import nn
 
 from .alike import require_same, require_same_kinds
-from .fsdp1 import clean_name, flat_model_state, is_flat, load_extra_state
-from .shard import Shard, is_dtensor, local_part, memory_of
+from .fsdp1 import flat_model_state, is_flat, load_extra_state
+from .live_tensor import Changes, KnownMemory
+from .part import ShardedPart, TensorPath
+from .shard import Shard, is_dtensor, local_tensor, memory_of
+from .wrappers import clean_name, plain_module
+
+LARGE_BYTES: Final = 64 * 1024
+"""Smaller tensors among the extra state are not worth a blob of their own."""
 
 
-class ModelPart:
+class ModelPart(ShardedPart):
     """
     Parameters, buffers and extra state of a module, by fully qualified name.
 
-    The names are those of the plain module: what DDP, FSDP and ``torch.compile`` add to them is left out, so a
-    checkpoint can be loaded with and without them. What is spread over the ranks (DTensors, FSDP1's flat parameters)
-    stays where it is: no communication is needed. Buffers that are not persistent are not saved, as usual.
+    The names are those of the plain module. The words that DDP, FSDP and ``torch.compile`` add are left out, so that a
+    checkpoint can be loaded with and without these wrappers. Tensors that are spread over the ranks (DTensors, flat
+    parameters of FSDP1) stay where they are, and no communication is needed. As in any ``state_dict()``, buffers that
+    are not persistent are not saved.
     """
 
-    replicated: ClassVar[tuple[str, ...]] = ("parameters",)
+    replicated = ("parameters",)
 
     def __init__(self, module: nn.Module) -> None:
         self._module = plain_module(module)
@@ -33,9 +40,9 @@ class ModelPart:
         """
         Return ``{"parameters": ..., "buffers": ..., "extra": ...}``, each by name.
 
-        It is the module's own ``state_dict()``, sorted into three, so hooks and overrides count; but not under FSDP1,
-        whose hooks would gather everything. What is neither a parameter nor a buffer, such as the result of
-        ``get_extra_state()``, is extra.
+        This is the module's own ``state_dict()``, sorted into three, so hooks and overrides count. Under FSDP1 they do
+        not count, because the hooks of FSDP1 gather all parameters on every rank. Extra state is everything else that
+        the ``state_dict()`` holds, such as the result of ``get_extra_state()``.
         """
         if is_flat(self._module):
             return flat_model_state(self._module)
@@ -45,14 +52,21 @@ class ModelPart:
         spread: dict[int, Any] = {}
         for name, value in self._module.state_dict().items():
             kind = "parameters" if name in parameters else "buffers" if name in buffers else "extra"
-            if is_dtensor(value) and name in parameters:  # tied ones are one, also where this rank has no part of it
+            # Tied parameters are one object, so that they are known again where this rank holds no element of them.
+            if is_dtensor(value) and name in parameters:
                 value = spread.setdefault(id(parameters[name]), value)
             state[kind][clean_name(name)] = value
         return state
 
-    def frozen_memory(self) -> set[int]:
-        """Return where the parameters are that no gradient is computed for, as :func:`~.shard.memory_of` tells it."""
-        return {memory_of(local_part(each)) for each in self._module.parameters() if not each.requires_grad}
+    def frozen_memory(self) -> Set[int]:
+        """Return the addresses of the parameters for which no gradient is computed."""
+        return {memory_of(local_tensor(each)) for each in self._module.parameters() if not each.requires_grad}
+
+    def changes(self, path: TensorPath, tensor: torch.Tensor, known: KnownMemory) -> Changes:
+        """Return that large tensors among the extra state never change. Quantized modules keep such tensors there."""
+        found = known.changes_of(tensor)
+        is_large_extra = len(path) > 1 and path[0] == "extra" and tensor.nbytes >= LARGE_BYTES
+        return Changes.NEVER if found is Changes.ANYTIME and is_large_extra else found
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """
@@ -65,16 +79,16 @@ class ModelPart:
         if is_flat(self._module):
             self._load_flat(state)
             return
-        # Parameters and buffers are copied from; what becomes of the extra state is up to the module.
+        # Parameters and buffers are only copied from. The module may keep the extra state that it is given.
         saved = {**state["parameters"], **state["buffers"], **deepcopy(state["extra"])}
         here = self._module.state_dict()
         own_names = {clean_name(name): name for name in here}
         require_same("model", saved.keys(), own_names.keys())
         require_same_kinds(saved, {name: here[own] for name, own in own_names.items()})
         incoming = OrderedDict((own, saved[name]) for name, own in own_names.items())
-        # Without the versions in it, modules would take this for a state of before they had versions.
+        # It holds the versions of the modules. Without it, a module converts the state as if it were ancient.
         incoming._metadata = getattr(here, "_metadata", None)  # type: ignore[attr-defined]
-        # Strictness is above: a module may leave some names out of its own state_dict() on purpose.
+        # The names were compared above, because a module may leave some out of its own state_dict() on purpose.
         self._module.load_state_dict(incoming, strict=False)
 
     def _load_flat(self, state: Mapping[str, Any]) -> None:
@@ -89,14 +103,3 @@ class ModelPart:
             for name, tensor in live.items():
                 tensor.copy_(saved[name])
         load_extra_state(self._module, deepcopy(state["extra"]))
-
-
-def plain_module(module: nn.Module) -> nn.Module:
-    """Return the module inside the wrappers of data parallelism and of ``torch.compile``."""
-    while True:
-        if isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
-            module = module.module
-        elif isinstance(compiled := getattr(module, "_orig_mod", None), nn.Module):
-            module = compiled  # torch.compile's wrapper, whose class is costly to import
-        else:
-            return module

@@ -1,130 +1,164 @@
-"""From live objects to named tensors: what is saved, whose it is, and when it may change."""
+"""The named parts of a training, and the live tensors in them: to whom they belong and when they may change."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Final, cast
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Protocol
 
 import torch
 import xxhash
+from torch import nn
 
 from ..format.boxes import ShardBoxes, whole
 from ..format.manifest import Json
 from .document import encode
-from .live_tensor import Changes, LiveTensor
-from .part import Part
-from .shard import Shard, memory_of
-
-LARGE_BYTES: Final = 64 * 1024  # not worth a blob of its own below
+from .encoder import segment, segments
+from .live_tensor import KnownMemory, LiveTensor
+from .model import ModelPart
+from .optimizer import OptimizerPart
+from .part import Part, PlainPart, ShardedPart
+from .shard import Shard
 
 
 class Registry:
-    """The named parts of a training. What is restored must be what was saved, so names are checked."""
+    """
+    The named parts of a training.
+
+    Names are checked, because a part gets back what was saved under its name. A tensor's name begins with the name of
+    its part; for everything after that the registry asks the part.
+    """
 
     def __init__(self) -> None:
-        self._parts: dict[str, Part] = {}
-        self._replicated: list[str] = []
+        self._parts: dict[str, ShardedPart] = {}
+        self._by_segment: dict[str, ShardedPart] = {}
+        self._replicated: dict[str, set[str]] = {}
 
     def add(self, name: str, part: Part, replicated: tuple[str, ...] = ()) -> None:
         """
-        Add *part*.
+        Add *part* under *name*.
 
-        *replicated* names those of its top-level keys whose tensors are equal on all ranks, unless they are spread over
-        them: the ranks share the work of storing them. Everything else is stored by each rank for itself.
+        *replicated* names top-level keys of a plain part's state, as :attr:`.ShardedPart.replicated` does. A
+        :class:`.ShardedPart` names its keys itself.
         """
-        if name in self._parts:
-            raise ValueError(f"a part named {name!r} is registered already: choose another name")
-        if not name or "/" in name:
+        if not name or "/" in name or name == "__metadata__":  # a word of safetensors
             raise ValueError(f"{name!r} is no name for a part: use a word without a slash")
-        self._parts[name] = part
-        self._replicated += [f"{name}/{key}/" for key in replicated]
+        first = segment(name)
+        if first in self._by_segment:
+            raise ValueError(f"a part named {name!r} is registered already: choose another name")
+        sharded = part if isinstance(part, ShardedPart) else PlainPart(part)
+        self._parts[name] = self._by_segment[first] = sharded
+        self._replicated[first] = {segment(key) for key in (*sharded.replicated, *replicated)}
 
-    def items(self) -> Iterator[tuple[str, Part]]:
+    def items(self) -> Iterator[tuple[str, ShardedPart]]:
         """Yield names and parts in the order in which they were added."""
         yield from self._parts.items()
 
     def capture(self, world_size: int) -> tuple[Json, dict[str, LiveTensor]]:
         """
-        Return the state of all parts as JSON, and its tensors, which are still the live ones.
+        Return the state of all parts as JSON, and its tensors by name. The tensors are the live ones, not copies.
 
         Raises:
-            UnsafeStateError: Something in it has no pickle-free form.
+            UnsafeStateError: Something in the state has no pickle-free form.
         """
-        document, tensors = encode({name: part.state_dict() for name, part in self._parts.items()})
-        prefixes, everybody = tuple(self._replicated), tuple(range(world_size))
-        when = self._changes()
-        sources: dict[str, LiveTensor] = {}
+        document, tensors = self._encode()
+        known = self._known_memory()
+        everybody = tuple(range(world_size))
+        live: dict[str, LiveTensor] = {}
         for name, value in tensors.items():
-            placement = None
+            first, *rest = segments(name)
+            boxes = None
             if isinstance(value, Shard):
-                tensor, placement = value.local, value.placement
+                tensor, boxes = value.local, value.boxes
             else:
                 tensor = value
-                if name.startswith(prefixes):
+                if len(rest) > 1 and rest[0] in self._replicated[first]:
                     shape = tuple(tensor.shape)
-                    placement = ShardBoxes(shape, (whole(shape),), everybody)
-            sources[name] = LiveTensor(tensor, placement, when(name, tensor))
-        return document, sources
-
-    def _changes(self) -> Callable[[str, torch.Tensor], Changes]:
-        """
-        Ask the parts, and return what tells when a tensor may change, by its name and its memory.
-
-        What an optimizer trains, and its state, in its step; what no gradient is computed for, presumably never; so
-        too large tensors that quantized modules keep beside it. Everything else at any time.
-        """
-        trained: set[int] = set()
-        frozen: set[int] = set()
-        optimizers: tuple[str, ...] = ()
-        extras: tuple[str, ...] = ()
-        for name, part in self._parts.items():
-            if memory := cast("set[int]", getattr(part, "trained_memory", set)()):
-                trained |= memory
-                optimizers += (f"{name}/state/",)
-            if hasattr(part, "frozen_memory"):
-                frozen |= part.frozen_memory()
-                extras += (f"{name}/extra/",)
-        frozen -= trained
-
-        def when(name: str, tensor: torch.Tensor) -> Changes:
-            memory = memory_of(tensor)
-            if memory in trained or name.startswith(optimizers):
-                return Changes.IN_STEP
-            is_extra = name.startswith(extras) and tensor.nbytes >= LARGE_BYTES
-            return Changes.NEVER if memory in frozen or is_extra else Changes.ANYTIME
-
-        return when
+                    boxes = ShardBoxes(shape, (whole(shape),), everybody)
+            live[name] = LiveTensor(tensor, boxes, self._by_segment[first].changes(tuple(rest), tensor, known))
+        return document, live
 
     def alike(self, world_size: int) -> str:
-        """Return a hash of what all ranks are to hold alike, by name, type and shape."""
-        _, sources = self.capture(world_size)
+        """Return a hash over name, dtype and shape of all tensors that every rank must hold alike."""
+        _, live = self.capture(world_size)
         everybody = tuple(range(world_size))
-        held = sorted(
-            (name, str(tensor.dtype), placement.shape)
-            for name, (tensor, placement, _) in sources.items()
-            if placement is not None and placement.holders == everybody
+        held_by_all = sorted(
+            (name, str(tensor.dtype), boxes.shape)
+            for name, (tensor, boxes, _) in live.items()
+            if boxes is not None and boxes.holders == everybody
         )
-        return xxhash.xxh3_128_hexdigest(repr(held).encode())
+        return xxhash.xxh3_128_hexdigest(repr(held_by_all).encode())
 
     def wanted(self) -> Callable[[str, tuple[int, ...]], Shard | None]:
         """
-        Look at all parts, and return what tells which part of a tensor that the ranks share this rank wants back.
+        Return a function that finds the shard which this rank wants of a saved tensor that the ranks share.
 
-        It is asked with the name and the shape of the tensor; None means all of it. What is spread over the ranks now
-        comes back as it is spread. State that an optimizer has yet to make goes with the parameter it belongs to.
+        The function takes the name and the shape of the saved tensor; it returns None if this rank wants all of it. A
+        tensor that is spread over the ranks now comes back as it is spread. For tensors that do not exist yet the
+        function asks the part.
 
         Raises:
-            UnsafeStateError: Something in the state has no pickle-free form: refused now, not at the first save.
+            UnsafeStateError: Something in the state has no pickle-free form. This is found now, before the first save.
         """
-        _, tensors = encode({name: part.state_dict() for name, part in self._parts.items()})
-        templates = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Shard)}
-        for name, part in self._parts.items():
-            for path, template in getattr(part, "templates", dict)().items():
-                templates[f"{name}/{path}"] = template
+        _, tensors = self._encode()
+        shards = {name: tensor for name, tensor in tensors.items() if isinstance(tensor, Shard)}
+        finders = {first: part.template_finder() for first, part in self._by_segment.items()}
 
         def want(name: str, shape: tuple[int, ...]) -> Shard | None:
-            owner = "/".join(name.split("/")[:3])  # of what an optimizer keeps: part/state/parameter
-            template = templates.get(name) or templates.get(owner)
-            return template if template is not None and template.placement.shape == shape else None
+            template = shards.get(name)
+            if template is None:
+                first, *rest = segments(name)
+                template = finders[first](tuple(rest)) if first in finders else None
+            return template if template is not None and template.boxes.shape == shape else None
 
         return want
+
+    def _encode(self) -> tuple[Json, dict[str, torch.Tensor | Shard]]:
+        return encode({name: part.state_dict() for name, part in self._parts.items()})
+
+    def _known_memory(self) -> KnownMemory:
+        trained: set[int] = set()
+        frozen: set[int] = set()
+        for part in self._parts.values():
+            trained |= part.trained_memory()
+            frozen |= part.frozen_memory()
+        return KnownMemory(trained, frozen)
+
+
+class Register(Protocol):
+    """The ``register`` method of a session, or :meth:`Registry.add`."""
+
+    def __call__(self, name: str, part: Part, /) -> Any:
+        """Add *part* under *name*."""
+        ...
+
+
+def register_model(
+    register: Register,
+    model: nn.Module,
+    optimizers: Iterable[torch.optim.Optimizer] = (),
+    schedulers: Iterable[Part] = (),
+) -> None:
+    """
+    Register *model* and what trains it: as ``model``, ``optimizer-0``, ``scheduler-0``, and so on.
+
+    Args:
+        register: Called with the name and the part of each.
+        model: As it is trained, with the wrappers of DDP or FSDP.
+        optimizers: Those that train the model. Their state is stored by the names of the model's parameters.
+        schedulers: Learning rate schedulers.
+    """
+    register("model", ModelPart(model))
+    register_optimizers(register, model, optimizers, schedulers)
+
+
+def register_optimizers(
+    register: Register,
+    model: nn.Module,
+    optimizers: Iterable[torch.optim.Optimizer],
+    schedulers: Iterable[Part] = (),
+) -> None:
+    """Register *optimizers* and *schedulers* as :func:`register_model` does, but not the *model*."""
+    for index, optimizer in enumerate(optimizers):
+        register(f"optimizer-{index}", OptimizerPart(optimizer, model))
+    for index, scheduler in enumerate(schedulers):
+        register(f"scheduler-{index}", scheduler)

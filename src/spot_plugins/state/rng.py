@@ -5,20 +5,21 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import torch
 
+from .part import ShardedPart
 
-class RngPart:
+
+class RngPart(ShardedPart):
     """
     The global random number generators of this process: Python, numpy, torch, and each CUDA device's.
 
-    CUDA is left out as long as nothing has used it. Generators that other objects own are theirs to save.
+    The generators of CUDA are left out as long as nothing has used CUDA. A generator that another object owns is saved
+    with that object.
     """
-
-    replicated: ClassVar[tuple[str, ...]] = ()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states; ``cuda`` is a list, one tensor per visible device."""
@@ -31,7 +32,7 @@ class RngPart:
         }
 
     def for_new_rank(self, state: Mapping[str, Any], rank: int) -> dict[str, Any]:
-        """Return the streams of a rank that there was not before. They depend on *state*, rank 0's, but are others."""
+        """Return streams for a new *rank*. They depend on *state*, that of rank 0, and on the rank."""
         drawn = hashlib.blake2b(state["torch"].numpy().tobytes() + rank.to_bytes(8, "little"), digest_size=8)
         seed = int.from_bytes(drawn.digest(), "little")
         devices = range(min(len(state["cuda"]), torch.cuda.device_count()))
@@ -43,7 +44,7 @@ class RngPart:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore all. CUDA devices without a saved state, and states without a device, are left alone."""
+        """Restore all generators. CUDA devices without a saved state, and states without a device, are left alone."""
         random.setstate(state["python"])
         np.random.set_state(state["numpy"])
         torch.set_rng_state(state["torch"])

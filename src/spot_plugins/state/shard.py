@@ -1,4 +1,4 @@
-"""Tensors of which this rank holds a part: as they are saved, and as they come back."""
+"""Tensors of which this rank holds a piece: as they are saved, and as they come back."""
 
 from __future__ import annotations
 
@@ -20,32 +20,32 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Shard:
-    """The part of a tensor that this rank holds, or, as a template, the part that it wants back."""
+    """The piece of a tensor that this rank holds; as a template, the piece that it wants back."""
 
     local: torch.Tensor
-    """The elements: of the shape of the only box, or those of all boxes end to end, of shape ``(n,)``."""
-    placement: ShardBoxes
+    """The elements: in the shape of the only box, or those of all boxes end to end, of shape ``(n,)``."""
+    boxes: ShardBoxes
     dtensor: DTensor | None = None
-    """What *local* is part of, if that is a DTensor."""
+    """The DTensor to which *local* belongs, if there is one."""
 
     def like(self, local: torch.Tensor) -> torch.Tensor:
-        """Return *local*, which was read for this placement, as the kind of tensor that the part deals in."""
+        """Return *local*, which was read for these boxes, as a DTensor if this shard belongs to one."""
         return local if self.dtensor is None else relabelled(self.dtensor, local)
 
 
 def is_dtensor(value: Any) -> TypeIs[DTensor]:
-    """Whether *value* is a DTensor. Who has none need not import them."""
-    module = sys.modules.get("torch.distributed.tensor")
+    """Return whether *value* is a DTensor."""
+    module = sys.modules.get("torch.distributed.tensor")  # costly to import; without it there are no DTensors
     return module is not None and isinstance(value, module.DTensor)
 
 
-def local_part(tensor: torch.Tensor) -> torch.Tensor:
-    """Return the memory of this rank that *tensor*, a DTensor or not, stands for."""
+def local_tensor(tensor: torch.Tensor) -> torch.Tensor:
+    """Return the plain tensor that this rank holds of *tensor*, which may be a DTensor."""
     return tensor.to_local() if is_dtensor(tensor) else tensor
 
 
 def memory_of(tensor: torch.Tensor) -> int:
-    """Return where the memory begins that *tensor* and its views share."""
+    """Return the address of the memory that *tensor* and its views share."""
     return tensor.untyped_storage().data_ptr()
 
 
@@ -63,21 +63,21 @@ def relabelled(dtensor: DTensor, local: torch.Tensor) -> DTensor:
 
 def shard_of(dtensor: DTensor) -> Shard:
     """
-    Return this rank's part of *dtensor*.
+    Return this rank's piece of *dtensor*.
 
-    Ranks along mesh dimensions over which it is replicated hold the same part; no communication is needed to know that.
+    Ranks along a mesh dimension over which it is replicated hold the same piece. All of this is known without any
+    communication.
 
     Raises:
-        ValueError: It holds partial sums, or is cut such that a rank's elements do not lie side by side.
+        ValueError: *dtensor* holds partial sums, or is cut so that a rank's elements do not lie side by side.
     """
     shape = tuple(dtensor.shape)
-    placement = _placement(dtensor.device_mesh, dtensor.placements, shape)
-    return Shard(dtensor.to_local(), placement, dtensor)
+    return Shard(dtensor.to_local(), _boxes(dtensor.device_mesh, dtensor.placements, shape), dtensor)
 
 
-@lru_cache(maxsize=10_000)  # asked for every tensor in every save, while training waits
-def _placement(mesh: DeviceMesh, placements: tuple[Any, ...], shape: tuple[int, ...]) -> ShardBoxes:
-    # What torch's own distributed checkpoints ask; who has no DTensor need not import it.
+@lru_cache(maxsize=10_000)  # called for every tensor in every save, while training waits
+def _boxes(mesh: DeviceMesh, placements: tuple[Any, ...], shape: tuple[int, ...]) -> ShardBoxes:
+    # The function that torch's own distributed checkpoints use. The import is costly, so it is not at the top.
     from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
     coordinate = mesh.get_coordinate()

@@ -22,6 +22,7 @@ from spot_plugins.accelerate import Progress, SpotHook
 from spot_plugins.data import elastic_loader
 from spot_plugins.errors import ConfigError, IncompatibleCheckpointError
 from spot_plugins.events import Staged
+from spot_plugins.leave.phase import Phase
 
 BATCHES = 4
 
@@ -90,7 +91,7 @@ class Job:
     def wait_stored(self):
         """Wait until nothing is on its way: a save that is due while another is under way is put off."""
         deadline = time.monotonic() + 30
-        while self.spot._session._pusher.is_busy:
+        while self.spot._session._opened.pusher.is_busy:
             assert time.monotonic() < deadline
             time.sleep(0.001)
 
@@ -155,6 +156,25 @@ def test_steps_are_counted_where_gradients_are_applied(url):
     Under accumulation that is every third batch here, and the last one of the epoch.
     """
     assert [step for _, step in Job(url, accumulate=3).run(epochs=2)] == [0, 0, 1, 2, 2, 2, 3, 4]
+
+
+def test_it_knows_the_last_committed_step_and_the_one_it_resumed_from(url):
+    """
+    Both are None where there is nothing to say, and stay when the block is left.
+    """
+    job = Job(url)
+    assert (job.spot.last_committed_step, job.spot.resumed_from) == (None, None)
+    with job.spot as spot:
+        spot.resume()
+        job.train_on(next(spot.batches(job.loader)))
+        spot.after_step()
+        job.wait_stored()
+        assert (spot.last_committed_step, spot.resumed_from) == (1, None)
+        next(spot.epochs(1))
+
+    job = Job(url)
+    job.run(epochs=1)
+    assert (job.spot.last_committed_step, job.spot.resumed_from) == (BATCHES, 1)
 
 
 def test_a_step_that_the_scaler_leaves_out_counts(url):
@@ -309,7 +329,7 @@ def test_random_numbers_in_a_pause_are_not_the_trainings(url):
         broken_off.__enter__()
         draw()
         assert not broken_off.__exit__(StoppedError, StoppedError(), None)  # the error goes on,
-        assert spot._session._paused is None  # and so does the training, if the program catches it
+        assert spot._session._phase.now is Phase.TRAINING  # and so does the training, if the program catches it
         assert draw() == expected
 
 
@@ -440,7 +460,7 @@ def test_settings_are_checked_at_once(monkeypatch, url):
     with pytest.raises(ConfigError, match="url is missing"):
         SpotHook(accelerator, every_steps=1)
     with pytest.raises(ConfigError, match="nowhere"):
-        SpotHook(accelerator, "nowhere://bucket/run", every_steps=1)
+        SpotHook(accelerator, "nowhere://bucket/run", every_steps=1).__enter__()
     monkeypatch.setenv("SPOT_URL", url)
     monkeypatch.setenv("SPOT_EVERY_STEPS", "3")
     SpotHook(accelerator).__exit__(None, None, None)

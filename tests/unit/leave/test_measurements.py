@@ -28,7 +28,7 @@ MB = 1_000_000
 
 def announce(session, left_s):
     """As a source does that names the end."""
-    session._listener._on_announcement(Announcement("cloud", time.monotonic() + left_s))
+    session._opened.listener._on_announcement(Announcement("cloud", time.monotonic() + left_s))
 
 
 def train(folder, world_size, on_step, *, every_steps=10):
@@ -104,7 +104,7 @@ def test_a_signal_ends_the_time_that_a_notice_left(world_size, tmp_path):
             announce(session, 100.0)
         if rank == world_size - 1 and step == 40:
             assert session.notice is not None
-            session._listener._on_signal("SIGTERM", time.monotonic())
+            session._opened.listener._on_signal("SIGTERM", time.monotonic())
             until(lambda: session.notice.at_once, "the signal is known")
             signalled.append(step)
 
@@ -124,8 +124,8 @@ def test_a_pause_ends_the_time_that_a_notice_left(tmp_path):
         if step == 20:
             announce(session, 100.0)
         if step == 31:
-            session.enter_pause(30)
-            session.in_pause()
+            with session.pause(30) as pause:
+                pause.check()
 
     [(step, left_s, _)] = train(tmp_path, 1, on_step)
 
@@ -179,15 +179,15 @@ def told():
 
 
 @pytest.fixture
-def last_seconds(told):
+def measurements(told):
     """A rank that has measured: 1000 MB, 0.5 GB/s to memory, 1 GB/s to disk, 100 MB/s to the store, 2 s beside."""
     known = Measurements(False, EventBus(told.append))
-    known.saved(10)
+    known.on_saved(10)
     known.on_event(Staged(step=10, trigger="steps", num_bytes=1000 * MB, stall_s=0.001, copy_s=2.0))
     known.on_event(WrittenLocally(step=10, num_bytes=1000 * MB, write_s=1.0, write_bytes_per_s=1000 * MB))
     known.on_event(Committed(step=10, num_bytes=1000 * MB, push_s=13.0, put_bytes_per_s=100 * MB))
     for _ in range(3):
-        known.passed()
+        known.on_step()
         time.sleep(0.01)
     return known
 
@@ -196,11 +196,11 @@ def ahead(left_s):
     return Notice("cloud", time.monotonic() + left_s, at_once=False)
 
 
-def test_the_situation_is_what_events_have_said(last_seconds, told):
+def test_the_situation_is_what_events_have_said(measurements, told):
     """
     Sizes, speeds and what a commit takes beside its bytes; seconds of a step are those of the slowest.
     """
-    assert last_seconds.heed(12, ahead(100.0), 0) == "save"
+    assert measurements.decide(12, ahead(100.0), 0) == "save"
 
     [plan] = told
     assert (plan.step, plan.choice, plan.save_first) == (12, "train_on", True)
@@ -212,74 +212,74 @@ def test_the_situation_is_what_events_have_said(last_seconds, told):
     assert plan.needs_s == pytest.approx(plan.num_steps * plan.step_s + 15.0, abs=0.1)
 
 
-def test_it_leaves_when_no_more_steps_fit_than_the_ranks_need_to_agree(last_seconds):
+def test_it_leaves_when_no_more_steps_fit_than_the_ranks_need_to_agree(measurements):
     """
     With 16.5 seconds and their margin one save fits exactly; each boundary that the agreement takes must fit as well.
     """
     step_s = 1.0
-    last_seconds._passed_at.extend([last_seconds._passed_at[-1] + step_s])
+    measurements._step_ends.extend([measurements._step_ends[-1] + step_s])
     needed_s = 15.0 * 1.1
 
-    assert last_seconds.heed(12, ahead(needed_s + 0.5), 0) == "leave"
-    assert last_seconds.heed(12, ahead(needed_s + 2.0), 0) == "train"
-    assert last_seconds.heed(12, ahead(needed_s + 2.0), 2) == "leave"
-    assert last_seconds.heed(12, ahead(needed_s + 5.0), 2) == "train"
+    assert measurements.decide(12, ahead(needed_s + 0.5), 0) == "leave"
+    assert measurements.decide(12, ahead(needed_s + 2.0), 0) == "train"
+    assert measurements.decide(12, ahead(needed_s + 2.0), 2) == "leave"
+    assert measurements.decide(12, ahead(needed_s + 5.0), 2) == "train"
 
 
-def test_a_push_in_flight_is_counted_until_it_ends(last_seconds, told):
+def test_a_push_in_flight_is_counted_until_it_ends(measurements, told):
     """
     By what the last one took; one that is late takes as long again as it is late, and one that fails for ever.
     """
-    last_seconds.saved(12)
-    last_seconds.on_event(Staged(step=12, trigger="steps", num_bytes=1000 * MB, stall_s=0.001, copy_s=2.0))
-    assert last_seconds.figures()["in_flight_s"] == pytest.approx(13.0, abs=0.1)
+    measurements.on_saved(12)
+    measurements.on_event(Staged(step=12, trigger="steps", num_bytes=1000 * MB, stall_s=0.001, copy_s=2.0))
+    assert measurements.figures()["in_flight_s"] == pytest.approx(13.0, abs=0.1)
 
-    last_seconds._in_flight[12] -= 15.0
-    assert last_seconds.figures()["in_flight_s"] == pytest.approx(2.0, abs=0.1)
+    measurements._in_flight[12] -= 15.0
+    assert measurements.figures()["in_flight_s"] == pytest.approx(2.0, abs=0.1)
 
-    last_seconds.on_event(PushFailing(step=12, num_tries=1, reason="it is down"))
-    assert math.isinf(last_seconds.figures()["in_flight_s"])
-    assert last_seconds.heed(13, ahead(100.0), 0) == "leave"
-    last_seconds.leave(13, ahead(100.0))
+    measurements.on_event(PushFailing(step=12, num_tries=1, reason="it is down"))
+    assert math.isinf(measurements.figures()["in_flight_s"])
+    assert measurements.decide(13, ahead(100.0), 0) == "leave"
+    measurements.announce(13, ahead(100.0))
     assert [plan.choice for plan in told] == ["nothing_fits"]
 
-    last_seconds.on_event(Committed(step=12, num_bytes=1000 * MB, push_s=60.0, put_bytes_per_s=100 * MB))
-    assert last_seconds.figures()["in_flight_s"] == 0.0
-    assert last_seconds.figures()["commit_s"] == pytest.approx(2.0), "waiting for a store that is down is no speed"
+    measurements.on_event(Committed(step=12, num_bytes=1000 * MB, push_s=60.0, put_bytes_per_s=100 * MB))
+    assert measurements.figures()["in_flight_s"] == 0.0
+    assert measurements.figures()["commit_s"] == pytest.approx(2.0), "waiting for a store that is down is no speed"
 
 
-def test_what_a_pause_holds_is_not_in_flight(last_seconds):
+def test_what_a_pause_holds_is_not_in_flight(measurements):
     """
     It is pushed only if a notice comes.
     """
-    last_seconds.on_event(Staged(step=12, trigger="pause", num_bytes=1000 * MB, stall_s=0.001, copy_s=2.0))
+    measurements.on_event(Staged(step=12, trigger="pause", num_bytes=1000 * MB, stall_s=0.001, copy_s=2.0))
 
-    assert last_seconds.figures()["in_flight_s"] == 0.0
+    assert measurements.figures()["in_flight_s"] == 0.0
 
 
-def test_the_slowest_rank_decides_and_its_push_goes_on(last_seconds, told):
+def test_the_slowest_rank_decides_and_its_push_goes_on(measurements, told):
     """
     Another rank has five times the bytes in flight and half the speed: that counts, less the time since it said so.
     """
-    other = {**last_seconds.figures(), "store_bytes_per_s": 50 * MB, "in_flight_s": 40.0}
-    last_seconds.learn([last_seconds.figures(), other])
-    last_seconds._learned_at -= 10.0
+    other = {**measurements.figures(), "store_bytes_per_s": 50 * MB, "in_flight_s": 40.0}
+    measurements.merge([measurements.figures(), other])
+    measurements._merged_at -= 10.0
 
-    last_seconds.heed(12, ahead(100.0), 2)
+    measurements.decide(12, ahead(100.0), 2)
 
     assert told[0].store_bytes_per_s == 50 * MB
     assert told[0].in_flight_s == pytest.approx(30.0, abs=0.5)
     assert not told[0].save_first
 
 
-def test_a_pause_is_no_step(last_seconds):
+def test_a_pause_is_no_step(measurements):
     """
     What lies between the steps before and behind it says nothing of how long a step takes.
     """
-    last_seconds.paused()
-    assert last_seconds.figures()["step_s"] is None
-    last_seconds.passed()
-    assert last_seconds.figures()["step_s"] is None
+    measurements.on_pause()
+    assert measurements.figures()["step_s"] is None
+    measurements.on_step()
+    assert measurements.figures()["step_s"] is None
 
 
 def test_of_several_ranks_the_worst_in_each_respect_counts():

@@ -48,7 +48,7 @@ def train(url, body, **settings):
 
 def notify(session):
     """As the thread of a SIGTERM does, which only one rank of a process can have."""
-    session._listener._on_signal("SIGTERM", time.monotonic())
+    session._opened.listener._on_signal("SIGTERM", time.monotonic())
 
 
 def hear_of_it(session):
@@ -89,9 +89,8 @@ def test_those_without_a_notice_go_on(url, caplog):
         for step in range(2, 6):
             session.after_step(step)
             session.save(step)
-            session.enter_pause(step)
-            session.in_pause()
-            session.exit_pause()
+            with session.pause(step) as pause:
+                pause.check()
         session.finish(5)
         return [event.step for event in heard.of(Staged)]
 
@@ -143,15 +142,14 @@ def test_those_without_a_notice_go_on_from_a_pause(url):
 
     def body(session, rank, heard, meet):
         session.after_step(1)
-        session.enter_pause(1)
-        meet()
-        if rank == NOTIFIED:
-            notify(session)
-            heard.wait(Committed, step=1)
-        else:
-            session._agreement._thread.join(PATIENCE_S)  # it has done what a thread in a stuck pause needs
-        session.in_pause()
-        session.exit_pause()
+        with session.pause(1) as pause:
+            meet()
+            if rank == NOTIFIED:
+                notify(session)
+                heard.wait(Committed, step=1)
+            else:
+                session._opened.agreement._thread.join(PATIENCE_S)  # it has done what a thread in a stuck pause needs
+            pause.check()
         session.after_step(2)
         return "stayed"
 

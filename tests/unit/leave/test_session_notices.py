@@ -54,7 +54,8 @@ def test_a_file_that_appears_makes_the_rank_leave(tmp_path):
 
     def body(session, rank, heard):
         session.after_step(1)
-        file.write_text('{"grace_seconds": 40}')
+        (tmp_path / "whole").write_text('{"grace_seconds": 40}')
+        (tmp_path / "whole").rename(file)  # an empty file would be a notice too
         heard.wait(NoticeReceived)
         try:
             session.after_step(2)
@@ -116,7 +117,7 @@ def test_a_soft_notice_is_saved_for_and_trained_on(world_size, told, tmp_path, m
                 meeting.wait(20)
                 session.after_step(step)
             if world_size > 1:  # each rank of a machine hears of it in its own time
-                session._listener._on_announcement(Announcement("aws rebalance", None, "soft"))
+                session._opened.listener._on_announcement(Announcement("aws rebalance", None, "soft"))
                 time.sleep(0.1)
             (staged,) = heard.of(Staged)
             for later in range(step + 1, step + 20):
@@ -145,12 +146,12 @@ def test_the_earliest_deadline_counts(world_size, tmp_path, monkeypatch):
         def body(session, rank, heard):
             until(lambda: session.notice, "the notice is known")
             if rank == 0:
-                session._listener._on_signal("SIGTERM", time.monotonic())
+                session._opened.listener._on_signal("SIGTERM", time.monotonic())
             until(lambda: session.notice.source == "SIGTERM", "the earlier end is known")
             deadline = session.notice.deadline
             assert deadline - time.monotonic() == pytest.approx(30, abs=5)
             if rank == 0:
-                session._listener._on_signal("SIGTERM", time.monotonic() + 50)
+                session._opened.listener._on_signal("SIGTERM", time.monotonic() + 50)
             time.sleep(0.1)
             assert session.notice.deadline == deadline
             session.after_step(1)
@@ -165,14 +166,14 @@ def test_an_earlier_end_that_comes_in_the_last_wait_cuts_it_short(tmp_path):
     """
 
     def body(session, rank, heard):
-        os.kill(session._pusher.pid, signal.SIGSTOP)
-        session._listener._on_signal("SIGTERM", time.monotonic() + 90)
-        threading.Timer(0.2, session._listener._on_signal, ("SIGTERM", time.monotonic() - 28)).start()
+        os.kill(session._opened.pusher.pid, signal.SIGSTOP)
+        session._opened.listener._on_signal("SIGTERM", time.monotonic() + 90)
+        threading.Timer(0.2, session._opened.listener._on_signal, ("SIGTERM", time.monotonic() - 28)).start()
         started = time.monotonic()
         try:
             session.after_step(1)
         finally:
-            os.kill(session._pusher.pid, signal.SIGCONT)
+            os.kill(session._opened.pusher.pid, signal.SIGCONT)
             assert time.monotonic() - started < 10
             assert not heard.of(Leaving)[0].durable
 
@@ -201,7 +202,7 @@ def test_the_launchers_timeout_is_the_grace_of_a_signal(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "12")
 
     def body(session, rank, heard):
-        session._listener._on_signal("SIGTERM", time.monotonic())
+        session._opened.listener._on_signal("SIGTERM", time.monotonic())
         assert heard.wait(NoticeReceived).grace_s == 12
         assert session.notice.deadline - time.monotonic() <= 12
         session.after_step(1)

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import pytest
 import torch
-from launching import exit_codes, launch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import DeepSpeedStrategy
+from lightning.pytorch.strategies import DeepSpeedStrategy, SingleDeviceStrategy
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -137,8 +132,19 @@ def test_a_finished_training_is_not_trained_again_but_may_be_prolonged(tmp_path)
     assert torch.equal(longer.layer.weight, at_once.layer.weight)
 
 
-def test_a_newer_checkpoint_wins_over_ckpt_path(tmp_path):
-    """A ckpt_path is where a run begins; once preempted, the same command goes on behind its newest step."""
+class LateRestore(SingleDeviceStrategy):
+    """Lets Lightning load a ckpt_path after on_fit_start, as sharding strategies do."""
+
+    restore_checkpoint_after_setup = True
+
+
+@pytest.mark.parametrize("strategy", [SingleDeviceStrategy, LateRestore])
+def test_a_newer_checkpoint_wins_over_ckpt_path(strategy, tmp_path, caplog):
+    """
+    A ckpt_path is where a run begins; once preempted, the same command goes on behind its newest step.
+
+    A warning says that the ckpt_path is not used, and Lightning does not claim to have restored it.
+    """
     begin = trainer(tmp_path, max_epochs=1)
     begin.fit(Net())
     begin.save_checkpoint(tmp_path / "begin.ckpt")
@@ -160,17 +166,58 @@ def test_a_newer_checkpoint_wins_over_ckpt_path(tmp_path):
     with pytest.raises(KeyError):
         trainer(tmp_path, spot, Leave()).fit(Net(), ckpt_path=tmp_path / "begin.ckpt")
     resumed = Net()
-    trainer(tmp_path, SpotCheckpoint(url, every_steps=2)).fit(resumed, ckpt_path=tmp_path / "begin.ckpt")
+    spot = SpotCheckpoint(url, every_steps=2)
+    caplog.clear()
+    with pytest.warns(
+        UserWarning, match=r"ckpt_path='.*begin\.ckpt' is not used: the run at .*run.*its step"
+    ) as warned:
+        trainer(tmp_path, spot, strategy=strategy(device="cpu")).fit(resumed, ckpt_path=tmp_path / "begin.ckpt")
 
+    (message,) = [str(warning.message) for warning in warned if "ckpt_path" in str(warning.message)]
+    assert f"the run at {url} has" in message
+    assert f"its step {spot.resumed_from}." in message
+    assert spot.resumed_from > 6
+    assert "Restored all states" not in caplog.text
     assert resumed.num_steps < 6
     assert torch.equal(resumed.layer.weight, reference.layer.weight)
 
 
-def test_sigterm_is_a_notice_in_training_and_nothing_on_the_way_out(tmp_path):
-    """Lightning's own handler never runs, and a second SIGTERM while the process leaves does nothing."""
-    process = launch("lightning_handler", (str(tmp_path),), environment={}, output=tmp_path / "output.txt")
+def test_a_ckpt_path_is_used_again_in_the_next_fit_of_the_trainer(tmp_path):
+    """Only the fit that has resumed ignores it."""
+    url = str(tmp_path / "run")
+    begin = trainer(tmp_path, max_epochs=1)
+    begin.fit(Net())
+    begin.save_checkpoint(tmp_path / "begin.ckpt")
+    trainer(tmp_path, SpotCheckpoint(url, every_steps=100)).fit(Net())
+    spot = SpotCheckpoint(url, every_steps=100)
+    again = trainer(tmp_path, spot)
+    with pytest.warns(UserWarning, match="is not used"):
+        again.fit(Net(), ckpt_path=tmp_path / "begin.ckpt")
+    again.callbacks.remove(spot)
+    module = Net()
+    again.fit(module, ckpt_path=tmp_path / "begin.ckpt")
 
-    assert exit_codes([process]) == [0], (tmp_path / "output.txt").read_text()[-3000:]
+    assert module.num_steps == 6
+
+
+def test_it_knows_the_last_committed_step_and_the_one_it_resumed_from(tmp_path):
+    """During fit() and after it; both are None where there is nothing to say."""
+    url = str(tmp_path / "run")
+    seen = []
+
+    class Look(Callback):
+        def on_train_start(self, trainer, pl_module):
+            seen.append((spot.last_committed_step, spot.resumed_from))
+
+    spot = SpotCheckpoint(url, every_steps=5)
+    assert (spot.last_committed_step, spot.resumed_from) == (None, None)
+    trainer(tmp_path, spot, Look()).fit(Net())
+    assert (spot.last_committed_step, spot.resumed_from) == (12, None)
+
+    spot = SpotCheckpoint(url, every_steps=5)
+    trainer(tmp_path, spot, Look(), max_epochs=3).fit(Net())
+    assert (spot.last_committed_step, spot.resumed_from) == (18, 12)
+    assert seen == [(None, None), (None, 12)]
 
 
 def test_the_programs_own_handler_comes_back(tmp_path):
@@ -201,50 +248,3 @@ def test_validate_and_test_take_no_part(tmp_path):
     fit.validate(Net(), verbose=False)
 
     assert not (tmp_path / "run").exists()
-
-
-CLI = """
-import warnings
-warnings.simplefilter("ignore")
-from lightning.pytorch.cli import LightningCLI
-from test_callback import Net
-LightningCLI(Net, save_config_callback=None)
-"""
-
-YAML = """
-seed_everything: 1
-trainer:
-  accelerator: cpu
-  max_epochs: {epochs}
-  logger: false
-  enable_checkpointing: false
-  enable_progress_bar: false
-  callbacks:
-    - class_path: spot_plugins.lightning.SpotCheckpoint
-      init_args:
-        url: {url}
-        every_steps: 3
-        every_seconds: auto
-"""
-
-
-def test_it_is_configured_from_the_yaml_of_a_lightning_cli(tmp_path):
-    """A LightningCLI program takes the callback from its file, and goes on in its second life."""
-    program, file = tmp_path / "program.py", tmp_path / "config.yaml"
-    program.write_text(CLI)
-    outputs = []
-    for epochs in (1, 2):
-        file.write_text(YAML.format(url=tmp_path / "run", epochs=epochs))
-        command = [sys.executable, str(program), "fit", "--config", str(file)]
-        done = subprocess.run(
-            command, cwd=tmp_path, env=_with_tests_on_path(), capture_output=True, text=True, timeout=100, check=False
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        outputs.append(sorted(path.name for path in (tmp_path / "run" / "steps").iterdir()))
-
-    assert outputs[0][-1] == "0000000006-000001"
-    assert outputs[1][-1] == "0000000012-000002"
-
-
-def _with_tests_on_path():
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}

@@ -97,10 +97,10 @@ def test_the_trainer_knows_the_speeds(tmp_path):
     session = SpotSession(SpotConfig(url=f"file://{tmp_path}/run", every_steps=1), on_event=[heard])
     session.register("model", torch.nn.Linear(2, 2))
     session.resume()
-    assert session._pusher.speeds == Speeds()
+    assert session._opened.pusher.speeds == Speeds()
     session.save(1)
     committed = heard.wait(Committed, step=1)
 
     assert committed.put_bytes_per_s > 0
-    assert session._pusher.speeds == Speeds(store_bytes_per_s=committed.put_bytes_per_s)
+    assert session._opened.pusher.speeds == Speeds(store_bytes_per_s=committed.put_bytes_per_s)
     session.close()

@@ -164,7 +164,7 @@ def test_replicas_that_do_not_know_of_each_other_are_no_damage():
     store = MemoryStore()
     for rank in range(4):
         part = shard(in_rows, 2, rank % 2)
-        own = Shard(part.local, ShardBoxes(SHAPE, part.placement.boxes, (rank,)))
+        own = Shard(part.local, ShardBoxes(SHAPE, part.boxes.held, (rank,)))
         save(1, store, rank=rank, world_size=4, state={"both": {"w": own}})
 
     assert numbers(store) == [1]

@@ -179,7 +179,7 @@ def test_a_notice_stores_what_turns_out_not_to_be_frozen(tmp_path):
     """
     model, optimizer = tuned()
     with session_of(tmp_path, model, optimizer) as (session, heard):
-        session.watch_signals()
+        session.handle_signals()
         save(session, heard, 1)
         behind_the_version(model["base"])
         os.kill(os.getpid(), signal.SIGTERM)
@@ -204,7 +204,7 @@ def test_the_end_has_what_turns_out_not_to_be_frozen(is_saved_before, ends, tmp_
         expected = weights(model)
         if is_saved_before:
             gate = threading.Event()
-            session._saver._copier.do(gate.wait)
+            session._opened.saver._copier.do(gate.wait)
             session.save(2)
             threading.Timer(0.2, gate.set).start()
         if ends == "finish":
@@ -225,16 +225,15 @@ def test_a_pause_holds_what_turns_out_not_to_be_frozen(tmp_path):
     """
     model, optimizer = tuned()
     with session_of(tmp_path, model, optimizer) as (session, heard):
-        session.watch_signals()
+        session.handle_signals()
         save(session, heard, 1)
         behind_the_version(model["base"])
         expected = weights(model)
-        session.enter_pause(2)
-        behind_the_version(model["base"])
-        os.kill(os.getpid(), signal.SIGTERM)
-        until(lambda: session.notice, "the notice is heard")
-        with pytest.raises(Preempted):
-            session.in_pause()
+        with pytest.raises(Preempted), session.pause(2) as pause:  # noqa: PT012 - what raises is its last line
+            behind_the_version(model["base"])
+            os.kill(os.getpid(), signal.SIGTERM)
+            until(lambda: session.notice, "the notice is heard")
+            pause.check()
     assert restored(tmp_path)[0] == 2
     assert_equal(restored(tmp_path)[1], expected)
 
@@ -269,8 +268,8 @@ def test_a_new_pusher_process_is_told_again(tmp_path):
     with session_of(tmp_path, model, optimizer) as (session, heard):
         save(session, heard, 1)
         objects = frozen_objects(tmp_path)
-        os.kill(session._pusher.pid, signal.SIGKILL)
-        until(lambda: session._pusher.pid is None, "its death is known")
+        os.kill(session._opened.pusher.pid, signal.SIGKILL)
+        until(lambda: session._opened.pusher.pid is None, "its death is known")
         step(model, optimizer)
         assert save(session, heard, 2).num_bytes < TRAINED_BYTES + 2000
     assert frozen_objects(tmp_path) == objects
@@ -285,10 +284,12 @@ def test_a_pusher_that_dies_while_a_step_refers_to_what_it_knew(tmp_path):
     step(model, optimizer)
     with session_of(tmp_path, model, optimizer) as (session, heard):
         save(session, heard, 1)
-        os.kill(session._pusher.pid, signal.SIGSTOP)
-        session._saver._copier.do(lambda: until(lambda: session._pusher.pid is None, "its death is known"))
+        os.kill(session._opened.pusher.pid, signal.SIGSTOP)
+        session._opened.saver._copier.do(
+            lambda: until(lambda: session._opened.pusher.pid is None, "its death is known")
+        )
         session.save(2)
-        os.kill(session._pusher.pid, signal.SIGKILL)
+        os.kill(session._opened.pusher.pid, signal.SIGKILL)
         heard.wait(Committed, step=2)
     assert not heard.of(SaveAbandoned)
     assert restored(tmp_path)[0] == 2
@@ -303,13 +304,13 @@ def test_a_pusher_that_dies_with_a_step_that_refers_to_what_it_knew(tmp_path):
     step(model, optimizer)
     with session_of(tmp_path, model, optimizer) as (session, heard):
         save(session, heard, 1)
-        os.kill(session._pusher.pid, signal.SIGSTOP)
+        os.kill(session._opened.pusher.pid, signal.SIGSTOP)
         step(model, optimizer)
         expected = weights(model)
         session.save(2)
         session.fence()
         heard.wait(Staged, step=2)
-        os.kill(session._pusher.pid, signal.SIGKILL)
+        os.kill(session._opened.pusher.pid, signal.SIGKILL)
         assert heard.wait(Committed, step=2).num_bytes < TRAINED_BYTES + 2000
     assert not heard.of(SaveAbandoned)
     assert restored(tmp_path)[0] == 2

@@ -107,13 +107,13 @@ def test_the_ranks_together_store_every_row_of_a_replicated_tensor_exactly_once(
         for piece in plan_layout(sources, rank).slices:
             box = tuple(slice(o, o + n) for o, n in zip(piece.offsets, piece.lengths, strict=True))
             assert piece.shape == tuple(sources[piece.name].tensor.shape)
-            assert piece.shared == (sources[piece.name].placement is not None)
+            assert piece.shared == (sources[piece.name].boxes is not None)
             assert all(o + n <= extent for o, n, extent in zip(piece.offsets, piece.lengths, piece.shape, strict=True))
             times_stored[piece.name][box] += 1
             seen_empty[piece.name] += prod(piece.lengths) == 0
 
     for name, source in sources.items():
-        expected = world if source.placement is None else 1
+        expected = world if source.boxes is None else 1
         assert torch.equal(times_stored[name], torch.full_like(times_stored[name], expected)), name
         assert seen_empty[name] == (world if source.tensor.numel() == 0 else 0), name
 

@@ -84,7 +84,7 @@ def assert_equal(found, expected):
 
 
 @contextmanager
-def session_of(url, model, optimizers, **settings):
+def session_of(url, model, optimizers, parts=(), **settings):
     heard = Heard()
     session = SpotSession(SpotConfig(url=str(url), **{"every_steps": 10**6, **settings}), on_event=[heard])
     with closing(session):
@@ -92,6 +92,8 @@ def session_of(url, model, optimizers, **settings):
         for number, optimizer in enumerate(optimizers):
             part = OptimizerPart(optimizer, model)
             session.register(f"optimizer-{number}", part, replicated=OptimizerPart.replicated)
+        for name, part in dict(parts).items():
+            session.register(name, part)
         session.resume()
         yield session, heard
 
@@ -108,7 +110,7 @@ def restored(url, make_optimizers):
 def held_up(session):
     """Let the copying thread begin only when this ends."""
     gate = threading.Event()
-    session._saver._copier.do(gate.wait)
+    session._opened.saver._copier.do(gate.wait)
     try:
         yield gate
     finally:
@@ -119,7 +121,7 @@ def open_once_waited_for(session, gate):
     """Open *gate* a while after somebody has begun to wait for the copy."""
 
     def run():
-        while session._saver._copier._waits_since is None and not gate.is_set():
+        while session._opened.saver._copier._waits_since is None and not gate.is_set():
             time.sleep(0.001)
         time.sleep(HELD_UP_S)
         gate.set()
@@ -238,8 +240,7 @@ def test_what_no_optimizer_trains_is_copied_at_once(tmp_path):
     averaged = Holder({"weight": torch.full((50,), 1.0)})
     model[0].weight.requires_grad_(False)  # not trained, but who knows
     optimizer.param_groups[0]["params"].pop(0)
-    with session_of(tmp_path, model, [optimizer]) as (session, heard):
-        session.register("averaged", averaged)
+    with session_of(tmp_path, model, [optimizer], {"averaged": averaged}) as (session, heard):
         expected = model[0].weight.detach().clone()
         with held_up(session):
             session.save(1)
@@ -293,7 +294,7 @@ def test_a_fence_and_a_pause_wait_for_the_copy(tmp_path):
     model = net()
     optimizer = torch.optim.AdamW(model.parameters())
     with session_of(tmp_path, model, [optimizer]) as (session, heard):
-        for number, wait in enumerate([session.fence, lambda: session.enter_pause(2)], start=1):
+        for number, wait in enumerate([session.fence, session.pause(2).__enter__], start=1):
             expected = state_of(model, [optimizer])
             with held_up(session) as gate:
                 session.save(number)
@@ -313,7 +314,7 @@ def test_a_notice_behind_a_save_waits_for_its_copy_and_no_longer(tmp_path):
     model = net()
     optimizer = torch.optim.AdamW(model.parameters())
     with session_of(tmp_path, model, [optimizer], grace_seconds=20) as (session, heard):
-        session.watch_signals()
+        session.handle_signals()
         expected = state_of(model, [optimizer])
         with held_up(session) as gate:
             session.save(1)
@@ -334,7 +335,7 @@ def test_closing_hands_over_what_is_being_copied(tmp_path):
     optimizer = torch.optim.AdamW(model.parameters())
     with session_of(tmp_path, model, [optimizer]) as (session, _):
         expected = state_of(model, [optimizer])
-        session._saver._copier.do(lambda: time.sleep(HELD_UP_S))
+        session._opened.saver._copier.do(lambda: time.sleep(HELD_UP_S))
         session.save(1)
     until(lambda: list((tmp_path / "steps").glob("*/rank*")), "the step is committed")
     assert_equal(restored(tmp_path, lambda model: [torch.optim.AdamW(model.parameters())]), expected)
@@ -348,8 +349,8 @@ def test_a_pusher_that_dies_during_the_copy_takes_nothing_with_it(tmp_path):
     with session_of(tmp_path, model, [torch.optim.AdamW(model.parameters())]) as (session, heard):
         with held_up(session):
             session.save(1)
-            os.kill(session._pusher.pid, signal.SIGKILL)
-            until(lambda: session._pusher.pid is None, "its death is known")
+            os.kill(session._opened.pusher.pid, signal.SIGKILL)
+            until(lambda: session._opened.pusher.pid is None, "its death is known")
         heard.wait(Committed, step=1)
     assert not heard.of(SaveAbandoned)
 
@@ -373,12 +374,12 @@ def test_the_first_buffer_is_made_behind_the_first_step(tmp_path):
     forward_backward(model, optimizer)()
     optimizer.step()
     with session_of(tmp_path, model, [optimizer]) as (session, heard):
-        assert not session._saver._buffers._buffers
+        assert not session._opened.saver._buffers._buffers
         session.after_step(1)
-        (buffer,) = until(lambda: session._saver._buffers._buffers, "the buffer is made")
+        (buffer,) = until(lambda: session._opened.saver._buffers._buffers, "the buffer is made")
         session.save(2)
         heard.wait(Committed, step=2)
-        assert session._saver._buffers._buffers == [buffer]
+        assert session._opened.saver._buffers._buffers == [buffer]
 
 
 def test_memory_is_bounded_by_what_is_given(tmp_path):
@@ -398,18 +399,18 @@ def test_memory_is_bounded_by_what_is_given(tmp_path):
                 with pytest.raises(ConfigError, match=r"buffer_bytes=4000 .* at least \d+"):
                     session.after_step(1)
                 continue
-            until(lambda: session._pusher.pid, "the pusher runs")
-            os.kill(session._pusher.pid, signal.SIGSTOP)
+            until(lambda: session._opened.pusher.pid, "the pusher runs")
+            os.kill(session._opened.pusher.pid, signal.SIGSTOP)
             session.after_step(1)
             session.after_step(2)
             session.after_step(4)
             assert [event.step for event in heard.of(SaveDeferred)] == [4]
-            assert not session._saver.has_room
-            os.kill(session._pusher.pid, signal.SIGCONT)
+            assert not session._opened.saver.has_room
+            os.kill(session._opened.pusher.pid, signal.SIGCONT)
             until_idle(session)
             session.after_step(5)
             heard.wait(Committed, step=5)
-            assert len(session._saver._buffers._buffers) == 1
+            assert len(session._opened.saver._buffers._buffers) == 1
 
 
 @pytest.fixture

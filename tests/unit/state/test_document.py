@@ -25,8 +25,9 @@ from spot_plugins.format.boxes import Box, ShardBoxes
 from spot_plugins.format.manifest import ManifestError, canonical_json
 from spot_plugins.state import decode, encode, graft, named
 from spot_plugins.state.decoder import _DECODERS
-from spot_plugins.state.dtypes import DTYPES
+from spot_plugins.state.dtypes import ARRAY_DTYPES, DTYPES, NUMPY_SCALARS
 from spot_plugins.state.encoder import MAX_DEPTH
+from spot_plugins.state.leaves import LEAF_DECODERS
 
 SIGNALLING_NAN = struct.unpack(">d", bytes.fromhex("7ff4000000000001"))[0]
 
@@ -467,7 +468,7 @@ def test_what_a_distributed_tensor_is_taken_for(one_rank_mesh):
         _, tensors = encode({"weight": DTensor.from_local(torch.ones(2), one_rank_mesh, [placement])}, "model")
         shard = tensors["model/weight"]
         assert torch.equal(shard.local, torch.ones(2))
-        assert shard.placement == ShardBoxes((2,), (Box((0,), (2,)),), (0,))
+        assert shard.boxes == ShardBoxes((2,), (Box((0,), (2,)),), (0,))
         assert isinstance(shard.like(torch.zeros(2)), DTensor)
     for dtype, placement, reason in (
         (torch.float32, Partial(), "sums that were not reduced yet"),
@@ -479,15 +480,15 @@ def test_what_a_distributed_tensor_is_taken_for(one_rank_mesh):
         assert caught.value.path == "model/weight"
 
 
-@pytest.fixture
-def one_rank_mesh():
-    from torch.distributed.tensor import init_device_mesh
+def test_the_dtypes_of_numpy_that_a_state_may_hold():
+    """
+    Those of torch's that numpy has too, each in both byte orders.
+    """
+    kinds = {"float": (16, 32, 64), "complex": (64, 128), "int": (8, 16, 32, 64), "uint": (8, 16, 32, 64)}
+    names = {"bool"} | {f"{kind}{size}" for kind, sizes in kinds.items() for size in sizes}
 
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    try:
-        yield init_device_mesh("cpu", (1,))
-    finally:
-        torch.distributed.destroy_process_group()
+    assert {name: str(dtype) for name, dtype in NUMPY_SCALARS.items()} == {name: name for name in names}
+    assert {*ARRAY_DTYPES} == {np.dtype(name).newbyteorder(order).str for name in names for order in "<>"}
 
 
 def test_a_graft_brings_what_was_unheard_of_and_nothing_else():
@@ -537,7 +538,7 @@ def test_nesting_is_possible_up_to_the_limit_and_refused_beyond():
 
 # Documents that are not ours ------------------------------------------------------------------------------
 
-TAGS = [*_DECODERS, "$order"]
+TAGS = [*_DECODERS, *LEAF_DECODERS, "$order"]
 TENSORS = {"t": torch.ones(2), "bf16": torch.ones(2, dtype=torch.bfloat16), "int": torch.ones(2, dtype=torch.int64)}
 
 
@@ -585,7 +586,7 @@ TENSORS = {"t": torch.ones(2), "bf16": torch.ones(2, dtype=torch.bfloat16), "int
         {"$order": [0], "$tensor": "t"},
         {"a": {"$nonsense": 1}},
         ("a",),
-        [object()],
+        pytest.param([object()], id="an object"),
     ],
     ids=str,
 )

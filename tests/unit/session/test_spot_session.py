@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import threading
@@ -13,9 +12,8 @@ import torch
 from hearing import Heard, next_pusher, until, until_idle
 from steps import Holder, assert_same, assert_whole, load, numbers, save, state_of
 
-from spot_plugins import session as session_module
 from spot_plugins.config import SpotConfig
-from spot_plugins.errors import ConfigError, IncompatibleCheckpointError, Preempted, UnsafeStateError
+from spot_plugins.errors import CommitError, ConfigError, IncompatibleCheckpointError, Preempted, UnsafeStateError
 from spot_plugins.events import (
     AttemptStarted,
     Committed,
@@ -29,7 +27,7 @@ from spot_plugins.events import (
 )
 from spot_plugins.format.attempts import claim_attempt
 from spot_plugins.format.keys import StepId, merged_manifest_key
-from spot_plugins.session import SpotSession
+from spot_plugins.session import SpotSession, spot_session
 from spot_plugins.store import LocalStore
 from spot_plugins.testing import run_thread_ranks
 
@@ -97,6 +95,35 @@ def test_what_was_saved_comes_back_in_the_next_life(url):
     assert (resumed.step, resumed.from_attempt, resumed.num_bytes) == (3, 1, committed.num_bytes)
 
 
+def test_a_model_comes_back_with_its_optimizer_and_scheduler(url):
+    """
+    One call registers them all, before the first life trains and before the second resumes.
+    """
+
+    def build(session):
+        model = torch.nn.Linear(2, 2)
+        optimizer = torch.optim.AdamW(model.parameters())
+        scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 2)
+        session.register_model(model, [optimizer], [scheduler])
+        return model, optimizer, scheduler
+
+    with training(url) as (session, _, heard):
+        model, optimizer, scheduler = build(session)
+        session.resume()
+        model(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        scheduler.step()
+        session.save(1)
+        heard.wait(Committed, step=1)
+
+    with training(url) as (session, _, _):
+        restored = build(session)
+        assert session.resume() == 1
+
+    for one, other in zip((model, optimizer, scheduler), restored, strict=True):
+        assert str(one.state_dict()) == str(other.state_dict())
+
+
 @pytest.mark.parametrize("name", ["part", "", "a/b"])
 def test_a_name_that_cannot_be_a_part_is_refused(url, name):
     """
@@ -112,6 +139,7 @@ def test_parts_that_do_not_belong_together_name_both_sides(url):
     """
     with training(url) as (session, _, heard):
         session.register("scaler", Holder({}))
+        session.resume()
         session.save(1)
         heard.wait(Committed, step=1)
 
@@ -137,6 +165,7 @@ def test_a_part_that_refuses_its_state_is_named(url):
 
     with training(url) as (session, _, heard):
         session.register("model", Holder({}))
+        session.resume()
         session.save(1)
         heard.wait(Committed, step=1)
 
@@ -255,6 +284,7 @@ def test_a_save_takes_the_state_of_that_moment(url, store):
     What training changes right after save() returned is not in the checkpoint, in tensors and elsewhere.
     """
     with training(url, state={"w": torch.full((50_000,), 1.0), "log": [1]}) as (session, holder, heard):
+        session.resume()
         session.save(1)
         holder.state["w"].fill_(2.0)
         holder.state["log"].append(2)
@@ -301,6 +331,7 @@ def test_a_step_is_saved_once(url, store):
     The objects of a committed step are never written again, which could leave it half new and half old.
     """
     with training(url, state=state_of(5)) as (session, holder, heard):
+        session.resume()
         session.save(5)
         heard.wait(Committed, step=5)
         before = {key: store.get(key) for key in store.keys("steps/")}
@@ -379,7 +410,7 @@ def test_a_notice_is_left_with_at_the_next_step(url, store):
     SIGTERM changes nothing.
     """
     with training(url, state=state_of(3)) as (session, _, heard):
-        session.watch_signals()
+        session.handle_signals()
         session.resume()
         session.after_step(1)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -403,16 +434,15 @@ def test_a_pause_holds_the_state_of_its_step(url, store):
     Weights that are swapped in a pause are not what is saved: a notice in the pause stores the state from before it.
     """
     with training(url, state=state_of(4)) as (session, holder, heard):
-        session.watch_signals()
+        session.handle_signals()
         session.resume()
         session.after_step(4)
-        session.enter_pause(4)
-        holder.state = state_of(99)
-        session.in_pause()
-        os.kill(os.getpid(), signal.SIGTERM)
-        heard.wait(NoticeReceived)
-        with pytest.raises(Preempted) as caught:
-            session.in_pause()
+        with pytest.raises(Preempted) as caught, session.pause(4) as pause:  # noqa: PT012 - its last line raises
+            holder.state = state_of(99)
+            pause.check()
+            os.kill(os.getpid(), signal.SIGTERM)
+            heard.wait(NoticeReceived)
+            pause.check()
 
         assert caught.value.step == 4
     assert numbers(store) == [4]
@@ -421,14 +451,13 @@ def test_a_pause_holds_the_state_of_its_step(url, store):
 
 def test_a_pause_without_a_notice_stores_nothing(url, store):
     """
-    After exit_pause() training goes on and its later saves are whole; what was held for the pause is forgotten.
+    After a pause training continues and its later saves are whole; what was held for the pause is forgotten.
     """
     with training(url, every_steps=6, state=state_of(5)) as (session, holder, _):
         session.resume()
         session.after_step(5)
-        session.enter_pause(5)
-        session.in_pause()
-        session.exit_pause()
+        with session.pause(5) as pause:
+            pause.check()
         holder.state = state_of(6)
         session.after_step(6)
         session.finish(6)
@@ -442,14 +471,12 @@ def test_a_notice_found_at_the_end_of_a_pause_is_left_with(url, store):
     A host that never asks within its pause leaves when it ends.
     """
     with training(url) as (session, _, heard):
-        session.watch_signals()
+        session.handle_signals()
         session.resume()
         session.after_step(2)
-        session.enter_pause(2)
-        os.kill(os.getpid(), signal.SIGTERM)
-        heard.wait(NoticeReceived)
-        with pytest.raises(Preempted):
-            session.exit_pause()
+        with pytest.raises(Preempted), session.pause(2):  # noqa: PT012 - the end of the block is what raises
+            os.kill(os.getpid(), signal.SIGTERM)
+            heard.wait(NoticeReceived)
 
     assert numbers(store) == [2]
 
@@ -459,7 +486,7 @@ def test_finish_after_a_notice_is_preempted(url, store):
     The end of a training is stored, but the process leaves with 143 if it was told to go.
     """
     with training(url) as (session, _, heard):
-        session.watch_signals()
+        session.handle_signals()
         session.resume()
         session.after_step(1)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -476,7 +503,7 @@ def test_a_save_that_comes_too_soon_is_deferred_and_made_up_for(url, store):
     """
     with training(url, every_steps=1) as (session, _, heard):
         session.resume()
-        stopped = session._pusher.pid
+        stopped = session._opened.pusher.pid
         os.kill(stopped, signal.SIGSTOP)
         try:
             for step in range(1, 6):
@@ -499,7 +526,7 @@ def test_the_last_step_is_pushed_again_when_its_pusher_died(url, store):
     """
     with training(url, state=state_of(8)) as (session, _, heard):
         session.resume()
-        first = session._pusher.pid
+        first = session._opened.pusher.pid
         os.kill(first, signal.SIGSTOP)
         session.save(8)
         os.kill(first, signal.SIGKILL)
@@ -517,7 +544,7 @@ def test_the_end_is_pushed_again_when_its_pusher_dies_with_it(url, store):
     """
     with training(url, state=state_of(8)) as (session, _, heard):
         session.resume()
-        pusher = session._pusher.pid
+        pusher = session._opened.pusher.pid
         os.kill(pusher, signal.SIGSTOP)
         killer = threading.Thread(target=lambda: (heard.wait(Staged, step=8), os.kill(pusher, signal.SIGKILL)))
         killer.start()
@@ -533,9 +560,9 @@ def test_a_push_that_is_lost_while_leaving_is_made_again(url, store):
     After a notice, a pusher that dies with the last step is replaced as long as there is time.
     """
     with training(url, state=state_of(8)) as (session, _, heard):
-        session.watch_signals()
+        session.handle_signals()
         session.resume()
-        pusher = session._pusher.pid
+        pusher = session._opened.pusher.pid
         os.kill(pusher, signal.SIGSTOP)
         os.kill(os.getpid(), signal.SIGTERM)
         heard.wait(NoticeReceived)
@@ -554,9 +581,9 @@ def test_a_notice_while_the_end_is_being_stored_cuts_the_wait(url, monkeypatch):
     finish() waits long for a slow store, but not beyond the deadline of a notice that comes meanwhile.
     """
     with training(url, grace_seconds=0.5) as (session, _, heard):
-        session.watch_signals()
+        session.handle_signals()
         session.resume()
-        pusher = session._pusher.pid
+        pusher = session._opened.pusher.pid
         os.kill(pusher, signal.SIGSTOP)
 
         def notice():
@@ -575,21 +602,20 @@ def test_a_notice_while_the_end_is_being_stored_cuts_the_wait(url, monkeypatch):
         assert heard.of(Leaving, step=3)[0].durable is False
 
 
-def test_finish_says_when_the_end_is_not_stored(url, caplog, monkeypatch):
+def test_finish_says_when_the_end_is_not_stored(url, monkeypatch):
     """
-    A training that ends well with a store that does not take the last step leaves an error in the log, not silence.
+    A training that ends well with a store that does not take the last step ends with an error, not with code 0.
     """
-    monkeypatch.setattr(session_module, "FINISH_WAIT_S", 0.2)
-    with training(url) as (session, _, _), caplog.at_level(logging.ERROR):
+    monkeypatch.setattr(spot_session, "FINISH_WAIT_S", 0.2)
+    with training(url) as (session, _, _):
         session.resume()
-        pusher = session._pusher.pid
+        pusher = session._opened.pusher.pid
         os.kill(pusher, signal.SIGSTOP)
         try:
-            session.finish(3)
+            with pytest.raises(CommitError, match=r"step 3 is not known to be committed.*the pusher process continues"):
+                session.finish(3)
         finally:
             os.kill(pusher, signal.SIGCONT)
-
-    assert "step 3 is still not stored" in caplog.text
 
 
 def test_closing_twice_is_harmless_and_stores_what_was_staged(url, store):

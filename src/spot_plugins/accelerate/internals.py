@@ -1,0 +1,57 @@
+"""
+Private names of Accelerate that this package uses, each in a small function.
+
+Checked against accelerate 1.15. :func:`check` runs when a hook is made and names the attribute that an installed
+version lacks.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from accelerate import Accelerator
+
+from ..data.internals import Library, check_torch
+
+ACCELERATE: Final = Library(package="accelerate", checked="1.15.*")
+
+ACCELERATOR_ATTRIBUTES: Final = ("_models", "_optimizers", "_schedulers", "_dataloaders", "_custom_objects")
+"""Attributes of an accelerator that the functions below read."""
+
+
+def check(accelerator: Accelerator) -> None:
+    """
+    Check that the installed Accelerate has every private attribute that this module uses.
+
+    It looks at the attributes and never compares versions, so that a newer version that kept them works.
+
+    Raises:
+        ConfigError: An attribute is missing. The error names it and the version to install.
+    """
+    check_torch()
+    ACCELERATE.require("Accelerator", accelerator, ACCELERATOR_ATTRIBUTES)
+
+
+def models(accelerator: Accelerator) -> list[Any]:
+    """Return the models, in the order in which they were prepared."""
+    return list(accelerator._models)
+
+
+def optimizers(accelerator: Accelerator) -> list[Any]:
+    """Return Accelerate's wrappers of the optimizers, in the order in which they were prepared."""
+    return list(accelerator._optimizers)
+
+
+def schedulers(accelerator: Accelerator) -> list[Any]:
+    """Return the schedulers, in the order in which they were prepared."""
+    return list(accelerator._schedulers)
+
+
+def loaders(accelerator: Accelerator) -> list[Any]:
+    """Return the loaders, in the order in which they were prepared."""
+    return list(accelerator._dataloaders)
+
+
+def custom_objects(accelerator: Accelerator) -> list[Any]:
+    """Return what ``register_for_checkpointing`` was given, in that order."""
+    return list(accelerator._custom_objects)

@@ -1,0 +1,118 @@
+"""The way out after a notice: one last save that is made durable, and the meeting of all ranks before they end."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from ..agreement import Agreement, Notice
+from ..config import SpotConfig
+from ..events import EventBus, Leaving
+from ..push import Pusher
+from ..ranks import Job
+from ..save import SavedSteps
+from .listener import Listener
+from .measurements import Measurements
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The end of a departure."""
+
+    step: int | None
+    """Last step that this rank saved, or None."""
+    is_durable: bool
+    """Whether this rank's part of it reached the store in time."""
+    stays: bool
+    """Whether this rank trains on without the ranks that leave (``on_notice="continue"``)."""
+
+
+class Departure:
+    """
+    Makes the last step of this rank durable after a notice, once.
+
+    In a pause two threads may ask for it: the training thread, and a thread of the agreement, because the training
+    thread may be stuck in a collective with a rank that is gone. The first one does the work. The other one waits for
+    the outcome.
+    """
+
+    def __init__(
+        self,
+        config: SpotConfig,
+        job: Job,
+        pusher: Pusher,
+        saved_steps: SavedSteps,
+        measurements: Measurements,
+        agreement: Agreement,
+        listener: Listener,
+        bus: EventBus,
+    ) -> None:
+        self._config = config
+        self._job = job
+        self._pusher = pusher
+        self._saved_steps = saved_steps
+        self._measurements = measurements
+        self._agreement = agreement
+        self._listener = listener
+        self._bus = bus
+        self._lock = threading.Lock()
+        self._outcomes: dict[int, Outcome] = {}
+
+    @contextmanager
+    def held_off(self) -> Iterator[None]:
+        """Let no departure begin before the block ends, because the block stages the state to leave with."""
+        with self._lock:
+            yield
+
+    def depart(self, step: int, *, is_paused: bool) -> Outcome:
+        """
+        Save *step* unless it is saved, and wait until it is stored and all ranks have come so far, or time is up.
+
+        A second call for the same *step* returns the outcome of the first one. Call it only after a notice.
+
+        Args:
+            step: The step that the ranks agreed on.
+            is_paused: Whether training stands still after *step*. Then the held state is saved, not the live one.
+        """
+        with self._lock:
+            if step not in self._outcomes:
+                self._outcomes[step] = self._make_durable(step, is_paused)
+            return self._outcomes[step]
+
+    def leave_by(self) -> float:
+        """Return when to leave (monotonic). It gets earlier when a notice with an earlier end arrives."""
+        notice = self._notice()
+        return notice.deadline - notice.margin_s
+
+    def _make_durable(self, step: int, is_paused: bool) -> Outcome:
+        self._pusher.hurry()
+        self._measurements.announce(step, self._notice())
+        is_durable = self._saved_steps.push_last(step, self.leave_by, is_paused=is_paused)
+        saved, notice = self._saved_steps.last, self._notice()  # an earlier end may have become known
+        left_s = notice.deadline - time.monotonic()
+        logger.warning(
+            "notice by %s: step %s is %s, %.1f s left",
+            notice.source,
+            saved,
+            "stored" if is_durable else "NOT stored yet",
+            left_s,
+        )
+        self._bus.emit(Leaving(step=saved, durable=is_durable, left_s=left_s))
+        self._job.meet(self.leave_by())
+        if is_durable and self._config.acknowledge_notice:
+            self._listener.acknowledge()
+        stays = self._config.on_notice == "continue" and self._agreement.stay()
+        if stays:
+            logger.warning("this rank stays: it continues after step %s, and saves nothing from now on", step)
+        return Outcome(saved, is_durable, stays)
+
+    def _notice(self) -> Notice:
+        notice = self._agreement.notice
+        assert notice is not None
+        return notice

@@ -1,0 +1,56 @@
+"""The training of this rank, as the agreement sees it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from ..agreement import Act, Notice
+from ..events import EventBus, SaveDeferred
+from ..format.manifest import Json
+from ..push import Pusher
+from ..save import Saver
+from .measurements import Measurements
+from .way_out import WayOut
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingParticipant:
+    """The :class:`~.agreement.decision.Participant` of a session. It answers from threads of the agreement too."""
+
+    way_out: WayOut
+    """The way out of the session. It is set before the agreement is opened, and needs the agreement to be built."""
+
+    def __init__(self, saver: Saver, pusher: Pusher, measurements: Measurements, bus: EventBus) -> None:
+        self._saver = saver
+        self._pusher = pusher
+        self._measurements = measurements
+        self._bus = bus
+        self._num_deferred = 0
+
+    def is_ready(self) -> bool:
+        """Return whether an earlier save is done, so that another one may begin."""
+        return self._saver.has_room and not self._pusher.is_busy
+
+    def on_deferred(self, step: int) -> None:
+        """Emit that *step* was due and is not saved, because an earlier one is still being pushed."""
+        self._num_deferred += 1
+        logger.info("step %s is not saved, because an earlier one is still being pushed", step)
+        self._bus.emit(SaveDeferred(step=step, num_deferred=self._num_deferred))
+
+    def leave_in_pause(self) -> None:
+        """Leave with the step of the pause."""
+        self.way_out.leave_in_pause()
+
+    def figures(self) -> Json:
+        """Return what this rank has measured."""
+        return self._measurements.figures()
+
+    def merge(self, figures: Sequence[Json]) -> None:
+        """Merge the figures of all ranks into the plans of this rank."""
+        self._measurements.merge(figures)
+
+    def decide(self, step: int, notice: Notice, num_ahead: int) -> Act:
+        """Return what to do after *step*, with the time that *notice* leaves."""
+        return self._measurements.decide(step, notice, num_ahead)

@@ -1,0 +1,195 @@
+"""
+Pauses of a training, and the way out of it after a notice.
+
+The training thread raises ``Preempted``. If it is stuck in a pause, a thread of the agreement ends the process.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Final
+
+from ..agreement import Agreement, Decision
+from ..data import end_shielded_workers
+from ..errors import Preempted
+from ..launch import roster
+from ..ranks import Job
+from ..save import SavedSteps, Saver
+from .departure import Departure
+from .listener import Listener
+from .measurements import Measurements
+from .phase import Phase, PhaseTracker
+
+logger = logging.getLogger(__name__)
+
+STUCK_S: Final = 1.0
+"""Longest time in seconds that the training thread may take to leave a pause once all ranks are done."""
+
+
+POLL_S: Final = 0.02
+"""Seconds between two looks for notices in a wait."""
+
+
+class WayOut:
+    """
+    Stands still in pauses, and leaves the session after a notice.
+
+    Args:
+        phase: The phase of the session.
+        job: The ranks of the job.
+        agreement: The agreement of the ranks.
+        listener: The owner of the signals.
+        saver: Copies the state.
+        saved_steps: The steps that were saved.
+        measurements: The speeds of this rank.
+        departure: Makes the last step durable.
+        stack: Closes everything that the session opened.
+    """
+
+    def __init__(
+        self,
+        *,
+        phase: PhaseTracker,
+        job: Job,
+        agreement: Agreement,
+        listener: Listener,
+        saver: Saver,
+        saved_steps: SavedSteps,
+        measurements: Measurements,
+        departure: Departure,
+        stack: ExitStack,
+    ) -> None:
+        self._phase = phase
+        self._job = job
+        self._agreement = agreement
+        self._listener = listener
+        self._saver = saver
+        self._saved_steps = saved_steps
+        self._measurements = measurements
+        self._departure = departure
+        self._stack = stack
+        self._pause_step = 0  # of the newest pause
+
+    @property
+    def is_pressed(self) -> bool:
+        """Whether there is a notice that is to be obeyed at once, or whose time is up."""
+        notice = self._agreement.notice
+        return notice is not None and (notice.at_once or time.monotonic() > notice.deadline - notice.margin_s)
+
+    def enter_pause(self, step: int) -> None:
+        """Stage *step*, so that a notice in the pause has nothing left to copy. Weights may be swapped from now on."""
+        self._phase.check("pause")
+        self._pause_step = step
+        with self._departure.held_off():  # a notice from now on waits until the state is staged
+            self._measurements.on_pause()
+            is_left_behind = self._phase.now is Phase.LEFT_BEHIND
+            if not is_left_behind:
+                self._phase.move(Phase.PAUSED)
+            self._agreement.enter_pause()
+            self._saver.fence()
+            if not is_left_behind:
+                self._saved_steps.hold(step)
+
+    def check_pause(self) -> None:
+        """Leave with the step of the pause if there is a notice. Raises as :meth:`leave`."""
+        self._obey(self._agreement.in_pause())
+
+    def exit_pause(self) -> None:
+        """Continue training, or leave with the step of the pause. Raises as :meth:`leave`."""
+        self._obey(self._agreement.exit_pause())
+        self._saved_steps.release()
+        if self._phase.now is Phase.PAUSED:
+            self._phase.move(Phase.TRAINING)
+
+    def _obey(self, decision: Decision | None) -> None:
+        if decision is not None:
+            self.leave(self._pause_step)
+
+    def wait(self, done: Callable[[], bool], step: int, deadline: float) -> None:
+        """
+        Wait until *done* or *deadline* (monotonic). Leave with *step* if a notice leaves no time for that.
+
+        Raises as :meth:`leave`.
+        """
+        while not done() and time.monotonic() < deadline:
+            if self.is_pressed:
+                self.leave(step)
+            time.sleep(POLL_S)
+
+    def leave(self, step: int) -> None:
+        """
+        Make *step* durable within the grace and close the session. On the training thread.
+
+        It returns without closing if this rank is left behind (``on_notice="continue"``) and has no notice of its own.
+
+        Raises:
+            Preempted: Otherwise.
+        """
+        was = self._phase.now
+        is_left_behind = was is Phase.LEFT_BEHIND
+        if not is_left_behind:
+            self._phase.move(Phase.LEAVING)
+            is_left_behind = self._departure.depart(step, is_paused=was is Phase.PAUSED).stays
+        if is_left_behind:
+            self._phase.move(Phase.LEFT_BEHIND)
+            if self._agreement.notice is None:
+                return
+        self._listener.release_signals(for_good=True)
+        self._phase.move(Phase.CLOSED)
+        self._stack.close()
+        roster.leave()
+        raise Preempted(self._saved_steps.last)
+
+    def leave_in_pause(self) -> None:
+        """
+        Leave on a thread of the agreement, while the training thread stands in a pause.
+
+        If the training thread is stuck in a collective with a rank that is gone, it would never come to leave. Then
+        this ends the process with the exit code of ``Preempted``.
+        """
+        if self._departure.depart(self._pause_step, is_paused=True).stays:
+            self._phase.move(Phase.LEFT_BEHIND)
+        elif not self._phase.wait_until(frozenset({Phase.LEAVING, Phase.CLOSED}), STUCK_S):
+            logger.warning("the training thread is stuck in the pause; ending the process")
+            end_shielded_workers()
+            self._job.board.close()
+            roster.leave()
+            os._exit(Preempted.EXIT_CODE)
+
+
+class Pause:
+    """
+    One pause after a step, made by :meth:`~spot_plugins.session.SpotSession.pause` and entered with ``with``.
+
+    The state of the step is staged first, so that a notice within the pause has nothing left to copy, even when weights
+    are swapped meanwhile, as averaging callbacks do.
+    """
+
+    def __init__(self, way_out: WayOut, step: int) -> None:
+        self._way_out = way_out
+        self._step = step
+
+    def __enter__(self) -> Pause:
+        self._way_out.enter_pause(self._step)
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # The program may catch an ordinary error and train on. Preempted and KeyboardInterrupt end it.
+        if exc is None or isinstance(exc, Exception):
+            self._way_out.exit_pause()
+
+    def check(self) -> None:
+        """
+        Leave if there is a notice. Call it within the pause as often as convenient.
+
+        Raises:
+            Preempted: There was a notice, and all is safe or the time is up.
+        """
+        self._way_out.check_pause()

@@ -1,0 +1,277 @@
+"""
+Private names of Lightning that this package uses, each in a small function.
+
+Checked against lightning 2.6 and torchmetrics 1.9. :func:`check` runs at the start of every ``fit`` and names the
+attribute that an installed version lacks. The drills in ``tests/drills`` pin what the attributes mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any, Final
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.loops.evaluation_loop import RestartStage as EvaluationRestart
+from lightning.pytorch.utilities import CombinedLoader
+
+from ..data.internals import Library, check_torch
+from ..errors import ConfigError
+
+LIGHTNING: Final = Library(package="lightning", checked="2.6.*")
+TORCHMETRICS: Final = Library(package="torchmetrics", checked="1.9.*")
+
+try:
+    from lightning.pytorch.loops.fetchers import _DataFetcher, _PrefetchDataFetcher
+    from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric, _Sync
+except ImportError as error:
+    raise ConfigError(LIGHTNING.missing(f"private class: {error}")) from error
+
+TRAINER_ATTRIBUTES: Final = (
+    "_checkpoint_connector._ckpt_path",
+    "_checkpoint_connector._loaded_checkpoint",
+    "_checkpoint_connector.resume_start",
+    "_logger_connector._callback_metrics",
+    "_logger_connector._first_loop_iter",
+    "_signal_connector._sigterm_notifier_fn",
+    "fit_loop._combined_loader",
+    "fit_loop._data_fetcher",
+    "fit_loop._restarting",
+    "fit_loop.epoch_loop._batches_that_stepped",
+    "fit_loop.epoch_loop._on_before_fetch",
+    "fit_loop.epoch_loop._results",
+    "fit_loop.epoch_loop._should_check_val_fx",
+    "fit_loop.epoch_loop.val_loop._combined_loader",
+    "fit_loop.epoch_loop.val_loop._restart_stage",
+)
+"""Attributes of a new trainer that the functions below read or write."""
+
+
+def check(trainer: Trainer) -> None:
+    """
+    Check that the installed Lightning has every private attribute that this module uses.
+
+    It looks at the attributes and never compares versions, so that a newer version that kept them works.
+
+    Raises:
+        ConfigError: An attribute is missing. The error names it and the version to install.
+    """
+    check_torch()
+    LIGHTNING.require("Trainer", trainer, TRAINER_ATTRIBUTES)
+    LIGHTNING.require("CombinedLoader", iter(CombinedLoader([[0]])), ("_iterator._idx",))
+    LIGHTNING.require("_Sync", _Sync(), ("_should", "_op"))
+    metric = _ResultMetric(_Metadata(fx="on_fit_start", name="probe"), is_tensor=True)
+    TORCHMETRICS.require("Metric", metric, ("_update_count",))
+
+
+# ---- signals
+
+
+def stop_sigterm_broadcast(trainer: Trainer) -> None:
+    """
+    Replace the part of Lightning's SIGTERM handler that broadcasts. Lightning calls our handler after it.
+
+    A rank that alone gets the signal hangs or crashes in that broadcast. The replacement has to be there before
+    Lightning installs its handler, because the first hook after that comes after a barrier that may last long.
+    """
+    trainer._signal_connector.__dict__["_sigterm_notifier_fn"] = _do_nothing
+
+
+def allow_sigterm_broadcast(trainer: Trainer) -> None:
+    """Undo :func:`stop_sigterm_broadcast`."""
+    trainer._signal_connector.__dict__.pop("_sigterm_notifier_fn", None)
+
+
+# ---- the checkpoint of ckpt_path
+
+
+def ignore_ckpt_path(trainer: Trainer, warn: Callable[[str], None]) -> None:
+    """
+    Let Lightning restore nothing from ``ckpt_path`` after ``on_fit_start``, and not print that it has.
+
+    With a sharding strategy Lightning reads the checkpoint after that hook, with any other one before. After the hook
+    it restores optimizers and loops from the checkpoint.
+
+    Args:
+        trainer: The trainer whose ``fit`` has called ``on_fit_start``.
+        warn: Called with the path, if there is one.
+    """
+    connector = trainer._checkpoint_connector
+    if connector._ckpt_path:
+        warn(str(connector._ckpt_path))
+    connector._loaded_checkpoint = {}
+    connector._ckpt_path = None
+
+    def resume_start(checkpoint_path: object = None, **settings: object) -> None:
+        if checkpoint_path:
+            warn(str(checkpoint_path))
+
+    connector.__dict__["resume_start"] = resume_start
+
+
+def allow_ckpt_path(trainer: Trainer) -> None:
+    """Let the next ``fit`` of the same trainer use its ``ckpt_path``."""
+    trainer._checkpoint_connector.__dict__.pop("resume_start", None)
+
+
+# ---- loops
+
+
+def validation_is_due(trainer: Trainer) -> bool:
+    """Return True if validation follows the batch that was trained on last."""
+    fit_loop = trainer.fit_loop
+    assert fit_loop._data_fetcher is not None
+    return fit_loop.epoch_loop._should_check_val_fx(fit_loop._data_fetcher)
+
+
+def keep_logged_values(trainer: Trainer) -> None:
+    """Let the next batch not count as the first of the epoch, at which Lightning drops what was logged before."""
+    trainer._logger_connector._first_loop_iter = True
+
+
+def end_restart(trainer: Trainer) -> None:
+    """
+    Let the epoch end like one that was never interrupted.
+
+    At the end of a restarted epoch Lightning leaves out plateau schedulers, because it does not restore the metrics
+    that they look at. This package restores them.
+    """
+    trainer.fit_loop._restarting = False
+
+
+def validate_next(trainer: Trainer) -> None:
+    """Let the epoch loop begin with the validation that was due after the restored batch."""
+    val_loop = trainer.fit_loop.epoch_loop.val_loop
+    val_loop.batch_progress.reset_on_run()  # it counts the validation before
+    val_loop._restart_stage = EvaluationRestart.RESTARTED_MID_EVALUATION
+
+
+def end_batch(trainer: Trainer) -> None:
+    """Do what ends a batch without validation. With validation Lightning does it after the validation."""
+    epoch_loop = trainer.fit_loop.epoch_loop
+    epoch_loop.update_lr_schedulers("step", update_plateau_schedulers=True)
+    epoch_loop._batches_that_stepped += 1
+
+
+# ---- training loaders
+
+
+def call_before_fetch(trainer: Trainer, call: Callable[[], None]) -> None:
+    """Run *call* before every fetch of a training batch."""
+    epoch_loop = trainer.fit_loop.epoch_loop
+    original = epoch_loop._on_before_fetch
+
+    def on_before_fetch() -> None:
+        call()
+        original()
+
+    epoch_loop.__dict__["_on_before_fetch"] = on_before_fetch
+
+
+def stop_call_before_fetch(trainer: Trainer) -> None:
+    """Undo :func:`call_before_fetch`."""
+    trainer.fit_loop.epoch_loop.__dict__.pop("_on_before_fetch", None)
+
+
+def make_training_loaders_again(trainer: Trainer) -> None:
+    """Forget the training loaders, if there are any, so that Lightning makes them when the loop begins."""
+    trainer.fit_loop._combined_loader = None
+
+
+def training_iterators(trainer: Trainer) -> list[Iterator[Any]]:
+    """Return the present iterator of every training loader."""
+    iterator = _training_loader(trainer)._iterator
+    assert iterator is not None
+    return iterator.iterators
+
+
+def num_fetched(trainer: Trainer) -> int:
+    """Return the number of training batches that were fetched in this epoch by this process."""
+    iterator = _training_loader(trainer)._iterator
+    return 0 if iterator is None else iterator._idx
+
+
+def batches_ahead(trainer: Trainer) -> list[Any]:
+    """Return the batches that were fetched before they are needed: one, for a loader without a length."""
+    fetcher = trainer.fit_loop._data_fetcher
+    return fetcher.batches if isinstance(fetcher, _PrefetchDataFetcher) else []
+
+
+def fetches_ahead(trainer: Trainer) -> bool:
+    """Return True if one batch is fetched ahead, because no length says which batch is the last."""
+    fetcher = trainer.fit_loop._data_fetcher
+    return isinstance(fetcher, _PrefetchDataFetcher) and fetcher.length is None
+
+
+def fetch_ahead_again(trainer: Trainer) -> None:
+    """Replace the batch that was fetched ahead by the next one of the iterators."""
+    fetcher = trainer.fit_loop._data_fetcher
+    assert isinstance(fetcher, _PrefetchDataFetcher)
+    fetcher.batches.clear()
+    iterator = _training_loader(trainer)._iterator
+    assert iterator is not None
+    iterator._idx = 0
+    with suppress(StopIteration):
+        fetcher.batches.append(_DataFetcher.__next__(fetcher))
+
+
+def validation_loaders(trainer: Trainer) -> list[Any]:
+    """Return the validation loaders that exist by now."""
+    combined = trainer.fit_loop.epoch_loop.val_loop._combined_loader
+    return [] if combined is None else list(combined.flattened)
+
+
+def _training_loader(trainer: Trainer) -> CombinedLoader:
+    combined = trainer.fit_loop._combined_loader
+    assert combined is not None
+    return combined
+
+
+# ---- logged metrics
+
+
+def callback_metrics(trainer: Trainer) -> dict[str, Any]:
+    """Return the dict that ``trainer.callback_metrics`` returns, without its update from the present collectors."""
+    return trainer._logger_connector._callback_metrics
+
+
+def collectors(trainer: Trainer) -> dict[str, Any]:
+    """Return the collectors of values that the module logs in training, by their key."""
+    return trainer.fit_loop.epoch_loop._results
+
+
+def collector_description(collector: Any) -> dict[str, Any]:
+    """Return what *collector* is made from, as plain values. The names are part of the stored format."""
+    meta = collector.meta
+    names = ("fx", "name", "prog_bar", "logger", "on_step", "on_epoch", "enable_graph", "add_dataloader_idx")
+    description = {name: getattr(meta, name) for name in (*names, "dataloader_idx", "metric_attribute")}
+    description["reduce_fx"] = meta.reduce_fx.__name__
+    description["sync"] = meta.sync.should
+    description["sync_options"] = {"rank_zero_only": meta.sync.rank_zero_only, "_op": meta.sync.op}
+    return description
+
+
+def make_collector(trainer: Trainer, description: dict[str, Any], *, is_tensor: bool) -> Any:
+    """Return a new collector that was described by :func:`collector_description`."""
+    values = dict(description)
+    sync = _Sync(fn=trainer.strategy.reduce, _should=values.pop("sync"), **values.pop("sync_options"))
+    metadata = _Metadata(**values)
+    metadata.sync = sync
+    return _ResultMetric(metadata, is_tensor=is_tensor)
+
+
+def set_num_updates(metric: Any, num_updates: int) -> None:
+    """Let *metric* believe that it was updated *num_updates* times. Without an update it warns and computes nothing."""
+    metric._update_count = num_updates
+
+
+# ---- FSDP1, checked against torch 2.13
+
+
+def is_flat_parameter(name: str) -> bool:
+    """Return True if *name* is that of the one parameter that FSDP1 makes of all parameters of a module."""
+    return name.endswith("_flat_param")
+
+
+def _do_nothing(*args: object) -> None:
+    """Stand in for a method of Lightning that must not run."""

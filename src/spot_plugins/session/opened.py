@@ -1,0 +1,126 @@
+"""Everything that an open session consists of, and the order in which it is built and closed."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from ..agreement import Agreement, Group, Solo
+from ..clock import Clock
+from ..config import SpotConfig
+from ..events import EventBus
+from ..leave.departure import Departure
+from ..leave.listener import Listener
+from ..leave.measurements import Measurements
+from ..leave.participant import TrainingParticipant
+from ..leave.phase import PhaseTracker
+from ..leave.way_out import WayOut
+from ..push import Pusher, PushSettings
+from ..ranks import Job, Ranks
+from ..resume.join import Membership, join_run
+from ..save import SavedSteps, Saver
+from ..schedule import Pacer, Preemptions, recent_preemptions
+from ..state.registry import Registry
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """The objects of an open session."""
+
+    job: Job
+    run: Membership
+    pusher: Pusher
+    saver: Saver
+    saved_steps: SavedSteps
+    measurements: Measurements
+    agreement: Agreement
+    listener: Listener
+    way_out: WayOut
+
+
+def join_and_build(
+    config: SpotConfig,
+    ranks: Ranks,
+    registry: Registry,
+    bus: EventBus,
+    clock: Clock,
+    phase: PhaseTracker,
+    stack: ExitStack,
+) -> Opened:
+    """
+    Join the run and build the objects of a session. Nothing but the board and the store is used yet.
+
+    Args:
+        config: The settings of the run.
+        ranks: The processes of the job.
+        registry: The parts of the training.
+        bus: Gets the events.
+        clock: The clock of the time trigger.
+        phase: The phase of the session.
+        stack: Closes what is built, in reverse order, also if this raises.
+
+    Raises:
+        ConfigError, StoreError: See :func:`~spot_plugins.resume.join.join_run`.
+    """
+    job = Job(ranks, ranks.open_board())
+    stack.callback(job.board.close)
+    run = join_run(config, job)
+    pusher = Pusher(_push_settings(config, run, job), bus)
+    saver = Saver(registry, job.ranks, pusher, bus, config.buffer_bytes)
+    saved_steps = SavedSteps(saver, pusher, config.grace_s)
+    measurements = Measurements(config.local_dir_survives, bus)
+    pacer = _pacer(config, run, job, clock, bus)
+    participant = TrainingParticipant(saver, pusher, measurements, bus)
+    agreement: Agreement = Solo(pacer.trigger, participant)
+    if job.world_size > 1:
+        agreement = Group(job, pacer.trigger, participant)
+    listener = Listener(config, agreement, bus, is_first=job.rank == 0)
+    departure = Departure(
+        config=config,
+        job=job,
+        pusher=pusher,
+        saved_steps=saved_steps,
+        measurements=measurements,
+        agreement=agreement,
+        listener=listener,
+        bus=bus,
+    )
+    participant.way_out = way_out = WayOut(
+        phase=phase,
+        job=job,
+        agreement=agreement,
+        listener=listener,
+        saver=saver,
+        saved_steps=saved_steps,
+        measurements=measurements,
+        departure=departure,
+        stack=stack,
+    )
+    bus.subscribe(measurements.on_event)
+    bus.subscribe(pacer.on_event)
+    stack.callback(listener.release_signals)
+    stack.callback(pusher.close)
+    stack.callback(saver.close)  # before the pusher, which gets what is being copied
+    stack.callback(agreement.close)
+    stack.callback(listener.close)
+    return Opened(job, run, pusher, saver, saved_steps, measurements, agreement, listener, way_out)
+
+
+def _pacer(config: SpotConfig, run: Membership, job: Job, clock: Clock, bus: EventBus) -> Pacer:
+    preemptions = Preemptions()
+    if config.every_s == "auto" and job.rank == 0:
+        preemptions = recent_preemptions(run.store, run.attempt, clock)
+    return Pacer(config, job.rank, preemptions, clock, bus)
+
+
+def _push_settings(config: SpotConfig, run: Membership, job: Job) -> PushSettings:
+    return PushSettings(
+        url=run.url,
+        storage_options=dict(config.storage_options),
+        local_dir=run.local_dir,
+        rank=job.rank,
+        world_size=job.world_size,
+        attempt=run.attempt,
+        keep_last=config.keep_last,
+        keep_every=config.keep_every,
+    )

@@ -1,0 +1,341 @@
+"""The session of one attempt: what a host needs of this package, and nothing of the way in which it is done."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from types import TracebackType
+from typing import Final
+
+from torch import nn
+from torch.optim import Optimizer
+
+from ..agreement import Notice
+from ..clock import Clock, SystemClock
+from ..config import SpotConfig
+from ..errors import CommitError, Preempted
+from ..events import (
+    AttemptStarted,
+    Committed,
+    Event,
+    EventBus,
+    Hook,
+    Resumed,
+    Subscriber,
+    subscribers_of,
+)
+from ..leave.phase import Phase, PhaseTracker
+from ..leave.way_out import Pause
+from ..ranks import Ranks, current_ranks
+from ..resume.restore import restore
+from ..schedule import Trigger
+from ..state.part import Part
+from ..state.registry import Registry, register_model
+from ..store import is_local
+from .opened import Opened, join_and_build
+
+__all__ = ["Pause", "SpotSession"]
+
+logger = logging.getLogger(__name__)
+
+FINISH_WAIT_S: Final = 600.0
+"""Longest wait in seconds for the last push of a training that ended well. The pusher continues after it."""
+
+
+class SpotSession:
+    """
+    One attempt of one run: saves on triggers, leaves after a notice, and resumes at its start.
+
+    A host registers the parts of its training, opens the session and calls :meth:`resume`. Then it calls
+    :meth:`after_step` after every optimizer step, and :meth:`finish` when the training is done. Every rank makes the
+    same calls, always on the training thread. Between two steps it may stand still in :meth:`pause`::
+
+        with SpotSession(config) as session:
+            session.register_model(model, [optimizer])
+            step = session.resume() or 0
+            while step < num_steps:
+                ...
+                step += 1
+                session.after_step(step)
+            session.finish(step)
+
+    An error that leaves the ``with`` block is passed to :meth:`fail`.
+
+    Args:
+        config: The settings of the run.
+        ranks: The processes of the job. None: those of ``torch.distributed``.
+        on_event: Called with every :data:`~spot_plugins.events.Event` of this rank. One function or several.
+        hooks: The old name of *on_event*, accepted until 1.0.
+        clock: The clock of the time trigger. None: that of the system.
+    """
+
+    def __init__(
+        self,
+        config: SpotConfig,
+        *,
+        ranks: Ranks | None = None,
+        on_event: Subscriber | Sequence[Subscriber] = (),
+        hooks: Sequence[Hook] | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        self._config = config
+        self._bus = EventBus(self._on_event, *subscribers_of(on_event, hooks))
+        self._ranks = ranks
+        self._clock = clock or SystemClock()
+        self._registry = Registry()
+        self._phase = PhaseTracker()
+        self._stack = ExitStack()
+        self._it: Opened | None = None
+        self._pause_step = 0  # of meaning in a pause only
+        self._is_prepared = False
+        self._last_committed_step: int | None = None
+        self._resumed_from: int | None = None
+
+    def __enter__(self) -> SpotSession:
+        self._open_if_new()
+        return self
+
+    def __exit__(
+        self, exc_type: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if exc is not None:
+                self.fail(exc)
+        finally:
+            self.close()
+
+    def open(self) -> None:
+        """
+        Join the run: prove that its store can be written to, claim an attempt, start the pusher, listen for notices.
+
+        What was opened is closed again if a later step of this fails.
+
+        Raises:
+            ConfigError: A setting cannot work, such as an unknown URL scheme, a missing package or no permission.
+            StoreError: The store does not answer.
+        """
+        self._phase.check("open")
+        try:
+            self._it = it = join_and_build(
+                self._config,
+                self._ranks or current_ranks(),
+                self._registry,
+                self._bus,
+                self._clock,
+                self._phase,
+                self._stack,
+            )
+            it.pusher.open()
+            self._phase.move(Phase.JOINED)
+            it.agreement.open()
+            self._bus.emit(AttemptStarted(attempt=it.run.attempt, world_size=it.job.world_size))
+            it.listener.open()
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def attempt(self) -> int:
+        """Number of this attempt of the run, counted from 1."""
+        return self._opened.run.attempt
+
+    @property
+    def notice(self) -> Notice | None:
+        """The notice that any rank received, or None."""
+        return self._opened.agreement.notice
+
+    @property
+    def last_committed_step(self) -> int | None:
+        """The newest step of which this attempt has stored the part of this rank, or None."""
+        return self._last_committed_step
+
+    @property
+    def resumed_from(self) -> int | None:
+        """The step that this attempt resumed from, or None."""
+        return self._resumed_from
+
+    def register(self, name: str, part: Part, *, replicated: tuple[str, ...] = ()) -> None:
+        """
+        Add something to save and restore, before :meth:`resume`.
+
+        Args:
+            name: A word, the same in every attempt.
+            part: An object with ``state_dict()`` and ``load_state_dict()``.
+            replicated: Top-level keys of its state whose tensors are equal on all ranks. The ranks share the work of
+                storing them.
+        """
+        self._phase.check("register")
+        self._registry.add(name, part, replicated)
+
+    def register_model(
+        self, model: nn.Module, optimizers: Iterable[Optimizer] = (), schedulers: Iterable[Part] = ()
+    ) -> None:
+        """
+        Add a model and what trains it, under the names ``model``, ``optimizer-0``, ``scheduler-0`` and so on.
+
+        Call it before :meth:`resume`. Pass the model as it is trained, in its wrapper of DDP or FSDP.
+        """
+        self._phase.check("register")
+        register_model(self.register, model, optimizers, schedulers)
+
+    def handle_signals(self) -> None:
+        """
+        Take SIGTERM as a notice, and under SLURM SIGUSR1 too. Call it on the main thread. It opens a new session.
+
+        A second call takes the signals back from a host that has put a handler of its own in place.
+        """
+        self._phase.check("handle_signals")
+        self._open_if_new()
+        self._opened.listener.handle_signals()
+
+    watch_signals = handle_signals  # the old name, accepted until 1.0
+
+    def resume(self) -> int | None:
+        """
+        Restore the newest committed step that is intact, on all ranks. It opens a new session.
+
+        A newer step that lies on the local disks of all ranks, and never reached the store, is committed first.
+
+        Returns:
+            The step after which training continues, or None on a first run.
+
+        Raises:
+            NothingToResumeError, IncompatibleCheckpointError, StoreError: See
+                :func:`spot_plugins.resume.restore.restore`.
+            UnsafeStateError: A registered part has state that could not be saved later.
+        """
+        self._phase.check("resume")
+        self._open_if_new()
+        it = self._opened
+        is_mirror = is_local(it.run.url) and "sagemaker" in it.listener.providers  # of its S3 prefix
+        step = restore(self._registry, it.run, it.job, self._bus, is_mirror=is_mirror)
+        it.saved_steps.resumed(step)
+        it.measurements.on_saved(step or 0)
+        it.agreement.saved(step or 0)
+        self._phase.move(Phase.TRAINING)
+        return step
+
+    def after_step(self, step: int) -> None:
+        """
+        Report that optimizer step *step* is done. In a quiet step this costs microseconds.
+
+        If the step is saved, weights and optimizer state are copied while training continues. The next step of any
+        optimizer waits for the copy by itself. Whoever changes them in another way calls :meth:`fence` first.
+
+        Raises:
+            Preempted: There was a notice, and all is safe or the time is up.
+            UnsafeStateError: Some state has no pickle-free form.
+            ConfigError: The state does not fit into ``buffer_bytes``.
+        """
+        self._phase.check("after_step")
+        it = self._opened
+        it.measurements.on_step()
+        decision = it.agreement.at_boundary(step)
+        if decision is None:
+            if not self._is_prepared:  # not before: an optimizer has no state before its first step
+                self._is_prepared = True
+                it.saver.prepare()
+        elif decision.leaves:
+            it.way_out.leave(step)
+        else:
+            self._save(step, decision.trigger)
+
+    def save(self, step: int) -> None:
+        """
+        Save *step* now, whatever the triggers say. Call it on every rank after the same step. See :meth:`after_step`.
+
+        It does nothing after the other ranks have left this one behind (``on_notice="continue"``).
+
+        Raises:
+            UnsafeStateError: Some state has no pickle-free form.
+            StoreError: Two earlier saves are still being pushed and did not end within the grace.
+        """
+        self._phase.check("save")
+        self._save(step, "explicit")
+
+    def fence(self) -> None:
+        """
+        Wait until no save depends on live state any more.
+
+        Call it before weights or optimizer state are changed by anything but the step of an optimizer, such as the
+        clipping of weights, or a swap for averaged ones. A pause and the end of the training include it.
+        """
+        self._opened.saver.fence()
+
+    def pause(self, step: int) -> Pause:
+        """
+        Return the pause after *step*, to be entered with ``with``. Every rank enters it after the same step.
+
+        Raises:
+            Preempted: Raised by :meth:`Pause.check` and at the end of the block, as by :meth:`after_step`.
+        """
+        self._phase.check("pause")
+        return Pause(self._opened.way_out, step)
+
+    def finish(self, step: int) -> None:
+        """
+        Report that training is done after *step*: save it, wait until it is stored, and close.
+
+        Raises:
+            Preempted: A notice came before the end was stored, and left no time for that.
+            CommitError: The end of the training is not stored.
+        """
+        self._phase.check("finish")
+        it = self._opened
+        if it.way_out.is_pressed:
+            it.way_out.leave(step)
+        deadline = time.monotonic() + FINISH_WAIT_S
+        it.way_out.wait(lambda: it.saver.has_room, step, deadline)
+        if it.saver.has_room and not it.pusher.is_superseded:
+            self._save(step, "end")
+        it.way_out.wait(lambda: it.pusher.has_ended(step), step, deadline)
+        it.job.meet(time.monotonic() + self._config.grace_s)
+        is_left_behind = self._phase.now is Phase.LEFT_BEHIND
+        has_ended, is_stored = it.pusher.has_ended(step), it.saved_steps.has(step)
+        self.close()
+        if is_left_behind or it.pusher.is_superseded or (has_ended and is_stored):
+            return
+        reason = "it will not be, see the warnings before" if has_ended else "the pusher process continues to try"
+        raise CommitError(step, f"the end of the training is not stored; {reason}")
+
+    def fail(self, error: BaseException) -> None:
+        """
+        Report that training failed with *error*, and close.
+
+        Raises:
+            Preempted: All ranks had agreed to leave. Then the error only shows that another rank is gone.
+        """
+        is_paused = self._phase.now is Phase.PAUSED
+        if is_paused and self._opened.agreement.notice is not None and not isinstance(error, Preempted):
+            self._opened.way_out.exit_pause()
+        self.close()
+
+    def close(self) -> None:
+        """Stop. What is staged is still pushed, by the pusher process. A second call does nothing."""
+        self._phase.move(Phase.CLOSED)
+        self._stack.close()
+
+    @property
+    def _opened(self) -> Opened:
+        if self._it is None:
+            raise RuntimeError("the session is not open: call open(), or use it in a `with` block")
+        return self._it
+
+    def _on_event(self, event: Event) -> None:
+        match event:
+            case Committed(step=step):
+                self._last_committed_step = max(step, self._last_committed_step or 0)
+            case Resumed(step=step):
+                self._resumed_from = step
+
+    def _open_if_new(self) -> None:
+        if self._phase.now is Phase.NEW:
+            self.open()
+
+    def _save(self, step: int, trigger: Trigger) -> None:
+        it = self._opened
+        if self._phase.now is not Phase.LEFT_BEHIND and it.saved_steps.save(step, trigger):
+            it.measurements.on_saved(step, because_of_notice=trigger == "notice")
+        it.agreement.saved(step)
