@@ -143,7 +143,7 @@ class StepPush:
                 local.put(rank_manifest_key(manifest.step_id, manifest.rank, manifest.world_size), manifest.encode())
             except StoreError as failure:
                 self._bus.emit(events.LocalWriteFailed(step=self._job.step, reason=str(failure)))
-                # The disk may be full, and others need it too. Without one older copy the next one may fit.
+                # The disk may be full, and other programs need it too. Without one older copy the next one may fit.
                 self._prune_locally(local, LOCAL_STEPS - 1, half_written=manifest.step_id)
             else:
                 self._bus.emit(
@@ -169,24 +169,24 @@ class StepPush:
         return sealed, None
 
     def _prune_locally(self, local: ObjectStore, num_kept: int, half_written: StepId | None = None) -> None:
-        """Remove this rank's older copies, and *half_written*; other ranks of the machine see to their own."""
-        with suppress(StoreError):  # a copy too many is no failure; the next save tries again
+        """Remove this rank's older copies, and *half_written*. Other ranks of the machine remove their own."""
+        with suppress(StoreError):  # one copy too many is no failure, and the next save tries again
             mine: dict[StepId, list[str]] = {}
             for key in local.keys(STEPS_PREFIX):
-                if (step_id := parse_step_id(key)) is not None and self._sees_to(_rank_of(key)):
+                if (step_id := parse_step_id(key)) is not None and self._removes_for(_rank_of(key)):
                     mine.setdefault(step_id, []).append(key)
-            # The newest of the newest attempt, which may have fallen back behind steps of an older one.
+            # The newest attempt counts first: it may have resumed before steps of an older attempt.
             whole = sorted(mine.keys() - {half_written}, key=lambda step_id: (step_id.attempt, step_id.step))
             for step_id in [*whole[:-num_kept], *(mine.keys() & {half_written})]:
                 for key in chain(*removal_groups(mine[step_id])):
                     local.delete(key)
 
-    def _sees_to(self, rank: int | None) -> bool:
-        """Whether this rank removes local copies of what *rank* stored, possibly one that the job no longer has."""
+    def _removes_for(self, rank: int | None) -> bool:
+        """Return whether this rank removes the local copies of *rank*, which the job may no longer have."""
         return rank is not None and rank % self._settings.world_size == self._settings.rank
 
     def _store_remotely(self, manifest: RankManifest) -> int:
-        """Put what is not there, and commit. Return how many bytes of blobs that were."""
+        """Put the blobs that are not stored, and commit. Return the bytes of these blobs."""
         unstored = {blob.key: image for blob, image in zip(manifest.blobs, self._images, strict=False)}
         if self.frozen:
             there = set(self._retry(lambda: list(self._ways.store.keys(FROZEN_PREFIX))))
@@ -204,7 +204,7 @@ class StepPush:
         return _has(self._ways.store, rank_manifest_key(step_id, settings.rank, settings.world_size))
 
     def _put_blobs(self, pool: ThreadPoolExecutor, unstored: dict[str, memoryview]) -> None:
-        """Put what is still missing; what got through is not put again."""
+        """Put the blobs that are still missing. A blob that was put is not put again."""
         started = time.monotonic()
         num_bytes = sum(len(image) for image in unstored.values())
         puts = {key: pool.submit(self._ways.store.put, key, image) for key, image in unstored.items()}

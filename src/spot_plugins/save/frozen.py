@@ -125,7 +125,7 @@ class FrozenSets:
         Args:
             live: The tensors, at least one.
             layout: Their layout.
-            is_stored: Tells whether the set of a number is stored.
+            is_stored: Returns whether the set of a number is stored.
         """
         newest = self._newest
         if newest is not None and newest.state is not FrozenState.CHANGED and newest.layout is layout:
