@@ -53,7 +53,7 @@ class _Entry:
     """The staged step, from its acceptance until its end."""
     buffers: Mapping[int, Lent] = field(default_factory=dict)
     is_intact: bool = True
-    """Whether the memory of all its buffers is still open in this process."""
+    """True if the memory of all its buffers is still open in this process."""
     holder: Hashable = None
     """The process that the step was handed to last."""
     num_tries: int = 0
@@ -177,12 +177,12 @@ class Ledger:
 
     @property
     def is_superseded(self) -> bool:
-        """Whether a newer attempt has taken over the run, so that nothing more will be committed."""
+        """True if a newer attempt has taken over the run, so that nothing more will be committed."""
         return self._is_superseded
 
     @property
     def is_busy(self) -> bool:
-        """Whether a step is on its way and the store takes it. A push that only fails does not count."""
+        """True if a step is on its way and the store takes it. A push that only fails does not count."""
         with self._changed:
             return bool(self._held) and not self._is_failing
 

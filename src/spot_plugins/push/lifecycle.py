@@ -33,7 +33,7 @@ class StepLifecycle:
 
     @property
     def has_ended(self) -> bool:
-        """Whether the state can no longer change."""
+        """True if the state can no longer change."""
         return not _MOVES[self.state]
 
     def move(self, new: StepState) -> None:

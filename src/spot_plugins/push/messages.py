@@ -73,7 +73,7 @@ class BlobImage:
     offset: int
     num_bytes: int
     is_frozen: bool = False
-    """Whether it is stored under a key of its own content, so that other steps can share it."""
+    """True if it is stored under a key of its own content, so that other steps can share it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,7 +88,7 @@ class PushJob:
     frozen_set: int = 0
     """Number of the set of frozen blobs that the job brings or refers to. 0 if it does neither."""
     again: bool = False
-    """Whether the step was handed over before and the outcome was lost: it may be committed already."""
+    """True if the step was handed over before and the outcome was lost: it may be committed already."""
 
 
 @dataclass(frozen=True, slots=True)

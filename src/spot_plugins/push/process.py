@@ -99,7 +99,7 @@ class PusherProcess:
 
     @property
     def is_reachable(self) -> bool:
-        """Whether the process runs, as far as this side has noticed."""
+        """True if the process runs, as far as this side has noticed."""
         return self._channel is not None and not self._is_deaf.is_set()
 
     def push(self, submission: Submission) -> None:

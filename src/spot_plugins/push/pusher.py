@@ -66,12 +66,12 @@ class Pusher:
 
     @property
     def is_superseded(self) -> bool:
-        """Whether a newer attempt has taken over the run, so that nothing more will be committed."""
+        """True if a newer attempt has taken over the run, so that nothing more will be committed."""
         return self.ledger.is_superseded
 
     @property
     def is_busy(self) -> bool:
-        """Whether a step is on its way and the store takes it. A push that only fails does not count."""
+        """True if a step is on its way and the store takes it. A push that only fails does not count."""
         return self.ledger.is_busy
 
     def announce(self, step: int, buffers: Iterable[int]) -> None:

@@ -85,7 +85,7 @@ class StepPush:
         self._bus = bus
         self._started = time.monotonic()
         self.is_committed = False
-        """Whether this rank's part is stored."""
+        """True if this rank's part is stored."""
         self._interrupt = threading.Event()
         self._reason = ""
 

@@ -71,7 +71,7 @@ class Buffers:
 
     @property
     def has_room(self) -> bool:
-        """Whether :meth:`take` would find a buffer without waiting."""
+        """True if :meth:`take` would find a buffer without waiting."""
         return self._may_grow(0) or bool(self._free(self._buffers))
 
     def check_size(self, num_bytes: int) -> None:

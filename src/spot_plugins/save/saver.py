@@ -131,7 +131,7 @@ class Saver:
 
     @property
     def has_room(self) -> bool:
-        """Whether :meth:`stage` would find a buffer without waiting."""
+        """True if :meth:`stage` would find a buffer without waiting."""
         return self._buffers.has_room
 
     def close(self, timeout_s: float = CLOSE_S) -> None:

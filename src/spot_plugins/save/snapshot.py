@@ -53,7 +53,7 @@ class Snapshot:
 
     @property
     def is_complete(self) -> bool:
-        """Whether everything is copied, and no device has to be waited for."""
+        """True if everything is copied, and no device has to be waited for."""
         return not self._late and not self._begun
 
     def issue(self) -> None:

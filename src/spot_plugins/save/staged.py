@@ -20,7 +20,7 @@ class Blobs(NamedTuple):
     buffer: SharedBuffer
     layout: Layout
     is_frozen: bool
-    """Whether they are stored under keys of their content, so that other steps can share them."""
+    """True if they are stored under keys of their content, so that other steps can share them."""
 
     @property
     def num_bytes(self) -> int:
