@@ -49,6 +49,7 @@ def session_at(url, state=None, **settings):
     session = SpotSession(SpotConfig(url=str(url), **{"every_steps": 1, **settings}), on_event=[heard])
     holder = state if isinstance(state, Holder) else Holder(state_of(1) if state is None else state)
     session.register("part", holder, replicated=("both",))
+    session.open()
     try:
         yield session, heard
     finally:
