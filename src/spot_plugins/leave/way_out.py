@@ -93,7 +93,7 @@ class WayOut:
             self._agreement.enter_pause()
             self._saver.fence()
             if not is_left_behind:
-                self._saved_steps.hold(step)
+                self._hold(step)
 
     def check_pause(self) -> None:
         """Leave with the step of the pause if there is a notice. Raises as :meth:`leave`."""
@@ -105,6 +105,14 @@ class WayOut:
         self._saved_steps.release()
         if self._phase.now is Phase.PAUSED:
             self._phase.move(Phase.TRAINING)
+
+    def _hold(self, step: int) -> None:
+        try:
+            self._saved_steps.hold(step)
+        except BaseException:  # the block is not entered, so nothing would end the pause
+            self._agreement.exit_pause()
+            self._phase.move(Phase.TRAINING)
+            raise
 
     def _obey(self, decision: Decision | None) -> None:
         if decision is not None:
