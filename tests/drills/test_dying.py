@@ -266,6 +266,8 @@ def test_a_pusher_killed_once_at_any_write_loses_nothing(moment, tmp_path, monke
         config = SpotConfig(url=str(folder / "remote"), local_dir=str(folder / "local"), every_steps=1, keep_last=2)
         session = SpotSession(config, on_event=[heard])
         session.register("part", Holder(state_of(2)), replicated=("both",))
+        session.open()
+        session.resume()
         session.save(2)
         heard.wait(Committed, step=2)
         until_idle(session)

@@ -108,6 +108,7 @@ def test_the_pusher_ends_with_its_session_and_leaves_no_zombie(tmp_path):
     with session_at(tmp_path / "idle") as (session, _):
         idle = pusher_pid(session)
     with session_at(tmp_path / "busy") as (session, _):
+        session.resume()
         session.save(1)
         busy = pusher_pid(session)
 
@@ -330,6 +331,8 @@ def test_an_older_attempt_commits_nothing_once_a_newer_has_started(tmp_path):
     store = LocalStore(str(tmp_path))
     with session_at(tmp_path) as (old, old_heard), session_at(tmp_path) as (new, new_heard):
         assert (old.attempt, new.attempt) == (1, 2)
+        old.resume()
+        new.resume()
         old.after_step(1)
         superseded = old_heard.wait(Superseded)
         assert "another process" in old_heard.wait(SaveAbandoned, step=1).reason
@@ -349,6 +352,7 @@ def test_the_pusher_is_small(tmp_path):
     """
     before = set(os.listdir("/dev/shm"))
     with session_at(tmp_path, {"w": torch.zeros(1_000_000)}) as (session, heard):
+        session.resume()
         session.save(1)
         heard.wait(Committed)
         maps = Path(f"/proc/{pusher_pid(session)}/maps").read_text()
