@@ -47,7 +47,7 @@ def until(condition, what):
     return result
 
 
-# The four below look inside a session, for nothing that it says tells what its pusher does. Nothing else should.
+# The five below look inside a session, for nothing that it says tells what its pusher does. Nothing else should.
 
 
 def pusher_pid(session):
@@ -57,17 +57,22 @@ def pusher_pid(session):
 
 def until_not_busy(session):
     """Wait until the pusher of *session* has no step that the store takes; one that only fails does not count."""
-    until(lambda: not session._opened.pusher.busy, "the pusher is not busy")
+    until(lambda: not session._opened.pusher.is_busy, "the pusher is not busy")
 
 
 def until_idle(session):
     """Wait until the pusher of *session* has nothing in hand, so that a save that is due is not deferred."""
-    until(lambda: not session._opened.pusher._held, "the pusher has nothing in hand")
+    until(lambda: not session._opened.pusher.ledger.num_held, "the pusher has nothing in hand")
 
 
 def until_end_known(session):
     """Wait until *session* knows that its pusher, which was killed, has ended."""
-    until(lambda: session._opened.pusher._sock is None, "the end of the pusher is known")
+    until(lambda: pusher_pid(session) is None, "the end of the pusher is known")
+
+
+def next_pusher(session, pid):
+    """Wait until the pusher process *pid* of *session* is replaced. Return the id of the new one."""
+    return until(lambda: pusher_pid(session) not in (None, pid) and pusher_pid(session), "another pusher process runs")
 
 
 def said(file):

@@ -14,8 +14,8 @@ from spot_plugins.format.commit import committed_steps
 from spot_plugins.format.keys import rank_manifest_key
 from spot_plugins.format.manifest import RankManifest
 from spot_plugins.push import PushSettings
-from spot_plugins.push.speed import Meters
-from spot_plugins.push.step_push import StepPush
+from spot_plugins.push.ledger import Ledger
+from spot_plugins.push.step_push import StepPush, Ways
 from spot_plugins.ranks import Board, Job, MemoryBoard, SingleRank
 from spot_plugins.resume.newest import load_newest
 from spot_plugins.save import Saver
@@ -60,22 +60,17 @@ class InlinePusher:
     local: object = None
     again: bool = False
     told: list = field(default_factory=list)
+    ledger: Ledger = field(default_factory=Ledger)
 
     def submit(self, job, buffers):
         job = replace(job, again=self.again)
         memory = {number: memoryview(mmap.mmap(each.fd, each.num_bytes)) for number, each in buffers.items()}
         images = [memory[blob.buffer][blob.offset : blob.offset + blob.num_bytes] for blob in job.blobs]
-        stores = {"store": self.store, "local": self.local}
-        StepPush(job, self.settings, images, bus=EventBus(self.told.append), meters=Meters(), **stores).run()
-
-    def knows_frozen(self, number):
-        return False
+        ways = Ways(store=self.store, local=self.local)
+        StepPush(job, self.settings, images, ways=ways, bus=EventBus(self.told.append)).run()
 
     def announce(self, step, buffers):
         pass
-
-    def holds(self, buffer):
-        return False
 
     def forget_buffer(self, buffer):
         pass

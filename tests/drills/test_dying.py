@@ -247,6 +247,40 @@ def test_a_pusher_killed_at_any_write_loses_that_step_at_most(tmp_path, monkeypa
     assert num_writes >= 6
 
 
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_a_pusher_killed_once_at_any_write_loses_nothing(moment, tmp_path, monkeypatch):
+    """
+    SIGKILL before, or right after, its n-th write, for every n: another process finishes the step without any call of
+    the training. Right after the manifest, it is committed already and its commit was never told.
+    """
+    package = Path(spot_plugins.__file__).parents[1]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(KILLING), str(package)]))
+    if moment == "after":
+        monkeypatch.setenv("KILL_AFTER", "1")
+    for num_writes in count():
+        monkeypatch.setenv("KILL_AT", str(num_writes))
+        monkeypatch.setenv("KILL_ONCE", str(tmp_path / f"{num_writes}.killed"))
+        folder = tmp_path / str(num_writes)
+        claim_attempt(LocalStore(str(folder / "remote")), b"")
+        heard = Heard()
+        config = SpotConfig(url=str(folder / "remote"), local_dir=str(folder / "local"), every_steps=1, keep_last=2)
+        session = SpotSession(config, on_event=[heard])
+        session.register("part", Holder(state_of(2)), replicated=("both",))
+        session.open()
+        session.resume()
+        session.save(2)
+        heard.wait(Committed, step=2)
+        until_idle(session)
+        session.close()
+
+        assert len(heard.of(Committed, step=2)) == 1
+        assert not heard.of(SaveAbandoned)
+        assert_left_sound(folder, finished=True)
+        if not (tmp_path / f"{num_writes}.killed").exists():
+            break
+    assert num_writes >= 4, "a blob and a manifest, on the disk and in the store"
+
+
 def assert_left_sound(folder, finished):
     store, local = LocalStore(str(folder / "remote")), LocalStore(str(folder / "local"))
     assert_whole(store)

@@ -17,13 +17,13 @@ import psutil
 import pytest
 import torch
 from drill_settings import Settings
-from hearing import Heard, is_zombie, pusher_pid, said, until, until_end_known, until_gone, until_idle
+from hearing import Heard, is_zombie, next_pusher, pusher_pid, said, until, until_end_known, until_gone, until_idle
 from launching import exit_codes, launch
 from servers import FaultProxy
 from steps import Holder, assert_same, load, numbers, state_of
 
 from spot_plugins.config import SpotConfig
-from spot_plugins.events import AttemptStarted, Committed, Resumed, SaveAbandoned, Superseded
+from spot_plugins.events import AttemptStarted, Committed, Resumed, SaveAbandoned, Staged, Superseded, WrittenLocally
 from spot_plugins.format.keys import parse_rank_manifest_key
 from spot_plugins.push import PushSettings, messages
 from spot_plugins.push.priority import NICENESS
@@ -49,6 +49,7 @@ def session_at(url, state=None, **settings):
     session = SpotSession(SpotConfig(url=str(url), **{"every_steps": 1, **settings}), on_event=[heard])
     holder = state if isinstance(state, Holder) else Holder(state_of(1) if state is None else state)
     session.register("part", holder, replicated=("both",))
+    session.open()
     try:
         yield session, heard
     finally:
@@ -107,6 +108,7 @@ def test_the_pusher_ends_with_its_session_and_leaves_no_zombie(tmp_path):
     with session_at(tmp_path / "idle") as (session, _):
         idle = pusher_pid(session)
     with session_at(tmp_path / "busy") as (session, _):
+        session.resume()
         session.save(1)
         busy = pusher_pid(session)
 
@@ -172,9 +174,9 @@ def test_the_pusher_steps_back_until_there_is_a_notice(s3_server, bucket, proxy,
         heard.wait(Committed, step=2)
 
 
-def test_a_pusher_that_is_killed_is_replaced_at_the_next_save(tmp_path):
+def test_a_pusher_that_is_killed_is_replaced_at_once(tmp_path):
     """
-    What it had is told as abandoned, once; training goes on, and the next save is pushed by another process.
+    Another process stores the step that it had, though the training calls nothing.
     """
     with session_at(tmp_path) as (session, heard):
         session.resume()
@@ -182,16 +184,99 @@ def test_a_pusher_that_is_killed_is_replaced_at_the_next_save(tmp_path):
         os.kill(first, signal.SIGSTOP)
         session.after_step(1)
         os.kill(first, signal.SIGKILL)
-        lost = heard.wait(SaveAbandoned, step=1)
+        heard.wait(Committed, step=1)
+        until_idle(session)
+        second = pusher_pid(session)
         session.after_step(2)
         heard.wait(Committed, step=2)
-        second = pusher_pid(session)
+        assert pusher_pid(session) == second
+
+    assert second != first
+    assert numbers(LocalStore(str(tmp_path))) == [2, 1]
+    assert not heard.of(SaveAbandoned)
+    until_gone(first)
+    until_gone(second)
+
+
+def test_a_pusher_whose_successor_is_killed_too_is_replaced_at_the_next_save(tmp_path):
+    """
+    What both had is told as abandoned, once; training goes on, and the next save is pushed by a third process.
+    """
+    with session_at(tmp_path) as (session, heard):
+        session.resume()
+        first = pusher_pid(session)
+        os.kill(first, signal.SIGSTOP)
+        session.after_step(1)
+        os.kill(first, signal.SIGKILL)
+        second = next_pusher(session, first)
+        os.kill(second, signal.SIGKILL)
+        lost = heard.wait(SaveAbandoned, step=1)
+        until_idle(session)
+        session.after_step(2)
+        heard.wait(Committed, step=2)
+        third = pusher_pid(session)
 
     assert "code -9" in lost.reason
-    assert second != first
+    assert third not in (first, second)
     assert numbers(LocalStore(str(tmp_path))) == [2]
     assert len(heard.of(SaveAbandoned)) == 1
-    until_gone(first)
+    for pid in (first, second, third):
+        until_gone(pid)
+
+
+def test_a_pusher_that_is_killed_while_it_puts_is_replaced(s3_server, bucket, proxy, tmp_path):
+    """
+    Of two steps that it had, one with a put under way, the newer one is stored by another process; the older one is
+    told as abandoned. After a notice that process has normal priority, too.
+    """
+    url = f"{bucket}/{uuid.uuid4().hex}"
+    options = s3_server.storage_options(endpoint_url=proxy.endpoint_url, connect_timeout=600, read_timeout=600)
+    state = {"w": torch.zeros(2_000_000)}
+    with session_at(url, state, storage_options=options, local_dir=str(tmp_path)) as (session, heard):
+        session.resume()
+        first = pusher_pid(session)
+        proxy.hang()
+        session.save(1)
+        heard.wait(WrittenLocally, step=1)
+        until(lambda: proxy.num_open, "it puts")
+        session.save(2)
+        session._opened.pusher.hurry()
+        os.kill(first, signal.SIGKILL)
+        assert "code -9" in heard.wait(SaveAbandoned, step=1).reason
+        heard.wait(Staged, step=2)
+        second = next_pusher(session, first)
+        proxy.heal()
+        heard.wait(Committed, step=2)
+        assert numbers(open_store(url, s3_server.storage_options())) == [2]
+        until_idle(session)
+        proxy.slow(1_000_000)
+        before = proxy.num_forwarded
+        session.save(3)
+        until(lambda: proxy.num_forwarded > before + 100_000, "the other one puts")
+        assert NICENESS not in niceness(second)
+        proxy.heal()
+        heard.wait(Committed, step=3)
+
+    assert len(heard.of(SaveAbandoned)) == 1
+
+
+def test_a_pusher_that_is_killed_after_its_session_is_closed_is_not_replaced(tmp_path):
+    """
+    The memory of what it had is closed by then, and nobody would end another process.
+    """
+    with session_at(tmp_path) as (session, heard):
+        session.resume()
+        pid = pusher_pid(session)
+        os.kill(pid, signal.SIGSTOP)
+        session.save(1)
+        session.close()
+        os.kill(pid, signal.SIGKILL)
+        until_gone(pid)
+        until(lambda: not [t for t in threading.enumerate() if t.name == "spot-pusher"], "its end is noticed")
+
+        assert pusher_pid(session) == pid
+        assert not heard.of(Committed)
+    assert numbers(LocalStore(str(tmp_path))) == []
 
 
 def test_a_pusher_that_died_unnoticed_costs_nothing(tmp_path):
@@ -246,6 +331,8 @@ def test_an_older_attempt_commits_nothing_once_a_newer_has_started(tmp_path):
     store = LocalStore(str(tmp_path))
     with session_at(tmp_path) as (old, old_heard), session_at(tmp_path) as (new, new_heard):
         assert (old.attempt, new.attempt) == (1, 2)
+        old.resume()
+        new.resume()
         old.after_step(1)
         superseded = old_heard.wait(Superseded)
         assert "another process" in old_heard.wait(SaveAbandoned, step=1).reason
@@ -265,6 +352,7 @@ def test_the_pusher_is_small(tmp_path):
     """
     before = set(os.listdir("/dev/shm"))
     with session_at(tmp_path, {"w": torch.zeros(1_000_000)}) as (session, heard):
+        session.resume()
         session.save(1)
         heard.wait(Committed)
         maps = Path(f"/proc/{pusher_pid(session)}/maps").read_text()
@@ -379,8 +467,9 @@ def test_a_bug_in_the_pusher_leaves_no_process_that_waits_for_ever(tmp_path):
             pass_fds=[theirs.fileno()],
             stderr=subprocess.DEVNULL,
         )
-        messages.send(ours, asdict(settings))
-        messages.send(ours, {"nobody": "says this"})
+        channel = messages.Channel(ours)
+        channel.send(asdict(settings))
+        channel.send({"nobody": "says this"})
         try:
             assert pusher.wait(60) == 1
         finally:

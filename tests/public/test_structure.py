@@ -28,14 +28,10 @@ QUESTION_WORDS = {"What", "Who", "Where", "Whether", "How", "When", "Which"}
 NOT_YET: dict[str, set[str]] = {
     "methods of a class": {
         "agreement.group.Group",
-        "push.pusher.Pusher",
     },
     "fields of a class": {
         "agreement.group.Group",
         "leave.measurements.Measurements",
-        "push.pusher.Pusher",
-        "push.step_push.StepPush",
-        "push.worker.Worker",
     },
     "a docstring that begins with a question": {
         "agreement",
@@ -47,10 +43,8 @@ NOT_YET: dict[str, set[str]] = {
         "launch",
         "leave",
         "notices",
-        "push",
         "ranks",
         "resume",
-        "save",
         "schedule",
         "store",
     },

@@ -48,7 +48,7 @@ def test_the_union_has_all_kinds():
     assert set(KINDS) == defined
 
 
-@pytest.mark.parametrize("kind", messages._TOLD_BY_PUSHER, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", messages._PUSHER_EVENTS, ids=lambda kind: kind.__name__)
 def test_what_the_pusher_tells_arrives_as_it_was(kind):
     """
     Each event of the pusher process is the same value in the training process.

@@ -1,13 +1,14 @@
 """
-The way of staged bytes to the local disk and to the store, in a process of their own.
+The pusher: staged bytes go to the local disk and to the store in a process of their own, one per rank.
 
-The training process talks to its pusher through :class:`Pusher`; the process itself is
-:mod:`spot_plugins.push.worker`. Nothing here imports torch.
+:class:`.Pusher` runs in the trainer, :mod:`.worker` and :mod:`.step_push` in the pusher process; :mod:`.messages` is
+between them. What must never break: a step that was handed over is committed although the trainer or one pusher process
+dies, and nothing here imports torch. Begin with :mod:`.pusher`, then read :mod:`.ledger` and :mod:`.worker`.
 """
 
 from __future__ import annotations
 
-from .messages import BlobImage, PushJob, PushSettings
+from .messages import BlobImage, FrozenUse, PushJob, PushSettings
 from .pusher import Pusher
 
-__all__ = ["BlobImage", "PushJob", "PushSettings", "Pusher"]
+__all__ = ["BlobImage", "FrozenUse", "PushJob", "PushSettings", "Pusher"]

@@ -1,4 +1,4 @@
-"""How far one step has come on its way from device memory to the object store."""
+"""Progress of one step on its way from device memory to the object store."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 
 
 class StepState(str, Enum):
-    """One value per step; each says what is true in it."""
+    """State of one step on one rank. Each value says what is true in it."""
 
     STAGING = "staging"  # copying device memory to host; training must not update
     PUSHING = "pushing"  # the pusher holds the staged copy; training runs
@@ -32,8 +32,8 @@ class StepLifecycle:
     state: StepState = StepState.STAGING
 
     @property
-    def ended(self) -> bool:
-        """Whether nothing will happen to this step any more."""
+    def has_ended(self) -> bool:
+        """True if the state can no longer change."""
         return not _MOVES[self.state]
 
     def move(self, new: StepState) -> None:

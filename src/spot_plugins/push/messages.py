@@ -1,16 +1,19 @@
 """
-What the training process and its pusher say to each other, over a socket pair.
+Messages between the training process and its pusher, over a socket pair.
 
-A message is a JSON object behind its length in 8 bytes; a file descriptor may travel with it.
+A message is a JSON object after its length in 8 bytes. A file descriptor may travel with it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import socket
 import struct
+import threading
 from dataclasses import asdict, dataclass, replace
+from enum import Enum
 from typing import Any, Final
 
 from xxhash import xxh3_128_hexdigest
@@ -21,10 +24,10 @@ from ..format.keys import StepId, blob_key, frozen_key
 from ..format.manifest import Blob, Json, RankManifest, TensorSlice, hash_of_blob
 
 SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGUSR1})
-"""Signals to a job, which end a trainer and not its pusher. SLURM sends them to every process."""
+"""Signals to a job. They end a trainer but not its pusher. SLURM sends them to every process."""
 
 _LENGTH: Final = struct.Struct("<Q")
-_TOLD_BY_PUSHER: Final = (
+_PUSHER_EVENTS: Final = (
     events.WrittenLocally,
     events.LocalWriteFailed,
     events.PushFailing,
@@ -33,12 +36,12 @@ _TOLD_BY_PUSHER: Final = (
     events.Superseded,
     events.Pruned,
 )
-_EVENT_TYPES: Final = {kind.__name__: kind for kind in _TOLD_BY_PUSHER}
+_EVENT_TYPES: Final = {kind.__name__: kind for kind in _PUSHER_EVENTS}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PushSettings:
-    """What a pusher needs to know once."""
+    """Settings that a pusher process gets in its first message."""
 
     url: str
     storage_options: dict[str, Any]
@@ -50,31 +53,42 @@ class PushSettings:
     keep_every: int | None
 
 
+class FrozenUse(str, Enum):
+    """Relation of one step to the blobs of frozen weights, which several steps share."""
+
+    NONE = "none"
+    """The step shares no blobs: it has no frozen weights, or it stores them as its own."""
+    BRINGS = "brings"
+    """The job has the frozen blobs of its set among its blobs, to be stored under keys of their content."""
+    REFERS = "refers"
+    """The frozen blobs of its set were stored by an earlier job, and belong to this step too."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BlobImage:
-    """Where in a shared buffer the finished bytes of one blob lie."""
+    """Position of the finished bytes of one blob in a shared buffer."""
 
     buffer: int
     """Number of the shared buffer."""
     offset: int
     num_bytes: int
     is_frozen: bool = False
-    """Whether it goes under a key of its own content, which other steps share."""
+    """True if it is stored under a key of its own content, so that other steps can share it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PushJob:
-    """One staged step of one rank. Its buffers belong to the pusher until it says ``released``."""
+    """One staged step of one rank. Its buffers belong to the pusher until it sends ``released``."""
 
     step: int
     blobs: tuple[BlobImage, ...]
     tensors: tuple[TensorSlice, ...]
     state: Json
-    frozen: int | None = None
-    """Number of the set of frozen blobs that the step has: those in ``blobs``, or if there are none of these, the
-    ones that an earlier job brought under this number."""
+    frozen_use: FrozenUse = FrozenUse.NONE
+    frozen_set: int = 0
+    """Number of the set of frozen blobs that the job brings or refers to. 0 if it does neither."""
     again: bool = False
-    """Whether an earlier push of this step was lost: it may have been committed before."""
+    """True if the step was handed over before and the outcome was lost: it may be committed already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +97,15 @@ class SealedBlob:
 
     blob: Blob
     tensors: tuple[TensorSlice, ...]
-    """The slices in it. Their index of the blob is of no meaning before :func:`manifest_of` has set it."""
+    """The slices in it. Their index of the blob has no meaning before :func:`manifest_of` has set it."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFrozen:
+    """A set of frozen blobs that is stored. The trainer keeps it for the next pusher process."""
+
+    number: int
+    blobs: tuple[SealedBlob, ...]
 
 
 def seal(job: PushJob, index: int, image: memoryview, inside: list[TensorSlice], settings: PushSettings) -> SealedBlob:
@@ -96,7 +118,7 @@ def seal(job: PushJob, index: int, image: memoryview, inside: list[TensorSlice],
 
 
 def manifest_of(job: PushJob, sealed: list[SealedBlob], settings: PushSettings) -> RankManifest:
-    """Return the manifest of *job*, which is made of *sealed*."""
+    """Return the manifest of *job*, whose blobs are *sealed*."""
     return RankManifest(
         step_id=StepId(job.step, settings.attempt),
         rank=settings.rank,
@@ -119,17 +141,36 @@ def _fields(value: PushJob | BlobImage | TensorSlice) -> dict[str, Any]:
 
 def decode_job(body: dict[str, Any]) -> PushJob:
     """Read what :func:`encode_job` wrote."""
-    tensors = (
-        TensorSlice(**{**entry, **{name: tuple(entry[name]) for name in ("shape", "offsets", "lengths")}})
-        for entry in body["tensors"]
+    return PushJob(
+        **{
+            **body,
+            "blobs": tuple(BlobImage(**image) for image in body["blobs"]),
+            "tensors": tuple(map(_decode_slice, body["tensors"])),
+            "frozen_use": FrozenUse(body["frozen_use"]),
+        }
     )
-    blobs = (BlobImage(**image) for image in body["blobs"])
-    return PushJob(**{**body, "blobs": tuple(blobs), "tensors": tuple(tensors)})
+
+
+def encode_frozen(frozen: StoredFrozen) -> dict[str, Any]:
+    """Return *frozen* as a message body."""
+    return {"frozen": frozen.number, "blobs": [asdict(each) for each in frozen.blobs]}
+
+
+def decode_frozen(body: dict[str, Any]) -> StoredFrozen:
+    """Read what :func:`encode_frozen` wrote."""
+    return StoredFrozen(
+        body["frozen"],
+        tuple(SealedBlob(Blob(**each["blob"]), tuple(map(_decode_slice, each["tensors"]))) for each in body["blobs"]),
+    )
+
+
+def _decode_slice(entry: dict[str, Any]) -> TensorSlice:
+    return TensorSlice(**{**entry, **{name: tuple(entry[name]) for name in ("shape", "offsets", "lengths")}})
 
 
 def encode_event(event: Event) -> dict[str, Any]:
     """Return *event* as a message body."""
-    assert isinstance(event, _TOLD_BY_PUSHER)
+    assert isinstance(event, _PUSHER_EVENTS)
     return {"event": type(event).__name__, "fields": asdict(event)}
 
 
@@ -138,26 +179,53 @@ def decode_event(body: dict[str, Any]) -> Event:
     return _EVENT_TYPES[body["event"]](**body["fields"])
 
 
-def send(sock: socket.socket, message: dict[str, Any], fd: int | None = None) -> None:
-    """Send one message, with a descriptor if given. Raises :exc:`OSError` when the other side is gone."""
-    data = json.dumps(message).encode()
-    socket.send_fds(sock, [_LENGTH.pack(len(data))], [] if fd is None else [fd])
-    sock.sendall(data)
+class Channel:
+    """One end of the socket pair. Any thread may send; one thread receives."""
 
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._sending = threading.Lock()
 
-def receive(sock: socket.socket) -> tuple[dict[str, Any], int | None]:
-    """
-    Wait for one message. Return it and the descriptor that came along, now this process' own.
+    def send(self, message: dict[str, Any], fd: int | None = None) -> None:
+        """
+        Send one message, with a descriptor if given.
 
-    Raises:
-        EOFError: The other side is gone.
-    """
-    head, fds, _, _ = socket.recv_fds(sock, _LENGTH.size, 1)
-    head += _read(sock, _LENGTH.size - len(head)) if head else b""
-    if not head:
-        raise EOFError
-    message = json.loads(_read(sock, _LENGTH.unpack(head)[0]))
-    return message, fds[0] if fds else None
+        Raises:
+            OSError: The other side is gone, or this end is closed.
+        """
+        data = json.dumps(message).encode()
+        with self._sending:
+            socket.send_fds(self._sock, [_LENGTH.pack(len(data))], [] if fd is None else [fd])
+            self._sock.sendall(data)
+
+    def receive(self) -> tuple[dict[str, Any], int | None]:
+        """
+        Wait for one message. Return it and the descriptor that came with it, which this process now owns.
+
+        Raises:
+            EOFError: The other side is gone.
+            OSError: This end was shut down.
+        """
+        head, fds, _, _ = socket.recv_fds(self._sock, _LENGTH.size, 1)
+        head += _read(self._sock, _LENGTH.size - len(head)) if head else b""
+        if not head:
+            raise EOFError
+        message = json.loads(_read(self._sock, _LENGTH.unpack(head)[0]))
+        return message, fds[0] if fds else None
+
+    def shut_down(self) -> None:
+        """End the connection, also for a thread that is sending or receiving."""
+        with contextlib.suppress(OSError):  # the other side has ended it before
+            self._sock.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close this end after :meth:`receive` has failed. A thread that is sending is waited for."""
+        with self._sending:  # its descriptor may be another file's as soon as it is closed
+            self._sock.close()
+
+    def close_in_child(self) -> None:
+        """Close a forked child's copy. The lock may be held for ever by a thread that the child does not have."""
+        self._sock.close()
 
 
 def _read(sock: socket.socket, num_bytes: int) -> bytes:

@@ -1,4 +1,4 @@
-"""How much of the machine the pusher takes from training: little, until the machine will be taken from both."""
+"""Priority of the pusher: low, so that training keeps the machine, until the machine will be taken from both."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ NICENESS: Final = 10  # measured: SCHED_IDLE makes a push six times slower, 10 h
 
 class Priority:
     """
-    The priority of the threads that hash, write and put. Linux derives that of their reads and writes from it.
+    The priority of the threads that hash, write and put. Linux derives the priority of their reads and writes from it.
 
-    Each thread lowers its own, for only a privileged process may raise it again, and threads begin with that of
-    the thread that starts them: those of the next push then have the normal one.
+    Each thread lowers its own priority, because only a privileged process may raise it again. A thread starts with the
+    priority of the thread that starts it, so those of the next push can have the normal one.
     """
 
     def __init__(self) -> None:
         self._hurries = threading.Event()
 
     def lower(self) -> None:
-        """Lower that of the calling thread, unless there is a hurry."""
+        """Lower the priority of the calling thread, unless there is a hurry."""
         if not self._hurries.is_set():
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
     def hurry(self) -> None:
-        """Lower none from now on, and raise those that were lowered if that is allowed."""
+        """Lower no priority from now on, and raise the lowered ones if this process may."""
         self._hurries.set()
         for thread in os.listdir("/proc/self/task"):
-            with contextlib.suppress(OSError):  # no right to, or it has ended
+            with contextlib.suppress(OSError):  # not allowed, or the thread has ended
                 os.setpriority(os.PRIO_PROCESS, int(thread), 0)

@@ -1,4 +1,4 @@
-"""How fast bytes have lately left this machine's memory: what a planner with a deadline counts on."""
+"""Speeds at which bytes have lately left the memory of this machine, for plans with a deadline."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ HALF_LIFE_S: Final = 30.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Speeds:
-    """What one rank's pusher last reported, in bytes per second; None where nothing was measured yet."""
+    """The last report of the pusher of one rank, in bytes per second. None if nothing was measured yet."""
 
     disk_bytes_per_s: float | None = None
     store_bytes_per_s: float | None = None
@@ -19,9 +19,9 @@ class Speeds:
 
 class Speed:
     """
-    Bytes per second of one way out, with all its parallel transfers together. The newest count most.
+    Bytes per second of one way out, with all its parallel transfers together. The newest transfers count most.
 
-    Only what succeeded is recorded, with the time that it took: neither pauses nor failures make a way slow.
+    Only transfers that succeeded are recorded, so neither pauses nor failures make a way slow.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Speed:
         self._seconds = 0.0
 
     def record(self, num_bytes: int, seconds: float) -> None:
-        """Take in that *num_bytes* went out within *seconds*."""
+        """Record that *num_bytes* went out within *seconds*."""
         if num_bytes <= 0 or seconds <= 0:
             return
         kept = 0.5 ** (seconds / HALF_LIFE_S)

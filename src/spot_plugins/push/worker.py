@@ -1,8 +1,8 @@
 """
 The pusher process: ``python -m spot_plugins.push.worker FD``. One per rank, in its own session.
 
-It hashes what is staged, writes it to the local disk, puts it to the store and commits it. It outlives a
-trainer that died and finishes what was staged. It never ends the training: what goes wrong is an event.
+It hashes each staged step, writes it to the local disk, puts it to the store and commits it. If the trainer dies, it
+finishes the steps that it has. It never ends the training: every failure is an event.
 """
 
 from __future__ import annotations
@@ -26,52 +26,51 @@ from ..format.keys import StepId
 from ..format.manifest import ManifestError
 from ..store import LocalStore, open_store
 from . import messages
-from .messages import PushJob, PushSettings, SealedBlob
+from .messages import Channel, FrozenUse, PushJob, PushSettings, SealedBlob, StoredFrozen
 from .priority import Priority
-from .speed import Meters
-from .step_push import StepPush
+from .step_push import StepPush, Ways
 
 LINGER_S: Final = 600.0
-"""How long a pusher whose trainer is gone keeps trying to store what was staged."""
+"""Time that a pusher whose trainer is gone keeps trying to store its steps."""
 
 MERGE_S: Final = 10.0
-"""How long a pusher whose trainer is gone waits for the other ranks, to merge their manifests."""
+"""Time that a pusher whose trainer is gone waits for the other ranks, to merge their manifests."""
 
 FIRST_PAUSE_S: Final = 0.2
 LONGEST_PAUSE_S: Final = 5.0
 
 
 class Worker:
-    """Reads jobs on the main thread, so that the trainer never waits, and pushes on another."""
+    """Receives jobs on the main thread, so that the trainer never waits, and pushes them on another one."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock = sock
-        self._send_lock = threading.Lock()
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
         self._changed = threading.Condition()
         self._waiting: deque[tuple[PushJob, list[memoryview]]] = deque()
         self._priority = Priority()
-        self._frozen: dict[int, list[SealedBlob]] = {}
+        self._frozen: StoredFrozen | None = None
         self._pushing: StepPush | None = None
         self._trainer_gone = False
         self._hopeless = False
         self._buffers: dict[int, mmap.mmap] = {}
-        self._meters = Meters()
-        body, _ = messages.receive(sock)
+        body, _ = channel.receive()
         self._settings = settings = PushSettings(**body)
-        self._store = open_store(settings.url, settings.storage_options)
-        self._local = None if settings.local_dir is None else LocalStore(settings.local_dir)
-        self._bus = EventBus(lambda event: self._say(messages.encode_event(event)))
+        self._ways = Ways(
+            store=open_store(settings.url, settings.storage_options),
+            local=None if settings.local_dir is None else LocalStore(settings.local_dir),
+        )
+        self._bus = EventBus(lambda event: self._send(messages.encode_event(event)))
 
     def run(self) -> None:
-        """Serve until the trainer is gone and all that was staged is stored or hopeless."""
+        """Serve until the trainer is gone and every step is stored or given up."""
         pusher = threading.Thread(target=self._push_all, name="spot-push")
         pusher.start()
         try:
             while True:
-                self._obey(*messages.receive(self._sock))
+                self._on_message(*self._channel.receive())
         except (EOFError, OSError):
             pass
-        finally:  # after a bug here, too: nothing may wait for ever for jobs that nobody reads
+        finally:  # after a bug here, too: the other thread must not wait for ever for jobs that nobody receives
             with self._changed:
                 self._trainer_gone = True
                 self._changed.notify_all()
@@ -81,7 +80,7 @@ class Worker:
             self._hasten()
         pusher.join()
 
-    def _obey(self, body: dict[str, Any], fd: int | None) -> None:
+    def _on_message(self, body: dict[str, Any], fd: int | None) -> None:
         match body:
             case {"buffer": int(number), "num_bytes": int(num_bytes)}:
                 assert fd is not None
@@ -91,13 +90,16 @@ class Worker:
                 del self._buffers[number]
             case {"hurry": True}:
                 self._priority.hurry()
+            case {"frozen": int()}:
+                with self._changed:
+                    self._frozen = messages.decode_frozen(body)
             case _:
                 job = messages.decode_job(body)
-                # Looked up now: the trainer may let go of a buffer as soon as it has handed it over.
+                # Looked up now: the trainer may drop a buffer as soon as it has handed over the step.
                 memory = {number: memoryview(self._buffers[number]) for number in {each.buffer for each in job.blobs}}
                 images = [memory[each.buffer][each.offset : each.offset + each.num_bytes] for each in job.blobs]
                 with self._changed:
-                    self._waiting.append((job, images))  # two, when a fast training was ahead of this process' start
+                    self._waiting.append((job, images))  # two, if training saved twice while this process started
                     self._hasten()
                     self._changed.notify_all()
 
@@ -108,7 +110,7 @@ class Worker:
                 self._merge(StepId(step, self._settings.attempt))
 
     def _push_next(self) -> tuple[int, bool] | None:
-        """Push what waits longest. Return its step and whether it is committed, or None when nothing will come."""
+        """Push the job that has waited longest. Return its step and whether it is committed, None if none will come."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or self._trainer_gone)
             if not self._waiting:
@@ -118,10 +120,8 @@ class Worker:
                 job,
                 self._settings,
                 images,
-                store=self._store,
-                local=self._local,
+                ways=self._ways,
                 bus=self._bus,
-                meters=self._meters,
                 frozen=self._frozen_before(job),
                 lower_priority=self._priority.lower,
             )
@@ -131,26 +131,30 @@ class Worker:
         finally:
             with self._changed:
                 self._pushing = None
-            if push.committed and push.frozen:
-                assert job.frozen is not None
-                self._frozen = {job.frozen: push.frozen}
-                self._say({"frozen": job.frozen})
-            self._say({"released": job.step})
-        return job.step, push.committed
+            if push.is_committed and push.frozen:
+                frozen = StoredFrozen(job.frozen_set, tuple(push.frozen))
+                with self._changed:
+                    self._frozen = frozen
+                self._send(messages.encode_frozen(frozen))
+            self._send({"released": sorted({each.buffer for each in job.blobs})})
+        return job.step, push.is_committed
 
     def _frozen_before(self, job: PushJob) -> list[SealedBlob]:
-        if job.frozen is None or any(each.is_frozen for each in job.blobs):
+        """Return the frozen blobs that are stored and belong to *job*."""
+        if job.frozen_use is not FrozenUse.REFERS:
             return []
-        return self._frozen[job.frozen]
+        frozen = self._frozen
+        assert frozen is not None and frozen.number == job.frozen_set
+        return list(frozen.blobs)
 
     def _merge(self, step_id: StepId) -> None:
         """Add the merged manifest once all ranks have put theirs, unless a newer step is staged before."""
         pause_s, deadline = FIRST_PAUSE_S, math.inf
         while time.monotonic() < deadline:
             try:
-                if merge_manifests(self._store, step_id, self._settings.world_size):
+                if merge_manifests(self._ways.store, step_id, self._settings.world_size):
                     return
-            except (SpotError, ManifestError, KeyError):  # readers do without
+            except (SpotError, ManifestError, KeyError):  # readers can do without the merged one
                 return
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting, timeout=pause_s)
@@ -161,7 +165,7 @@ class Worker:
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def _hasten(self) -> None:
-        """Tell the push under way not to wait for a failing store. Call with the lock held."""
+        """Let the push under way not wait for a failing store any more. Call with the lock held."""
         if self._pushing is None:
             return
         if self._hopeless:
@@ -169,17 +173,17 @@ class Worker:
         elif self._waiting:
             self._pushing.give_up("a newer step is staged and the store does not answer")
 
-    def _say(self, message: dict[str, Any]) -> None:
-        with self._send_lock, contextlib.suppress(OSError):  # nobody listens to a pusher that outlived its trainer
-            messages.send(self._sock, message)
+    def _send(self, message: dict[str, Any]) -> None:
+        with contextlib.suppress(OSError):  # the trainer is gone
+            self._channel.send(message)
 
 
 def main() -> None:
     """Entry point. The one argument is the descriptor of the socket to the trainer."""
-    # Such a signal means the trainer; we end when the work is done. Up to here the signals are blocked.
+    # Such a signal is for the trainer; this process ends after its work. The signals are blocked until here.
     for number in messages.SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    Worker(socket.socket(fileno=int(sys.argv[1]))).run()
+    Worker(Channel(socket.socket(fileno=int(sys.argv[1])))).run()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Copies that go on while training does, and what keeps an optimizer from changing anything before they are done."""
+"""Copies that run while training continues, and the hook that lets every optimizer wait for them."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Copier:
     """
     Completes snapshots on a thread of its own, one at a time.
 
-    As long as one is not complete, every optimizer of the process waits for it at the beginning of its step; one
-    that gets a closure, in which Lightning runs forward and backward, waits behind that.
+    As long as a snapshot is not complete, every optimizer of the process waits for it at the beginning of its step. An
+    optimizer that gets a closure, in which Lightning runs forward and backward, waits after the closure.
     """
 
     def __init__(self) -> None:
         self._work: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._issued = threading.Event()  # set: an optimizer may go on
+        self._issued = threading.Event()  # set: an optimizer may continue
         self._issued.set()
         self._snapshot: Snapshot | None = None
         self._waits_since: float | None = None
@@ -39,7 +39,7 @@ class Copier:
         self._thread.start()
 
     def do(self, action: Callable[[], None]) -> None:
-        """Do *action* on the thread, behind what was given to it before, with this thread's CUDA device."""
+        """Do *action* on the copying thread, after all earlier ones, with the CUDA device of the calling thread."""
         if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
             device = torch.cuda.current_device()
             # A thread begins with device 0: every rank of a machine would take memory there.
@@ -48,9 +48,9 @@ class Copier:
 
     def complete(self, snapshot: Snapshot, then: Callable[[float, Exception | None], None]) -> None:
         """
-        Complete *snapshot*, which must not change before, then call *then* on the same thread.
+        Complete *snapshot*, whose tensors must not change before, then call *then* on the copying thread.
 
-        It gets the seconds that training has waited for this copy, and what has gone wrong.
+        *then* gets the seconds that training has waited for this copy, and the error if it has failed.
         """
         self.fence()  # of the one before
         self._issued.clear()
@@ -62,7 +62,7 @@ class Copier:
         """
         Wait until everything may change again.
 
-        On a CUDA device the copies may still go on; then its current stream waits for them, and not this thread.
+        On a CUDA device the copies may still run. Then its current stream waits for them, and not this thread.
         """
         if not self._issued.is_set():
             self._waits_since = time.monotonic()
@@ -71,8 +71,14 @@ class Copier:
             self._snapshot = None
             snapshot.hold_back()
 
+    def wait_done(self, deadline: float) -> bool:
+        """Wait until all that was given to the copying thread is done, or until *deadline*. Return whether it is."""
+        done = threading.Event()
+        self._work.put(done.set)
+        return done.wait(max(0.0, deadline - time.monotonic()))
+
     def close(self, timeout_s: float) -> bool:
-        """Stop once all is done. Return whether that was within *timeout_s*: a device may hang."""
+        """Stop after all actions. Return whether they were done within *timeout_s*, because a device may hang."""
         self._hook.remove()
         self._work.put(None)
         self._thread.join(timeout_s)
@@ -83,7 +89,7 @@ class Copier:
             try:
                 action()
             except Exception:
-                logger.exception("a bug in spot_plugins; training goes on")
+                logger.exception("a bug in spot_plugins; training continues")
 
     def _complete(self, snapshot: Snapshot, then: Callable[[float, Exception | None], None]) -> None:
         error: Exception | None = None
@@ -125,10 +131,10 @@ class Copier:
 
 class TornError(Exception):
     """
-    Weights or an optimizer's state have changed while they were copied, other than in an optimizer's step.
+    Weights or the state of an optimizer changed while they were copied, other than in an optimizer's step.
 
     Attributes:
-        name: The first of them.
+        name: The first tensor that changed.
     """
 
     def __init__(self, name: str) -> None:

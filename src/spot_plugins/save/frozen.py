@@ -1,12 +1,16 @@
-"""What is not trained: stored once, as long as nothing shows that it changes after all."""
+"""Frozen weights: stored once for many steps, as long as nothing shows that they change after all."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Final, TypeAlias
 
 import torch
 
+from ..push import FrozenUse
 from ..state.dtypes import TORCH_DTYPES
 from ..state.live_tensor import LiveTensor
 from .layout import Layout
@@ -18,48 +22,128 @@ _SAMPLES: Final = 16
 _Place: TypeAlias = "tuple[int, int, torch.Size, tuple[int, ...]]"
 
 
+class FrozenState(Enum):
+    """State of a set of frozen tensors. Each value says what is true in it."""
+
+    NEW = auto()  # steps bring the blobs; none of them is known to be stored
+    STORED = auto()  # the blobs are stored, and steps refer to them
+    CHANGED = auto()  # the tensors were seen to change, so steps store them as their own
+
+
+_MOVES: Final[dict[FrozenState, frozenset[FrozenState]]] = {
+    FrozenState.NEW: frozenset({FrozenState.STORED, FrozenState.CHANGED}),
+    FrozenState.STORED: frozenset({FrozenState.CHANGED}),
+    FrozenState.CHANGED: frozenset(),
+}
+
+
 class FrozenSet:
     """
-    Remembers frozen tensors as they were staged, and finds out whether they are still the same.
+    Frozen tensors as one step has stored them, with a fingerprint that shows later changes.
 
-    A momentum encoder has no gradients either, but changes in every step. A change by an in-place operation is seen
-    by the tensor's version, a change of the memory by its address. What goes past both (in place, through
-    ``.data``) is seen by a sample of the values, :data:`_SAMPLES` of every slice of at most 8 MiB.
+    A momentum encoder has no gradients either, but changes in every step. The version of a tensor shows in-place
+    operations, its address shows new memory. A change that avoids both (in place, through ``.data``) shows in a sample
+    of the values, :data:`_SAMPLES` of every slice of at most 8 MiB.
+
+    Args:
+        number: Name of the set between trainer and pusher, from 1.
+        layout: Layout of its blobs.
+        live: The tensors, before they are copied. :meth:`take_sample` follows.
     """
 
-    def __init__(self, number: int, layout: Layout, sources: Mapping[str, LiveTensor]) -> None:
-        """Remember where *sources* are, while they are copied by *layout*. :meth:`remember` follows."""
+    def __init__(self, number: int, layout: Layout, live: Mapping[str, LiveTensor]) -> None:
         self.number = number
-        """Name of this set of blobs between trainer and pusher."""
-        self._layout = layout
-        self._places = _places_of(sources)
+        self.layout = layout
+        self.state = FrozenState.NEW
+        self._moving = threading.Lock()
+        self._places = _places_of(live)
         self._samples: list[torch.Tensor] = []
 
-    def remember(self, buffer: SharedBuffer) -> None:
-        """Take the sample from the copy in *buffer*, which is complete."""
-        for piece in self._layout.slices:
-            first = self._layout.blobs[piece.blob][0]
+    def move(self, new: FrozenState) -> None:
+        """Enter *new*, if the set is not there already. An impossible move is a bug here, so it is an assertion."""
+        with self._moving:  # the training thread and the copying thread both find changes
+            assert new is self.state or new in _MOVES[self.state], f"set {self.number}: {self.state} -> {new}"
+            self.state = new
+
+    def take_sample(self, buffer: SharedBuffer) -> None:
+        """Sample the values of the copy in *buffer*, which is complete."""
+        for piece in self.layout.slices:
+            first = self.layout.blobs[piece.blob][0]
             image = buffer.bytes[first + piece.start : first + piece.stop].view(TORCH_DTYPES[piece.dtype])
             self._samples.append(_sample(image).clone())
 
-    def is_of(self, layout: Layout) -> bool:
-        """Return whether this is about tensors of that *layout*."""
-        return layout is self._layout
+    def check(self, live: Mapping[str, LiveTensor], *, reads_values: bool) -> bool:
+        """
+        Compare *live* with the fingerprint. If they differ, the set is CHANGED for good.
 
-    def is_in_place(self, sources: Mapping[str, LiveTensor]) -> bool:
-        """Return whether *sources* are the same tensors, unchanged as far as torch knows. Takes microseconds each."""
-        return self._places == _places_of(sources)
+        Args:
+            live: The tensors as they are now, by name.
+            reads_values: Compare the sample of the values, which waits for the devices. Otherwise compare versions,
+                addresses and shapes, which takes microseconds for each tensor.
 
-    def has_same_values(self, sources: Mapping[str, LiveTensor]) -> bool:
-        """Return whether the sample of their values is the same. Waits for their devices."""
-        found = (_sample(tensor.reshape(-1)) for _, tensor, _ in pieces_in(self._layout, sources))
+        Returns:
+            Whether they are the same.
+        """
+        is_same = self._has_values_of(live) if reads_values else self._places == _places_of(live)
+        if not is_same:
+            self.move(FrozenState.CHANGED)
+        return is_same
+
+    def _has_values_of(self, live: Mapping[str, LiveTensor]) -> bool:
+        found = (_sample(tensor.reshape(-1)) for _, tensor, _ in pieces_in(self.layout, live))
         return all(
-            torch.equal(_as_bytes(live.cpu()), _as_bytes(kept)) for live, kept in zip(found, self._samples, strict=True)
+            torch.equal(_as_bytes(now.cpu()), _as_bytes(then)) for now, then in zip(found, self._samples, strict=True)
         )
 
 
-def _places_of(sources: Mapping[str, LiveTensor]) -> dict[str, _Place]:
-    return {name: _place_of(source.tensor) for name, source in sources.items()}
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StagedFrozen:
+    """The frozen tensors of one staged step, and the way in which the step stores them."""
+
+    live: Mapping[str, LiveTensor]
+    """The tensors. Empty if nothing is frozen."""
+    use: FrozenUse
+    set: FrozenSet | None = None
+    """The set that is brought or referred to. None exactly if *use* is NONE."""
+
+    @property
+    def number(self) -> int:
+        """Number of the set. 0 if the step has none."""
+        return 0 if self.set is None else self.set.number
+
+
+class FrozenSets:
+    """The sets of one process life, one after another: only the newest one is of use."""
+
+    def __init__(self) -> None:
+        self._newest: FrozenSet | None = None
+
+    def stage(self, live: Mapping[str, LiveTensor], layout: Layout, is_stored: Callable[[int], bool]) -> StagedFrozen:
+        """
+        Decide how a step stores the frozen tensors *live*.
+
+        Args:
+            live: The tensors, at least one.
+            layout: Their layout.
+            is_stored: Returns whether the set of a number is stored.
+        """
+        newest = self._newest
+        if newest is not None and newest.state is not FrozenState.CHANGED and newest.layout is layout:
+            newest.check(live, reads_values=False)
+        if newest is not None and newest.state is FrozenState.CHANGED:  # other frozen tensors are not trusted either
+            return StagedFrozen(live=live, use=FrozenUse.NONE)
+        if newest is not None and newest.layout is layout:
+            if newest.state is FrozenState.NEW and is_stored(newest.number):
+                newest.move(FrozenState.STORED)
+            if newest.state is FrozenState.STORED:
+                return StagedFrozen(live=live, use=FrozenUse.REFERS, set=newest)
+        number = 1 if newest is None else newest.number + 1
+        self._newest = FrozenSet(number, layout, live)
+        return StagedFrozen(live=live, use=FrozenUse.BRINGS, set=self._newest)
+
+
+def _places_of(live: Mapping[str, LiveTensor]) -> dict[str, _Place]:
+    return {name: _place_of(each.tensor) for name, each in live.items()}
 
 
 def _place_of(tensor: torch.Tensor) -> _Place:
@@ -72,4 +156,4 @@ def _sample(flat: torch.Tensor) -> torch.Tensor:
 
 
 def _as_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous().view(torch.uint8)  # a NaN is like itself
+    return tensor.contiguous().view(torch.uint8)  # a NaN equals itself

@@ -1,8 +1,8 @@
 """
-Who stores which slice of which tensor, and where it lies in the blobs. Pure arithmetic, the same on all ranks.
+Layout of the blobs of one rank: the slices of tensors that it stores. Pure arithmetic, the same on all ranks.
 
-What several ranks hold alike is laid end to end and cut, at rows, into one piece of equal bytes for each of them;
-every one computes the same cut, so nothing is exchanged. What one rank alone holds it stores whole.
+Tensors that several ranks hold alike are laid end to end and cut, at rows, into one piece of equal bytes for each rank.
+Every rank computes the same cut, so nothing is exchanged. A rank stores the tensors that it alone holds whole.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..state.dtypes import DTYPES
 from ..state.live_tensor import LiveTensor
 
 MAX_BLOB_BYTES: Final = 64 * 1024**2  # one whole-object put, no multipart upload to leave behind
-MAX_SLICE_BYTES: Final = 8 * 1024**2  # what a rank reads, and verifies, that wants a single row of it
+MAX_SLICE_BYTES: Final = 8 * 1024**2  # a rank that needs a single row reads and verifies this much
 EVERYWHERE_BYTES: Final = 64  # a counter of steps, say: not worth a look into another rank's manifest
 BLOB_ALIGNMENT: Final = 4096  # O_DIRECT and page-wise mapping of single blobs want it
 DATA_ALIGNMENT: Final = 64  # a view as any dtype needs 8; a cache line is as cheap
@@ -27,10 +27,10 @@ _HEADER_BYTES: Final = 8 + 2 + DATA_ALIGNMENT  # of a header without entries, at
 
 
 class Origin(NamedTuple):
-    """Which elements of its source a slice is made of."""
+    """The elements of a live tensor that are in a slice."""
 
     box: int
-    """Index into the boxes of the source."""
+    """Index into the boxes of the live tensor."""
     start: int
     """First row within the box; rows are indices of dimension 0. A scalar is one row."""
     rows: int
@@ -38,7 +38,7 @@ class Origin(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where everything of one rank lies. Cached as long as the state keeps its shape."""
+    """Positions of all slices of one rank. Cached as long as the state keeps its shape."""
 
     num_bytes: int
     """Size of the shared buffer."""
@@ -47,61 +47,61 @@ class Layout:
     headers: tuple[bytes, ...]
     """The safetensors header of each blob; its image begins with it."""
     slices: tuple[TensorSlice, ...]
-    """What is stored; byte ranges count from the start of the blob."""
+    """The stored slices. Byte ranges count from the start of the blob."""
     origins: tuple[Origin, ...]
-    """Where each of the slices comes from."""
+    """The elements of each slice."""
 
 
 class _Piece(NamedTuple):
     """Some rows of a box."""
 
     name: str
-    source: LiveTensor
+    live: LiveTensor
     origin: Origin
 
     @property
     def box(self) -> Box:
         """The place of these rows in the whole tensor."""
-        (offsets, lengths), (_, start, rows) = self.source.held[self.origin.box], self.origin
+        (offsets, lengths), (_, start, rows) = self.live.held[self.origin.box], self.origin
         return Box((offsets[0] + start, *offsets[1:]), (rows, *lengths[1:])) if lengths else Box((), ())
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the whole tensor."""
-        boxes = self.source.boxes
-        return tuple(self.source.tensor.shape) if boxes is None else boxes.shape
+        boxes = self.live.boxes
+        return tuple(self.live.tensor.shape) if boxes is None else boxes.shape
 
     @property
     def num_bytes(self) -> int:
-        """What they take."""
-        return self.box.num_elements * self.source.tensor.element_size()
+        """Bytes of these rows."""
+        return self.box.num_elements * self.live.tensor.element_size()
 
     def rows(self, start: int, rows: int) -> _Piece:
         """Return some of these rows."""
         return self._replace(origin=self.origin._replace(start=self.origin.start + start, rows=rows))
 
 
-def signature(sources: Mapping[str, LiveTensor]) -> Hashable:
-    """Return a value that is equal exactly if :func:`plan_layout` would give the same layout."""
-    return tuple((name, s.tensor.dtype, s.tensor.shape, s.boxes) for name, s in sources.items())
+def signature(tensors: Mapping[str, LiveTensor]) -> Hashable:
+    """Return a value that is equal for others exactly if :func:`plan_layout` returns the same layout for them."""
+    return tuple((name, live.tensor.dtype, live.tensor.shape, live.boxes) for name, live in tensors.items())
 
 
-def plan_layout(sources: Mapping[str, LiveTensor], rank: int) -> Layout:
+def plan_layout(tensors: Mapping[str, LiveTensor], rank: int) -> Layout:
     """
-    Decide what *rank* stores and where.
+    Decide which slices *rank* stores, and their positions.
 
     Args:
-        sources: All that this rank holds, by name. All holders of a piece must have it under the same name.
+        tensors: All that this rank holds, by name. All holders of a piece must have it under the same name.
         rank: This rank.
 
     Returns:
         The layout. Over all ranks, the slices of a shared tensor cover it exactly once; but a tiny one is stored by
         all who hold it.
     """
-    pieces = [*_share(sources, rank), *_own(sources)]
+    pieces = [*_share(tensors, rank), *_own(tensors)]
     # safetensors allows no gaps: the widest types first, so that each tensor is aligned to its own type
     pieces = [cut for piece in pieces for cut in _split(piece)]
-    pieces.sort(key=lambda piece: -piece.source.tensor.element_size())
+    pieces.sort(key=lambda piece: -piece.live.tensor.element_size())
     blobs: list[tuple[int, int]] = []
     headers: list[bytes] = []
     slices: list[TensorSlice] = []
@@ -121,12 +121,12 @@ def plan_layout(sources: Mapping[str, LiveTensor], rank: int) -> Layout:
     return Layout(max(end, 1), tuple(blobs), tuple(headers), tuple(slices), tuple(origins))
 
 
-def _share(sources: Mapping[str, LiveTensor], rank: int) -> Iterator[_Piece]:
+def _share(tensors: Mapping[str, LiveTensor], rank: int) -> Iterator[_Piece]:
     """Yield this rank's rows of what it shares. A row belongs to the holder where its first byte falls."""
     held_alike: defaultdict[tuple[int, ...], list[_Piece]] = defaultdict(list)
-    for name, source in sorted(sources.items()):
-        if source.boxes is not None:
-            held_alike[source.boxes.holders] += _boxes(name, source)
+    for name, live in sorted(tensors.items()):
+        if live.boxes is not None:
+            held_alike[live.boxes.holders] += _boxes(name, live)
     for holders, pieces in held_alike.items():
         yield from (piece for piece in pieces if piece.num_bytes <= EVERYWHERE_BYTES)
         pieces = [piece for piece in pieces if piece.num_bytes > EVERYWHERE_BYTES]
@@ -144,15 +144,15 @@ def _share(sources: Mapping[str, LiveTensor], rank: int) -> Iterator[_Piece]:
             position += size
 
 
-def _own(sources: Mapping[str, LiveTensor]) -> Iterator[_Piece]:
-    for name, source in sources.items():
-        if source.boxes is None:
-            yield from _boxes(name, source)
+def _own(tensors: Mapping[str, LiveTensor]) -> Iterator[_Piece]:
+    for name, live in tensors.items():
+        if live.boxes is None:
+            yield from _boxes(name, live)
 
 
-def _boxes(name: str, source: LiveTensor) -> Iterator[_Piece]:
-    for number, (_, lengths) in enumerate(source.held):
-        yield _Piece(name, source, Origin(number, 0, lengths[0] if lengths else 1))
+def _boxes(name: str, live: LiveTensor) -> Iterator[_Piece]:
+    for number, (_, lengths) in enumerate(live.held):
+        yield _Piece(name, live, Origin(number, 0, lengths[0] if lengths else 1))
 
 
 def _split(piece: _Piece) -> Iterator[_Piece]:
@@ -195,12 +195,12 @@ def _header(group: list[_Piece]) -> bytes:
 
 def _entry(piece: _Piece, position: int) -> dict[str, object]:
     offsets = [position, position + piece.num_bytes]
-    dtype = DTYPES[piece.source.tensor.dtype]
+    dtype = DTYPES[piece.live.tensor.dtype]
     return {_name_in_blob(piece): {"dtype": dtype, "shape": piece.box.lengths, "data_offsets": offsets}}
 
 
 def _name_in_blob(piece: _Piece) -> str:
-    """Return the name, with the place of the piece, as one would write it in Python, if it is not all of the tensor."""
+    """Return the name. If the piece is not all of the tensor, its box follows as a Python index."""
     (offsets, lengths), shape = piece.box, piece.shape
     if lengths == shape:
         return piece.name
@@ -219,11 +219,11 @@ def _slice(piece: _Piece, *, blob: int, start: int) -> TensorSlice:
     offsets, lengths = piece.box
     return TensorSlice(
         name=piece.name,
-        dtype=DTYPES[piece.source.tensor.dtype],
+        dtype=DTYPES[piece.live.tensor.dtype],
         shape=piece.shape,
         offsets=offsets,
         lengths=lengths,
-        shared=piece.source.boxes is not None,
+        shared=piece.live.boxes is not None,
         blob=blob,
         start=start,
         stop=start + piece.num_bytes,

@@ -1,4 +1,4 @@
-"""Host memory that the pusher process reads while the training process goes on."""
+"""Host memory that the pusher process reads while training continues."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ class SharedBuffer:
     """
     *num_bytes* of shared memory, faulted in when it is made.
 
-    Fresh pages cost many times what copying into present ones does, so they are made present here and the buffer is
-    used again and again. It is a memfd: a container's small ``/dev/shm`` does not limit it, and it is gone when the
-    last process that maps it is. Where CUDA is in use it is pinned, so that a device copies into it by itself.
+    Copying into fresh pages takes many times as long as copying into present ones. So all pages are made present here,
+    and the buffer is used again and again. It is a memfd: the small ``/dev/shm`` of a container does not limit it, and
+    it is gone when the last process that maps it has ended. If CUDA is in use it is pinned, so that a device copies
+    into it on its own.
     """
 
     def __init__(self, number: int, num_bytes: int) -> None:
         self.number = number
-        """Name of the buffer between trainer and pusher; never used twice by one session."""
+        """Name of the buffer between trainer and pusher. One session never uses a number twice."""
         self.num_bytes = num_bytes
         self.fd = os.memfd_create(f"spot-{number}", os.MFD_CLOEXEC)
         try:
@@ -39,20 +40,20 @@ class SharedBuffer:
         self.bytes = torch.frombuffer(self._map, dtype=torch.uint8)
         """The memory as a tensor of shape ``(num_bytes,)``."""
         self.address = self.bytes.data_ptr()
-        # Not MAP_POPULATE: until it is done no thread of this process could map memory, nor run Python.
+        # Not MAP_POPULATE: until it has ended, no thread of this process could map memory, nor run Python.
         for start in range(0, num_bytes, _FAULTED_AT_ONCE):
             ctypes.memset(self.address + start, 0, min(_FAULTED_AT_ONCE, num_bytes - start))
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
         self._is_pinned = torch.cuda.is_initialized() and self._pin()  # type: ignore[no-untyped-call]
 
     def stream(self, device: torch.device) -> torch.cuda.Stream:
-        """Return the stream of the copies from a CUDA device: never the one that training uses."""
+        """Return the stream for copies from a CUDA device. Training never uses it."""
         if device not in self._streams:
             self._streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         return self._streams[device]
 
     def close(self) -> None:
-        """Let go of the memory; the pusher keeps its own mapping. The tensor must not be used any more."""
+        """Close the memory. The pusher keeps its own mapping. The tensor must not be used any more."""
         if self._is_pinned:
             _cudart().cudaHostUnregister(self.address)
         os.close(self.fd)

@@ -1,4 +1,4 @@
-"""The copy of tensors into the shared buffer, as finished blob images: what may change at once, and what may wait."""
+"""Copy of live tensors into a shared buffer, as finished images of blobs."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from .shared_buffer import SharedBuffer
 
 class Snapshot:
     """
-    One copy of live tensors into a buffer. Made on the training thread; :meth:`complete` may come on another.
+    One copy of live tensors into a buffer. It is made on the training thread; another one may call :meth:`issue`.
 
-    When it is made, everything is copied that may change before the next optimizer step. What only such a step
-    changes is copied by :meth:`complete`, and must not change before :attr:`is_torn` was asked.
+    The constructor copies every tensor that may change before the next optimizer step. :meth:`issue` copies those that
+    only such a step changes. They must not change before :meth:`torn` was called.
     """
 
-    def __init__(self, buffer: SharedBuffer, layout: Layout, sources: Mapping[str, LiveTensor]) -> None:
+    def __init__(self, buffer: SharedBuffer, layout: Layout, tensors: Mapping[str, LiveTensor]) -> None:
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
         self._late: list[tuple[SharedBuffer, int, torch.Tensor]] = []
         self._versions: list[tuple[str, torch.Tensor, int]] = []
         self._begun: dict[torch.device, torch.cuda.Event] = {}
         self._copied: dict[torch.device, torch.cuda.Event] = {}
-        self.add(buffer, layout, sources)
+        self.add(buffer, layout, tensors)
 
-    def add(self, buffer: SharedBuffer, layout: Layout, sources: Mapping[str, LiveTensor]) -> None:
-        """Fill *buffer* with the blobs of *layout*; what can wait is left to :meth:`issue`."""
+    def add(self, buffer: SharedBuffer, layout: Layout, tensors: Mapping[str, LiveTensor]) -> None:
+        """Fill *buffer* with the blobs of *layout*, except for the tensors that :meth:`issue` copies."""
         for (offset, _), header in zip(layout.blobs, layout.headers, strict=True):
             ctypes.memmove(buffer.address + offset, header, len(header))
         devices = set()
         with torch.no_grad():
-            for start, tensor, changes in pieces_in(layout, sources):
+            for start, tensor, changes in pieces_in(layout, tensors):
                 devices.add(tensor.device)
                 if changes is Changes.IN_STEP:
                     self._late.append((buffer, start, tensor))
@@ -42,25 +42,25 @@ class Snapshot:
                     _copy(buffer, start, tensor)
         for device in devices:
             if device.type == "cuda":
-                # Behind this, in the order of the training's own stream, everything is as it is now.
+                # In the order of the training's own stream, everything after this event is as it is now.
                 self._begun[device] = torch.cuda.current_stream(device).record_event()
                 self._streams[device] = buffer.stream(device)
             elif device.type != "cpu":
                 torch.accelerator.current_stream(device).synchronize()
-        for name, source in sources.items():
-            if source.changes is Changes.IN_STEP:
-                self._versions.append((name, source.tensor, source.tensor._version))
+        for name, live in tensors.items():
+            if live.changes is Changes.IN_STEP:
+                self._versions.append((name, live.tensor, live.tensor._version))
 
     @property
     def is_complete(self) -> bool:
-        """Whether there is nothing left to do, not even to wait for a device."""
+        """True if everything is copied, and no device has to be waited for."""
         return not self._late and not self._begun
 
     def issue(self) -> None:
         """
-        Copy the rest; on a CUDA device, put the copies into a stream of their own.
+        Copy the rest. On a CUDA device, put the copies into a stream of their own.
 
-        Behind it tensors may change, on a CUDA device only behind :meth:`hold_back`.
+        Afterwards tensors may change, those on a CUDA device only after :meth:`hold_back`.
         """
         for device, stream in self._streams.items():
             stream.wait_event(self._begun[device])
@@ -74,7 +74,7 @@ class Snapshot:
         self._copied = {device: stream.record_event() for device, stream in self._streams.items()}
 
     def hold_back(self) -> None:
-        """Let each device finish the copies that :meth:`issue` has put there before it does what comes next."""
+        """Let each device finish the copies that :meth:`issue` has given it before its next work."""
         for device, copied in self._copied.items():
             torch.cuda.current_stream(device).wait_event(copied)
 
@@ -83,25 +83,25 @@ class Snapshot:
         return next((name for name, tensor, version in self._versions if tensor._version != version), None)
 
     def wait(self) -> None:
-        """Wait until the devices have done it all."""
+        """Wait until the devices have finished all copies."""
         for copied in self._copied.values():
             copied.synchronize()
 
 
 def _copy(buffer: SharedBuffer, start: int, tensor: torch.Tensor) -> None:
     if tensor.is_cpu and tensor.is_contiguous():
-        # Not torch: on another thread than training's it would start a second team of threads on the same cores.
+        # Not torch: on the copying thread it would start a second team of threads on the same cores.
         ctypes.memmove(buffer.address + start, tensor.data_ptr(), tensor.nbytes)
         return
     target = buffer.bytes[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
     target.copy_(tensor, non_blocking=True)
 
 
-def pieces_in(layout: Layout, sources: Mapping[str, LiveTensor]) -> Iterator[tuple[int, torch.Tensor, Changes]]:
-    """Yield where in the buffer each slice begins, its elements, and when they may change."""
+def pieces_in(layout: Layout, tensors: Mapping[str, LiveTensor]) -> Iterator[tuple[int, torch.Tensor, Changes]]:
+    """Yield the start of each slice in the buffer, its elements, and the moments at which they may change."""
     for piece, origin in zip(layout.slices, layout.origins, strict=True):
-        source = sources[piece.name]
-        tensor = source.in_box(origin.box)
+        live = tensors[piece.name]
+        tensor = live.in_box(origin.box)
         if piece.lengths and origin.rows != tensor.shape[0]:
             tensor = tensor[origin.start : origin.start + origin.rows]
-        yield layout.blobs[piece.blob][0] + piece.start, tensor, source.changes
+        yield layout.blobs[piece.blob][0] + piece.start, tensor, live.changes

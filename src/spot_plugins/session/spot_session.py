@@ -127,7 +127,7 @@ class SpotSession:
                 self._phase,
                 self._stack,
             )
-            it.pusher.start()
+            it.pusher.open()
             self._phase.move(Phase.JOINED)
             it.agreement.open()
             self._bus.emit(AttemptStarted(attempt=it.run.attempt, world_size=it.job.world_size))
@@ -288,14 +288,14 @@ class SpotSession:
             it.way_out.leave(step)
         deadline = time.monotonic() + FINISH_WAIT_S
         it.way_out.wait(lambda: it.saver.has_room, step, deadline)
-        if it.saver.has_room and not it.pusher.superseded:
+        if it.saver.has_room and not it.pusher.is_superseded:
             self._save(step, "end")
-        it.way_out.wait(lambda: it.pusher.settled(step), step, deadline)
+        it.way_out.wait(lambda: it.pusher.has_ended(step), step, deadline)
         it.job.meet(time.monotonic() + self._config.grace_s)
         is_left_behind = self._phase.now is Phase.LEFT_BEHIND
-        has_ended, is_stored = it.pusher.settled(step), it.saved_steps.has(step)
+        has_ended, is_stored = it.pusher.has_ended(step), it.saved_steps.has(step)
         self.close()
-        if is_left_behind or it.pusher.superseded or (has_ended and is_stored):
+        if is_left_behind or it.pusher.is_superseded or (has_ended and is_stored):
             return
         reason = "the end of the training is not stored, and "
         if has_ended:

@@ -2,7 +2,8 @@
 Python imports this by its name before anything else. It kills the process, a pusher, at one of its writes.
 
 Where this folder is on the module path, the process gets SIGKILL before write number ``KILL_AT``, counted from 0,
-to any directory. Used by test_dying.py.
+to any directory; if ``KILL_AFTER`` is set, right after that write. If ``KILL_ONCE`` is the name of a file, only the
+first process is killed, and makes that file. Used by test_dying.py.
 """
 
 from __future__ import annotations
@@ -14,17 +15,31 @@ import threading
 from spot_plugins.store import LocalStore
 
 left = int(os.environ["KILL_AT"])
+once = os.environ.get("KILL_ONCE")
 lock = threading.Lock()
+
+
+def die():
+    if once is not None:
+        try:
+            open(once, "x").close()
+        except FileExistsError:
+            return
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def dying(write):
     def call(self, *args):
         global left
         with lock:
-            if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
             left -= 1
-        return write(self, *args)
+            is_last = left == -1
+        if is_last and "KILL_AFTER" not in os.environ:
+            die()
+        result = write(self, *args)
+        if is_last:
+            die()
+        return result
 
     return call
 

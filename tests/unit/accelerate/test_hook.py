@@ -91,7 +91,7 @@ class Job:
     def wait_stored(self):
         """Wait until nothing is on its way: a save that is due while another is under way is put off."""
         deadline = time.monotonic() + 30
-        while self.spot._session._opened.pusher.busy:
+        while self.spot._session._opened.pusher.is_busy:
             assert time.monotonic() < deadline
             time.sleep(0.001)
 

@@ -25,7 +25,7 @@ def test_two_steps_that_are_staged_before_the_process_runs_are_both_stored(tmp_p
     session.save(1)
     session.save(2)
     deadline = time.monotonic() + 30
-    assert [session._opened.pusher.wait_settled(step, deadline) for step in (1, 2)] == [StepState.COMMITTED] * 2
+    assert [session._opened.pusher.wait_ended(step, deadline) for step in (1, 2)] == [StepState.COMMITTED] * 2
     session.close()
 
 

@@ -15,8 +15,14 @@ from torch import nn
 from spot_plugins.config import SpotConfig
 from spot_plugins.errors import Preempted
 from spot_plugins.events import Committed, SaveAbandoned, Staged
+from spot_plugins.push import FrozenUse
+from spot_plugins.save.frozen import FrozenSet, FrozenSets, FrozenState
+from spot_plugins.save.layout import plan_layout
+from spot_plugins.save.shared_buffer import SharedBuffer
+from spot_plugins.save.snapshot import Snapshot
 from spot_plugins.session import SpotSession
 from spot_plugins.state import ModelPart, OptimizerPart
+from spot_plugins.state.live_tensor import Changes, LiveTensor
 from spot_plugins.store import LocalStore
 from spot_plugins.testing import run_thread_ranks
 
@@ -184,6 +190,35 @@ def test_a_notice_stores_what_turns_out_not_to_be_frozen(tmp_path):
     assert_equal(restored(tmp_path)[1], weights(model))
 
 
+@pytest.mark.parametrize("ends", ["finish", "notice"])
+@pytest.mark.parametrize("is_saved_before", [False, True])
+def test_the_end_has_what_turns_out_not_to_be_frozen(is_saved_before, ends, tmp_path):
+    """
+    So is the last step of a training; also if it was being saved already, and that copy is given up only then.
+    """
+    model, optimizer = tuned()
+    with session_of(tmp_path, model, optimizer) as (session, heard):
+        session.watch_signals()
+        save(session, heard, 1)
+        behind_the_version(model["base"])
+        expected = weights(model)
+        if is_saved_before:
+            gate = threading.Event()
+            session._opened.saver._copier.do(gate.wait)
+            session.save(2)
+            threading.Timer(0.2, gate.set).start()
+        if ends == "finish":
+            session.finish(2)
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)
+            until(lambda: session.notice, "the notice is heard")
+            with pytest.raises(Preempted):
+                session.after_step(2)
+    assert len(heard.of(SaveAbandoned, step=2)) == is_saved_before
+    assert restored(tmp_path)[0] == 2
+    assert_equal(restored(tmp_path)[1], expected)
+
+
 def test_a_pause_holds_what_turns_out_not_to_be_frozen(tmp_path):
     """
     So does the state that is held for a notice in a pause.
@@ -227,14 +262,14 @@ def test_weights_that_are_frozen_later_or_trained_later(tmp_path):
 
 def test_a_new_pusher_process_is_told_again(tmp_path):
     """
-    What a pusher process knew of frozen blobs dies with it; the next save brings them again, and stores nothing twice.
+    A pusher process that replaces a dead one learns which frozen blobs are stored; nothing is stored twice.
     """
     model, optimizer = tuned()
     with session_of(tmp_path, model, optimizer) as (session, heard):
         save(session, heard, 1)
         objects = frozen_objects(tmp_path)
         os.kill(session._opened.pusher.pid, signal.SIGKILL)
-        until(lambda: session._opened.pusher._sock is None, "its death is known")
+        until(lambda: session._opened.pusher.pid is None, "its death is known")
         step(model, optimizer)
         assert save(session, heard, 2).num_bytes < TRAINED_BYTES + 2000
     assert frozen_objects(tmp_path) == objects
@@ -243,7 +278,7 @@ def test_a_new_pusher_process_is_told_again(tmp_path):
 
 def test_a_pusher_that_dies_while_a_step_refers_to_what_it_knew(tmp_path):
     """
-    A step that was begun when the old process knew the frozen blobs is given up, never stored without them.
+    A step that was begun when the old process knew the frozen blobs is stored with them by the next process.
     """
     model, optimizer = tuned()
     step(model, optimizer)
@@ -251,13 +286,109 @@ def test_a_pusher_that_dies_while_a_step_refers_to_what_it_knew(tmp_path):
         save(session, heard, 1)
         os.kill(session._opened.pusher.pid, signal.SIGSTOP)
         session._opened.saver._copier.do(
-            lambda: until(lambda: session._opened.pusher._sock is None, "its death is known")
+            lambda: until(lambda: session._opened.pusher.pid is None, "its death is known")
         )
         session.save(2)
         os.kill(session._opened.pusher.pid, signal.SIGKILL)
-        heard.wait(SaveAbandoned, step=2)
-        save(session, heard, 3)
-    assert restored(tmp_path)[0] == 3
+        heard.wait(Committed, step=2)
+    assert not heard.of(SaveAbandoned)
+    assert restored(tmp_path)[0] == 2
+    assert_equal(restored(tmp_path)[1], weights(model))
+
+
+def test_a_pusher_that_dies_with_a_step_that_refers_to_what_it_knew(tmp_path):
+    """
+    So is a step that the old process had already.
+    """
+    model, optimizer = tuned()
+    step(model, optimizer)
+    with session_of(tmp_path, model, optimizer) as (session, heard):
+        save(session, heard, 1)
+        os.kill(session._opened.pusher.pid, signal.SIGSTOP)
+        step(model, optimizer)
+        expected = weights(model)
+        session.save(2)
+        session.fence()
+        heard.wait(Staged, step=2)
+        os.kill(session._opened.pusher.pid, signal.SIGKILL)
+        assert heard.wait(Committed, step=2).num_bytes < TRAINED_BYTES + 2000
+    assert not heard.of(SaveAbandoned)
+    assert restored(tmp_path)[0] == 2
+    assert_equal(restored(tmp_path)[1], expected)
+
+
+def live(*tensors):
+    return {str(number): LiveTensor(tensor, changes=Changes.NEVER) for number, tensor in enumerate(tensors)}
+
+
+LAYOUT = plan_layout(live(torch.zeros(4)), 0)
+
+
+def staged(sets, stored=(), tensor=None, layout=LAYOUT):
+    """The use and the number of the set that *sets* give a step with *tensor*, if the sets *stored* are."""
+    frozen = sets.stage(live(tensor), layout, lambda number: number in stored)
+    return frozen.use, frozen.number
+
+
+def test_a_set_is_brought_until_it_is_stored_and_then_referred_to():
+    """
+    One that never got to the store is brought anew; once stored, it is so for good, whatever process runs.
+    """
+    sets, tensor = FrozenSets(), torch.zeros(4)
+    assert staged(sets, tensor=tensor) == (FrozenUse.BRINGS, 1)
+    assert staged(sets, tensor=tensor) == (FrozenUse.BRINGS, 2)
+    assert staged(sets, tensor=tensor, stored=[1]) == (FrozenUse.BRINGS, 3)
+    assert staged(sets, tensor=tensor, stored=[3]) == (FrozenUse.REFERS, 3)
+    assert staged(sets, tensor=tensor) == (FrozenUse.REFERS, 3)
+    other = plan_layout(live(torch.zeros(4)), 0)
+    assert staged(sets, tensor=tensor, layout=other, stored=[3]) == (FrozenUse.BRINGS, 4)
+
+
+def test_once_a_change_was_seen_nothing_is_shared_any_more():
+    """
+    Neither those tensors, though they are as before, nor any others.
+    """
+    sets, tensor = FrozenSets(), torch.zeros(4)
+    staged(sets, tensor=tensor)
+    staged(sets, tensor=tensor, stored=[1])
+    assert staged(sets, tensor=torch.zeros(4), stored=[1]) == (FrozenUse.NONE, 0)
+    assert staged(sets, tensor=tensor, stored=[1]) == (FrozenUse.NONE, 0)
+    other = plan_layout(live(torch.zeros(4)), 0)
+    assert staged(sets, tensor=tensor, layout=other) == (FrozenUse.NONE, 0)
+
+
+@pytest.mark.parametrize("old", FrozenState)
+@pytest.mark.parametrize("new", FrozenState)
+def test_a_set_moves_forward_only(old, new):
+    """
+    A changed one is never trusted again, and a stored one is not new again.
+    """
+    frozen = FrozenSet(1, LAYOUT, live(torch.zeros(4)))
+    if old is not FrozenState.NEW:
+        frozen.move(old)
+    if new.value < old.value:
+        with pytest.raises(AssertionError):
+            frozen.move(new)
+    else:
+        frozen.move(new)
+        assert frozen.state is new
+
+
+@pytest.mark.parametrize("reads_values", [False, True])
+def test_one_check_compares_places_or_values(reads_values):
+    """
+    A changed value behind the version is seen by values alone, new memory with the same values by places alone.
+    """
+    tensor = torch.arange(4.0)
+    with closing(SharedBuffer(1, LAYOUT.num_bytes)) as buffer:
+        for change, is_seen in [(lambda: tensor, False), (tensor.clone, not reads_values)]:
+            frozen = FrozenSet(1, LAYOUT, live(tensor))
+            Snapshot(buffer, LAYOUT, live(tensor)).issue()
+            frozen.take_sample(buffer)
+            assert frozen.check(live(change()), reads_values=reads_values) != is_seen
+            assert (frozen.state is FrozenState.CHANGED) == is_seen
+        tensor.data[1] = 5.0
+        assert frozen.check(live(tensor), reads_values=reads_values) != reads_values
 
 
 @pytest.mark.parametrize("changes_on", [None, 1])

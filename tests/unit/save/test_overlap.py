@@ -350,7 +350,7 @@ def test_a_pusher_that_dies_during_the_copy_takes_nothing_with_it(tmp_path):
         with held_up(session):
             session.save(1)
             os.kill(session._opened.pusher.pid, signal.SIGKILL)
-            until(lambda: session._opened.pusher._sock is None, "its death is known")
+            until(lambda: session._opened.pusher.pid is None, "its death is known")
         heard.wait(Committed, step=1)
     assert not heard.of(SaveAbandoned)
 

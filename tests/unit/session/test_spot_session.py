@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from hearing import Heard, until, until_idle
+from hearing import Heard, next_pusher, until, until_idle
 from steps import Holder, assert_same, assert_whole, load, numbers, save, state_of
 
 from spot_plugins.config import SpotConfig
@@ -521,13 +521,16 @@ def test_a_save_that_comes_too_soon_is_deferred_and_made_up_for(url, store):
 
 def test_the_last_step_is_pushed_again_when_its_pusher_died(url, store):
     """
-    finish() does not take an abandoned push for a stored one, nor does the save before a preemption.
+    finish() does not take an abandoned push for a stored one, nor does the save before a preemption. It was abandoned
+    because the process that replaced the first one died, too.
     """
     with training(url, state=state_of(8)) as (session, _, heard):
         session.resume()
-        os.kill(session._opened.pusher.pid, signal.SIGSTOP)
+        first = session._opened.pusher.pid
+        os.kill(first, signal.SIGSTOP)
         session.save(8)
-        os.kill(session._opened.pusher.pid, signal.SIGKILL)
+        os.kill(first, signal.SIGKILL)
+        os.kill(next_pusher(session, first), signal.SIGKILL)
         heard.wait(SaveAbandoned, step=8)
         session.finish(8)
 
