@@ -66,16 +66,16 @@ class Ballot:
     """One rank's side of the votes."""
 
     is_leader: bool
-    """Whether this is rank 0, which proposes, counts answers, and calls all to leave."""
+    """True on rank 0, which proposes, counts answers, and calls all to leave."""
 
     reached: int = 0
     """The last boundary that the training thread has passed."""
 
     paused: bool = False
-    """Whether the training thread stands still at that boundary."""
+    """True while the training thread stands still at that boundary."""
 
     alone: bool = False
-    """Whether this rank agrees with no other any more, so that it waits for none."""
+    """True once this rank agrees with no other any more. Then it waits for none."""
 
     stage: Stage = Stage.QUIET
 

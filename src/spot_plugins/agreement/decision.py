@@ -61,7 +61,7 @@ class Decision:
 
     trigger: AgreedReason
     leaves: bool = False
-    """Whether all ranks leave with this step, because of a notice."""
+    """True if all ranks leave with this step, because of a notice."""
 
 
 class Agreement(Protocol):

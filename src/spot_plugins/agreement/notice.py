@@ -22,7 +22,7 @@ class Notice:
     margin_s: float = 0.0
     """Seconds before the deadline that are kept for leaving itself."""
     at_once: bool = True
-    """Whether all leave after their next step. Otherwise training continues until near the deadline."""
+    """True if all leave after their next step. Otherwise training continues until near the deadline."""
 
     @property
     def leave_by(self) -> float:

@@ -1,4 +1,4 @@
-"""How fast training passes boundaries, and when rank 0 proposes a save. Without threads; its caller holds a lock."""
+"""The pace of training, and the saves that rank 0 proposes. It has no threads; its caller holds a lock."""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any, Final
 
 from .. import events
@@ -16,7 +15,6 @@ from .ledger import MAX_TRIES, Ledger, Lent
 from .lifecycle import StepState
 from .messages import PushJob, PushSettings
 from .process import PusherProcess
-from .speed import Speeds
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +43,6 @@ class Pusher:
         self._process: PusherProcess | None = None
         self._hurries = False
         self._is_closed = False
-        self.speeds = Speeds()
-        """Speeds at which the disk and the store have lately taken this rank's blobs. Changes with the steps."""
 
     def open(self) -> None:
         """
@@ -178,13 +174,8 @@ class Pusher:
                 self._emit(event)
 
     def _emit(self, event: Event) -> None:
-        match event:
-            case events.WrittenLocally(write_bytes_per_s=speed):
-                self.speeds = replace(self.speeds, disk_bytes_per_s=speed)
-            case events.Committed(put_bytes_per_s=speed):
-                self.speeds = replace(self.speeds, store_bytes_per_s=speed)
-            case events.SaveAbandoned(step=step, reason=reason):
-                logger.warning("step %s will not be committed: %s", step, reason)
+        if isinstance(event, events.SaveAbandoned):
+            logger.warning("step %s will not be committed: %s", event.step, event.reason)
         self._bus.emit(event)
 
     def _on_end(self, process: PusherProcess) -> None:

@@ -9,14 +9,6 @@ HALF_LIFE_S: Final = 30.0
 """Seconds of transfer after which an old measurement counts half."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Speeds:
-    """The last report of the pusher of one rank, in bytes per second. None if nothing was measured yet."""
-
-    disk_bytes_per_s: float | None = None
-    store_bytes_per_s: float | None = None
-
-
 class Speed:
     """
     Bytes per second of one way out, with all its parallel transfers together. The newest transfers count most.
