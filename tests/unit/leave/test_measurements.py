@@ -234,7 +234,7 @@ def test_a_push_in_flight_is_counted_until_it_ends(measurements, told):
     measurements.on_event(Staged(step=12, trigger="steps", num_bytes=1000 * MB, stall_s=0.001, copy_s=2.0))
     assert measurements.figures()["in_flight_s"] == pytest.approx(13.0, abs=0.1)
 
-    measurements._in_flight[12] -= 15.0
+    measurements._in_flight.staged_at[12] -= 15.0
     assert measurements.figures()["in_flight_s"] == pytest.approx(2.0, abs=0.1)
 
     measurements.on_event(PushFailing(step=12, num_tries=1, reason="it is down"))
