@@ -8,7 +8,7 @@ installed := $(venv)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test lint bench soak docs clean
+.PHONY: help setup demo test quick lint bench soak docs clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1 \t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -35,8 +35,12 @@ debian-venv:
 demo: setup  ## Preempt a real fine-tuning, resume it, compare it with one that was left alone
 	$(bin)/python examples/demo.py
 
+# One test after the other: the drills look at processes, ports and shared memory of the whole machine.
 test: setup lint  ## Lint, then all tests but those marked gpu or soak
-	$(bin)/python -m pytest
+	$(bin)/python -m pytest --durations=20
+
+quick: setup lint  ## Lint, then the tests of threads and fakes, side by side: a minute
+	$(bin)/python -m pytest -n 2 --dist worksteal --durations=5 -m 'not gpu and not soak and not long' tests/unit tests/public
 
 lint: setup  ## Format, lint, types, layers
 	$(bin)/ruff format --check .

@@ -189,7 +189,7 @@ class Run:
         wait_until(lambda: self.process.poll() is not None)
         kill.step, kill.gone_at = self.step, time.monotonic()
         self.kills.append(kill)
-        say(f"{self.name}: gone behind step {self.step}, exit code {self.process.returncode}")
+        say(f"{self.name}: gone after step {self.step}, exit code {self.process.returncode}")
         if self.process.returncode != expect:
             raise SystemExit(f"exit code {expect} was expected: see {WORK / self.name}/output.txt")
 
@@ -217,7 +217,7 @@ class Run:
             case "Leaving":
                 say(f"{self.name}: leaves with {event['left_s']:.1f} s of its grace left")
             case "Resumed":
-                say(f"{self.name}: resumed behind step {event['step']}, loaded in {event['load_s']:.1f} s")
+                say(f"{self.name}: resumed from step {event['step']}, loaded in {event['load_s']:.1f} s")
             case "PushFailing" | "SaveAbandoned" | "CheckpointRejected":
                 say(f"{self.name}: {event}")
 
@@ -286,7 +286,7 @@ def judge(plain: Run, preempted: Run) -> dict[str, bool]:
         f"both trained on all {NUM_STEPS} steps": seen[0].keys() == every_step == seen[1].keys(),
         "loss curves equal, all digits, steps trained twice included": seen[0] == seen[1],
         "final weights equal, bit for bit": same_bytes,
-        "last checkpoints equal: optimizer, schedule, random numbers, place in the data": final_checkpoint(plain)
+        "last checkpoints equal: optimizer, schedule, random numbers, position in the data": final_checkpoint(plain)
         == final_checkpoint(preempted),
     }
 
@@ -295,7 +295,7 @@ def print_report(plain: Run, preempted: Run, verdict: dict[str, bool]) -> None:
     table: list[tuple[str, Callable[[Kill], str]]] = [
         ("", lambda kill: kill.how),
         ("trained up to step", lambda kill: f"{kill.step}"),
-        ("resumed behind step", lambda kill: f"{kill.resumed['step']}"),
+        ("resumed from step", lambda kill: f"{kill.resumed['step']}"),
         ("steps lost", lambda kill: f"{kill.step - kill.resumed['step']}"),
         ("that step: to stage it", lambda kill: seconds(preempted, kill, "Staged", "stall_s")),
         ("           from there to durable", lambda kill: seconds(preempted, kill, "Committed", "push_s")),

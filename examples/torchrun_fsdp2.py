@@ -81,11 +81,11 @@ session.register_model(model, [optimizer], [scheduler])
 place = SimpleNamespace(state_dict=lambda: position.state_dict(batches_done), load_state_dict=position.load_state_dict)
 session.register("position", place)
 session.register("rng", RngPart())
-session.handle_signals()
-step = session.resume() or 0
 
 # ------------------------------------------------------------------------------------------------ training
-try:
+with session:
+    session.handle_signals()
+    step = session.resume() or 0
     for epoch in range(position.epoch, args.epochs):
         position.begin_epoch(epoch)
         batches_done = 0
@@ -105,8 +105,5 @@ try:
                 with args.csv.open("a") as file:
                     file.write(f"{step},{loss.item()!r}\n")
             session.after_step(step)  # leaves with exit code 143 after a notice to any rank, once all is safe
-except Exception as error:
-    session.fail(error)
-    raise
-session.finish(step)
+    session.finish(step)
 dist.destroy_process_group()

@@ -3,8 +3,13 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
 from servers import S3Server
+
+# Every test has its timeout; that of hypothesis, 200 ms for an example, is about a machine with nothing else to do.
+hypothesis.settings.register_profile("spot", deadline=None)
+hypothesis.settings.load_profile("spot")
 
 
 @pytest.fixture(scope="session")

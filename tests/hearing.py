@@ -1,4 +1,4 @@
-"""What a session tells, to wait for; and what tests of real processes need to wait for."""
+"""Waiting: for events of a session, for what its pusher does, for files and for the end of processes."""
 
 from __future__ import annotations
 
@@ -47,9 +47,40 @@ def until(condition, what):
     return result
 
 
+# The four below look inside a session, for nothing that it says tells what its pusher does. Nothing else should.
+
+
+def pusher_pid(session):
+    """Return the process id of the pusher of *session*."""
+    return session._opened.pusher.pid
+
+
+def until_not_busy(session):
+    """Wait until the pusher of *session* has no step that the store takes; one that only fails does not count."""
+    until(lambda: not session._opened.pusher.busy, "the pusher is not busy")
+
+
 def until_idle(session):
     """Wait until the pusher of *session* has nothing in hand, so that a save that is due is not deferred."""
     until(lambda: not session._opened.pusher._held, "the pusher has nothing in hand")
+
+
+def until_end_known(session):
+    """Wait until *session* knows that its pusher, which was killed, has ended."""
+    until(lambda: session._opened.pusher._sock is None, "the end of the pusher is known")
+
+
+def said(file):
+    """Return the text of *file*, or nothing if it is not there yet."""
+    return file.read_text() if file.exists() else ""
+
+
+def is_zombie(pid):
+    """Return whether the process has ended; whoever adopted it may not have looked yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
+    except FileNotFoundError:
+        return True
 
 
 def until_gone(pid):

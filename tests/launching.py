@@ -7,7 +7,6 @@ What is started is a process of its own, in its own session, with its own exit c
 from __future__ import annotations
 
 import importlib
-import json
 import multiprocessing
 import os
 import signal
@@ -16,10 +15,11 @@ import sys
 import time
 from pathlib import Path
 
+from drill_settings import Settings
 from ports import free_port
 
+PROGRAMS = Path(__file__).parent / "drills" / "programs"
 _TESTS = str(Path(__file__).parent)
-_DRILLS = str(Path(__file__).with_name("drills"))
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["preloaded"])
 
@@ -47,14 +47,15 @@ def exit_codes(processes, timeout=90):
 
 
 def launch_ranks(module, folder, settings, environment=None):
-    """Start the training ``module.main(folder, settings)`` on ``settings["ranks"]`` processes, as if on two nodes."""
+    """Start the training *module* in *folder* on ``settings["ranks"]`` processes, as if on two nodes."""
     folder.mkdir(exist_ok=True)
-    ranks = settings.get("ranks", 1)
+    settings = Settings(folder=str(folder), **settings)
+    ranks = settings.ranks
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks), "NODE_RANK": "0"}
     return [
         launch(
             module,
-            (str(folder), settings),
+            (settings,),
             environment={
                 **(environment or {}),
                 **(shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}),
@@ -78,7 +79,7 @@ def printed(folder, ranks):
 
 def launcher(name):
     """Return the command of a launcher that starts two ranks, and the training that it starts."""
-    lightning = str(Path(_DRILLS, "launched.py"))
+    lightning = str(PROGRAMS / "launched.py")
     match name:
         case "torchrun":
             torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -86,7 +87,7 @@ def launcher(name):
         case "accelerate launch":
             accelerate = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2"]
             accelerate += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
-            return [*accelerate, f"--main_process_port={free_port()}", str(Path(_DRILLS, "accelerate_train.py"))]
+            return [*accelerate, f"--main_process_port={free_port()}", str(PROGRAMS / "accelerate_train.py")]
         case "Lightning's own":
             return [sys.executable, lightning]
     raise ValueError(name)
@@ -97,12 +98,17 @@ def start(command, folder, settings, environment=None):
     folder.mkdir(exist_ok=True)
     with (folder / "output.txt").open("ab") as output:
         return subprocess.Popen(
-            [*command, str(folder), json.dumps(settings)],
-            env={**os.environ, "OMP_NUM_THREADS": "1", **(environment or {})},
+            [*command, Settings(folder=str(folder), **settings).encode()],
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": module_path(), **(environment or {})},
             stdout=output,
             stderr=output,
             start_new_session=True,
         )
+
+
+def module_path():
+    """Return ``PYTHONPATH`` with the test library, for programs that are started as scripts."""
+    return os.pathsep.join(filter(None, [_TESTS, str(PROGRAMS), os.environ.get("PYTHONPATH")]))
 
 
 def _run(module, arguments, environment, output):
@@ -112,5 +118,5 @@ def _run(module, arguments, environment, output):
     os.dup2(file, 1)
     os.dup2(file, 2)
     os.environ.update(environment)
-    sys.path.insert(0, _DRILLS)
+    sys.path.insert(0, str(PROGRAMS))
     importlib.import_module(module).main(*arguments)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import time
 from functools import partial
 
 import launching
 import pytest
 from exactness import References, assert_same_training, resumed_steps, what_was_seen
-from launching import exit_codes, launch, launcher, start
+from hearing import until
+from launching import exit_codes, launch_ranks, launcher, start
 
 train = partial(launching.train, "accelerate_train")
 
@@ -111,19 +111,12 @@ def test_leaving_does_not_wait_for_workers(tmp_path):
     torch would wait ten seconds for each that is busy, and a grace may be five.
     """
     settings = {"workers": 2, "stuck": 1, "signal": "from outside", "at": ["batch", 8]}
-    process = launch("accelerate_train", (str(tmp_path), settings), environment={}, output=tmp_path / "output.txt")
-    wait_for_files(tmp_path / "ready-0.jsonl")
+    [process] = launch_ranks("accelerate_train", tmp_path, settings)
+    until((tmp_path / "ready-0.jsonl").exists, "it is ready")
 
     os.kill(process.pid, signal.SIGTERM)
 
     assert exit_codes([process], timeout=4.5) == [143]
-
-
-def wait_for_files(*paths):
-    deadline = time.monotonic() + 60
-    while not all(path.exists() for path in paths):
-        assert time.monotonic() < deadline, f"no {paths}"
-        time.sleep(0.01)
 
 
 def test_a_sigterm_to_the_launcher_is_one_to_all_and_to_their_workers(references, tmp_path):
@@ -135,7 +128,7 @@ def test_a_sigterm_to_the_launcher_is_one_to_all_and_to_their_workers(references
 
     process = start(launcher("accelerate launch"), tmp_path, {**settings, "signal": "from outside", "at": MID_EPOCH})
     try:
-        wait_for_files(tmp_path / "ready-0.jsonl", tmp_path / "ready-1.jsonl")
+        until(lambda: all((tmp_path / f"ready-{rank}.jsonl").exists() for rank in range(2)), "both are ready")
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) != 0
     finally:

@@ -9,6 +9,7 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from drill_settings import Settings
 from hearing import Heard, until_idle
 from launching import exit_codes, launch
 from steps import Holder, assert_same, assert_whole, load, load_on_all, numbers, save, state_of
@@ -205,7 +206,7 @@ def test_a_process_killed_at_any_file_operation_leaves_no_half_step(tmp_path):
     A real process, two directories on a real disk, SIGKILL before the n-th operation on files, for every n: what it
     leaves is read by this process.
     """
-    process = launch("dying_push", (str(tmp_path),), environment={}, output=tmp_path / "output.txt")
+    process = launch("dying_push", (Settings(folder=str(tmp_path)),), environment={}, output=tmp_path / "output.txt")
     assert exit_codes([process]) == [0], (tmp_path / "output.txt").read_text()
 
     codes = json.loads((tmp_path / "codes.json").read_text())

@@ -9,10 +9,9 @@ import time
 from functools import partial
 from itertools import product
 
-import launched
 import pytest
 from exactness import References, assert_same_training, events_of, newest_step, resumed_steps
-from launching import launcher, start, train
+from launching import PROGRAMS, launcher, start, train
 from remains import Remains
 
 SETTINGS = {"workers": 2, "samples": 83, "every_steps": 1000}
@@ -61,8 +60,8 @@ def test_a_sigterm_to_the_launcher_saves_one_step_and_leaves_nothing_behind(rank
     process stays, no line behind fit() runs, and the same command goes on and ends well.
     """
     settings = {**SETTINGS, "ranks": ranks}
-    command = [sys.executable, launched.__file__] if name == "python" else launcher(name)
-    process = start(command, tmp_path, {**settings, "await": ["batch", 7]}, remains.environment)
+    command = [sys.executable, str(PROGRAMS / "launched.py")] if name == "python" else launcher(name)
+    process = start(command, tmp_path, {**settings, "wait_at": ["batch", 7]}, remains.environment)
     everyone_waits = lambda: all(events(tmp_path, rank, "Awaiting") for rank in range(ranks))  # noqa: E731
     wait_until(everyone_waits, "training", process)
     if name == "torchrun":

@@ -16,7 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from hearing import Heard, until, until_gone, until_idle
+from drill_settings import Settings
+from hearing import Heard, is_zombie, pusher_pid, said, until, until_end_known, until_gone, until_idle
 from launching import exit_codes, launch
 from servers import FaultProxy
 from steps import Holder, assert_same, load, numbers, state_of
@@ -46,7 +47,7 @@ def proxy(s3_server):
 def session_at(url, state=None, **settings):
     heard = Heard()
     session = SpotSession(SpotConfig(url=str(url), **{"every_steps": 1, **settings}), on_event=[heard])
-    holder = Holder(state_of(1) if state is None else state)
+    holder = state if isinstance(state, Holder) else Holder(state_of(1) if state is None else state)
     session.register("part", holder, replicated=("both",))
     try:
         yield session, heard
@@ -67,9 +68,10 @@ def test_a_trainer_that_dies_right_after_a_save_leaves_it_to_the_pusher(death, s
     """
     url = f"{bucket}/{uuid.uuid4().hex}"
     options = s3_server.storage_options(endpoint_url=proxy.endpoint_url, connect_timeout=600, read_timeout=600)
-    settings = {"url": url, "every_steps": 1, "storage_options": options, "local_dir": str(tmp_path / "local")}
+    config = {"url": url, "every_steps": 1, "storage_options": options, "local_dir": str(tmp_path / "local")}
+    settings = Settings(folder=str(tmp_path), config=config, death=death)
     output = tmp_path / "output.txt"
-    trainer = launch("dying_trainer", (str(tmp_path), settings, death), environment={}, output=output)
+    trainer = launch("dying_trainer", (settings,), environment={}, output=output)
     until(lambda: said(tmp_path / "pusher") or not trainer.is_alive(), "the trainer is ready")
     assert trainer.is_alive(), output.read_text()
     pusher = int(said(tmp_path / "pusher"))
@@ -94,18 +96,6 @@ def test_a_trainer_that_dies_right_after_a_save_leaves_it_to_the_pusher(death, s
             until_gone_or_zombie(int(said(tmp_path / "child")))
 
 
-def said(file):
-    return file.read_text() if file.exists() else ""
-
-
-def is_zombie(pid):
-    """Whether it has ended, and whoever adopted it has not looked yet."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
-    except FileNotFoundError:
-        return True
-
-
 def until_gone_or_zombie(pid):
     until(lambda: is_zombie(pid), f"process {pid} has ended")
 
@@ -115,10 +105,10 @@ def test_the_pusher_ends_with_its_session_and_leaves_no_zombie(tmp_path):
     With nothing to do it ends when the session is closed; with something, when that is stored. Nobody need wait.
     """
     with session_at(tmp_path / "idle") as (session, _):
-        idle = session._opened.pusher.pid
+        idle = pusher_pid(session)
     with session_at(tmp_path / "busy") as (session, _):
         session.save(1)
-        busy = session._opened.pusher.pid
+        busy = pusher_pid(session)
 
     until_gone(idle)
     until_gone(busy)
@@ -133,7 +123,7 @@ def test_closing_does_not_wait_for_the_store(s3_server, bucket, proxy, tmp_path)
     options = s3_server.storage_options(endpoint_url=proxy.endpoint_url, connect_timeout=600, read_timeout=600)
     with session_at(url, storage_options=options, local_dir=str(tmp_path)) as (session, heard):
         session.resume()
-        pusher = session._opened.pusher.pid
+        pusher = pusher_pid(session)
         proxy.hang()
         session.save(1)
         session.close()
@@ -164,7 +154,7 @@ def test_the_pusher_steps_back_until_there_is_a_notice(s3_server, bucket, proxy,
     state = {"w": torch.zeros(20_000_000)}
     with session_at(url, state, storage_options=options, local_dir=str(tmp_path)) as (session, heard):
         session.resume()
-        pusher = session._opened.pusher.pid
+        pusher = pusher_pid(session)
         proxy.hang()
         session.save(1)
         until(lambda: NICENESS in niceness(pusher), "it puts, at low priority")
@@ -188,14 +178,14 @@ def test_a_pusher_that_is_killed_is_replaced_at_the_next_save(tmp_path):
     """
     with session_at(tmp_path) as (session, heard):
         session.resume()
-        first = session._opened.pusher.pid
+        first = pusher_pid(session)
         os.kill(first, signal.SIGSTOP)
         session.after_step(1)
         os.kill(first, signal.SIGKILL)
         lost = heard.wait(SaveAbandoned, step=1)
         session.after_step(2)
         heard.wait(Committed, step=2)
-        second = session._opened.pusher.pid
+        second = pusher_pid(session)
 
     assert "code -9" in lost.reason
     assert second != first
@@ -213,7 +203,7 @@ def test_a_pusher_that_died_unnoticed_costs_nothing(tmp_path):
         session.resume()
         for step in range(1, 9):
             with suppress(ProcessLookupError):
-                os.kill(session._opened.pusher.pid, signal.SIGKILL)
+                os.kill(pusher_pid(session), signal.SIGKILL)
             session.after_step(step)
             until(
                 lambda step=step: heard.of(Committed, step=step) or heard.of(SaveAbandoned, step=step), "it is decided"
@@ -232,8 +222,8 @@ def test_a_pusher_that_cannot_be_started_does_not_end_the_training(tmp_path, mon
     """
     with session_at(tmp_path) as (session, heard):
         session.resume()
-        os.kill(session._opened.pusher.pid, signal.SIGKILL)
-        until(lambda: session._opened.pusher._sock is None, "its end is noticed")
+        os.kill(pusher_pid(session), signal.SIGKILL)
+        until_end_known(session)
         with monkeypatch.context() as patch:
             patch.setattr(subprocess, "Popen", refuse)
             session.after_step(1)
@@ -277,7 +267,7 @@ def test_the_pusher_is_small(tmp_path):
     with session_at(tmp_path, {"w": torch.zeros(1_000_000)}) as (session, heard):
         session.save(1)
         heard.wait(Committed)
-        maps = Path(f"/proc/{session._opened.pusher.pid}/maps").read_text()
+        maps = Path(f"/proc/{pusher_pid(session)}/maps").read_text()
         own_maps = Path("/proc/self/maps").read_text()
 
         assert "memfd:spot-" in maps
@@ -304,7 +294,7 @@ def test_the_pusher_needs_little_memory(client_options, most_bytes, s3_server, b
         session.save(1)
         heard.wait(Committed, step=1)
 
-        assert psutil.Process(session._opened.pusher.pid).memory_full_info().uss < most_bytes
+        assert psutil.Process(pusher_pid(session)).memory_full_info().uss < most_bytes
 
 
 def num_fds(pid="self"):
@@ -326,9 +316,9 @@ def test_many_saves_leave_no_descriptor_open(tmp_path):
     A hundred saves, of states that grow now and then, so that buffers are replaced: neither process has more open than
     after the first ones, but for a second buffer, which is made when a save comes while the first is being pushed.
     """
-    with session_at(tmp_path, {"w": torch.zeros(1000)}) as (session, heard):
+    holder = Holder({"w": torch.zeros(1000)})
+    with session_at(tmp_path, holder) as (session, heard):
         session.resume()
-        holder = dict(session._registry.items())["part"]
         ours, theirs = [], []
         for step in range(1, 101):
             if step % 20 == 0:
@@ -337,7 +327,7 @@ def test_many_saves_leave_no_descriptor_open(tmp_path):
             if step % 10 == 0:
                 until_idle(session)
                 ours.append(buffers_and_others())
-                theirs.append(buffers_and_others(session._opened.pusher.pid))
+                theirs.append(buffers_and_others(pusher_pid(session)))
         heard.wait(Committed, step=100)
 
     assert len(heard.of(Committed)) == 100
@@ -356,7 +346,7 @@ def test_sessions_one_after_another_leave_nothing(tmp_path):
         with session_at(tmp_path) as (session, heard):
             session.handle_signals()
             assert session.resume() == (life - 1 or None)
-            pids.append(session._opened.pusher.pid)
+            pids.append(pusher_pid(session))
             session.finish(life)
         assert heard.of(AttemptStarted) == [AttemptStarted(attempt=life, world_size=1)]
         assert len(heard.of(Resumed)) == (life > 1)

@@ -8,11 +8,10 @@ import signal
 import uuid
 
 import pytest
-from hearing import until
+from hearing import is_zombie, said, until
 from launching import exit_codes, launch_ranks, printed, train
 from servers import FaultProxy
 from steps import assert_same, load_on_all, numbers, state_of
-from test_pusher_process import is_zombie, said
 
 from spot_plugins.format.keys import StepId, merged_manifest_key
 from spot_plugins.store import open_store

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from hearing import DEADLINE_S, Heard, until, until_gone, until_idle
+from hearing import DEADLINE_S, Heard, pusher_pid, until, until_gone, until_idle
 from servers import FaultProxy
 from steps import Holder, assert_same, assert_whole, load, numbers
 
@@ -101,7 +101,7 @@ class Training:
     def finish(self):
         """End the training, and check that its newest state is what a reader gets."""
         self.session.finish(self.step)
-        until_gone(self.session._opened.pusher.pid)  # it prunes behind the last commit
+        until_gone(pusher_pid(self.session))  # it prunes behind the last commit
         assert numbers(self.store)[0] == self.step
         assert_whole(self.store)
         assert_same(load(self.store).state["part"], self.holder.state)
@@ -157,7 +157,7 @@ def test_a_store_that_fails_for_a_while_does_not_stop_the_training(fault, start,
     last_while_down = training.step
     assert max(event.step for event in training.heard.of(Committed)) < failing.step
     assert num_buffers() <= 2
-    assert num_buffers(training.session._opened.pusher.pid) <= 2
+    assert num_buffers(pusher_pid(training.session)) <= 2
 
     proxy.heal()
     until(lambda: training.run() or any(e.step > last_while_down for e in training.heard.of(Committed)), "it goes up")
@@ -302,7 +302,7 @@ def test_a_local_disk_that_takes_no_more_bytes_does_not_stop_pushes(start):
     The same where nobody may mount a disk: the pusher may write no file that is as long as a blob.
     """
     training = start()
-    resource.prlimit(training.session._opened.pusher.pid, resource.RLIMIT_FSIZE, (100_000, 100_000))
+    resource.prlimit(pusher_pid(training.session), resource.RLIMIT_FSIZE, (100_000, 100_000))
     training.run()
     training.heard.wait(LocalWriteFailed, step=1)
     training.finish()
@@ -384,7 +384,7 @@ def test_no_secret_leaves_the_process(start, s3_server, proxy, caplog, client_op
     proxy.refuse()
     training.run(3)
     proxy.heal()
-    pusher = Path(f"/proc/{training.session._opened.pusher.pid}")
+    pusher = Path(f"/proc/{pusher_pid(training.session)}")
     places = {
         "command line": (pusher / "cmdline").read_text(),
         "environment": (pusher / "environ").read_text(),

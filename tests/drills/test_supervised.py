@@ -11,13 +11,12 @@ from pathlib import Path
 import pytest
 from exactness import events_of, newest_step, resumed_steps
 from hearing import until
-from launching import launcher, start
+from launching import PROGRAMS, launcher, start
 from metadata import AwsServer
 from remains import Remains
 
 GRACE_S = 10
 SPOT_RUN = [sys.executable, "-m", "spot_plugins.cli", "run", "--grace-seconds", str(GRACE_S)]
-DRILLS = Path(__file__).parent
 ENDLESS = {"workers": 2, "samples": 1_000_000, "every_steps": 10}
 
 
@@ -25,11 +24,11 @@ def command_of(name):
     """Return a command that starts a training, and how many ranks it has."""
     match name:
         case "python":
-            return [sys.executable, str(DRILLS / "launched.py")], 1
+            return [sys.executable, str(PROGRAMS / "launched.py")], 1
         case "accelerate launch, one process":
             launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes=1"]
             launch += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"]
-            return [*launch, str(DRILLS / "accelerate_train.py")], 1
+            return [*launch, str(PROGRAMS / "accelerate_train.py")], 1
     return launcher(name), 2
 
 
@@ -160,13 +159,15 @@ def test_a_notice_that_a_rank_hears_itself_is_no_failure(remains, tmp_path):
 
 
 CRASHES_ONCE = """
-import json, os, sys
+import sys
+from dataclasses import replace
 import lightning_train
-folder, settings = sys.argv[1], json.loads(sys.argv[2])
-if not os.path.exists(folder + "/crashed"):
-    open(folder + "/crashed", "w").close()
-    settings |= {"at": ["forward", 23], "to": [[0, 0]], "signal": "SIGKILL"}
-lightning_train.main(folder, settings)
+from drill_settings import Settings
+settings = Settings.decode(sys.argv[1])
+if not (settings.path / "crashed").exists():
+    (settings.path / "crashed").touch()
+    settings = replace(settings, at=["forward", 23], to=[[0, 0]], signal="SIGKILL")
+lightning_train.main(settings)
 """
 
 
@@ -174,10 +175,9 @@ def test_a_command_that_fails_is_run_again_as_often_as_was_asked(remains, tmp_pa
     """
     The second life resumes from what the first one saved, and ends well.
     """
-    environment = {**remains.environment, "PYTHONPATH": os.pathsep.join([str(DRILLS), str(DRILLS.parent)])}
     settings = {"samples": 83, "every_steps": 5}
     command = [*SPOT_RUN, "--max-restarts", "1", "--", sys.executable, "-c", CRASHES_ONCE]
-    process = start(command, tmp_path, settings, environment)
+    process = start(command, tmp_path, settings, remains.environment)
 
     assert process.wait(timeout=90) == 0, (tmp_path / "output.txt").read_text()[-3000:]
     remains.assert_nothing(within_s=0.5)
@@ -203,7 +203,7 @@ def test_process_1_of_a_container_leaves_on_a_sigterm(before, remains, tmp_path)
     The kernel drops signals to process 1 that it has no handler for. Alone, python has that of the session; behind
     ``spot run`` a shell that passes nothing on does no harm.
     """
-    train = [sys.executable, str(DRILLS / "launched.py")]
+    train = [sys.executable, str(PROGRAMS / "launched.py")]
     behind_a_shell = ["--", "sh", "-c", '"$@"; exit $?', "sh", *train]
     command = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", *before]
     process = start([*command, *(behind_a_shell if before else train)], tmp_path, ENDLESS, remains.environment)

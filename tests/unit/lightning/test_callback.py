@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import threading
-from pathlib import Path
 
 import pytest
 import torch
-from launching import exit_codes, launch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import DeepSpeedStrategy, SingleDeviceStrategy
@@ -225,13 +220,6 @@ def test_it_knows_the_last_committed_step_and_the_one_it_resumed_from(tmp_path):
     assert seen == [(None, None), (None, 12)]
 
 
-def test_sigterm_is_a_notice_in_training_and_nothing_on_the_way_out(tmp_path):
-    """Lightning's own handler never runs, and a second SIGTERM while the process leaves does nothing."""
-    process = launch("lightning_handler", (str(tmp_path),), environment={}, output=tmp_path / "output.txt")
-
-    assert exit_codes([process]) == [0], (tmp_path / "output.txt").read_text()[-3000:]
-
-
 def test_the_programs_own_handler_comes_back(tmp_path):
     """After a fit that ended or failed, SIGTERM does again what the program wants."""
     heard = []
@@ -260,50 +248,3 @@ def test_validate_and_test_take_no_part(tmp_path):
     fit.validate(Net(), verbose=False)
 
     assert not (tmp_path / "run").exists()
-
-
-CLI = """
-import warnings
-warnings.simplefilter("ignore")
-from lightning.pytorch.cli import LightningCLI
-from test_callback import Net
-LightningCLI(Net, save_config_callback=None)
-"""
-
-YAML = """
-seed_everything: 1
-trainer:
-  accelerator: cpu
-  max_epochs: {epochs}
-  logger: false
-  enable_checkpointing: false
-  enable_progress_bar: false
-  callbacks:
-    - class_path: spot_plugins.lightning.SpotCheckpoint
-      init_args:
-        url: {url}
-        every_steps: 3
-        every_seconds: auto
-"""
-
-
-def test_it_is_configured_from_the_yaml_of_a_lightning_cli(tmp_path):
-    """A LightningCLI program takes the callback from its file, and goes on in its second life."""
-    program, file = tmp_path / "program.py", tmp_path / "config.yaml"
-    program.write_text(CLI)
-    outputs = []
-    for epochs in (1, 2):
-        file.write_text(YAML.format(url=tmp_path / "run", epochs=epochs))
-        command = [sys.executable, str(program), "fit", "--config", str(file)]
-        done = subprocess.run(
-            command, cwd=tmp_path, env=_with_tests_on_path(), capture_output=True, text=True, timeout=100, check=False
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        outputs.append(sorted(path.name for path in (tmp_path / "run" / "steps").iterdir()))
-
-    assert outputs[0][-1] == "0000000006-000001"
-    assert outputs[1][-1] == "0000000012-000002"
-
-
-def _with_tests_on_path():
-    return {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}

@@ -84,7 +84,7 @@ def assert_equal(found, expected):
 
 
 @contextmanager
-def session_of(url, model, optimizers, **settings):
+def session_of(url, model, optimizers, parts=(), **settings):
     heard = Heard()
     session = SpotSession(SpotConfig(url=str(url), **{"every_steps": 10**6, **settings}), on_event=[heard])
     with closing(session):
@@ -92,6 +92,8 @@ def session_of(url, model, optimizers, **settings):
         for number, optimizer in enumerate(optimizers):
             part = OptimizerPart(optimizer, model)
             session.register(f"optimizer-{number}", part, replicated=OptimizerPart.replicated)
+        for name, part in dict(parts).items():
+            session.register(name, part)
         session.resume()
         yield session, heard
 
@@ -238,8 +240,7 @@ def test_what_no_optimizer_trains_is_copied_at_once(tmp_path):
     averaged = Holder({"weight": torch.full((50,), 1.0)})
     model[0].weight.requires_grad_(False)  # not trained, but who knows
     optimizer.param_groups[0]["params"].pop(0)
-    with session_of(tmp_path, model, [optimizer]) as (session, heard):
-        session.register("averaged", averaged)
+    with session_of(tmp_path, model, [optimizer], {"averaged": averaged}) as (session, heard):
         expected = model[0].weight.detach().clone()
         with held_up(session):
             session.save(1)

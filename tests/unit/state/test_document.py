@@ -586,7 +586,7 @@ TENSORS = {"t": torch.ones(2), "bf16": torch.ones(2, dtype=torch.bfloat16), "int
         {"$order": [0], "$tensor": "t"},
         {"a": {"$nonsense": 1}},
         ("a",),
-        [object()],
+        pytest.param([object()], id="an object"),
     ],
     ids=str,
 )

@@ -11,6 +11,7 @@ import json
 import os
 import signal
 import warnings
+from dataclasses import replace
 
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
@@ -21,45 +22,30 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
-from torch.utils.data import Dataset
+from training_pieces import Points
 
 from spot_plugins.accelerate import SpotHook
 from spot_plugins.data import elastic_loader
 from spot_plugins.lightning import SpotCheckpoint
 
-EPOCHS = 3
-
-
-class Points(Dataset):
-    def __init__(self, size):
-        generator = torch.Generator().manual_seed(0)
-        self.x = torch.randn(size, 6, generator=generator)
-        self.y = torch.randint(0, 3, (size,), generator=generator)
-
-    def __len__(self):
-        return len(self.x)
-
-    def __getitem__(self, index):
-        return index, self.x[index], self.y[index]
-
 
 def loader_of(settings):
     return elastic_loader(
-        Points(settings["samples"]),
-        batch_size=settings.get("batch", 2),
+        Points(settings.samples),
+        batch_size=settings.batch,
         seed=7,
-        drop_last=settings.get("drop_last", False),
+        drop_last=settings.drop_last,
     )
 
 
 def net(settings):
     torch.manual_seed(1)
-    width = 8 if settings["wrapper"] == "tp" else 9  # torch's tensor parallelism cannot do uneven ones, FSDP can
+    width = 8 if settings.wrapper == "tp" else 9  # torch's tensor parallelism cannot do uneven ones, FSDP can
     return nn.Sequential(nn.Linear(6, width), nn.Tanh(), nn.Linear(width, 3))
 
 
 def record(settings, rank, epoch, step, samples, loss):
-    with open(f"{settings['folder']}/trace.jsonl", "a") as file:
+    with open(f"{settings.folder}/trace.jsonl", "a") as file:
         file.write(json.dumps([epoch, step, rank, samples.tolist(), float(loss)]) + "\n")
 
 
@@ -67,12 +53,12 @@ def write_final(settings, rank, model, optimizer):
     options = StateDictOptions(full_state_dict=True)
     model_state, optimizer_state = get_state_dict(model, optimizer, options=options)
     if rank == 0:
-        torch.save([model_state, optimizer_state], f"{settings['folder']}/final.pt")
+        torch.save([model_state, optimizer_state], f"{settings.folder}/final.pt")
 
 
 def preempt(settings, rank, step):
     """Take one machine, in the middle of a step; later in the next ones too, for all may leave some steps later."""
-    if settings["stop_in"] is not None and step >= settings["stop_in"] and rank == settings["ranks"] - 1:
+    if settings.stop_in is not None and step >= settings.stop_in and rank == settings.ranks - 1:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -99,10 +85,10 @@ class Module(LightningModule):
         self.net = net(settings)
 
     def configure_model(self):
-        if self.settings["wrapper"] == "fsdp2" and self.device_mesh is not None:
+        if self.settings.wrapper == "fsdp2" and self.device_mesh is not None:
             fully_shard(self.net[2], mesh=self.device_mesh["data_parallel"])
             fully_shard(self.net, mesh=self.device_mesh["data_parallel"])
-        if self.settings["wrapper"] == "tp":
+        if self.settings.wrapper == "tp":
             plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
             parallelize_module(self.net, self.device_mesh["tensor_parallel"], plan)
 
@@ -116,7 +102,7 @@ class Module(LightningModule):
     def validation_step(self, batch, batch_idx):
         self.net(batch[1])
         if self.global_rank == 0 and not self.trainer.sanity_checking:
-            with open(f"{self.settings['folder']}/validations.jsonl", "a") as file:
+            with open(f"{self.settings.folder}/validations.jsonl", "a") as file:
                 file.write(json.dumps([self.current_epoch, self.global_step]) + "\n")
 
     def configure_optimizers(self):
@@ -126,7 +112,7 @@ class Module(LightningModule):
         return loader_of(self.settings)
 
     def val_dataloader(self):
-        return loader_of({**self.settings, "samples": 8})
+        return loader_of(replace(self.settings, samples=8))
 
 
 class Final(Callback):
@@ -139,29 +125,29 @@ class Final(Callback):
 
 def lightning(settings):
     strategies = {
-        "ddp": lambda: "ddp" if settings["ranks"] > 1 else "auto",
+        "ddp": lambda: "ddp" if settings.ranks > 1 else "auto",
         "fsdp1": lambda: CpuFSDPStrategy(auto_wrap_policy={nn.Linear}),
         "fsdp2": lambda: ModelParallelStrategy(
-            data_parallel_size=settings["ranks"], tensor_parallel_size=1, process_group_backend="gloo"
+            data_parallel_size=settings.ranks, tensor_parallel_size=1, process_group_backend="gloo"
         ),
         "tp": lambda: ModelParallelStrategy(
-            data_parallel_size=1, tensor_parallel_size=settings["ranks"], process_group_backend="gloo"
+            data_parallel_size=1, tensor_parallel_size=settings.ranks, process_group_backend="gloo"
         ),
     }
     spot = SpotCheckpoint(
-        f"file://{settings['folder']}/run",
+        settings.run,
         every_steps=1000,
         grace_seconds=20,
-        elastic_batch=settings.get("elastic_batch"),
+        elastic_batch=settings.elastic_batch,
     )
     trainer = Trainer(
         accelerator="cpu",
-        devices=settings["ranks"],
-        strategy=strategies[settings["wrapper"]](),
-        max_epochs=EPOCHS,
-        accumulate_grad_batches=settings.get("accumulate", 1),
+        devices=settings.ranks,
+        strategy=strategies[settings.wrapper](),
+        max_epochs=settings.epochs,
+        accumulate_grad_batches=settings.accumulate,
         val_check_interval=0.5,
-        default_root_dir=settings["folder"],
+        default_root_dir=settings.folder,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -176,12 +162,12 @@ def lightning(settings):
 
 def cpu_accelerator(settings):
     """FSDP on a CPU takes persuasion. Not for anything but tests."""
-    if settings["wrapper"] == "ddp" or settings["ranks"] == 1:
-        return Accelerator(cpu=True, gradient_accumulation_steps=settings.get("accumulate", 1))
+    if settings.wrapper == "ddp" or settings.ranks == 1:
+        return Accelerator(cpu=True, gradient_accumulation_steps=settings.accumulate)
     state = PartialState(cpu=True)
     state.distributed_type = DistributedType.MULTI_GPU
     state.device = torch.device("cpu")
-    version = int(settings["wrapper"][-1])
+    version = int(settings.wrapper[-1])
     plugin = FullyShardedDataParallelPlugin(
         fsdp_version=version,
         auto_wrap_policy="size_based_wrap",
@@ -189,7 +175,7 @@ def cpu_accelerator(settings):
         use_orig_params=True if version == 1 else None,
         mixed_precision_policy=MixedPrecisionPolicy() if version == 2 else None,
     )
-    return Accelerator(cpu=True, fsdp_plugin=plugin, gradient_accumulation_steps=settings.get("accumulate", 1))
+    return Accelerator(cpu=True, fsdp_plugin=plugin, gradient_accumulation_steps=settings.accumulate)
 
 
 def accelerate(settings):
@@ -197,19 +183,19 @@ def accelerate(settings):
     rank = accelerator.process_index
     hook = SpotHook(
         accelerator,
-        f"file://{settings['folder']}/run",
+        settings.run,
         every_steps=1000,
         grace_seconds=20,
-        elastic_batch=settings.get("elastic_batch"),
+        elastic_batch=settings.elastic_batch,
     )
     with hook as spot:
         model = net(settings)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
         model, optimizer, loader = accelerator.prepare(model, optimizer, loader_of(settings))
-        if settings["wrapper"] != "ddp" and settings["ranks"] > 1:
+        if settings.wrapper != "ddp" and settings.ranks > 1:
             assert accelerator.distributed_type is DistributedType.FSDP
         spot.resume()
-        for epoch in spot.epochs(EPOCHS):
+        for epoch in spot.epochs(settings.epochs):
             for index, x, y in spot.batches(loader):
                 preempt(settings, rank, spot.progress.step + 1)
                 with accelerator.accumulate(model):
@@ -222,8 +208,8 @@ def accelerate(settings):
         write_final(settings, rank, model, optimizer.optimizer)
 
 
-def main(folder, settings):
+def main(settings):
     warnings.simplefilter("ignore")
     warnings.filterwarnings("always", message="an optimizer step")
     torch.set_num_threads(1)
-    {"lightning": lightning, "accelerate": accelerate}[settings["host"]]({**settings, "folder": folder})
+    {"lightning": lightning, "accelerate": accelerate}[settings.host](settings)

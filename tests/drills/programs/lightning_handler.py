@@ -36,10 +36,10 @@ class Terminate(Callback):
             signal.raise_signal(signal.SIGTERM)
 
 
-def main(folder):
-    spot = SpotCheckpoint(f"{folder}/run", every_steps=5)
+def main(settings):
+    spot = SpotCheckpoint(settings.run, every_steps=5)
     trainer = Trainer(
-        accelerator="cpu", max_epochs=2, logger=False, default_root_dir=folder, callbacks=[spot, Terminate()]
+        accelerator="cpu", max_epochs=2, logger=False, default_root_dir=settings.folder, callbacks=[spot, Terminate()]
     )
 
     with pytest.raises(Preempted) as left:

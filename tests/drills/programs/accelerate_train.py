@@ -1,69 +1,31 @@
 """
 A real Accelerate training that can be interrupted at an exact point. Run by test_accelerate_exact.py.
 
-It appends what every batch saw to FOLDER/trace-RANK.jsonl, every event to FOLDER/events-RANK.jsonl, and writes the
-final state to FOLDER/final-RANK.pt.
+Writes what :mod:`drill` says, and the final state to FOLDER/final-RANK.pt.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
 import sys
-import time
 import warnings
 from dataclasses import asdict
-from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, set_seed
-from interrupting import Interruption
+from drill import Drill
+from drill_settings import Settings
+from hearing import until, until_not_busy
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
+from training_pieces import Points, Stuck, classifier, hexed
 
 from spot_plugins.accelerate import SpotHook
 from spot_plugins.data import elastic_loader
 from spot_plugins.state import RngPart, encode
-
-
-class Points(Dataset):
-    """Points with noise from all three random streams, as an augmentation has."""
-
-    def __init__(self, size, noisy=True, reach=None):
-        generator = torch.Generator().manual_seed(size)
-        self.x = torch.randn(size, 6, generator=generator)
-        self.y = torch.randint(0, 3, (size,), generator=generator)
-        self.noisy = noisy
-        self.reach = reach
-        self.num_drawn = 0
-
-    def __len__(self):
-        return len(self.x)
-
-    def __getitem__(self, index):
-        self.num_drawn += 1
-        if self.reach is not None:
-            self.reach("data", self.num_drawn)
-        noise = random.random() + np.random.rand() + torch.rand(6) if self.noisy else 0.0
-        return index, self.x[index] + 0.1 * noise, self.y[index]
-
-
-class Stuck(Points):
-    """Points whose worker processes get stuck after some samples."""
-
-    def __init__(self, size, sign):
-        super().__init__(size)
-        self.sign = sign
-
-    def __getitem__(self, index):
-        if self.num_drawn == 25:
-            self.sign.touch()
-            time.sleep(60)
-        return super().__getitem__(index)
 
 
 class Value:
@@ -83,81 +45,80 @@ class Value:
 
 
 class Training:
-    def __init__(self, folder, settings):
-        self.folder = Path(folder)
+    def __init__(self, settings):
         self.settings = settings
-        config = DataLoaderConfiguration(use_stateful_dataloader=settings.get("loader") == "stateful")
+        config = DataLoaderConfiguration(use_stateful_dataloader=settings.loader == "stateful")
         self.accelerator = Accelerator(
-            cpu=True, gradient_accumulation_steps=settings.get("accumulate", 1), dataloader_config=config
+            cpu=True, gradient_accumulation_steps=settings.accumulate, dataloader_config=config
         )
-        if settings.get("scaler"):  # Accelerate makes one on a GPU only
+        if settings.scaler:  # Accelerate makes one on a GPU only
             self.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=256.0, growth_interval=3)
-        self.rank = self.accelerator.process_index
+        self.drill = Drill(settings, self.accelerator.process_index, lambda: self.spot._session)
         set_seed(1)
         torch.set_num_threads(1)
 
     def run(self):
-        self.interruption = Interruption(
-            self.settings, self.rank, lambda: self.spot._session, lambda event: self.append("events", event)
-        )
         self.spot = SpotHook(
             self.accelerator,
-            self.settings.get("url", f"file://{self.folder}/run"),
-            every_steps=self.settings.get("every_steps", 5),
+            self.settings.run,
+            every_steps=self.settings.every_steps,
             grace_seconds=20,
-            on_event=[self.on_event],
+            on_event=[self.drill.on_event],
         )
         with self.spot:
             self.build()
             self.spot.register("num_batches", self.num_batches)
             self.spot.register("plateau", self.plateau)
             self.progress = self.spot.resume()
-            self.append("progress", asdict(self.progress))
+            self.drill.write("progress", asdict(self.progress))
             torch.rand(3)  # between, streams may be drawn from
-            for epoch in self.spot.epochs(self.settings.get("epochs", 3)):
+            for epoch in self.spot.epochs(self.settings.epochs):
                 self.train_epoch(epoch)
-                if self.settings.get("validate", "epoch") == "epoch":
+                if self.settings.validate == "epoch":
                     self.validate()
                 self.interrupt("epoch_end", epoch)
             self.interrupt("end")
-        torch.save(self.final(), self.folder / f"final-{self.rank}.pt")
+        torch.save(self.final(), self.settings.path / f"final-{self.drill.rank}.pt")
 
     def build(self):
-        net = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 3))
+        net = classifier()
         optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
         scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 3, gamma=0.9)
         self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0, factor=0.7)
         self.net, self.optimizer, self.scheduler, self.loader, self.other, self.val = self.accelerator.prepare(
-            net, optimizer, scheduler, self.make_loader(), elastic_loader(Points(50), batch_size=3), self.make_val()
+            net,
+            optimizer,
+            scheduler,
+            self.make_loader(),
+            elastic_loader(Points(50, seed=50, is_noisy=True), batch_size=3),
+            self.make_val(),
         )
-        optimizer.register_step_post_hook(lambda *_: self.interruption.reach("optimizer", self.num_batches.value))
-        self.num_batches = Value(on_load=lambda: self.interruption.reach("resuming"))
+        optimizer.register_step_post_hook(lambda *_: self.drill.reach("optimizer", self.num_batches.value))
+        self.num_batches = Value(on_load=lambda: self.drill.reach("resuming"))
         self.luck = Value()
         self.accelerator.register_for_checkpointing(self.luck)
 
     def make_loader(self):
-        is_elastic = self.settings.get("loader", "elastic") == "elastic"
+        settings = self.settings
+        is_elastic = settings.loader == "elastic"
         # Random numbers in the data set are repeatable in keyed samples, and in workers that begin with the epoch.
-        is_repeatable = is_elastic or (self.settings.get("workers", 0) > 0 and not self.settings.get("persistent"))
-        data = Points(self.settings.get("samples", 40), noisy=is_repeatable, reach=self.interruption.reach)
-        if self.settings.get("stuck"):
-            data = Stuck(200, self.folder / "stuck")
+        is_noisy = is_elastic or (settings.workers > 0 and not settings.persistent)
+        data = Points(settings.samples, is_noisy=is_noisy, on_draw=lambda number: self.drill.reach("data", number))
+        if settings.stuck:
+            data = Stuck(200, settings.path / "stuck")
         if is_elastic:
             return elastic_loader(data, batch_size=5, seed=7, **self.worker_options)
         return DataLoader(data, batch_size=5, shuffle=True, **self.worker_options)
 
     def make_val(self):
-        data = Points(20, noisy=False)
-        if self.accelerator.num_processes > 1 and self.settings.get("loader", "elastic") == "elastic":
+        data = Points(20, seed=20)
+        if self.accelerator.num_processes > 1 and self.settings.loader == "elastic":
             return elastic_loader(data, batch_size=5, shuffle=False, **self.worker_options)
         return DataLoader(data, batch_size=5, **self.worker_options)
 
     @property
     def worker_options(self):
-        return {
-            "num_workers": self.settings.get("workers", 0),
-            "persistent_workers": bool(self.settings.get("persistent")),
-        }
+        return {"num_workers": self.settings.workers, "persistent_workers": self.settings.persistent}
 
     def train_epoch(self, epoch):
         self.net.train()
@@ -169,8 +130,8 @@ class Training:
     def batches(self):
         """Yield what to train on, from one loader or two."""
         batches = self.spot.batches(self.loader)
-        others = self.spot.batches(self.other) if "other" in self.settings else iter([])
-        match self.settings.get("other"):
+        others = self.spot.batches(self.other) if self.settings.other else iter([])
+        match self.settings.other:
             case "in pairs":
                 for batch, other in zip(batches, others):  # noqa: B905
                     yield joined(batch, other)
@@ -183,7 +144,7 @@ class Training:
 
     def train_on(self, batch):
         progress = self.spot.progress
-        head_is_due = self.settings.get("validate") == "head" and progress.step % 4 == 0
+        head_is_due = self.settings.validate == "head" and progress.step % 4 == 0
         if head_is_due:
             self.validate()
         index, x, y = batch
@@ -192,12 +153,12 @@ class Training:
         self.interrupt("batch", number)
         with self.accelerator.accumulate(self.net):
             out = self.net(x)
-            self.interruption.reach("forward", number)
-            out.register_hook(lambda _: self.interruption.reach("backward", number))
+            self.drill.reach("forward", number)
+            out.register_hook(lambda _: self.drill.reach("backward", number))
             loss = nn.functional.cross_entropy(out, y)
-            if self.settings.get("scaler") and progress.step % 5 == 2:
+            if self.settings.scaler and progress.step % 5 == 2:
                 loss = loss * float("inf")
-            self.append("trace", ["train", progress.epoch, number, index.tolist(), hexed(loss)])
+            self.drill.write("trace", ["train", progress.epoch, number, index.tolist(), hexed(loss)])
             self.accelerator.backward(loss)
             self.optimizer.step()
             self.scheduler.step()
@@ -205,11 +166,10 @@ class Training:
         if self.accelerator.sync_gradients:
             self.luck.value += random.random()
         self.spot.after_step()
-        if (
-            "at" in self.settings and "to" not in self.settings
-        ):  # or it would depend on luck which save finds room, and which is the newest
-            wait_until(lambda: not self.spot._session._opened.pusher.busy)
-        if self.settings.get("validate") == "body" and self.spot.progress.step % 4 == 0:
+        if self.settings.at is not None and self.settings.to is None:
+            # Or it would depend on luck which save finds room, and which is the newest.
+            until_not_busy(self.spot._session)
+        if self.settings.validate == "body" and self.spot.progress.step % 4 == 0:
             self.validate(feedback=False)
 
     def validate(self, feedback=True):
@@ -228,34 +188,26 @@ class Training:
                     total += nn.functional.cross_entropy(self.net(x), y) + 0.01 * torch.rand(())
         self.net.train()
         total = self.accelerator.reduce(total)
-        self.append("trace", ["val", self.spot.progress.epoch, step, samples, hexed(total)])
+        self.drill.write("trace", ["val", self.spot.progress.epoch, step, samples, hexed(total)])
         if feedback:
             self.plateau.step(total.item())
 
     def interrupt(self, *point):
-        """Send this process the signal if this is the point of settings["at"], for example ["batch", 7]."""
-        self.interruption.reach(*point)
-        if list(point) != self.settings.get("at") or "to" in self.settings:
+        """Send this process the signal if this is the point of settings.at, for example ["batch", 7]."""
+        self.drill.reach(*point)
+        if not self.drill.is_at_own_signal(*point):
             return
         if point[0] == "val":
             self.accelerator.wait_for_everyone()  # all ranks stand in the pause
-        if self.settings["signal"] == "SIGKILL":
+        if self.settings.signal == "SIGKILL":
             self.accelerator.wait_for_everyone()  # the saves of all ranks are stored
             os.kill(os.getpid(), signal.SIGKILL)
-        if self.settings["signal"] == "SIGTERM":
+        if self.settings.signal == "SIGTERM":
             os.kill(os.getpid(), signal.SIGTERM)
         else:  # it comes from outside
-            wait_until(lambda: not self.settings.get("stuck") or (self.folder / "stuck").exists())
-            self.append("ready", os.getpid())
-        wait_until(lambda: self.spot._session.notice is not None)  # all ranks are told
-
-    def on_event(self, event):
-        self.append("events", {"event": type(event).__name__, **asdict(event)})
-        self.interruption.hear(event)
-
-    def append(self, name, value):
-        with (self.folder / f"{name}-{self.rank}.jsonl").open("a") as file:
-            file.write(json.dumps(value) + "\n")
+            until(lambda: not self.settings.stuck or (self.settings.path / "stuck").exists(), "a worker is stuck")
+            self.drill.write("ready", os.getpid())
+        self.drill.await_notice()
 
     def final(self):
         scaler = self.accelerator.scaler
@@ -272,25 +224,14 @@ class Training:
         }
 
 
-def wait_until(is_true):
-    deadline = time.monotonic() + 30
-    while not is_true():
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
-
-
 def joined(batch, other):
     return [torch.cat(pair) for pair in zip(batch, other, strict=True)]
 
 
-def hexed(loss):
-    return float(loss).hex()
-
-
-def main(folder, settings):
+def main(settings):
     warnings.simplefilter("ignore")
-    Training(folder, settings).run()
+    Training(settings).run()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], json.loads(sys.argv[2]))
+    main(Settings.decode(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""The command line: what each verb refuses, what it costs to start, and what it writes."""
+"""The command line, as real processes: what each verb refuses, what it costs to start, and what it writes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,6 @@ from pathlib import Path
 import pytest
 from hearing import until
 
-from spot_plugins.launch import roster
-from spot_plugins.launch.supervisor import environment
 from spot_plugins.notices.file import FileSource
 
 SPOT = [sys.executable, "-m", "spot_plugins.cli"]
@@ -211,22 +209,6 @@ def test_a_signal_that_nohup_ignores_stays_ignored(tmp_path):
     assert process.wait(timeout=20) == 0
 
 
-def test_what_the_command_is_told(tmp_path):
-    """
-    The grace goes to the sessions and to torchrun, whose timeout is in whole seconds; one that is set is not touched.
-    """
-    told = environment({"A": "b"}, 12.5, tmp_path)
-    assert told == {
-        "A": "b",
-        "SPOT_GRACE_SECONDS": "12.5",
-        "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "13",
-        roster.VARIABLE: str(tmp_path),
-        roster.GRACE_VARIABLE: "12.5",
-    }
-    assert "TORCH_ELASTIC_SHUTDOWN_TIMEOUT" not in environment({"PET_SHUTDOWN_TIMEOUT": "5"}, 12.5, tmp_path)
-    assert environment({"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "5"}, 9, tmp_path)["TORCH_ELASTIC_SHUTDOWN_TIMEOUT"] == "5"
-
-
 def test_a_session_plans_for_no_more_than_spot_run_gives():
     """
     A grace that the training's code names does not move the moment at which spot run kills.
@@ -239,24 +221,6 @@ def test_a_session_plans_for_no_more_than_spot_run_gives():
 
     assert done.stdout.startswith("45.0 ")
     assert "spot run --grace-seconds 110" in done.stdout
-
-
-def test_the_roster_knows_who_has_joined_and_that_one_has_left(tmp_path, monkeypatch):
-    """
-    Without spot run nothing is written, and a folder that is gone is no error.
-    """
-    roster.join()
-    monkeypatch.setenv(roster.VARIABLE, str(tmp_path))
-    assert roster.ranks(tmp_path) == set()
-    roster.join()
-    assert roster.ranks(tmp_path) == {os.getpid()}
-    assert not roster.has_left(tmp_path)
-    roster.leave()
-    assert roster.has_left(tmp_path)
-    roster.clear(tmp_path)
-    assert not roster.has_left(tmp_path)
-    monkeypatch.setenv(roster.VARIABLE, str(tmp_path / "gone"))
-    roster.join()
 
 
 @pytest.mark.parametrize("place", ["argument", "variable"])

@@ -6,30 +6,29 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
-from hearing import until
+from hearing import pusher_pid, until
 from steps import Holder, state_of
 
 from spot_plugins.config import SpotConfig
 from spot_plugins.session import SpotSession
 
 
-def main(folder, settings, death):
+def main(settings):
     """
     Open a session, write its pusher's id to FOLDER/pusher, wait for FOLDER/go, save step 1 and die.
 
-    *death* is ``kill``, ``group`` or ``error``, or ``worker``: killed while a forked child lives on.
+    ``settings.death`` is ``kill``, ``group`` or ``error``, or ``worker``: killed while a forked child lives on.
     """
-    folder = Path(folder)
-    session = SpotSession(SpotConfig(**settings))
+    folder, death = settings.path, settings.death
+    session = SpotSession(SpotConfig(**settings.config))
     session.register("part", Holder(state_of(1)), replicated=("both",))
     session.resume()
     if death == "worker" and os.fork() == 0:
         (folder / "child").write_text(str(os.getpid()))
         until(lambda: (folder / "end").exists(), "the end of the test")
         os._exit(0)
-    (folder / "pusher").write_text(str(session._opened.pusher.pid))
+    (folder / "pusher").write_text(str(pusher_pid(session)))
     until(lambda: (folder / "go").exists(), "the test says go")
     session.save(1)
     if death == "error":
@@ -38,6 +37,6 @@ def main(folder, settings, death):
         # what launchers and schedulers do: ask first, then kill, and always the whole group
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         os.killpg(0, signal.SIGTERM)
-        subprocess.run(["kill", "-TERM", str(session._opened.pusher.pid)], check=True)
+        subprocess.run(["kill", "-TERM", str(pusher_pid(session))], check=True)
         os.killpg(0, signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 from itertools import count
-from pathlib import Path
 
 from steps import save
 
@@ -16,7 +15,7 @@ from spot_plugins.store import LocalStore
 OPERATIONS = ("mkdir", "open", "write", "fsync", "replace", "link", "unlink", "rmdir")
 
 
-def main(folder):
+def main(settings):
     """
     For every n: save into FOLDER/n in a process that is killed before its n-th operation, counted from 0.
 
@@ -26,12 +25,12 @@ def main(folder):
     for number in count():
         child = os.fork()
         if child == 0:
-            push(f"{folder}/{number}", number)
+            push(f"{settings.folder}/{number}", number)
             os._exit(0)
         codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
         if codes[-1] != -signal.SIGKILL:
             break
-    Path(folder, "codes.json").write_text(json.dumps(codes))
+    (settings.path / "codes.json").write_text(json.dumps(codes))
 
 
 def push(folder, num_operations):
