@@ -52,8 +52,8 @@ def run_thread_ranks(
         except queue.Empty:
             late = sorted(set(range(world_size)) - set(results))
             raise TimeoutError(
-                f"ranks {late} of {world_size} did not return within timeout_s={timeout_s}. Raise timeout_s, or look for "
-                f"a collective that not all ranks enter"
+                f"timeout_s={timeout_s}: ranks {late} of {world_size} did not return in time. Raise timeout_s, or look "
+                f"for a collective that not all ranks enter"
             ) from None
         if error is not None:
             raise error
@@ -72,7 +72,7 @@ class ThreadRanks:
         self._num_opened = 0
 
     def open_board(self) -> Board:
-        """Return a board that all ranks share. The first call of every rank gets the same board, and so does each later one."""
+        """Return a board that all ranks share. The n-th call of every rank returns the same board."""
         with self._lock:
             if self._num_opened == len(self._boards):
                 self._boards.append(MemoryBoard())

@@ -89,7 +89,7 @@ def advice(environ: Mapping[str, str], launcher: Launcher, grace_s: float) -> st
     return (
         f"grace_seconds={grace_s:g}, but the elastic launcher kills its processes {least_s:g} s after a SIGTERM, so "
         f"only {least_s:g} s will be used. Start torchrun with --shutdown-timeout {math.ceil(grace_s)}, or set "
-        f"TORCH_ELASTIC_SHUTDOWN_TIMEOUT={math.ceil(grace_s)} in its environment. For accelerate launch set the variable"
+        f"TORCH_ELASTIC_SHUTDOWN_TIMEOUT={math.ceil(grace_s)} in its environment (accelerate launch: only the latter)"
     )
 
 

@@ -113,7 +113,7 @@ class _Command:
             if os.getppid() != parent:
                 os._exit(Preempted.EXIT_CODE)
 
-        # In a session of its own, so that Ctrl-C in a terminal reaches only this process, which forwards it as a notice.
+        # In a session of its own, so that Ctrl-C in a terminal reaches only this process, which forwards it.
         self._child = subprocess.Popen(
             command, env=environment(os.environ, grace_s, folder), preexec_fn=before_exec, start_new_session=True
         )
@@ -166,9 +166,7 @@ class _Command:
 
     def _send_to_orphans(self, orphans: set[int]) -> None:
         if orphans and math.isinf(self._deadline):
-            _log(
-                f"the command ended with {self._code}. {len(orphans)} of its processes still run, and save and leave now"
-            )
+            _log(f"the command ended with {self._code}. {len(orphans)} of its processes still run: they save and leave")
             self._begin_grace()
         self._send(orphans)
 

@@ -16,7 +16,7 @@ FIRST_INTERVAL_S: Final = 60.0
 """Interval in seconds until a save has been measured. It is short, because the first save protects most."""
 
 SHORTEST_S: Final = 30.0
-"""Shortest interval in seconds. A restart takes minutes and stores charge per request, so a shorter one gains nothing."""
+"""Shortest interval in seconds. Shorter ones gain nothing, because a restart takes minutes and requests cost money."""
 
 PRIOR_MEAN_S: Final = 6 * 3600.0
 """Expected seconds between preemptions, before any is seen."""

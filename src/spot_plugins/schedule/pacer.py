@@ -73,8 +73,8 @@ def recent_preemptions(store: ObjectStore, attempt: int, clock: Clock) -> Preemp
     """
     Return the recent preemptions of the run, from the start times of its last attempts, with one request to *store*.
 
-    Every end of an attempt counts as a preemption, even if a user ended it. Time between two attempts counts too. If the
-    store does not answer, no preemptions are known.
+    Every end of an attempt counts as a preemption, even if a user ended it. Time between two attempts counts too. No
+    preemptions are known if the store does not answer.
     """
     num_seen = min(attempt - 1, NUM_ATTEMPTS)
     if num_seen == 0:

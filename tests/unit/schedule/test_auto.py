@@ -112,7 +112,7 @@ def pacing_of(rank=0, **settings):
     """A pacer, and the list of the changes that it emits."""
     changes = []
     config = SpotConfig(url="memory://x", **settings)
-    return Pacer(config, MemoryStore(), 1, rank, HandClock(), EventBus(changes.append)), changes
+    return Pacer(config, rank, Preemptions(), HandClock(), EventBus(changes.append)), changes
 
 
 @pytest.mark.parametrize(
@@ -265,7 +265,7 @@ def test_only_rank_0_is_paced():
     """
     config = SpotConfig(url="memory://x", every_seconds="auto")
     changes = []
-    other = Pacer(config, DownStore(), 5, 1, HandClock(), EventBus(changes.append))
+    other = Pacer(config, 1, Preemptions(), HandClock(), EventBus(changes.append))
 
     assert other.trigger.every_seconds is None
     other.on_event(committed(1.0))
@@ -291,7 +291,10 @@ def test_a_session_saves_at_the_interval_that_it_found(tmp_path):
     train(1, FIRST_INTERVAL_S - 1)
     train(2, 2)
     change = heard.wait(IntervalChanged)
-    until(lambda: session._pacing.trigger.every_seconds == change.interval_s, "the trigger has the new interval")
+    until(
+        lambda: session._opened.agreement._trigger.every_seconds == change.interval_s,
+        "the trigger has the new interval",
+    )
     train(3, change.interval_s - 1)
     train(4, 2)
     session.close()
@@ -326,7 +329,7 @@ def test_ranks_save_the_same_steps_at_the_interval_of_rank_0(tmp_path):
             together.wait(30)
         session.close()
         changes = [event.interval_s for event in heard.of(IntervalChanged)]
-        return [event.step for event in heard.of(Staged)], changes, session._pacing.trigger.every_seconds
+        return [event.step for event in heard.of(Staged)], changes, session._opened.agreement._trigger.every_seconds
 
     (saved, changes, every_seconds), (saved_too, changes_too, every_seconds_too) = run_thread_ranks(2, body)
 
