@@ -211,7 +211,7 @@ class LastSecondsPlanned:
     choice: str
     """``train_on``, ``save``, ``save_locally``, ``finish_push`` or ``nothing_fits``. See docs/notices.md."""
     is_promised: bool
-    """Whether the plan fits by the measured speeds, with a margin. False if nothing was measured yet."""
+    """True if the plan fits by the measured speeds, with a margin. False if nothing was measured yet."""
     needs_s: float | None
     """Seconds until the last save is stored, by the measured speeds. None without a promise."""
     left_s: float
@@ -219,7 +219,7 @@ class LastSecondsPlanned:
     num_steps: int
     """Number of steps that fit before the last save."""
     save_first: bool
-    """Whether this step is saved too, in case the machine is taken early."""
+    """True if this step is saved too, in case the machine is taken early."""
     step_s: float | None
     """Seconds of one step."""
     num_bytes: int | None
@@ -241,7 +241,7 @@ class Leaving:
     step: int | None
     """Last step that this rank saved, or None."""
     durable: bool
-    """Whether this rank's share of the step reached the store in time."""
+    """True if this rank's share of the step reached the store in time."""
     left_s: float
     """Seconds until the deadline. Negative if the deadline was missed."""
 

@@ -26,39 +26,26 @@ IMPORTED_BY_ALL = {"errors", "events", "config"}
 QUESTION_WORDS = {"What", "Who", "Where", "Whether", "How", "When", "Which"}
 
 NOT_YET: dict[str, set[str]] = {
-    "lines of a module": {"session"},
     "methods of a class": {
         "agreement.group.Group",
         "push.pusher.Pusher",
-        "session.SpotSession",
-        "state.decoder.Decoder",
-        "state.encoder.Encoder",
     },
     "fields of a class": {
         "agreement.group.Group",
         "push.pusher.Pusher",
         "push.step_push.StepPush",
         "push.worker.Worker",
-        "session.SpotSession",
     },
-    "getattr on a part": {"resume.newest", "state.registry"},
-    "paused stored twice": {"accelerate.hook.SpotHook._paused", "save.saved_steps.SavedSteps.paused"},
     "a docstring that begins with a question": {
-        "accelerate",
         "agreement",
         "cli",
         "clock",
-        "config",
-        "data",
         "economics",
         "format",
         "leave",
-        "lightning",
         "push",
         "ranks",
         "save",
-        "session",
-        "state",
         "store",
     },
 }
@@ -164,7 +151,11 @@ def test_no_class_has_many_methods() -> None:
     found = {}
     for each in modules():
         for name, node in each.classes():
-            methods = {child.name for child in node.body if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef))}
+            methods = {
+                child.name
+                for child in node.body
+                if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef)) and not child.name.startswith("__")
+            }
             if len(methods) > MAX_METHODS:
                 found[name] = len(methods)
     check("methods of a class", found, f"At most {MAX_METHODS} methods; it does two things.")

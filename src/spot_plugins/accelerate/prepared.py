@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
+import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
@@ -41,6 +42,13 @@ def check_supported(accelerator: Accelerator) -> None:
         raise ConfigError(
             f"distributed_type={kind.value} with {parallelism or 'no parallelism_config'} cannot be saved. Use one "
             f"process, DDP or FSDP, without tensor, context or sequence parallelism"
+        )
+    num_started = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if num_started != accelerator.num_processes:
+        raise ConfigError(
+            f"accelerator.num_processes={accelerator.num_processes}, but torch.distributed has {num_started} processes, "
+            f"so each process would train alone and save a part of the state only. On CPUs set ACCELERATE_USE_CPU=true "
+            f"before the start; elsewhere let Accelerate initialize the process group"
         )
 
 

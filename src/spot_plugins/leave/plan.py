@@ -40,13 +40,13 @@ class Situation:
     commit_s: float
     """Seconds of a push that do not depend on its bytes."""
     disk_survives: bool
-    """Whether the next attempt can read the local disk after the deadline."""
+    """True if the next attempt can read the local disk after the deadline."""
     in_flight_s: float
     """Seconds until earlier saves are committed. 0 if they are, infinity if that is unknown."""
     num_unsaved_steps: int
     """Number of steps trained after the newest save that is stored or in flight."""
     saved_since_notice: bool
-    """Whether the newest save was staged after the notice."""
+    """True if the newest save was staged after the notice."""
 
     @property
     def stage_s(self) -> float:
@@ -77,14 +77,14 @@ class Plan:
     - ``nothing_fits``: by the measured speeds, nothing will be in time. A save may be tried, without a promise.
     """
     is_promised: bool
-    """Whether the choice fits with the margin. False before the speeds are known."""
+    """True if the choice fits with the margin. False before the speeds are known."""
     needs_s: float | None
     """Seconds until the last save is stored, by the measured speeds and without the margin. None without a promise."""
     left_s: float
     num_steps: int = 0
     """Number of steps that fit before the last save."""
     save_first: bool = False
-    """Whether to save this step too before training continues, in case the machine is taken early."""
+    """True if this step is to be saved too before training continues, in case the machine is taken early."""
 
 
 def slowest(ranks: Sequence[Situation]) -> Situation:

@@ -54,11 +54,11 @@ class InFlight:
         self.staged_at: dict[int, float] = {}
         """Monotonic time of staging, by step."""
         self.is_failing = False
-        """Whether the store has refused a push since the last commit."""
+        """True if the store has refused a push since the last commit."""
 
     @property
     def is_steady(self) -> bool:
-        """Whether one push is in flight and the store takes it, so that the push waits for nothing else."""
+        """True if one push is in flight and the store takes it, so that the push waits for nothing else."""
         return not self.is_failing and len(self.staged_at) == 1
 
     def add(self, step: int, now: float) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Final
@@ -28,6 +29,10 @@ logger = logging.getLogger(__name__)
 
 STUCK_S: Final = 1.0
 """Longest time in seconds that the training thread may take to leave a pause once all ranks are done."""
+
+
+POLL_S: Final = 0.02
+"""Seconds between two looks for notices in a wait."""
 
 
 class WayOut:
@@ -88,7 +93,7 @@ class WayOut:
             self._agreement.enter_pause()
             self._saver.fence()
             if not is_left_behind:
-                self._saved_steps.hold(step)
+                self._hold(step)
 
     def check_pause(self) -> None:
         """Leave with the step of the pause if there is a notice. Raises as :meth:`leave`."""
@@ -101,9 +106,28 @@ class WayOut:
         if self._phase.now is Phase.PAUSED:
             self._phase.move(Phase.TRAINING)
 
+    def _hold(self, step: int) -> None:
+        try:
+            self._saved_steps.hold(step)
+        except BaseException:  # the block is not entered, so nothing would end the pause
+            self._agreement.exit_pause()
+            self._phase.move(Phase.TRAINING)
+            raise
+
     def _obey(self, decision: Decision | None) -> None:
         if decision is not None:
             self.leave(self._pause_step)
+
+    def wait(self, done: Callable[[], bool], step: int, deadline: float) -> None:
+        """
+        Wait until *done* or *deadline* (monotonic). Leave with *step* if a notice leaves no time for that.
+
+        Raises as :meth:`leave`.
+        """
+        while not done() and time.monotonic() < deadline:
+            if self.is_pressed:
+                self.leave(step)
+            time.sleep(POLL_S)
 
     def leave(self, step: int) -> None:
         """

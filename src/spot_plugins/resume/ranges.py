@@ -27,7 +27,7 @@ class Copy(NamedTuple):
 
     @property
     def is_whole(self) -> bool:
-        """Whether the bytes of the slice are exactly those of the target."""
+        """True if the bytes of the slice are exactly those of the target."""
         return self.target.is_contiguous() and tuple(self.target.shape) == self.piece.lengths
 
 

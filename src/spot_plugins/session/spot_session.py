@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Final
@@ -42,9 +42,6 @@ logger = logging.getLogger(__name__)
 
 FINISH_WAIT_S: Final = 600.0
 """Longest wait in seconds for the last push of a training that ended well. The pusher continues after it."""
-
-POLL_S: Final = 0.02
-"""Seconds between two looks for notices while the last push is awaited."""
 
 
 class SpotSession:
@@ -290,10 +287,10 @@ class SpotSession:
         if it.way_out.is_pressed:
             it.way_out.leave(step)
         deadline = time.monotonic() + FINISH_WAIT_S
-        self._wait(lambda: it.saver.has_room, step, deadline)
+        it.way_out.wait(lambda: it.saver.has_room, step, deadline)
         if it.saver.has_room and not it.pusher.superseded:
             self._save(step, "end")
-        self._wait(lambda: it.pusher.settled(step), step, deadline)
+        it.way_out.wait(lambda: it.pusher.settled(step), step, deadline)
         it.job.meet(time.monotonic() + self._config.grace_s)
         is_left_behind = self._phase.now is Phase.LEFT_BEHIND
         has_ended, is_stored = it.pusher.settled(step), it.saved_steps.has(step)
@@ -342,11 +339,3 @@ class SpotSession:
         if self._phase.now is not Phase.LEFT_BEHIND and it.saved_steps.save(step, trigger):
             it.measurements.on_saved(step, because_of_notice=trigger == "notice")
         it.agreement.saved(step)
-
-    def _wait(self, done: Callable[[], bool], step: int, deadline: float) -> None:
-        """Wait until *done* or *deadline*. Leave with *step* if a notice leaves no time for that."""
-        way_out = self._opened.way_out
-        while not done() and time.monotonic() < deadline:
-            if way_out.is_pressed:
-                way_out.leave(step)
-            time.sleep(POLL_S)

@@ -436,6 +436,18 @@ def test_state_out_of_reach_is_refused_at_once(kind, url):
     job.spot.__exit__(None, None, None)
 
 
+def test_processes_that_accelerate_does_not_know_are_refused_at_once(url, monkeypatch):
+    """
+    Under torchrun on CPUs each process believes that it is alone, while the session would share the state out.
+    """
+    job = Job(url)
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    with pytest.raises(ConfigError, match=r"num_processes=1, but torch.distributed has 2.*ACCELERATE_USE_CPU=true"):
+        SpotHook(job.accelerator, url, every_steps=1)
+    job.spot.__exit__(None, None, None)
+
+
 def test_tensor_parallelism_is_refused_at_once(url):
     """
     Its ranks hold slices too, while Accelerate's type of distribution is that of DDP.

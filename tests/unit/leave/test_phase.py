@@ -9,6 +9,7 @@ import pytest
 from steps import Holder, state_of
 
 from spot_plugins.config import SpotConfig
+from spot_plugins.errors import UnsafeStateError
 from spot_plugins.leave.phase import CALLS, MOVES, Phase, PhaseTracker
 from spot_plugins.session import SpotSession
 
@@ -129,3 +130,21 @@ def test_what_was_opened_is_closed_if_the_rest_fails(tmp_path, monkeypatch):
         session.open()
     assert closed
     assert session._phase.now is Phase.CLOSED
+
+
+def test_a_pause_that_cannot_be_entered_is_over(session):
+    """
+    State that cannot be saved is an error at the head of the block. The program may catch it, repair it and train on.
+    """
+    session.open()
+    broken = Holder({"fine": 1})
+    session.register("broken", broken)
+    session.resume()
+    broken.state = {"unsafe": object()}
+    with pytest.raises(UnsafeStateError):
+        session.pause(1).__enter__()
+    assert session._phase.now is Phase.TRAINING
+    broken.state = {"fine": 2}
+    with session.pause(1) as pause:
+        pause.check()
+    session.finish(1)
