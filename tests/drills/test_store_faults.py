@@ -238,6 +238,7 @@ def test_a_store_that_comes_up_late_is_waited_for_when_joining_and_resuming(star
     healer = threading.Thread(target=heal_later)
     healer.start()
     session = SpotSession(first.config)
+    session.open()
     healer.join()
     session.register("part", first.holder)
     proxy.fail_with(503)
@@ -361,7 +362,7 @@ def test_a_store_that_cannot_work_fails_before_anything_starts(
     before = children()
 
     with pytest.raises(ConfigError) as caught:
-        SpotSession(SpotConfig(url=url, every_steps=1, storage_options=options))
+        SpotSession(SpotConfig(url=url, every_steps=1, storage_options=options)).open()
 
     assert says in str(caught.value)
     assert not any(str(value) in str(caught.value) for name, value in options.items() if name in ("key", "secret"))

@@ -46,9 +46,9 @@ def check_supported(accelerator: Accelerator) -> None:
     num_started = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     if num_started != accelerator.num_processes:
         raise ConfigError(
-            f"accelerator.num_processes={accelerator.num_processes}, but torch.distributed has {num_started} processes, "
-            f"so each process would train alone and save a part of the state only. On CPUs set ACCELERATE_USE_CPU=true "
-            f"before the start; elsewhere let Accelerate initialize the process group"
+            f"num_processes={accelerator.num_processes}, but torch.distributed has {num_started} processes, "
+            f"so each process would train alone and save only a part of the state. On CPUs set "
+            f"ACCELERATE_USE_CPU=true before the start; elsewhere let Accelerate initialize the process group"
         )
 
 
