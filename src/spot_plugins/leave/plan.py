@@ -66,7 +66,7 @@ class Situation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """The choice that loses least, and the numbers behind it."""
+    """The choice that loses least, and the numbers for it."""
 
     choice: Choice
     """

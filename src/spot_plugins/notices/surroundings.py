@@ -54,7 +54,7 @@ _PROVIDERS: Final = {
     )
 }
 _RENTED: Final = frozenset({"sagemaker", "vertex", "vast", "runpod"})
-"""Providers that run containers on machines of other clouds, so that the firmware tells nothing about the container."""
+"""Providers that run containers on machines of other clouds, so that the firmware says nothing about the container."""
 
 
 @dataclass(frozen=True, slots=True)
