@@ -1,1 +1,1 @@
-"""What is measured, and against whom: ``python -m benchmarks --help``."""
+"""The benchmarks, each beside other checkpointers. Begin with ``python -m benchmarks --help``."""

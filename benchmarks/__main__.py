@@ -9,7 +9,7 @@ VERBS = ("stall", "overhead", "durable", "restore", "agree", "scale")
 
 
 def main():
-    # Here and not above: a process that a peer starts imports this file, and would be charged for all of it.
+    # Imported here, because a process that another checkpointer starts imports this file, and would pay for all of it.
     modules = {name: import_module(f"benchmarks.{name}") for name in VERBS}
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure, beside others, in one run.")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="|".join(VERBS))

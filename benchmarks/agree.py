@@ -1,13 +1,13 @@
 """
-What it costs the training thread that all ranks agree, two ways beside each other, with real processes.
+The cost of the agreement of all ranks for the training thread, with real processes.
 
-*Board* is what spot_plugins does: background threads and a store of notes. *All-reduce* is what it was compared with:
-at the end of step k every rank starts an all-reduce (MAX) of a flag on a gloo group of its own, and reads that of step
-k - 1. It is written down here only. *Nothing* is an empty call, which shows what the machine makes of any.
+*Board* is the agreement of spot_plugins, with background threads and a store of notes. *All-reduce* is an alternative
+that exists only here. At the end of step k every rank starts an all-reduce (MAX) of a flag on its own gloo group, and
+reads the flag of step k - 1. *Nothing* is an empty call, which shows the cost of the measurement.
 
-Every rank computes on one thread and exchanges gradients, so the ranks move in step as under DDP. Printed are, over
-all ranks: microseconds of the training thread at a quiet boundary, at one where a periodic save was agreed on, and for
-each note that it wrote; and how soon after a notice to one rank all have stopped at the same step.
+Every rank computes on one thread and exchanges gradients, so the ranks run in lockstep as under DDP. The figures are
+over all ranks. They are microseconds of the training thread at a quiet boundary, at a boundary with a periodic save and
+for each note that is written, and seconds from a notice to one rank until all ranks have stopped at the same step.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ COLUMNS = [
 
 
 class TimedBoard:
-    """Measures how long the training thread is held up by writing notes; background threads do as they like."""
+    """A board that measures how long the training thread waits for its notes to be written."""
 
     def __init__(self, board):
         self.board = board
@@ -117,7 +117,7 @@ class Board:
 
 
 class Nothing:
-    """What it costs to measure: an empty call at the same place, with what the step left of the caches."""
+    """An empty call, which shows the cost of the measurement with the caches as a step leaves them."""
 
     def __init__(self, ranks, save_every):
         pass
@@ -133,7 +133,7 @@ class Nothing:
 
 
 class AllReduce:
-    """One flag says: somebody has a notice. Steps to save at need no agreement, they are counted alike everywhere."""
+    """An all-reduce of a flag that a notice sets. Saves need no agreement, because all ranks count steps alike."""
 
     def __init__(self, ranks, save_every):
         self.group = dist.new_group(backend="gloo")
@@ -166,7 +166,7 @@ class AllReduce:
 
 
 class Training:
-    """Steps of a given length, whose gradients no rank gets before all have computed theirs."""
+    """Steps of a given length, each with an all-reduce of gradients."""
 
     def __init__(self, step_s):
         self.step_s = step_s
@@ -181,7 +181,7 @@ class Training:
 
 
 def measure_steps(way, training, ranks, num_steps):
-    """Return the microseconds of this rank's boundaries: quiet ones, ones with a save, and notes written there."""
+    """Return the microseconds of this rank's quiet boundaries, of those with a save, and of the notes written there."""
     agreement = way(ranks, SAVE_EVERY)
     quiet, saves = [], []
     for step in range(1, num_steps + 1):
@@ -198,19 +198,19 @@ def measure_steps(way, training, ranks, num_steps):
 
 
 def measure_notice(way, training, ranks, after_s):
-    """Tell the last rank, *after_s* later. Return where this one stopped, and where and when the last one was told."""
+    """Notify the last rank after *after_s* seconds. Return step and time of this rank's end and of the notice."""
     agreement = way(ranks, None)
-    told = []
+    notified = []
     step = 0
 
-    def tell():
-        told.append((step, time.monotonic()))
+    def notify():
+        notified.append((step, time.monotonic()))
         agreement.notify()
 
     for step in range(1, 5):
         training.step()
         assert agreement.at_boundary(step) is None
-    timer = threading.Timer(after_s, tell)
+    timer = threading.Timer(after_s, notify)
     if ranks.rank == ranks.world_size - 1:
         timer.start()
     decision = None
@@ -221,19 +221,19 @@ def measure_notice(way, training, ranks, after_s):
     stopped = (step, time.monotonic())
     dist.barrier()
     agreement.close()
-    return stopped, told
+    return stopped, notified
 
 
 def measure_notices(way, training, here, num_notices):
-    """Return how many steps after the one in which the notice came all stopped, and how many seconds after it."""
+    """Measure the seconds and steps from a notice until all ranks have stopped."""
     late_s, late_steps = [], []
     for number in range(num_notices):
-        stopped, told = measure_notice(way, training, here, training.step_s * (1 + number / num_notices))
-        stops, told = ranks.joined(([stopped], told))
-        ((told_step, told_at),) = told
+        stopped, notified = measure_notice(way, training, here, training.step_s * (1 + number / num_notices))
+        stops, notified = ranks.joined(([stopped], notified))
+        ((notified_step, notified_at),) = notified
         assert len({step for step, _ in stops}) == 1, "all stop at one step"
-        late_steps.append(stops[0][0] - told_step - 1)
-        late_s.append(max(at for _, at in stops) - told_at)
+        late_steps.append(stops[0][0] - notified_step - 1)
+        late_s.append(max(at for _, at in stops) - notified_at)
     return {
         "notice_median_s": statistics.median(late_s),
         "notice_max_s": max(late_s),

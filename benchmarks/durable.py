@@ -1,13 +1,13 @@
 """
-How long a save takes to be durable: on the local disk, then in S3, beside the same bytes without a checkpoint.
+The time until a save is durable on the local disk and in S3, beside the same bytes without a checkpoint.
 
-*Local* is from the request to the last byte on disk, beside a raw write of as many bytes with O_DIRECT and fdatasync.
-*Committed* is from there to the commit in a real S3 server on this machine, beside bare clients that put as many
-bytes to the same server. Training stands still meanwhile. All take turns; medians. On several ranks each has its
-part, all at once, and the slowest counts.
+*Local* is the time from the request to the last byte on disk, beside a raw write of as many bytes with O_DIRECT and
+fdatasync. *Committed* is the time from there to the commit in a real S3 server on this machine, beside bare clients
+that put as many bytes to the same server. Training stands still meanwhile. The ways take turns. Figures are medians.
+On several ranks, all save at once and the slowest rank counts.
 
-*LoRA* is a row of its own: what a save behind the first one adds to the store when the base is frozen, relative to
-the state that is trained.
+*LoRA* is a row of its own. It shows the bytes that a later save adds to the store if the base is frozen, relative to
+the trained state.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .servers import S3Server
 from .state import Training
 from .ways.spot import Spot
 
-SETTLE_S = 0.5  # in which the pusher removes an older step; nobody else is measured then
+SETTLE_S = 0.5  # seconds for the pusher to remove an older step, in which nothing is measured
 BUCKET = "durable"
 
 COLUMNS = [
@@ -70,7 +70,7 @@ def _measure(folder, options, arguments):
     rank, world_size = ranks.current()
     training = Training(arguments.gb, arguments.device, world_size=world_size)
     spot = Spot(training, folder, f"s3://{BUCKET}/run", f"{folder}/local-{rank}", options)
-    num_bytes = _save(spot)[2]  # the first pays for buffers
+    num_bytes = _save(spot)[2]  # the first save allocates the buffers
     memory = floors.memory_of(num_bytes)
     clients = [client(BUCKET, options) for client in floors.clients()]
     times = {"spot_plugins": {"local_s": [], "committed_s": []}, "raw O_DIRECT write": {"local_s": []}}
@@ -86,7 +86,7 @@ def _measure(folder, options, arguments):
             raw_s = _slowest(lambda: floors.raw_write(folder / f"raw-{rank}", memory))
             times["raw O_DIRECT write"]["local_s"].append(raw_s)
         except OSError:
-            pass  # the report says so
+            pass  # the report names the reason
         for client in clients:
             taken_s = _slowest(lambda client=client: client.put(f"{type(client).__name__}-{rank}", memory))
             times[client.name]["committed_s"].append(taken_s)
@@ -106,10 +106,10 @@ def _save(spot):
     ranks.gather(None)
     started = time.perf_counter()
     spot.save(step).wait()
-    written_at = spot.heard[WrittenLocally, step][0]
-    committed_at = spot.heard[Committed, step][0]
+    written_at = spot.received[WrittenLocally, step][0]
+    committed_at = spot.received[Committed, step][0]
     local_s = max(ranks.gather(written_at - started))
-    return local_s, max(ranks.gather(committed_at - written_at)), spot.heard[Staged, step][1].num_bytes
+    return local_s, max(ranks.gather(committed_at - written_at)), spot.received[Staged, step][1].num_bytes
 
 
 def _slowest(action):
@@ -120,7 +120,7 @@ def _slowest(action):
 
 
 def _push_adapted(folder, arguments):
-    """Return the bytes that a second save of a training with a frozen base adds to its store, and those trained."""
+    """Return the bytes that a second save adds to the store if the base is frozen, and the bytes that are trained."""
     training = Training(arguments.gb, arguments.device, frozen=True)
     spot = Spot(training, folder, f"file://{folder}/adapted", keep_last=10)
     sizes = []
@@ -135,7 +135,7 @@ def _push_adapted(folder, arguments):
 
 
 def _add_ratios(rows):
-    """Tell how far the first row is from the best of the others."""
+    """Add to the first row its ratios to the best of the others."""
     first, others = rows[0], rows[1:]
     for key in ("local", "committed"):
         floor_s = min((row[f"{key}_s"] for row in others if f"{key}_s" in row), default=None)

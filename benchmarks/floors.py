@@ -1,4 +1,4 @@
-"""The same bytes without a checkpoint around them: a raw disk, and bare clients of S3."""
+"""Lower bounds for a checkpoint: the same bytes on a raw disk and through bare clients of S3."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-PIECE_BYTES = 8 * 1024**2  # of the disk
+PIECE_BYTES = 8 * 1024**2  # of one read or write of the disk
 OBJECT_BYTES = 64 * 1024**2
 RANGE_BYTES = 16 * 1024**2
-NUM_REQUESTS = 8  # at a time
+NUM_REQUESTS = 8  # in parallel
 NUM_READERS = 2
 ALIGNMENT = 4096
 
 
 def memory_of(num_bytes):
-    """Return page-aligned memory of *num_bytes*, rounded up to whole pages, full of bytes that do not compress."""
+    """Return page-aligned memory of *num_bytes*, rounded up to whole pages, filled with random bytes."""
     memory = mmap.mmap(-1, -(-num_bytes // ALIGNMENT) * ALIGNMENT)
     block = os.urandom(min(PIECE_BYTES, len(memory)))
     for start in range(0, len(memory), len(block)):
@@ -27,7 +27,7 @@ def memory_of(num_bytes):
 
 
 def raw_write(path, memory):
-    """Write *memory* into the new file *path* past the page cache. Raise :exc:`OSError` where that is refused."""
+    """Write *memory* to the new file *path* past the page cache. Raise :exc:`OSError` if the file system refuses."""
     with suppress(FileNotFoundError):
         os.unlink(path)
     fd = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_DIRECT)
@@ -42,7 +42,7 @@ def raw_write(path, memory):
 
 
 def raw_read(path, memory, *, direct=False):
-    """Read the file *path* into *memory*, from two threads."""
+    """Read the file *path* into *memory*, on two threads."""
     fd = os.open(path, os.O_RDONLY | (os.O_DIRECT if direct else 0))
 
     def read(start):
@@ -57,7 +57,7 @@ def raw_read(path, memory, *, direct=False):
 
 
 def drop_caches():
-    """Empty the page cache of this machine. Return whether that is allowed."""
+    """Empty the page cache of this machine. Return False if that is not allowed."""
     os.sync()
     try:
         Path("/proc/sys/vm/drop_caches").write_text("3")
@@ -67,7 +67,7 @@ def drop_caches():
 
 
 class Obstore:
-    """Bare obstore, eight requests at a time."""
+    """Bare obstore, with eight requests in parallel."""
 
     name = "bare obstore"
 
@@ -110,7 +110,7 @@ class Obstore:
 
 
 class S3fs:
-    """Bare s3fs with its defaults, all objects at once."""
+    """Bare s3fs with its defaults, which requests all objects at once."""
 
     name = "bare s3fs"
 

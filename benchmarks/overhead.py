@@ -1,9 +1,10 @@
 """
-What a step costs in which nothing is saved: the session alone, Lightning's callback, Accelerate's hook.
+The cost of a step without a save: the session alone, Lightning's callback, Accelerate's hook.
 
-The session's call is timed in a tight loop, and by the difference between steps of a small training with and without
-it. For the hosts it is such a difference. With and without take turns; of each turn the median step counts, and of
-all turns the mean difference, with its 95 % interval. Microseconds; on several ranks those of rank 0.
+The session's call is timed in a tight loop, and as the difference between steps of a small training with and without
+it. The cost of a host's plugin is such a difference too. Steps with and without it take turns. The median step of each
+turn counts. The figure is the mean difference of all turns, with its 95 % interval, in microseconds. On several ranks
+it is that of rank 0.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from .state import Training
 from .ways.spot import NEVER, Spot
 
 TINY_GB = 1e-4
-WARM_UP = 20  # steps of a turn that are not counted
+WARM_UP = 20  # first steps of a turn, which do not count
 
 COLUMNS = [
     Column("added_us", "added us", ".1f"),
@@ -48,8 +49,8 @@ def run(arguments):
     measured |= {"Lightning SpotCheckpoint": (_in_lightning, 1), "Accelerate SpotHook": (_in_accelerate, 1)}
     with tempfile.TemporaryDirectory(prefix="spot-bench-") as folder:
         for name, (measure, world_size) in measured.items():
-            place = Path(folder, name.replace(" ", "-"))
-            report.rows.append({"way": name, **ranks.run(measure, world_size, place, arguments)})
+            run_folder = Path(folder, name.replace(" ", "-"))
+            report.rows.append({"way": name, **ranks.run(measure, world_size, run_folder, arguments)})
             print(f"{name}: {report.rows[-1]['added_us']:.1f} microseconds", flush=True)
     return report
 
@@ -72,12 +73,12 @@ def _call_session(folder, arguments):
 
 
 def _in_turn(arguments, turn):
-    """Return what ``turn(number, with_spot)``, the seconds of its steps, comes to with and without."""
-    torch.set_num_threads(1)  # on a busy machine threads that wait for each other would be all that is seen
+    """Compare ``turn(number, with_spot)``, which returns the seconds of its steps, with and without spot_plugins."""
+    torch.set_num_threads(1)  # on a busy machine, threads that wait for each other would dominate
     differences, quiet = [], []
-    turn(0, False)  # imports and the like
+    turn(0, False)  # a warm-up, for imports
     for number in range(1, arguments.saves + 1):
-        # Who is first changes: what comes second may find warmer caches.
+        # The order changes with each turn, because the second one may find warmer caches.
         medians = {spot: statistics.median(turn(number, spot)[WARM_UP:]) for spot in (number % 2 == 0, number % 2 == 1)}
         differences.append((medians[True] - medians[False]) * 1e6)
         quiet.append(medians[False] * 1e6)

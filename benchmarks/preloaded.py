@@ -1,4 +1,4 @@
-"""What the server imports once that all ranks are forked from."""
+"""Imports of the fork server, from which all ranks are forked."""
 
 from __future__ import annotations
 

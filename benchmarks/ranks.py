@@ -1,4 +1,4 @@
-"""Runs a function on fresh processes, one a rank, as torchrun would."""
+"""Calls of a function on new processes, one per rank, as torchrun makes them."""
 
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ from .state import num_threads
 
 def run(function, world_size, *arguments, group=False):
     """
-    Return what rank 0 gets from ``function(*arguments)``, called on *world_size* new processes.
+    Call ``function(*arguments)`` on *world_size* new processes, and return the result of rank 0.
 
-    *group*: whether a single rank has a process group, too. The caller's memory and threads play no part.
+    With *group*, a single rank has a process group too. The processes share no memory or threads with the caller.
 
     Raises:
-        RuntimeError: A rank failed; the message ends with its traceback.
+        RuntimeError: A rank failed. The message ends with its traceback.
     """
     with tempfile.TemporaryDirectory(prefix="spot-bench-") as folder:
         context = mp.get_context("forkserver")
-        context.set_forkserver_preload(["benchmarks.preloaded"])  # to import the hosts takes longer than many a run
+        context.set_forkserver_preload(
+            ["benchmarks.preloaded"]
+        )  # importing the hosts takes longer than many measurements
         entry = (function, arguments, world_size, free_port(), folder, group)
         processes = [context.Process(target=_rank, args=(rank, *entry)) for rank in range(world_size)]
         for process in processes:
@@ -40,11 +42,11 @@ def run(function, world_size, *arguments, group=False):
             raise RuntimeError(failure.read_text())
         if any(process.exitcode for process in processes):
             raise RuntimeError(f"a rank ended without a result: exit codes {[each.exitcode for each in processes]}")
-        return pickle.loads(Path(folder, "result").read_bytes())  # our own process wrote it a moment ago
+        return pickle.loads(Path(folder, "result").read_bytes())  # a process of this benchmark wrote it
 
 
 def _join(processes):
-    """Wait for all *processes*. When one fails, end the others, which may wait for it for half an hour."""
+    """Wait for all *processes*. If one fails, kill the others, which may wait for it for half an hour."""
     running = list(processes)
     while running:
         ended = wait([process.sentinel for process in running])
@@ -58,7 +60,7 @@ def _join(processes):
 
 
 def gather(value):
-    """Return the *value* of every rank, in their order."""
+    """Return the *value* of every rank, in rank order."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return [value]
     values = [None] * dist.get_world_size()
@@ -67,30 +69,30 @@ def gather(value):
 
 
 def joined(lists):
-    """Return this rank's lists, each joined with those of all other ranks."""
+    """Join each of *lists* with those of the other ranks."""
     return [list(itertools.chain(*parts)) for parts in zip(*gather(lists), strict=True)]
 
 
 def current():
-    """Return rank and number of ranks of this process."""
+    """Return the rank of this process and the number of ranks."""
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
 def _rank(rank, function, arguments, world_size, port, folder, group):
-    warnings.simplefilter("ignore")  # of hosts and peers; their figures are what is read here
+    warnings.simplefilter("ignore")  # warnings of hosts and other checkpointers would hide the figures
     torch.set_num_threads(num_threads(world_size))
     if group or world_size > 1:
         os.environ.update(_torchrun_environment(rank, world_size, port))
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         if torch.cuda.is_available():
             torch.cuda.set_device(rank % torch.cuda.device_count())
-        # By a file: the port in the environment is for those that look there, and may be taken by the time.
+        # By a file, because the port in the environment may be in use by now. Some libraries read that port.
         dist.init_process_group(backend, init_method=f"file://{folder}/group", rank=rank, world_size=world_size)
     try:
         result = function(*arguments)
-    except BaseException:  # noqa: BLE001 - whatever it is, the parent is to read it
+    except BaseException:  # noqa: BLE001 - the parent reads the traceback of any failure
         Path(folder, f"failure-{rank}").write_text(traceback.format_exc())
-        os._exit(1)  # the other ranks see the connection break, and nobody waits for a peer's threads
+        os._exit(1)  # the other ranks see the connection break, and no thread of a library is waited for
     if rank == 0:
         Path(folder, "result").write_bytes(pickle.dumps(result))
     if dist.is_initialized():

@@ -1,4 +1,4 @@
-"""Figures of one run: printed beside each other, with the machine; as JSON and charts where asked for."""
+"""The figures of one benchmark, as a table with the machine, and as JSON and charts on request."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ PACKAGES = (
     *("torch_checkpointing", "nvidia-resiliency-ext"),
 )
 
-# Two-sided 95 % quantiles of Student's t, by degrees of freedom; 1.96 is that of the normal distribution.
+# Two-sided 95 % quantiles of Student's t, by degrees of freedom. That of the normal distribution is 1.96.
 T_95 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26, 2.23, 2.20, 2.18, 2.16, 2.14, 2.13, 2.12, 2.11, 2.10)
-T_95_BEYOND = 2.09  # falls to 1.96
+T_95_BEYOND = 2.09  # for more degrees of freedom, where it falls to 1.96
 
 
 @dataclass(frozen=True)
@@ -33,24 +33,24 @@ class Column:
     title: str
     form: str = ".3f"
     ratio: bool = False
-    """Whether it is also printed as a ratio to the first row, and drawn."""
+    """True if the figure is also printed as a ratio to the first row, and drawn."""
 
 
 @dataclass
 class Report:
-    """What one verb measured."""
+    """The figures of one verb."""
 
     verb: str
     settings: dict[str, Any]
     columns: list[Column]
     rows: list[dict[str, Any]] = field(default_factory=list)
-    """Each with ``way`` and the keys of the columns; a figure that makes no sense for a way is None."""
+    """One row per way, with ``way`` and the keys of the columns. A figure that makes no sense for a way is None."""
     not_run: dict[str, str] = field(default_factory=dict)
-    """Why ways are missing."""
+    """Reason for each way that is missing."""
     machine: dict[str, Any] = field(default_factory=lambda: machine())
 
     def fail(self, way, error):
-        """Note that *way* failed, which must not cost the figures of the others. Print all of *error*."""
+        """Print *error*, and list *way* as failed. The figures of the other ways stay."""
         print(error, flush=True)
         self.not_run[way] = f"failed: {str(error).strip().splitlines()[-1]}"
 
@@ -101,8 +101,8 @@ class Report:
         names = [row["way"] for row in self.rows]
         for axis, column in zip(axes[0], drawn, strict=True):
             values = [row.get(column.key) or 0.0 for row in self.rows]
-            colours = ["tab:green" if name.startswith("spot_plugins") else "tab:gray" for name in names]
-            axis.barh(range(len(names)), values, color=colours)
+            colors = ["tab:green" if name.startswith("spot_plugins") else "tab:gray" for name in names]
+            axis.barh(range(len(names)), values, color=colors)
             axis.set_title(column.title, fontsize=9)
             axis.set_yticks(range(len(names)), names, fontsize=8)
             axis.tick_params(axis="x", labelsize=7)
@@ -124,7 +124,7 @@ def mean_and_interval(values):
 
 
 def machine():
-    """Return what the figures depend on."""
+    """Return the hardware and the software versions, on which the figures depend."""
     return {
         "cpu": _cpu_model(),
         "cores": len(os.sched_getaffinity(0)),

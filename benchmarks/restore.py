@@ -1,11 +1,11 @@
 """
-How long it takes until a saved state is back in the tensors of a training, from the local disk and from S3.
+The time until a saved state is back in the tensors of a training, from the local disk and from S3.
 
-*Warm* is with the page cache as the save left it, *cold* with an empty one, which takes root; S3 is a real server on
-this machine. Each way restores what it saved itself into the live model and optimizer. The floors are the same number
-of bytes: a raw read into memory that is there, and bare clients of S3. spot_plugins is timed from its first look at
-the store to the last restored object; *session* is all of a new session, its process and its claim of the run
-included. Medians; on several ranks all at once, and the slowest counts.
+*Warm* is with the page cache as the save left it. *Cold* is with an empty page cache, which needs root. S3 is a real
+server on this machine. Each way restores its own save into the live model and optimizer. The floors move the same
+number of bytes: a raw read into allocated memory, and bare clients of S3. spot_plugins is timed from its first request
+to the store to the last restored object. *Session* is a whole new session, with its pusher process and its claim of an
+attempt. The figures are medians. On several ranks, all restore at once and the slowest rank counts.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def _restore_spot(folder, arguments, options):
             spot = Spot(training, folder, url, local(f"empty-{len(times['s3_s'])}"), options)
             session_s = time.perf_counter() - started
         _check(training, saved)
-        resumed = spot.heard[Resumed, step][1]
+        resumed = spot.received[Resumed, step][1]
         if (resumed.from_local_bytes > 0) != from_local:
             raise RuntimeError(f"{resumed.from_local_bytes} bytes came from the local disk, from_local={from_local}")
         times[key].append(max(ranks.gather(resumed.load_s)))
@@ -163,7 +163,7 @@ def _restore_peer(folder, arguments, name):
 
 def _check(training, saved):
     if (found := training.fingerprint()) != saved:
-        raise RuntimeError(f"what was restored is not what was saved: {found} instead of {saved}")
+        raise RuntimeError(f"the restored state has the fingerprint {found}, not {saved} of the saved one")
 
 
 def _timed(action, arguments, measure=None):
@@ -184,12 +184,12 @@ def _slowest(action):
 
 
 def _all_cold():
-    """Empty the page cache, on rank 0 for all. Return whether that is allowed."""
+    """Empty the page cache, on rank 0 for all. Return False if that is not allowed."""
     return ranks.gather(ranks.current()[0] == 0 and floors.drop_caches())[0]
 
 
 def _add_ratios(rows):
-    """Tell how far the first row is from the best floor."""
+    """Add to the first row its ratios to the best floor."""
     floor_names = ("raw read", "raw read, O_DIRECT", *(client.name for client in floors.clients()))
     for key in ("warm", "cold", "s3"):
         found = [row[f"{key}_s"] for row in rows if row["way"] in floor_names and f"{key}_s" in row]

@@ -1,11 +1,17 @@
 """
-What a checkpoint of many ranks costs beside its bytes: to commit it, to list it, to find it again, to prune it.
+The cost of a checkpoint of many ranks beside its bytes, to commit, list, find and prune it.
 
-Two steps of that many ranks, one blob and one manifest each, in memory and in a real S3 server on this machine. In
-each figure one rank works alone, as it does on its own machine: *commit* is one rank's part, *list* finds the
-committed steps, *discover* is a whole `load_newest` of a rank that needs no other rank's shards, *all manifests* is
-what one that does reads beside it, out of the object that rank 0's pusher *merges* them into, and *prune* removes one
-step. Medians, in seconds.
+Two steps of that many ranks, with one blob and one manifest per rank, are in memory and in a real S3 server on this
+machine. In each figure one rank works alone, as it does on its own machine.
+
+- *commit*: one rank commits its manifest.
+- *list*: the committed steps are listed.
+- *discover*: a rank that needs no other rank's shards does a whole `load_newest`.
+- *merge*: the pusher of rank 0 merges all manifests into one object.
+- *all manifests*: a rank that needs the shards of other ranks reads all manifests, from the merged object.
+- *prune*: one step is removed.
+
+The figures are medians in seconds.
 """
 
 from __future__ import annotations
@@ -30,13 +36,13 @@ from .servers import S3Server
 
 STEPS = (1, 2)
 ROUNDS = 3
-NUM_CLIENTS = 16  # that fill the store
+NUM_CLIENTS = 16  # parallel requests to fill the store
 FIGURES = ("commit", "list", "discover", "merge", "all manifests", "prune")
-STATE = {"text": "x" * 2000}  # of one rank: random streams, schedulers, position
+STATE = {"text": "x" * 2000}  # the size of one rank's random streams, schedulers and position
 
 
 class AlikeRanks:
-    """Rank 0 of a job whose other ranks write the same notes as it does."""
+    """Rank 0 of a job in which all other ranks write the same notes."""
 
     rank = 0
 
@@ -56,8 +62,8 @@ def manifest_of(step, rank, world_size):
     return RankManifest(step_id=StepId(step, 1), rank=rank, world_size=world_size, blobs=(), tensors=(), state=encoded)
 
 
-def save_part(store, step, rank, world_size):
-    """Return the seconds of the commit."""
+def save_rank(store, step, rank, world_size):
+    """Save one rank's blob and manifest, and return the seconds of the commit."""
     store.put(blob_key(StepId(step, 1), rank, 0), b"blob")
     manifest = manifest_of(step, rank, world_size)
     started = time.perf_counter()
@@ -79,7 +85,7 @@ def measure(store, world_size):
     store.put(attempt_key(1), b"{}")
     with ThreadPoolExecutor(NUM_CLIENTS) as pool:
         for step in STEPS:
-            list(pool.map(lambda rank, step=step: save_part(store, step, rank, world_size), range(world_size)))
+            list(pool.map(lambda rank, step=step: save_rank(store, step, rank, world_size), range(world_size)))
     assert [step.world_size for step in committed_steps(store)] == [world_size] * len(STEPS)
 
     def discover():
@@ -96,7 +102,7 @@ def measure(store, world_size):
 
     row = {
         "commit": statistics.median(
-            save_part(store, STEPS[-1], rank, world_size) for rank in range(min(20, world_size))
+            save_rank(store, STEPS[-1], rank, world_size) for rank in range(min(20, world_size))
         ),
         "list": median_of(lambda: committed_steps(store)),
         "discover": median_of(discover),

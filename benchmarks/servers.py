@@ -1,4 +1,4 @@
-"""What the tests use and benchmarks too: an S3 server, SeaweedFS on this machine, and free ports."""
+"""Servers that tests and benchmarks share: an S3 server (SeaweedFS) on this machine, and free ports."""
 
 from __future__ import annotations
 

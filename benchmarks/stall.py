@@ -1,15 +1,16 @@
 """
-What one checkpoint costs the training loop, beside what people use otherwise.
+The cost of one checkpoint for the training loop, beside other checkpointers.
 
-Each way trains the same model in a process of its own, in blocks: so many steps without a save, then as many with one
-save before the first, in turn. A block with a save goes on until that is on disk. *Lost* is what such a block took
-longer than its steps would have taken in the two quiet blocks around it, so it holds the stall of the call and all
-that came after. Mean and 95 % interval over all saves. CPU seconds are differences of the same kind.
+Each way trains the same model in its own process, in blocks of steps. Quiet blocks and blocks with one save before the
+first step take turns. A block with a save continues until the save is on disk. *Lost* is the time that such a block
+took longer than its steps would have taken in the two quiet blocks around it. It includes the stall of the call and
+every slowdown after it. The figure is the mean with its 95 % interval over all saves. CPU seconds are differences of
+the same kind.
 
-Memory is measured in one more save behind the others: the peak over that of steps before there was a way to save, of
-the training process and its children together, relative to the state. *Step* is the median in quiet blocks, *before*
-that of the steps before the first save: some ways slow down all that come after it. On several ranks figures in
-seconds are those of the slowest rank, CPU and memory are sums.
+Memory is measured in one more save after the others. It is the peak of the training process and its children together,
+less their peak before the way to save existed, relative to the state. *Step* is the median in quiet blocks. *Before* is
+the median before the first save, because some ways slow down all later steps. On several ranks, figures in seconds are
+those of the slowest rank. CPU and memory are sums.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def _train(name, folder, arguments):
     kind = ways.find(name)
     training = Training(arguments.gb, arguments.device, world_size=world_size, wrap=not kind.wraps)
     before = None if kind.wraps else _quiet_peak(training)
-    way = kind(training, folder)  # it may make buffers and start processes now: they count
+    way = kind(training, folder)  # buffers and processes that it creates now count
     before = before or _quiet_peak(training)
     measured = []
     way.run(lambda: measured.append(_Measurement(way, arguments, before).run()))
@@ -108,7 +109,7 @@ class _Block:
 
 
 class _Measurement:
-    """One way, on one rank. All ranks make the same steps."""
+    """The measurement of one way on one rank. All ranks train the same steps."""
 
     def __init__(self, way, arguments, before):
         self.way = way
@@ -148,20 +149,20 @@ class _Measurement:
         quiet, saving = [self._block(saves=False)], []
         children_s = usage.children_cpu_s()
         started = time.monotonic()
-        while self._goes_on(quiet, saving, time.monotonic() - started):
+        while self._continues(quiet, saving, time.monotonic() - started):
             saving.append(self._block(saves=True))
             quiet.append(self._block(saves=False))
         return quiet, saving, usage.children_cpu_s() - children_s
 
-    def _goes_on(self, quiet, saving, spent_s):
-        """Decide on rank 0 for all."""
+    def _continues(self, quiet, saving, spent_s):
+        """Return True if another save is measured. Rank 0 decides for all ranks."""
         enough = len(saving) >= self.arguments.saves
         if enough and spent_s < self.arguments.max_s and len(saving) > 1:
             enough = mean_and_interval(_differences(quiet, saving)[0])[1] <= self.arguments.interval
         return not ranks.gather(enough)[0]
 
     def _block(self, *, saves, num_steps=None):
-        """Train *num_steps*, with *saves* at least so many and until the save is on disk everywhere."""
+        """Train *num_steps*. With *saves*, train until the save is on the disk of every rank, but not fewer steps."""
         num_steps = num_steps or self.arguments.steps
         block = _Block(0.0, 0, 0.0)
         cpu_s = usage.own_cpu_s()
@@ -186,23 +187,23 @@ class _Measurement:
         return block
 
     def _memory(self):
-        """Return how many bytes one more save takes beyond a training without this way, in memory and on the device."""
+        """Return the bytes of one more save beyond a training without this way, in host memory and on the device."""
         with usage.MemoryPeak() as peak:
             self._block(saves=True, num_steps=2)
         return peak.num_bytes - self.before.num_bytes, peak.num_device_bytes - self.before.num_device_bytes
 
     def _forget(self, step):
-        ranks.gather(None)  # all have saved
+        ranks.gather(None)  # wait until all ranks have saved
         if ranks.current()[0] == 0:
             self.way.forget(step)
 
     def _slowest(self, values):
-        """Return the highest of all ranks, for each save."""
+        """Return for each save the highest value of all ranks."""
         return [max(of_one_save) for of_one_save in zip(*ranks.gather(values), strict=True)]
 
 
 def _differences(quiet, saving):
-    """Return the seconds and the CPU seconds that each block with a save took more than its steps do without."""
+    """Return the extra seconds and extra CPU seconds of each block with a save, beyond those of its steps."""
     lost, cpu = [], []
     for before, block, after in zip(quiet, saving, quiet[1:], strict=False):
         num_quiet = before.num_steps + after.num_steps

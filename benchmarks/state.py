@@ -1,4 +1,4 @@
-"""A training whose state has a chosen size: what is saved and restored, and real steps that change all of it."""
+"""A training with a state of a chosen size, and real steps that change all of it."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 WIDTH = 768
-TOKENS = 64  # with 85 M parameters a step takes about 0.3 s on two cores
+TOKENS = 64  # a step with 85 M parameters takes about 0.3 s on two cores
 BYTES_PER_PARAMETER = 12  # the weight and two moments of Adam, float32
 ADAPTER_ROWS = 32
 
 
 class Block(nn.Module):
-    """A residual block of a transformer without its attention: the same shapes, and cheap enough for two cores."""
+    """A residual block of a transformer without attention, which is cheap enough for two cores."""
 
     def __init__(self, width):
         super().__init__()
@@ -42,9 +42,9 @@ class Adapted(nn.Module):
 
 class Training:
     """
-    A model and its AdamW whose state is about *num_gb* GB (10^9 bytes), and steps that need both.
+    A model and its AdamW optimizer, with a state of about *num_gb* GB (10^9 bytes).
 
-    On several ranks it is wrapped in DDP, unless *wrap* is False: some hosts do that themselves.
+    On several ranks the model is wrapped in DDP, unless *wrap* is False, because some hosts wrap it themselves.
     """
 
     def __init__(self, num_gb, device="cpu", *, world_size=1, frozen=False, wrap=True):
@@ -63,10 +63,10 @@ class Training:
         self.module = nn.parallel.DistributedDataParallel(self.model) if wrap and world_size > 1 else self.model
         self.batch = torch.randn(TOKENS, width, device=self.device)
         self.num_steps = 0
-        self.step()  # now the optimizer has its state
+        self.step()  # the optimizer has its state after one step
 
     def step(self, guard=nullcontext):
-        """Train one step, its update within *guard*, to its end on the device. Return its seconds."""
+        """Train one step, with its update within *guard*, and wait for the device. Return the seconds."""
         started = time.perf_counter()
         self.optimizer.zero_grad()
         self.module(self.batch).square().mean().backward()
@@ -88,13 +88,13 @@ class Training:
         self.optimizer.load_state_dict(state["optimizer"])
 
     def tensors(self, *, trained_only=False):
-        """Return what a checkpoint has to hold, by value."""
+        """Return the tensors that a checkpoint has to hold."""
         weights = [tensor for tensor in self.model.parameters() if tensor.requires_grad or not trained_only]
         moments = [value for state in self.optimizer.state.values() for value in state.values()]
         return [tensor.detach() for tensor in [*weights, *moments] if torch.is_tensor(tensor)]
 
     def fingerprint(self):
-        """Return a number that another state does not have."""
+        """Return a number that differs for another state."""
         return sum(float(tensor.double().sum()) for tensor in self.tensors())
 
     def num_bytes(self, *, trained_only=False):
@@ -102,5 +102,5 @@ class Training:
 
 
 def num_threads(world_size):
-    """Return how many threads each of *world_size* ranks on this machine computes with."""
+    """Return the number of threads for each of *world_size* ranks on this machine."""
     return max(1, len(os.sched_getaffinity(0)) // world_size)

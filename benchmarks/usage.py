@@ -1,4 +1,4 @@
-"""What a process and its children take from the machine: CPU seconds and memory."""
+"""CPU seconds and memory of a process and its children."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ TICK_S = 0.02
 
 
 def own_cpu_s():
-    """Return the CPU seconds of this process so far, all threads."""
+    """Return the CPU seconds of all threads of this process so far."""
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
 
 
 def children_cpu_s():
-    """Return the CPU seconds of all children so far, ended or not."""
+    """Return the CPU seconds of all children so far, including those that have ended."""
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
     total = ended.ru_utime + ended.ru_stime
     for child in psutil.Process().children(recursive=True):
         try:
             times = child.cpu_times()
             total += times.user + times.system
-        except psutil.Error:  # it ended a moment ago
+        except psutil.Error:  # the process has ended meanwhile
             continue
     return total
 
 
 class MemoryPeak:
     """
-    The most memory that this process and its children had within a ``with`` block, and its tensors on the device.
+    The peak memory of this process and its children within a ``with`` block, and the peak on the device.
 
-    The kernel's proportional set sizes are added up: a page that two of them share counts once, so does one of shared
-    memory. To ask for them holds up whoever maps memory meanwhile, so nothing is timed while this runs.
+    The sum of the kernel's proportional set sizes counts a shared page once. Reading them blocks processes that map
+    memory meanwhile, so nothing is timed while this runs.
     """
 
     def __enter__(self):

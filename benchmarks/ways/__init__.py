@@ -1,4 +1,4 @@
-"""The ways to save and restore a training that are compared, by the name that is printed."""
+"""The ways to save and restore a training that are compared, by their printed names."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ MODULES = {
 
 
 def find(name):
-    """Return the class of the way called *name*; only now what it needs is imported."""
+    """Import and return the class of the way called *name*."""
     module, _, attribute = MODULES[name].partition(".")
     return getattr(import_module(f"{__name__}.{module}"), attribute)
 
 
 def why_not(name, device):
-    """Return why the way called *name* cannot run here, or None."""
+    """Return the reason why the way called *name* cannot run here, or None."""
     return find(name).why_not(device)
 
 
 def add_flag(parser, names=tuple(MODULES)):
     """Let the user choose some of *names*."""
-    told = "which to compare, by name; all by default: " + ", ".join(f"'{name}'" for name in names)
-    parser.add_argument("--ways", nargs="+", choices=names, default=list(names), metavar="WAY", help=told)
+    text = "ways to compare, by name; all by default: " + ", ".join(f"'{name}'" for name in names)
+    parser.add_argument("--ways", nargs="+", choices=names, default=list(names), metavar="WAY", help=text)

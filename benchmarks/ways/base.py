@@ -1,4 +1,4 @@
-"""What every way to save can do."""
+"""The base class of all ways to save."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from contextlib import nullcontext
 
 
 class Saved:
-    """A save under way, or done."""
+    """A save that is in progress or done."""
 
     def __init__(self):
         self.at = None
-        """When it was on disk, by ``time.perf_counter()``; None before."""
+        """Time at which the save was on disk, by ``time.perf_counter()``. None before that."""
         self._done = threading.Event()
         self._error = None
 
@@ -27,7 +27,7 @@ class Saved:
         return self._done.is_set()
 
     def wait(self, timeout_s=600.0):
-        """Wait until it is done. Raise what went wrong."""
+        """Wait until the save is done. Raise its error, if there is one."""
         if not self._done.wait(timeout_s):
             raise TimeoutError(f"a save did not end within {timeout_s} s")
         if self._error is not None:
@@ -47,13 +47,13 @@ class Saved:
 
 
 class Way:
-    """One way to save the training given, into *folder*, which all ranks share."""
+    """One way to save a training, into a folder that all ranks share."""
 
     needs_group = False
-    """Whether it wants a process group even on a single rank."""
+    """True if the way needs a process group even on a single rank."""
 
     wraps = False
-    """Whether it wraps the model for data parallelism itself."""
+    """True if the way wraps the model for data parallelism itself."""
 
     def __init__(self, training, folder):
         self.training = training
@@ -61,19 +61,19 @@ class Way:
 
     @classmethod
     def why_not(cls, device):
-        """Return why it cannot run here, or None."""
+        """Return the reason why the way cannot run here, or None."""
         return None
 
     def run(self, body):
-        """Call *body*, from where this way can save."""
+        """Call *body* in a context in which this way can save."""
         body()
 
     def save(self, step):
-        """Save now, behind *step*; return a :class:`Saved`. The time until this returns is the stall."""
+        """Save after *step*, and return a :class:`Saved`. The time until the return is the stall."""
         raise NotImplementedError
 
     def load(self, step):
-        """Restore what was saved behind *step* into the tensors of the training. Return its seconds."""
+        """Restore the save of *step* into the tensors of the training. Return the seconds."""
         self.training.synchronize()
         started = time.perf_counter()
         self.restore(step)
@@ -84,19 +84,19 @@ class Way:
         raise NotImplementedError
 
     def guard(self):
-        """Return a context for the update of the weights, in which a copy under way is waited for."""
+        """Return a context for the update of the weights. Entering it waits for a copy in progress."""
         return nullcontext()
 
     def after_step(self, step):
-        """Hear that a step is done."""
+        """Report that a step is done."""
 
-    def place(self, step):
+    def path_of(self, step):
         return self.folder / f"step-{step}"
 
     def forget(self, step):
-        """Remove what was saved, so that the disk does not fill."""
-        shutil.rmtree(self.place(step), ignore_errors=True)
-        self.place(step).unlink(missing_ok=True)
+        """Remove the save of *step*, so that the disk does not fill."""
+        shutil.rmtree(self.path_of(step), ignore_errors=True)
+        self.path_of(step).unlink(missing_ok=True)
 
     def close(self):
-        """Let go, once all is saved."""
+        """Close everything that is open, after all saves are done."""

@@ -1,4 +1,4 @@
-"""Checkpoint engines of others. They run where their packages are installed: ``pip install`` adds them."""
+"""Checkpoint engines of other projects. They are skipped unless their packages are installed."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def _missing(module, package):
 
 
 class TorchCheckpointing(Way):
-    """Meta's ``torch_checkpointing``, asynchronous: a process writes, and only the update waits for the copy."""
+    """Meta's asynchronous ``torch_checkpointing``. A process writes, and only the update waits for the copy."""
 
     def __init__(self, training, folder):
         from torch_checkpointing import CheckpointManager
         from torch_checkpointing.storage.filesystem import LocalFileSystemStorageConfig
 
         super().__init__(training, folder)
-        config = CheckpointManager.Config.with_async_save()  # pins memory where there is a device
-        # By default it writes with O_DIRECT what is not aligned, which ext4 and XFS refuse.
+        config = CheckpointManager.Config.with_async_save()  # pins memory if there is a device
+        # By default it writes unaligned data with O_DIRECT, which ext4 and XFS refuse.
         config.storage_config = LocalFileSystemStorageConfig(use_direct_io=False)
         self.manager = CheckpointManager(config)
 
@@ -36,11 +36,11 @@ class TorchCheckpointing(Way):
         return _missing("torch_checkpointing", "torch_checkpointing")
 
     def save(self, step):
-        return Saved.of_future(self.manager.save(str(self.place(step)), self.training.state()))
+        return Saved.of_future(self.manager.save(str(self.path_of(step)), self.training.state()))
 
     def restore(self, step):
         state = self.training.state()
-        self.training.load(self.manager.load(str(self.place(step)), into=state))
+        self.training.load(self.manager.load(str(self.path_of(step)), into=state))
 
     def guard(self):
         return self.manager.lock()
@@ -50,7 +50,7 @@ class TorchCheckpointing(Way):
 
 
 class Resiliency(Way):
-    """NVIDIA's ``TorchAsyncCheckpoint``: ``torch.save`` in a process that stays."""
+    """NVIDIA's ``TorchAsyncCheckpoint``, which calls ``torch.save`` in a persistent process."""
 
     needs_group = True
 
@@ -71,12 +71,12 @@ class Resiliency(Way):
         if dist.get_rank() != 0:
             saved.finish()
             return saved
-        self.checkpoint.async_save(self.training.state(), self.place(step))
+        self.checkpoint.async_save(self.training.state(), self.path_of(step))
         threading.Thread(target=self._wait, args=(saved,), daemon=True).start()
         return saved
 
     def _wait(self, saved):
-        """Ask until it is written. Nobody else asks: the next save comes later."""
+        """Poll until the save is written. No other code polls, because the next save is later."""
         calls = self.checkpoint._async_calls_queue
         while calls.get_num_unfinalized_calls():
             self.checkpoint.finalize_async_save(no_dist=True)
@@ -84,8 +84,8 @@ class Resiliency(Way):
         saved.finish()
 
     def restore(self, step):
-        self.training.load(torch.load(self.place(step), map_location=self.training.device, weights_only=True))
+        self.training.load(torch.load(self.path_of(step), map_location=self.training.device, weights_only=True))
 
     def close(self):
         if dist.get_rank() == 0 and (caller := self.checkpoint._async_calls_queue.persistent_caller):
-            caller.close()  # its own way to close asks all ranks, and only rank 0 saved
+            caller.close()  # its close() is a collective of all ranks, but only rank 0 saved

@@ -1,4 +1,4 @@
-"""What Lightning and Accelerate do by themselves, through the calls that their users get."""
+"""The checkpoints of Lightning and Accelerate themselves, through their public calls."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from .base import Saved, Way
 
 
 def quieten():
-    """Keep Lightning's tips out of the figures, once it is imported."""
+    """Silence Lightning's tips, after it was imported."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _lightning():
-    """Return Lightning's classes. It takes seconds to import, and only its own ways need it."""
+    """Return classes that need Lightning. Its import takes seconds, and only its own ways need it."""
     import lightning.pytorch as pl
 
     quieten()
 
     class Module(pl.LightningModule):
-        """Holds model and optimizer of the benchmark. Its one step is the whole of the measurement."""
+        """A module with model and optimizer of the benchmark. Its only step is the whole measurement."""
 
         def __init__(self, training, body, when_set_up, when_started):
             super().__init__()
@@ -46,13 +46,13 @@ def _lightning():
             self.benchmark[1]()
 
     class AlreadyWrapped(pl.strategies.DDPStrategy):
-        """DDP as in Lightning, but the model is wrapped in it already, by the benchmark."""
+        """Lightning's DDP strategy for a model that the benchmark has wrapped already."""
 
         def _setup_model(self, model):
             return model
 
     class Once(pl.Callback):
-        """Ends the fit behind the one step."""
+        """A callback that ends the fit after its only step."""
 
         def on_train_batch_end(self, trainer, *args):
             trainer.should_stop = True
@@ -62,9 +62,9 @@ def _lightning():
 
 class Lightning(Way):
     """
-    ``trainer.save_checkpoint`` from within ``fit``, which is what ``ModelCheckpoint`` calls.
+    ``trainer.save_checkpoint`` within ``fit``, as ``ModelCheckpoint`` calls it.
 
-    The measurement runs in a training step, so that trainer, strategy and optimizers are what they are in a real fit.
+    The measurement runs in a training step, so that trainer, strategy and optimizers are those of a real fit.
     """
 
     def __init__(self, training, folder):
@@ -99,41 +99,41 @@ class Lightning(Way):
         self.trainer.fit(module, DataLoader(torch.zeros(1, 1), batch_size=1), **fit)
 
     def save(self, step):
-        self.trainer.save_checkpoint(self.place(step))
+        self.trainer.save_checkpoint(self.path_of(step))
         return Saved.at_once()
 
     def load(self, step):
-        """Take what a ``fit`` with ``ckpt_path`` needs between ``setup`` and the start of training."""
+        """Measure the time between ``setup`` and the start of training in a ``fit`` with ``ckpt_path``."""
         times = []
 
         def note():
             self.training.synchronize()
             times.append(time.perf_counter())
 
-        self.run(_nothing, when_set_up=note, when_started=note, ckpt_path=self.place(step), weights_only=True)
+        self.run(_nothing, when_set_up=note, when_started=note, ckpt_path=self.path_of(step), weights_only=True)
         return times[-1] - times[0]
 
 
 class LightningAsync(Lightning):
-    """The same with the plugin that writes from a thread."""
+    """``Lightning`` with the plugin that writes on a thread."""
 
     def plugins(self):
         from lightning.pytorch.plugins import AsyncCheckpointIO, TorchCheckpointIO
 
         outer = self
 
-        class Tells(TorchCheckpointIO):
-            """Says when it has written; the plugin around it does not."""
+        class FinishesSaved(TorchCheckpointIO):
+            """Finishes the :class:`Saved` after the write, because the plugin around it does not report the end."""
 
             def save_checkpoint(self, *args, **kwargs):
                 super().save_checkpoint(*args, **kwargs)
                 outer.saved.finish()
 
-        return [AsyncCheckpointIO(Tells())]
+        return [AsyncCheckpointIO(FinishesSaved())]
 
     def save(self, step):
         self.saved = saved = Saved()
-        self.trainer.save_checkpoint(self.place(step))
+        self.trainer.save_checkpoint(self.path_of(step))
         if not self.trainer.is_global_zero:  # only rank 0 writes
             saved.finish()
         return saved
@@ -144,7 +144,7 @@ def _nothing():
 
 
 class Accelerate(Way):
-    """``accelerator.save_state`` with its defaults: safetensors for the model, ``torch.save`` for the optimizer."""
+    """``accelerator.save_state`` with its defaults, safetensors for the model and ``torch.save`` for the optimizer."""
 
     wraps = True
 
@@ -156,8 +156,8 @@ class Accelerate(Way):
         training.module, _ = self.accelerator.prepare(training.module, training.optimizer)
 
     def save(self, step):
-        self.accelerator.save_state(str(self.place(step)))
+        self.accelerator.save_state(str(self.path_of(step)))
         return Saved.at_once()
 
     def restore(self, step):
-        self.accelerator.load_state(str(self.place(step)))
+        self.accelerator.load_state(str(self.path_of(step)))

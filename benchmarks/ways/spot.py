@@ -1,4 +1,4 @@
-"""This project, by its public API: a session without a host around it."""
+"""This project, through its public API, as a session without a host."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from spot_plugins.session import SpotSession
 
 from .base import Saved, Way
 
-NEVER = 10**9  # steps: only what is asked for is saved
+NEVER = 10**9  # steps, so that only explicit saves are made
 
 
 class Spot(Way):
-    """Saves below *url*; into a folder on this disk if it is None, and then writes only once."""
+    """A session that saves to *url*. None: a folder on this disk, so that each byte is written only once."""
 
     def __init__(self, training, folder, url=None, local_dir=None, storage_options=None, keep_last=2):
         super().__init__(training, folder)
@@ -25,23 +25,23 @@ class Spot(Way):
             every_steps=NEVER,
             keep_last=keep_last,
         )
-        self.heard = {}
-        """Per kind of event the last one of each step, with the time at which it was heard."""
+        self.received = {}
+        """The last event of each kind and step, with the time at which it was received."""
         self._saved = {}
         self.session = self._open()
 
     def _open(self):
-        session = SpotSession(self.config, on_event=[self._hear])
+        session = SpotSession(self.config, on_event=[self._on_event])
         session.register_model(self.training.model, [self.training.optimizer])
         session.resume()
         return session
 
-    def _hear(self, event):
+    def _on_event(self, event):
         match event:
             case Staged() | WrittenLocally() | Resumed():
-                self.heard[type(event), event.step] = (time.perf_counter(), event)
+                self.received[type(event), event.step] = (time.perf_counter(), event)
             case Committed():
-                self.heard[Committed, event.step] = (time.perf_counter(), event)
+                self.received[Committed, event.step] = (time.perf_counter(), event)
                 self._saved[event.step].finish()
             case SaveAbandoned():
                 self._saved[event.step].finish(RuntimeError(f"step {event.step} was abandoned: {event.reason}"))
@@ -57,15 +57,15 @@ class Spot(Way):
         self.session.after_step(step)
 
     def restore(self, step):
-        """Restore as a new process life does: with a new session. Some of its time is joining the run."""
-        self.heard.pop((Resumed, step), None)
+        """Restore with a new session, as a new attempt does. Part of the time is for joining the run."""
+        self.received.pop((Resumed, step), None)
         self.session.close()
         self.session = self._open()
-        if (Resumed, step) not in self.heard:
+        if (Resumed, step) not in self.received:
             raise RuntimeError(f"step {step} was not resumed")
 
     def forget(self, step):
-        """Nothing: it prunes by itself."""
+        """Do nothing, because the session prunes by itself."""
 
     def close(self):
         self.session.close()

@@ -1,4 +1,4 @@
-"""What comes with torch: ``torch.save`` and its distributed checkpoints, as their documentation shows them."""
+"""The checkpoints of torch: ``torch.save`` and distributed checkpoints, as their documentation shows them."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from .base import Saved, Way
 
 
 class TorchSave(Way):
-    """Rank 0 saves, the others wait for it."""
+    """``torch.save`` on rank 0, for which the other ranks wait."""
 
     def save(self, step):
         if not dist.is_initialized() or dist.get_rank() == 0:
-            torch.save(self.training.state(), self.place(step))
+            torch.save(self.training.state(), self.path_of(step))
         if dist.is_initialized():
             dist.barrier()
         return Saved.at_once()
 
     def restore(self, step):
-        self.training.load(torch.load(self.place(step), map_location=self.training.device, weights_only=True))
+        self.training.load(torch.load(self.path_of(step), map_location=self.training.device, weights_only=True))
 
 
 class DcpSave(Way):
@@ -32,12 +32,12 @@ class DcpSave(Way):
         return {"model": model, "optimizer": optimizer}
 
     def save(self, step):
-        dcp.save(self.state(), checkpoint_id=str(self.place(step)))
+        dcp.save(self.state(), checkpoint_id=str(self.path_of(step)))
         return Saved.at_once()
 
     def restore(self, step):
         state = self.state()
-        dcp.load(state, checkpoint_id=str(self.place(step)))
+        dcp.load(state, checkpoint_id=str(self.path_of(step)))
         set_state_dict(
             self.training.model,
             self.training.optimizer,
@@ -47,31 +47,31 @@ class DcpSave(Way):
 
 
 class DcpThread(DcpSave):
-    """Asynchronous with the settings that a caller gets who gives none."""
+    """``dcp.async_save`` with its default settings."""
 
-    needs_group = True  # async_save takes it for granted
+    needs_group = True  # async_save requires a process group
 
     def __init__(self, training, folder):
         super().__init__(training, folder)
-        # Its collectives run beside those of DDP, which would be mixed up with them in one group.
+        # A group of its own, because its collectives run beside those of DDP and must not mix with them.
         self.group = dist.new_group(backend="gloo")
 
     def save(self, step):
         return Saved.of_future(dcp.async_save(self.state(), **self.settings(step)))
 
     def settings(self, step):
-        return {"checkpoint_id": str(self.place(step)), "process_group": self.group}
+        return {"checkpoint_id": str(self.path_of(step)), "process_group": self.group}
 
 
 class DcpProcess(DcpThread):
-    """A process of its own writes, which starts with the first save."""
+    """``dcp.async_save`` with a process that writes. The process starts with the first save."""
 
     def settings(self, step):
         return {**super().settings(step), "async_checkpointer_type": AsyncCheckpointerType.PROCESS}
 
 
 class DcpStager(DcpThread):
-    """A stager that keeps its buffers. With a device it copies while training goes on, up to the next update."""
+    """``dcp.async_save`` with a stager that keeps its buffers. With a device it copies until the next update."""
 
     def __init__(self, training, folder):
         super().__init__(training, folder)

@@ -19,31 +19,34 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttemptStarted:
-    """A process life of the run has begun and claimed its number."""
+    """An attempt of the run has begun and claimed its number."""
 
     attempt: int
+    """Number of the attempt, counted from 1."""
     world_size: int
+    """Number of ranks."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Resumed:
-    """State was restored; training goes on behind *step*."""
+    """The state of *step* was restored. Training continues after it."""
 
     step: int
     from_attempt: int
+    """Attempt that saved the step."""
     from_world_size: int
-    """How many ranks had saved it."""
+    """Number of ranks that saved the step."""
     num_bytes: int
     """Bytes that this rank read."""
     from_local_bytes: int
-    """How many of them came from the local disk."""
+    """Bytes among them that came from the local disk."""
     load_s: float
-    """Seconds from the first look at the store to the last restored object."""
+    """Seconds from the first request to the store to the last restored object."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckpointRejected:
-    """A committed step could not be used; an older one is tried next."""
+    """A committed step cannot be used. An older one is tried next."""
 
     step: int
     attempt: int
@@ -52,80 +55,81 @@ class CheckpointRejected:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Salvaged:
-    """A step that an earlier attempt left on the local disks alone is committed now, and is what is resumed from."""
+    """A step that an earlier attempt left on local disks only is committed now. Training resumes from it."""
 
     step: int
     attempt: int
-    """The one that saved it."""
+    """Attempt that saved the step."""
     num_bytes: int
     """Bytes of blobs that this rank stored."""
     push_s: float
-    """Seconds from the first look at the local copies until all ranks were done."""
+    """Seconds from the first read of the local copies until all ranks were done."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NoticeSourcesFound:
-    """The session has looked where it runs, and knows who may tell it of an end."""
+    """The session has found its provider, and the notice sources to poll."""
 
     providers: tuple[str, ...]
-    """What was recognised, for example ``aws`` and ``kubernetes``."""
+    """Providers that were recognized, for example ``aws`` and ``kubernetes``."""
     sources: tuple[str, ...]
-    """Who is asked for notices, beside signals."""
+    """Notice sources that are polled, beside signals."""
     grace_s: float
-    """Seconds between a notice and the end to plan for. 0: there may be none, periodic saves are all there is."""
+    """Seconds to plan for between a notice and the end. 0: there may be no notice, so only periodic saves count."""
     limited_by: str
-    """What makes that so short: a provider, ``grace_seconds`` or the launcher."""
+    """Limit of ``grace_s``: a provider, ``grace_seconds`` or the launcher."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NoticeReceived:
-    """Word came that the machine will be taken."""
+    """A notice has arrived that the machine will be taken."""
 
     source: str
-    """For example ``SIGTERM``."""
+    """Signal or notice source, for example ``SIGTERM``."""
     grace_s: float | None
-    """Seconds from the notice to the deadline. None: a soft one, which names none."""
+    """Seconds from the notice to the deadline. None for a soft notice, which has no deadline."""
     kind: str = "hard"
-    """``hard``: it will be taken, and the ranks leave. ``soft``: it is likelier than usual; they save, and go on."""
+    """``hard``: the machine will be taken, so the ranks leave. ``soft``: this is likelier than usual, so they save."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Staged:
-    """The state of *step* is in host memory; training goes on."""
+    """The state of *step* is in host memory. Training continues."""
 
     step: int
     trigger: str
-    """Why it was saved: ``steps``, ``seconds``, ``soft``, ``notice``, ``explicit``, ``end`` or ``pause``."""
+    """Reason of the save: ``steps``, ``seconds``, ``soft``, ``notice``, ``explicit``, ``end`` or ``pause``."""
     num_bytes: int
     """Bytes that this rank staged."""
     stall_s: float
-    """Seconds that the training thread stood still for it."""
+    """Seconds that the training thread stood still for the save."""
     copy_s: float = 0.0
-    """Seconds from the begin of the save until all was copied, most of them beside training."""
+    """Seconds from the begin of the save until everything was copied. Most of the copy runs beside training."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SaveDeferred:
-    """A periodic save was due, but an earlier one is still being pushed. It is tried again."""
+    """A periodic save was due, but an earlier save is still being pushed. It is tried again after the next step."""
 
     step: int
     num_deferred: int
-    """Deferred saves since the session began, this one included."""
+    """Number of deferred saves since the session began, this one included."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IntervalChanged:
-    """``every_seconds="auto"`` found a better interval between saves, or a soft notice shortened it. Told by rank 0."""
+    """``every_seconds="auto"`` or a soft notice has changed the interval between saves. Rank 0 emits this event."""
 
     interval_s: float
+    """Seconds from one save to the next."""
     before_s: float
-    """Infinity if saves were due on steps alone."""
+    """Seconds before the change. Infinity if saves were due by steps only."""
     stall_s: float
-    """Seconds that training lately stood still for a save: the mean."""
+    """Mean seconds that training stood still for a recent save."""
     push_s: float
-    """Seconds that a push lately took: the longest. The interval is never shorter."""
+    """Seconds of the longest recent push. The interval is never shorter."""
     mean_between_preemptions_s: float
-    """Seconds between preemptions that are expected, from those seen and a prior."""
+    """Expected seconds between preemptions, from those seen and a prior."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,14 +138,16 @@ class WrittenLocally:
 
     step: int
     num_bytes: int
+    """Bytes that were written."""
     write_s: float
+    """Seconds that the write took."""
     write_bytes_per_s: float | None = None
-    """How fast this rank's blobs have lately gone to the local disk; None if not known."""
+    """Recent speed of this rank's writes to the local disk. None if it is unknown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LocalWriteFailed:
-    """The local disk took no copy; the push to the store goes on from memory."""
+    """The local disk took no copy. The push to the store continues from memory."""
 
     step: int
     reason: str
@@ -149,30 +155,30 @@ class LocalWriteFailed:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PushFailing:
-    """The store refuses or does not answer; the pusher keeps trying the newest staged step."""
+    """The store refuses the push or does not answer. The pusher keeps trying the newest staged step."""
 
     step: int
     num_tries: int
-    """Failed tries of this step so far."""
+    """Number of failed tries of this step so far."""
     reason: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Committed:
-    """This rank's part of *step* is stored. The step is visible once all ranks say so."""
+    """This rank has stored its share of *step*. The step is visible after all ranks have stored theirs."""
 
     step: int
     num_bytes: int
     """Bytes that this rank stored."""
     push_s: float
-    """Seconds from the end of staging to this rank's manifest."""
+    """Seconds from the end of staging to the put of this rank's manifest."""
     put_bytes_per_s: float | None = None
-    """How fast this rank's blobs have lately gone to the store, all parallel puts together; None if not known."""
+    """Recent speed of this rank's puts to the store, all parallel puts together. None if it is unknown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SaveAbandoned:
-    """*step* will never be committed: a newer one took its place, or it could not be stored."""
+    """*step* will never be committed, because a newer step took its place or the store failed."""
 
     step: int
     reason: str
@@ -180,10 +186,12 @@ class SaveAbandoned:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Superseded:
-    """A newer attempt runs; this one writes no manifest any more."""
+    """A newer attempt runs, so this one writes no further manifest."""
 
     attempt: int
+    """Number of this attempt."""
     newest: int
+    """Number of the newest attempt."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -196,43 +204,46 @@ class Pruned:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LastSecondsPlanned:
-    """What is done with the time that a notice leaves, and the numbers that say so. Told again when that changes."""
+    """The plan for the time until the deadline, with its numbers. It is emitted again if the plan changes."""
 
     step: int
+    """The step after which the plan was made."""
     choice: str
-    """``train_on``, ``save``, ``save_locally``, ``finish_push`` or ``nothing_fits``: see docs/notices.md."""
+    """``train_on``, ``save``, ``save_locally``, ``finish_push`` or ``nothing_fits``. See docs/notices.md."""
     is_promised: bool
-    """Whether it is in time by what was measured, with a margin. Not so where nothing was measured yet."""
+    """True if the plan fits by the measured speeds, with a margin. False if nothing was measured yet."""
     needs_s: float | None
-    """Seconds until the last save is where it shall be, by what was measured; None without a promise."""
+    """Seconds until the last save is stored, by the measured speeds. None without a promise."""
     left_s: float
-    """Seconds until then at most. What leaving takes is subtracted already."""
+    """Seconds until the last save must be stored. The time for leaving is already subtracted."""
     num_steps: int
-    """Steps that fit before the last save."""
+    """Number of steps that fit before the last save."""
     save_first: bool
-    """Whether this step is saved as well, in case that the notice was too optimistic."""
+    """True if this step is saved too, in case the machine is taken early."""
     step_s: float | None
     """Seconds of one step."""
     num_bytes: int | None
-    """Bytes of one save, on the rank that has most; None before the first one."""
+    """Bytes of one save, on the rank with the largest. None before the first save."""
     stage_bytes_per_s: float | None
+    """Recent speed of the copy to host memory, on the slowest rank. None if it was not measured."""
     disk_bytes_per_s: float | None
+    """Recent speed of the local disk, on the slowest rank. None if it was not measured."""
     store_bytes_per_s: float | None
-    """What the slowest rank lately reached; None where nothing was measured."""
+    """Recent speed of the store, on the slowest rank. None if it was not measured."""
     in_flight_s: float
-    """Seconds until earlier saves are committed; 0 if they are, infinity where nobody knows."""
+    """Seconds until earlier saves are committed. 0 if they are, infinity if that is unknown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Leaving:
-    """Because of a notice the process is about to end, unless ``on_notice="continue"`` lets this rank stay."""
+    """The process is about to end because of a notice, unless ``on_notice="continue"`` lets this rank stay."""
 
     step: int | None
-    """Last step this rank saved, or None."""
+    """Last step that this rank saved, or None."""
     durable: bool
-    """Whether this rank's part of it reached the store in time."""
+    """True if this rank's share of the step reached the store in time."""
     left_s: float
-    """Seconds that remained until the deadline; negative when it was missed."""
+    """Seconds until the deadline. Negative if the deadline was missed."""
 
 
 Event: TypeAlias = (
@@ -255,7 +266,7 @@ Event: TypeAlias = (
     | LastSecondsPlanned
     | Leaving
 )
-"""A union, one member per kind of event."""
+"""The union of all kinds of events."""
 
 Subscriber: TypeAlias = Callable[[Event], None]
 """A function that is called with every event, on the thread that emits the event. It must not block."""
@@ -268,18 +279,20 @@ def subscribers_of(
     on_event: Subscriber | Sequence[Subscriber], hooks: Sequence[Subscriber] | None
 ) -> tuple[Subscriber, ...]:
     """
-    Return the subscribers that a constructor was given, by the argument *on_event* or by its old name *hooks*.
+    Return the subscribers that a constructor was given, as *on_event* or under its old name *hooks*.
 
-    The constructor calls this itself, so that a warning names the line of its caller.
+    The constructor calls this function directly, so that a warning names the line of the constructor's caller.
 
     Raises:
-        ConfigError: Both are given, or one is neither a function nor a sequence of functions.
+        ConfigError: Both are given, or the value is neither a function nor a sequence of functions.
     """
     name: str = "on_event"
-    given: Any = on_event  # a user may give anything
+    given: Any = on_event  # a user may pass any object
     if hooks is not None:
         if on_event != ():
-            raise ConfigError(f"on_event={on_event!r} and hooks={hooks!r}: hooks is the old name. Give on_event alone")
+            raise ConfigError(
+                f"on_event={on_event!r} and hooks={hooks!r}: hooks is the old name of on_event. Pass only on_event"
+            )
         warnings.warn("hooks is the old name of on_event. Write on_event=...", DeprecationWarning, stacklevel=3)
         name, given = "hooks", hooks
     subscribers = (given,) if callable(given) else tuple(given) if isinstance(given, Iterable) else None
@@ -292,7 +305,7 @@ class EventBus:
     """
     Passes each event to all subscribers, in the order in which they subscribed.
 
-    A subscriber that raises is logged and never disturbs training.
+    An exception in a subscriber is logged and never disturbs training.
     """
 
     def __init__(self, *subscribers: Subscriber) -> None:

@@ -1,4 +1,4 @@
-"""Ranks as threads of one process: what several processes agree on, tested in milliseconds."""
+"""Ranks as threads of one process, so that tests of several ranks take milliseconds."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def run_thread_ranks(
     Args:
         world_size: Number of ranks.
         body: Gets the rank's :class:`ThreadRanks`, which is a :class:`~spot_plugins.ranks.Ranks`.
-        timeout_s: How long all of them together may take.
+        timeout_s: Seconds that all calls together may take.
 
     Returns:
-        What *body* returned, in rank order.
+        The results of *body*, in rank order.
 
     Raises:
-        BaseException: What *body* raised first on any rank, at once, ``SystemExit`` included. The threads of the
-            other ranks are left alone; they end with the process at the latest.
-        TimeoutError: Some ranks did not return. The message names them.
+        BaseException: The first exception that *body* raised on any rank, including ``SystemExit``. The threads of the
+            other ranks continue, and end with the process at the latest.
+        TimeoutError: Some ranks did not return in time. The message names them.
     """
     boards: list[MemoryBoard] = []
     lock = threading.Lock()
@@ -39,7 +39,7 @@ def run_thread_ranks(
     def run(rank: int) -> None:
         try:
             ended.put((rank, body(ThreadRanks(rank, world_size, boards, lock)), None))
-        except BaseException as error:  # noqa: BLE001 - it is raised again, on the caller's thread
+        except BaseException as error:  # noqa: BLE001 - the caller's thread raises it again
             ended.put((rank, None, error))
 
     for rank in range(world_size):
@@ -51,7 +51,10 @@ def run_thread_ranks(
             rank, result, error = ended.get(timeout=max(0.0, deadline - time.monotonic()))
         except queue.Empty:
             late = sorted(set(range(world_size)) - set(results))
-            raise TimeoutError(f"ranks {late} of {world_size} did not return within {timeout_s} s") from None
+            raise TimeoutError(
+                f"timeout_s={timeout_s}: ranks {late} of {world_size} did not return in time. Raise timeout_s, or look "
+                f"for a collective that not all ranks enter"
+            ) from None
         if error is not None:
             raise error
         results[rank] = result  # type: ignore[assignment]
@@ -59,7 +62,7 @@ def run_thread_ranks(
 
 
 class ThreadRanks:
-    """One of several ranks that are threads of this process. Made by :func:`run_thread_ranks`."""
+    """One of several ranks that are threads of this process. :func:`run_thread_ranks` makes it."""
 
     def __init__(self, rank: int, world_size: int, boards: list[MemoryBoard], lock: threading.Lock) -> None:
         self.rank = rank
@@ -69,7 +72,7 @@ class ThreadRanks:
         self._num_opened = 0
 
     def open_board(self) -> Board:
-        """Return the board that all ranks share: the first with everybody's first call, and so on."""
+        """Return a board that all ranks share. The n-th call of every rank returns the same board."""
         with self._lock:
             if self._num_opened == len(self._boards):
                 self._boards.append(MemoryBoard())
@@ -79,7 +82,7 @@ class ThreadRanks:
 
 
 class _Guest:
-    """The board as all ranks but 0 have it: their closing does not end it."""
+    """The board for every rank but 0. Closing it does not close the board of rank 0."""
 
     def __init__(self, board: MemoryBoard) -> None:
         self.post = board.post

@@ -155,7 +155,7 @@ def test_a_notice_that_a_rank_hears_itself_is_no_failure(remains, tmp_path):
 
     remains.assert_nothing(within_s=0.5)
     training.assert_all_left_with_one_step()
-    assert "running it again" not in training.printed()
+    assert "is started again" not in training.printed()
 
 
 CRASHES_ONCE = """
@@ -181,7 +181,9 @@ def test_a_command_that_fails_is_run_again_as_often_as_was_asked(remains, tmp_pa
 
     assert process.wait(timeout=90) == 0, (tmp_path / "output.txt").read_text()[-3000:]
     remains.assert_nothing(within_s=0.5)
-    assert "the command ended with 137; running it again, 0 restarts are left" in (tmp_path / "output.txt").read_text()
+    assert (
+        "the command ended with 137 and is started again, 0 restarts are left" in (tmp_path / "output.txt").read_text()
+    )
     [step] = resumed_steps(tmp_path, 0)
     assert step >= 5
 

@@ -148,7 +148,7 @@ def test_no_restart_after_a_rank_has_left_by_itself():
     done = spot("run", "--max-restarts", "1", "sh", "-c", f"{sys.executable} -c '{LEAVES}'; sleep 1 & exit 1")
 
     assert done.returncode == 143
-    assert "running it again" not in done.stderr
+    assert "is started again" not in done.stderr
 
 
 def test_children_that_whoever_started_it_ignores_are_waited_for():

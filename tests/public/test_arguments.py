@@ -146,7 +146,7 @@ def test_the_old_name_of_on_event_works_and_is_deprecated(host: type, tmp_path: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"on_event": [print], "hooks": [print]}, "hooks is the old name. Give on_event alone"),
+        ({"on_event": [print], "hooks": [print]}, "hooks is the old name of on_event. Pass only on_event"),
         ({"on_event": None}, "on_event=None must be a function or a list of functions"),
         ({"on_event": [print, 3]}, r"on_event=\[.*3\] must be a function or a list of functions"),
         ({"on_event": "print"}, "on_event='print' must be a function or a list of functions"),

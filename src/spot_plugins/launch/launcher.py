@@ -1,4 +1,4 @@
-"""The launcher in front of this process: whether it passes on a SIGTERM, and how long it waits before its SIGKILL."""
+"""The launcher that started this process, its handling of SIGTERM, and its time limit before SIGKILL."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Final
 from . import roster
 
 ELASTIC_TIMEOUT_S: Final = 30.0
-"""What torchrun waits unless it is told otherwise; ``accelerate launch`` with several processes is torchrun too."""
+"""Default timeout in seconds of torchrun, and so of ``accelerate launch`` with several processes."""
 
 FLAGS: Final = ("--shutdown-timeout", "--shutdown_timeout")
 TIMEOUT_VARIABLES: Final = ("PET_SHUTDOWN_TIMEOUT", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT")  # the first one wins
@@ -34,7 +34,7 @@ class Launcher:
 
 
 def parent() -> Launcher:
-    """Return who started this process."""
+    """Return the launcher, read from the command line of the parent process."""
     pid = os.getppid()
     try:
         words = Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace").split("\0")
@@ -45,11 +45,11 @@ def parent() -> Launcher:
 
 def elastic_timeout_s(environ: Mapping[str, str], launcher: Launcher) -> float | None:
     """
-    Return the timeout of the elastic agent that started this process, None if there is none.
+    Return the timeout in seconds of the elastic agent that started this process, or None if there is no agent.
 
     Args:
-        environ: Environment variables; the agent's own are inherited.
-        launcher: Who started this process.
+        environ: Environment variables, which include those of the agent.
+        launcher: The process that started this one.
     """
     if "TORCHELASTIC_RUN_ID" not in environ:
         return None
@@ -65,29 +65,29 @@ def elastic_timeout_s(environ: Mapping[str, str], launcher: Launcher) -> float |
 
 def timeout_s(environ: Mapping[str, str], launcher: Launcher) -> float | None:
     """
-    Return how long after a SIGTERM this process is killed by what started it, ``spot run`` or the elastic agent.
+    Return the seconds from a SIGTERM until ``spot run`` or the elastic agent kills this process.
 
-    None where nobody kills. The arguments are those of :func:`elastic_timeout_s`.
+    None if neither of them started it. The arguments are those of :func:`elastic_timeout_s`.
     """
     given = [each for each in (_spot_run_grace_s(environ), elastic_timeout_s(environ, launcher)) if each is not None]
     return min(given, default=None)
 
 
 def advice(environ: Mapping[str, str], launcher: Launcher, grace_s: float) -> str | None:
-    """Return what to tell a user whose launcher takes the grace away, or a part of it; None if it does not."""
+    """Return a remedy for a launcher that shortens the grace period or forwards no SIGTERM. None if it does neither."""
     least_s = timeout_s(environ, launcher)
     if least_s is None:
-        return _deaf(environ, launcher)
+        return _advice_to_forward(environ, launcher)
     if least_s >= grace_s:
         return None
     spot_run_s = _spot_run_grace_s(environ)
-    if spot_run_s is not None and spot_run_s < grace_s:  # first, as torchrun's timeout is made of it
+    if spot_run_s is not None and spot_run_s < grace_s:  # first, because torchrun's timeout derives from it
         return (
-            f"spot run kills its processes {spot_run_s:g} s after a SIGTERM, but grace_seconds={grace_s:g}: only "
+            f"grace_seconds={grace_s:g}, but spot run kills its processes {spot_run_s:g} s after a SIGTERM, so only "
             f"{least_s:g} s will be used. Start it with: spot run --grace-seconds {grace_s:g} -- ..."
         )
     return (
-        f"the elastic launcher kills its processes {least_s:g} s after a SIGTERM, but grace_seconds={grace_s:g}: "
+        f"grace_seconds={grace_s:g}, but the elastic launcher kills its processes {least_s:g} s after a SIGTERM, so "
         f"only {least_s:g} s will be used. Start torchrun with --shutdown-timeout {math.ceil(grace_s)}, or set "
         f"TORCH_ELASTIC_SHUTDOWN_TIMEOUT={math.ceil(grace_s)} in its environment (accelerate launch: only the latter)"
     )
@@ -98,30 +98,30 @@ def _value(words: Sequence[str], index: int) -> str:
     return value if has_value else "".join(words[index + 1 : index + 2])
 
 
-def _deaf(environ: Mapping[str, str], launcher: Launcher) -> str | None:
-    """Return what to tell a user whose launcher does not pass on a SIGTERM at all."""
-    if roster.VARIABLE in environ:  # spot run sees to it
+def _advice_to_forward(environ: Mapping[str, str], launcher: Launcher) -> str | None:
+    """Return a remedy for a launcher that does not forward SIGTERM, or None if it does."""
+    if roster.VARIABLE in environ:  # spot run sends a SIGTERM to each rank itself
         return None
     words = [Path(word).name for word in launcher.command]
     program, argument = (*_program(words), "", "")[:2]
     if program in _ACCELERATE_LAUNCH or (program in _ACCELERATE and argument == "launch"):
         return (
-            "accelerate launch with one process does not pass on a SIGTERM: it dies of it, and this process is never "
-            "told. Start it with: spot run -- accelerate launch ..."
+            "accelerate launch with one process dies of a SIGTERM and does not forward it, so this process gets no "
+            "notice. Start it with: spot run -- accelerate launch ..."
         )
     if launcher.pid == 1 and words and words[0] in SHELLS:
         return (
-            f"process 1 of this container is {words[0]}, which passes on no SIGTERM. Begin the last command of its "
+            f"process 1 of this container is {words[0]}, which does not forward SIGTERM. Begin the last command of its "
             "script with exec, or with: spot run --"
         )
     return None
 
 
 def _program(words: Sequence[str]) -> Sequence[str]:
-    """Return what python, the first of *words*, is told to run, a script or a module, and its arguments."""
+    """Return the script or module in a command line of python, and its arguments."""
     index = 1
     while index < len(words) and words[index].startswith("-"):
-        index += 2 if words[index] in _WITH_VALUE else 1  # behind -m is the module
+        index += 2 if words[index] in _WITH_VALUE else 1  # the module follows -m
     return words[index:]
 
 

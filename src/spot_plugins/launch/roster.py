@@ -1,7 +1,7 @@
 """
-A folder in which the ranks of a machine write down who they are, for ``spot run``, which started them.
+The roster: a folder in which each rank of a machine records its process id, for the ``spot run`` that started it.
 
-A launcher in between may not pass on a signal, and may not say how its ranks have ended.
+``spot run`` needs it because a launcher in between may not forward a signal, and may hide the exit codes of its ranks.
 """
 
 from __future__ import annotations
@@ -12,42 +12,42 @@ from pathlib import Path
 from typing import Final
 
 VARIABLE: Final = "SPOT_ROSTER"
-"""Names the folder. Set by ``spot run`` alone."""
+"""Variable with the path of the folder. Only ``spot run`` sets it."""
 
 GRACE_VARIABLE: Final = "SPOT_RUN_GRACE_SECONDS"
-"""Seconds from a signal to ``spot run`` until it kills. Set by it alone, whatever grace the training is told of."""
+"""Variable with the seconds from a signal until ``spot run`` kills. Only ``spot run`` sets it."""
 
 _RANK: Final = "rank-"
 _LEFT: Final = "left-"
 
 
 def join() -> None:
-    """Write down that this process is a rank, which a SIGTERM makes save and leave. Nothing without ``spot run``."""
+    """Record that this process is a rank, which saves and leaves after a SIGTERM. No effect without ``spot run``."""
     _write(_RANK)
 
 
 def leave() -> None:
-    """Write down that this rank leaves because of a notice."""
+    """Record that this rank leaves because of a notice."""
     _write(_LEFT)
 
 
 def ranks(folder: Path) -> set[int]:
-    """Return the process ids of all that have joined."""
+    """Return the process ids of all ranks that have joined."""
     return {int(path.name.removeprefix(_RANK)) for path in folder.glob(f"{_RANK}*")}
 
 
 def has_left(folder: Path) -> bool:
     """
-    Return whether a rank has left because of a notice, and none has joined since.
+    Return True if a rank has left because of a notice and no rank has joined since.
 
-    A launcher with restarts of its own may start ranks again, and their end is the one that counts.
+    A launcher that restarts may start ranks again. Then the end of the new ranks counts.
     """
     left = _newest(folder, _LEFT)
     return left > 0 and left >= _newest(folder, _RANK)
 
 
 def clear(folder: Path) -> None:
-    """Forget all, before the ranks are started again."""
+    """Remove all records, before the ranks are started again."""
     for path in folder.iterdir():
         path.unlink()
 
@@ -58,5 +58,5 @@ def _newest(folder: Path, kind: str) -> int:
 
 def _write(kind: str) -> None:
     if folder := os.environ.get(VARIABLE):
-        with suppress(OSError):  # the folder is gone with the one who made it
+        with suppress(OSError):  # the folder is gone if spot run has ended
             Path(folder, f"{kind}{os.getpid()}").touch()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import threading
 import time
 from collections import deque
@@ -16,20 +15,22 @@ from ..agreement import Act, Notice
 from ..events import Committed, Event, EventBus, LastSecondsPlanned, PushFailing, SaveAbandoned, Staged, WrittenLocally
 from ..format.manifest import Json
 from .plan import Plan, Situation, plan_last_seconds, slowest
+from .save_speeds import InFlight, SaveSpeeds
 
 logger = logging.getLogger(__name__)
 
-NUM_STEPS: Final = 16  # the slowest of so many is what a step takes
+NUM_STEPS: Final = 16  # number of recent steps, of which the slowest counts
 
 
 class Measurements:
     """
-    Follows the events of its rank, and plans the last seconds from what saves lately took on the slowest rank.
+    Measures the saves and steps of its rank, and plans the last seconds by the speeds of the slowest rank.
 
-    :meth:`figures`, :meth:`merge` and :meth:`decide` are that part of :class:`~.agreement.decision.Participant`.
+    :meth:`figures`, :meth:`merge` and :meth:`decide` implement methods of :class:`~.agreement.decision.Participant`.
+    Events arrive on any thread. Steps arrive on the training thread.
 
     Args:
-        disk_survives: Whether the next attempt finds what is on the local disk.
+        disk_survives: Whether the next attempt can read the local disk.
         bus: Gets :class:`~.events.LastSecondsPlanned`.
     """
 
@@ -40,18 +41,14 @@ class Measurements:
         self._step_ends: deque[float] = deque(maxlen=NUM_STEPS + 1)
         self._saved = 0
         self._saved_since_notice = False
-        self._in_flight: dict[int, float] = {}  # steps, and when they were in memory
-        self._is_failing = False
-        self._staged: Staged | None = None
-        self._disk_bytes_per_s: float | None = None
-        self._store_bytes_per_s: float | None = None
-        self._commit_s = 0.0
+        self._speeds = SaveSpeeds()
+        self._in_flight = InFlight()
         self._others: Situation | None = None
         self._merged_at = 0.0
         self._emitted: tuple[str, bool] | None = None
 
     def on_step(self) -> None:
-        """Take the time of a step that is done. On the training thread."""
+        """Measure the step that has ended. Call it on the training thread."""
         self._step_ends.append(time.monotonic())
 
     def on_pause(self) -> None:
@@ -59,32 +56,29 @@ class Measurements:
         self._step_ends.clear()
 
     def on_saved(self, step: int, *, because_of_notice: bool = False) -> None:
-        """Take *step* as the newest that is being saved, or was resumed from."""
+        """Remember *step* as the newest one that is being saved or was resumed from."""
         with self._lock:
             self._saved = step
             self._saved_since_notice |= because_of_notice
 
     def on_event(self, event: Event) -> None:
-        """Take the speeds that *event* tells. Callable from any thread."""
+        """Measure the save that *event* is about. Callable from any thread."""
         with self._lock:
             match event:
                 case Staged(step=step, trigger=trigger):
-                    self._staged = event
-                    if trigger != "pause":  # that one is only held, until there is a notice
-                        self._in_flight[step] = time.monotonic()
-                case WrittenLocally(write_bytes_per_s=speed):
-                    self._disk_bytes_per_s = speed
-                case Committed(step=step, num_bytes=num_bytes, push_s=push_s, put_bytes_per_s=speed):
-                    if speed and not self._is_failing and len(self._in_flight) == 1:  # else it waited for others
-                        moved_s = num_bytes / speed + num_bytes / (self._disk_bytes_per_s or math.inf)
-                        self._commit_s = max(0.0, push_s - moved_s)
-                    self._store_bytes_per_s = speed
-                    self._is_failing = False
-                    self._in_flight.pop(step, None)
+                    self._speeds.on_staged(event)
+                    if trigger != "pause":  # the state of a pause is held, and pushed only after a notice
+                        self._in_flight.add(step, time.monotonic())
+                case WrittenLocally():
+                    self._speeds.on_written(event)
+                case Committed(step=step):
+                    self._speeds.on_committed(event, was_alone=self._in_flight.is_steady)
+                    self._in_flight.is_failing = False
+                    self._in_flight.remove(step)
                 case SaveAbandoned(step=step):
-                    self._in_flight.pop(step, None)
+                    self._in_flight.remove(step)
                 case PushFailing():
-                    self._is_failing = True
+                    self._in_flight.is_failing = True
 
     def figures(self) -> Json:
         """See :class:`~.agreement.decision.Participant`."""
@@ -106,22 +100,16 @@ class Measurements:
 
     def announce(self, step: int, notice: Notice) -> None:
         """Emit the plan for leaving with *step*."""
-        now = replace(self._situation(step, _left_s(notice)), step_s=None)  # there will be no other step
+        now = replace(self._situation(step, _left_s(notice)), step_s=None)  # no further step is trained
         self._emit_plan(step, plan_last_seconds(now), now)
 
     def _situation(self, step: int, left_s: float) -> Situation:
         """Return the situation of this rank after *step*."""
         with self._lock:
-            staged = self._staged
             situation = Situation(
                 left_s=left_s,
                 step_s=max((after - before for before, after in pairwise(tuple(self._step_ends))), default=None),
-                num_bytes=None if staged is None else staged.num_bytes,
-                stall_s=0.0 if staged is None else staged.stall_s,
-                stage_bytes_per_s=None if staged is None else staged.num_bytes / max(staged.copy_s, 1e-9),
-                disk_bytes_per_s=self._disk_bytes_per_s,
-                store_bytes_per_s=self._store_bytes_per_s,
-                commit_s=self._commit_s,
+                **self._speeds.fields(),
                 disk_survives=self._disk_survives,
                 in_flight_s=0.0,
                 num_unsaved_steps=max(0, step - self._saved),
@@ -130,18 +118,9 @@ class Measurements:
         return replace(situation, in_flight_s=self._in_flight_s(situation))
 
     def _in_flight_s(self, by: Situation) -> float:
-        """
-        Estimate the seconds until every push in flight finishes, by the speeds of *by*.
-
-        A push that is already overdue is expected to take as long again as it is late.
-        """
-        end = 0.0
+        """Estimate the seconds until every push in flight finishes, by the speeds of *by*."""
         with self._lock:
-            if not self._in_flight:
-                return 0.0
-            for staged_at in self._in_flight.values():
-                end = max(end, staged_at) + by.push_s
-            return math.inf if self._is_failing else abs(end - time.monotonic())
+            return self._in_flight.seconds_left(by.push_s, time.monotonic())
 
     def _of_all(self, own: Situation) -> Situation:
         """Return *own* merged with the figures of the other ranks, whose pushes have continued since."""

@@ -1,8 +1,11 @@
 """
-What to do with the last seconds of a machine. Values in, a value out; asked at every end of a step after a notice.
+The plan for the last seconds of a machine, as a pure function that is called after each step once there is a notice.
 
-The machine that is planned for: training stands still while the last save is staged; each save is then written to
-the local disk, if there is one, and put to the store; pushes follow one another, none is called back.
+The plan assumes three things:
+
+- Training stands still while the last save is staged.
+- Each save is written to the local disk, if there is one, and then put to the store.
+- Pushes follow one another, and none is cancelled.
 """
 
 from __future__ import annotations
@@ -13,83 +16,83 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeAlias
 
 MARGIN: Final = 0.1
-"""Everything is planned to take this much longer than it lately did."""
+"""Share that is added to every measured duration."""
 
 Choice: TypeAlias = Literal["train_on", "save", "save_locally", "finish_push", "nothing_fits"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Situation:
-    """A rank at the end of a step. Speeds are those lately measured; None where nothing was."""
+    """The state of a rank after a step. Speeds are the latest measured ones. A speed that was not measured is None."""
 
     left_s: float
-    """Seconds until everything must be stored. What leaving takes is subtracted already."""
+    """Seconds until everything must be stored. The time for leaving is already subtracted."""
     step_s: float | None
-    """Seconds of one optimizer step, rather too many than too few."""
+    """Seconds of one optimizer step, estimated high."""
     num_bytes: int | None
-    """Size of one save; None before the first one."""
+    """Bytes of one save. None before the first one."""
     stall_s: float
-    """Seconds that training stands still for a save that is copied while it goes on."""
+    """Seconds that training stands still for a save whose copy runs beside training."""
     stage_bytes_per_s: float | None
     disk_bytes_per_s: float | None
-    """None also if there is no local disk to write to."""
+    """None also if there is no local disk."""
     store_bytes_per_s: float | None
     commit_s: float
-    """Seconds that a step takes to be committed beside its bytes."""
+    """Seconds of a push that do not depend on its bytes."""
     disk_survives: bool
-    """Whether what is on the local disk can be read after the deadline."""
+    """True if the next attempt can read the local disk after the deadline."""
     in_flight_s: float
-    """Seconds until earlier saves are committed; 0 if they are, infinity where nobody knows."""
+    """Seconds until earlier saves are committed. 0 if they are, infinity if that is unknown."""
     num_unsaved_steps: int
-    """Steps trained since the newest that is stored or in flight."""
+    """Number of steps trained after the newest save that is stored or in flight."""
     saved_since_notice: bool
-    """Whether that one was staged after the notice."""
+    """True if the newest save was staged after the notice."""
 
     @property
     def stage_s(self) -> float:
-        """Seconds to copy one save to memory; infinity where nobody knows."""
+        """Seconds to copy one save to host memory. Infinity if that is unknown."""
         return _seconds(self.num_bytes, self.stage_bytes_per_s)
 
     @property
     def disk_s(self) -> float:
-        """Seconds to write one save to the local disk, if there is one."""
+        """Seconds to write one save to the local disk. 0 without a local disk."""
         return 0.0 if self.disk_bytes_per_s is None else _seconds(self.num_bytes, self.disk_bytes_per_s)
 
     @property
     def push_s(self) -> float:
-        """Seconds from a save in memory to its commit; infinity where nobody knows."""
+        """Seconds from a save in host memory to its commit. Infinity if that is unknown."""
         return self.disk_s + _seconds(self.num_bytes, self.store_bytes_per_s) + self.commit_s
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What saves most, and the numbers that say so."""
+    """The choice that loses least, and the numbers for it."""
 
     choice: Choice
     """
-    - ``train_on``: do one more step and ask again;
-    - ``save``: stage this step now and push it, then wait;
-    - ``save_locally``: the same; only the local disk will have it in time, and that survives;
-    - ``finish_push``: wait for what is in flight; a save behind it may be tried, and is not promised;
-    - ``nothing_fits``: by what was measured nothing will be in time. A save may be tried, and is not promised.
+    - ``train_on``: train one more step and plan again.
+    - ``save``: stage this step now, push it and wait.
+    - ``save_locally``: the same, but only the local disk will have the step in time. The local disk survives.
+    - ``finish_push``: wait for the pushes in flight. Another save may be tried after them, without a promise.
+    - ``nothing_fits``: by the measured speeds, nothing will be in time. A save may be tried, without a promise.
     """
     is_promised: bool
-    """Whether it fits with the margin. Not so before the speeds are known."""
+    """True if the choice fits with the margin. False before the speeds are known."""
     needs_s: float | None
-    """Seconds until the promise is kept, by what was measured and without the margin; None without a promise."""
+    """Seconds until the last save is stored, by the measured speeds and without the margin. None without a promise."""
     left_s: float
     num_steps: int = 0
-    """Steps that fit before the last save."""
+    """Number of steps that fit before the last save."""
     save_first: bool = False
-    """Whether to save this step as well before training on, for the case that the notice was too optimistic."""
+    """True if this step is to be saved too before training continues, in case the machine is taken early."""
 
 
 def slowest(ranks: Sequence[Situation]) -> Situation:
     """
-    Return the situation of a job whose *ranks* must all be in time: in each field that of the worst of them.
+    Return the situation of a job whose *ranks* must all be in time. Each field is that of the worst rank.
 
     Raises:
-        ValueError: There is no rank.
+        ValueError: *ranks* is empty.
     """
     steps = [each.step_s for each in ranks]
     sizes = [each.num_bytes for each in ranks]
@@ -114,15 +117,16 @@ def plan_last_seconds(now: Situation) -> Plan:
     """
     Choose what loses least.
 
-    A step in the store is worth more than a newer one on a disk, and any new one more than that in flight.
-    A first save, beside the late one, is made where it costs at most one step and is stored before the late one.
+    A step in the store is worth more than a newer step on the local disk. A new step is worth more than the one in
+    flight. If there is time for more steps, this step is saved first as well, provided that the save costs at most one
+    step and is stored before the last save begins.
     """
     allowed_s = now.left_s / (1 + MARGIN)
     stage_s = now.stage_s
-    ways: list[tuple[Choice, float]] = [("save", now.push_s)]
+    choices: list[tuple[Choice, float]] = [("save", now.push_s)]
     if now.disk_survives and now.disk_bytes_per_s is not None:
-        ways.append(("save_locally", now.disk_s))
-    for choice, write_s in ways:
+        choices.append(("save_locally", now.disk_s))
+    for choice, write_s in choices:
         if max(stage_s, now.in_flight_s) + write_s > allowed_s:
             continue
         num_steps = _steps_within(allowed_s - stage_s - write_s, now.step_s)
@@ -142,7 +146,7 @@ def plan_last_seconds(now: Situation) -> Plan:
 
 
 def _is_worth_a_first_save(now: Situation, trained_s: float) -> bool:
-    """Whether a save now costs no more than a step, and is stored a step before the late one begins."""
+    """Return True if a save now costs at most one step, and is stored one step before the last save begins."""
     assert now.step_s is not None
     is_needed = not now.saved_since_notice and not now.in_flight_s and now.num_unsaved_steps > 0
     return is_needed and now.stall_s <= now.step_s and now.stage_s + now.push_s <= trained_s - now.step_s
@@ -160,14 +164,14 @@ def _promise(choice: Choice, needs_s: float, now: Situation, num_steps: int = 0,
 
 
 def _seconds(num_bytes: int | None, bytes_per_s: float | None) -> float:
-    """How long so many bytes take; infinitely long where nobody knows."""
+    """Return the seconds that *num_bytes* take at *bytes_per_s*. Infinity if either is unknown."""
     if num_bytes == 0:
         return 0.0
     return num_bytes / bytes_per_s if num_bytes and bytes_per_s else math.inf
 
 
 def _least(speeds: Sequence[float | None]) -> float | None:
-    """Return the lowest of *speeds*, None if one is not known."""
+    """Return the lowest of *speeds*, or None if one is unknown."""
     known = [speed for speed in speeds if speed is not None]
     return min(known) if len(known) == len(speeds) else None
 

@@ -1,9 +1,10 @@
 """
-Where notices come from: signals, and sources that are asked.
+Notices that the machine will be taken: signals, and notice sources that are polled.
 
-A source is one small file here (``aws``, ``gcp``, ``azure``, ``slurm``, ``file``) that fulfils
-:class:`~.base.NoticeSource`;
-:class:`NoticePoller` asks them all from one thread.
+Everything here runs in the training process. :class:`SignalNotices` installs handlers on the main thread and calls back
+from the thread ``spot-signals``. :class:`NoticePoller` polls all sources from the thread ``spot-notices``. What must
+never break: a source that fails never disturbs training, and a notice arrives while the main thread is in a long C
+call. Begin with :mod:`.base`, then read :mod:`.poller`. Each provider has one small file.
 """
 
 from __future__ import annotations

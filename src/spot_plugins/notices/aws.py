@@ -1,4 +1,4 @@
-"""EC2 Spot: the instance metadata service, version 2. A notice comes about two minutes ahead."""
+"""Notices of EC2 Spot, from the instance metadata service, version 2. They arrive about two minutes ahead."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from .web import Answer, ask, check
 
 ENDPOINT: Final = "http://169.254.169.254"
 ENDPOINT_VARIABLE: Final = "AWS_EC2_METADATA_SERVICE_ENDPOINT"
-"""The variable by which AWS's own clients are led to another metadata service."""
+"""Variable that points AWS's own clients to another metadata service."""
 
-TOKEN_TTL_S: Final = 21600  # the most there is
+TOKEN_TTL_S: Final = 21600  # the longest that the service allows
 LONGEST_S: Final = 120.0
 
 
 class AwsSource:
     """
-    The interruption notice, which is hard, and the rebalance recommendation, which is soft.
+    The source of the interruption notice, which is hard, and of the rebalance recommendation, which is soft.
 
     Args:
-        endpoint: Base URL of the service. None: that of the environment, or the usual one.
+        endpoint: Base URL of the service. None: :data:`ENDPOINT_VARIABLE` from the environment, or :data:`ENDPOINT`.
     """
 
     name = "aws"
@@ -48,10 +48,10 @@ class AwsSource:
         """See :class:`~.base.NoticeSource`."""
 
     def _get(self, path: str) -> Answer | None:
-        """Return what there is at *path*, None if there is nothing."""
+        """Return the answer for *path*, or None if the service has nothing there."""
         url = f"{self._endpoint}/latest/meta-data/{path}"
         answer = ask(url, self._headers())
-        if answer.status == 401:  # the token has expired, or the service has forgotten it
+        if answer.status == 401:  # the token has expired, or the service has restarted
             self._token = None
             answer = ask(url, self._headers())
         return None if answer.status == 404 else check(answer)
@@ -60,7 +60,7 @@ class AwsSource:
         if self._token is None:
             headers = {"X-aws-ec2-metadata-token-ttl-seconds": str(TOKEN_TTL_S), "Content-Length": "0"}
             answer = ask(f"{self._endpoint}/latest/api/token", headers, "PUT")
-            if answer.status in (404, 405):  # version 1 only: it has no tokens
+            if answer.status in (404, 405):  # only version 1 of the service, which has no tokens
                 return {}
             self._token = check(answer).text()
         return {"X-aws-ec2-metadata-token": self._token}
@@ -69,5 +69,5 @@ class AwsSource:
 def _deadline(found: Answer) -> float:
     document = found.json()
     if text_of(document, "action") == "hibernate":
-        return deadline_in(0.0)  # it begins at once, whatever the time says
+        return deadline_in(0.0)  # hibernation begins at once, whatever time the notice names
     return deadline_at(document.get("time"), found.date, LONGEST_S)

@@ -1,7 +1,7 @@
 """
-Azure Spot: Scheduled Events, about 30 s ahead.
+Notices of Azure Spot, from Scheduled Events. They arrive about 30 s ahead.
 
-The first request switches them on, and may take two minutes.
+The first request switches Scheduled Events on for the machine. Its answer may take two minutes.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ EVENTS: Final = "/metadata/scheduledevents?api-version=2020-07-01"
 OWN_NAME: Final = "/metadata/instance/compute/name?api-version=2021-02-01&format=text"
 HEADERS: Final = {"Metadata": "true"}
 
-LONGEST_S: Final = 30.0  # "up to": more can only be a wrong clock
+LONGEST_S: Final = 30.0  # Azure promises "up to" 30 s, so a longer time means a wrong clock
 FIRST_ANSWER_S: Final = 150.0
 USUAL_ANSWER_S: Final = 0.5
 
 
 class AzureSource:
     """
-    An event ``Preempt`` of this machine. In a scale set those of others are seen as well, and passed over.
+    The source of ``Preempt`` events of this machine. In a scale set, events of other machines are ignored.
 
     Args:
         endpoint: Base URL of the metadata service.
-        first_answer_s: Longest wait for an answer.
+        first_answer_s: Longest wait in seconds for an answer.
     """
 
     name = "azure"
@@ -66,7 +66,7 @@ class AzureSource:
         return None
 
     def acknowledge(self) -> None:
-        """Let the events start that are about this machine alone. See :class:`~.base.Acknowledging`."""
+        """Approve the events that concern only this machine. See :class:`~.base.Acknowledging`."""
         if self._own_events:
             document = {"StartRequests": [{"EventId": event_id} for event_id in self._own_events]}
             check(ask(self._endpoint + EVENTS, HEADERS, "POST", json.dumps(document).encode()))
@@ -84,7 +84,8 @@ class AzureSource:
             raise ValueError("no list of events in the answer")
         mine = [event for event in events if self._is_mine(event)]
         deadlines = [_deadline(event, answer.date) for event in mine]
-        # Not those that are only taken for this machine's, as its name is not known, nor those of others as well.
+        # An event is not acknowledged if it also names other machines, or if the own name is unknown and the event
+        # is only assumed to concern this machine.
         self._own_events = [str(each.get("EventId")) for each in mine if self._own_name and len(each["Resources"]) == 1]
         return Announcement(self.name, min(deadlines)) if deadlines else None
 
@@ -95,9 +96,9 @@ class AzureSource:
             try:
                 self._own_name = check(ask(self._endpoint + OWN_NAME, HEADERS)).text().casefold()
             except (OSError, HTTPException, UnusableAnswerError, ValueError):
-                return True  # rather save for another's end than miss this machine's own
+                return True  # a save too many costs less than a missed notice
         return self._own_name in [str(name).casefold() for name in event.get("Resources") or ()]
 
 
 def _deadline(event: Mapping[str, Any], date: str | None) -> float:
-    return deadline_at(event.get("NotBefore"), date, LONGEST_S)  # blank once it has begun
+    return deadline_at(event.get("NotBefore"), date, LONGEST_S)  # NotBefore is blank after the event has started

@@ -1,4 +1,4 @@
-"""What every source of notices is: it is asked again and again, by one thread, and never harms the training."""
+"""The protocol of a notice source, its announcements, and helpers that turn a provider's times into deadlines."""
 
 from __future__ import annotations
 
@@ -14,58 +14,59 @@ Kind = Literal["hard", "soft"]
 
 MIN_LEFT_S: Final = 10.0
 """
-What is planned for when a notice names an end that is past, or none. The machine is still there, so its clock is
-wrong, or the end is late; either way trying is better than giving up.
+Shortest time in seconds between a notice and the deadline that is assumed. It is used when a notice names a time in the
+past, or none. The machine still runs, so either its clock is wrong or the end is late, and a save is worth a try.
 """
 
 TRUSTED_SKEW_S: Final = 2.0
-"""How far our clock may differ from the metadata server's, whose answers are dated to the second."""
+"""Largest difference in seconds between two clocks that is ignored. A ``Date`` header has a resolution of 1 s."""
 
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
-    """A source says that the machine will be taken."""
+    """A statement of a notice source that the machine will be taken."""
 
     source: str
     deadline: float | None
-    """Monotonic time at which it is taken. None when nobody can know: a soft one."""
+    """Monotonic time at which the machine is taken. None for a soft announcement, which names no time."""
     kind: Kind = "hard"
-    """``hard``: it will be taken. ``soft``: it is likelier than usual; saving is wise, leaving is not needed."""
+    """``hard``: the machine will be taken. ``soft``: this is likelier than usual, so a save is worthwhile."""
 
 
 class NoticeSource(Protocol):
     """
-    One way to learn of an end. One thread calls it; no call takes longer than a few seconds.
+    One service or file that is asked for notices.
 
-    It may fail in any way with an exception: then it is asked again later, less and less often.
+    All calls come from one thread, and no call takes longer than a few seconds. After an exception of any kind, the
+    source is polled less and less often.
     """
 
     name: str
-    """What notices, settings and logs call it."""
+    """Name of the source in notices, settings and logs."""
 
     every_s: float
     """Seconds between two polls."""
 
     def poll(self) -> Announcement | None:
-        """Return what is announced; None while all is clear. A soft announcement is returned once."""
+        """Return the announcement, or None if there is none. A soft announcement is returned once."""
         ...
 
     @property
     def awaited(self) -> socket | None:
-        """A connection on which an answer may come at any time: then it is worth a poll before its time."""
+        """A connection on which an answer may arrive at any time. If it does, the source is polled early."""
         ...
 
     def close(self) -> None:
-        """Let go of what is open. Called by the same thread."""
+        """Close open connections. Called by the thread that polls."""
         ...
 
 
 @runtime_checkable
 class Acknowledging(Protocol):
-    """A source whose provider takes the machine sooner once it is told that nothing is left to do."""
+    """A source whose provider takes the machine sooner after an acknowledgment."""
 
     def acknowledge(self) -> None:
-        """Tell the provider, if it has announced the end of this machine. May fail in any way with an exception."""
+        """Acknowledge the announced end of this machine, if there is one. Any exception may be raised."""
         ...
 
 
@@ -74,9 +75,10 @@ def deadline_at(end: Any, server_date: str | None, longest_s: float) -> float:
     Return the monotonic time of *end*.
 
     Args:
-        end: When the machine is taken, by the provider's clock, as it came. Unreadable or none: soon.
-        server_date: ``Date`` header of the answer that said so. It shows by how much this machine's clock is wrong.
-        longest_s: The longest notice that the provider gives; more can only be a wrong clock.
+        end: Time at which the machine is taken, by the provider's clock, as it was received. If it is missing or
+            unreadable, the deadline is in :data:`MIN_LEFT_S` seconds.
+        server_date: ``Date`` header of the same answer. It shows by how much this machine's clock is wrong.
+        longest_s: The longest notice in seconds that the provider gives. A longer one means a wrong clock.
     """
     try:
         left_s = parse_utc(end).timestamp() - time.time() - _skew_s(server_date)
@@ -86,17 +88,17 @@ def deadline_at(end: Any, server_date: str | None, longest_s: float) -> float:
 
 
 def deadline_in(left_s: float) -> float:
-    """Return the monotonic time in *left_s* seconds, but in no less than :data:`MIN_LEFT_S`."""
+    """Return the monotonic time in *left_s* seconds, or in :data:`MIN_LEFT_S` seconds if that is later."""
     return time.monotonic() + max(left_s, MIN_LEFT_S)
 
 
 def parse_utc(text: str) -> datetime:
     """
-    Return the time that *text* names: ISO 8601 (``2017-09-18T08:22:00Z``) or that of HTTP (``Mon, 19 Sep ... GMT``).
+    Return the time that *text* names, in ISO 8601 (``2017-09-18T08:22:00Z``) or as in HTTP (``Mon, 19 Sep ... GMT``).
 
     Raises:
-        ValueError: It is neither.
-        TypeError: It is no text.
+        ValueError: The text has neither form.
+        TypeError: The value is not a string.
     """
     if not isinstance(text, str):
         raise TypeError(f"a time must be text, not {type(text).__name__}")
@@ -109,10 +111,10 @@ def parse_utc(text: str) -> datetime:
 
 def text_of(document: Any, field: str) -> str:
     """
-    Return *field* of a JSON object, a string.
+    Return the string *field* of a JSON object.
 
     Raises:
-        ValueError: It is no object, or has no such string.
+        ValueError: *document* is not an object, or *field* is not a string in it.
     """
     value = document.get(field) if isinstance(document, Mapping) else None
     if not isinstance(value, str):
@@ -121,7 +123,7 @@ def text_of(document: Any, field: str) -> str:
 
 
 def _skew_s(server_date: str | None) -> float:
-    """Return how many seconds the server's clock is ahead of ours; 0 if that is not known, or within a rounding."""
+    """Return by how many seconds the server's clock is ahead of ours, or 0 if that is unknown or a rounding error."""
     if server_date is None:
         return 0.0
     try:

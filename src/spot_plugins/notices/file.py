@@ -1,4 +1,4 @@
-"""A file that appears, or a page that does: for any other provider, and to rehearse with."""
+"""Notices by a file or a web page that appears, for any other provider and for rehearsals."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ from .web import ask, check
 logger = logging.getLogger(__name__)
 
 
-def file_or_page(place: str, grace_s: float) -> FileSource | PageSource:
-    """Return the source for *place*: a path, or a URL that begins with ``http://`` or ``https://``."""
-    return PageSource(place, grace_s) if is_page(place) else FileSource(place, grace_s)
+def file_or_page(path_or_url: str, grace_s: float) -> FileSource | PageSource:
+    """Return the source for a path, or for a URL that begins with ``http://`` or ``https://``."""
+    return PageSource(path_or_url, grace_s) if is_page(path_or_url) else FileSource(path_or_url, grace_s)
 
 
-def is_page(place: str) -> bool:
-    """Whether *place* is the URL of a page."""
-    return place.startswith(("http://", "https://"))
+def is_page(path_or_url: str) -> bool:
+    """Return True if *path_or_url* is the URL of a page."""
+    return path_or_url.startswith(("http://", "https://"))
 
 
 class FileSource:
     """
-    A file that is made, or written again. Its content may say ``{"grace_seconds": 30}``; it may be empty.
+    The source of a notice by a file that is created or written again.
 
-    A file that is there from the beginning is left over from an earlier life, and is no notice.
+    The file may be empty. It may also hold ``{"grace_seconds": 30}``. A file that exists at the start is left over from
+    an earlier attempt, and is not a notice.
 
     Args:
-        path: Where it will appear.
-        grace_s: Seconds from then to the end of the machine, if the content does not say.
+        path: Path of the file.
+        grace_s: Seconds from the notice to the end of the machine, unless the content names them.
     """
 
     name = "file"
@@ -46,14 +47,14 @@ class FileSource:
         self._grace_s = grace_s
         self._before = self._written_at()
         if self._before is not None:
-            logger.warning("%s is there already: only when it is written again is it a notice", path)
+            logger.warning("%s is there already. It counts as a notice only after it is written again", path)
 
     def poll(self) -> Announcement | None:
         """See :class:`~.base.NoticeSource`."""
         if self._written_at() in (self._before, None):
             return None
         content = b""
-        with suppress(OSError):  # gone again, or not ours to read: it did appear
+        with suppress(OSError):  # the file is gone again or not readable, but it did appear
             content = self._path.read_bytes()
         return Announcement(self.name, deadline_in(_grace_s(content, self._grace_s)))
 
@@ -69,13 +70,14 @@ class FileSource:
 
 class PageSource:
     """
-    A URL that answers 404 (or 204) while all is clear, and 200 from then on: with nothing, or JSON as in a file.
+    The source of a notice by a web page that appears.
 
-    Anything else is the error of some server in between.
+    The URL answers 404 or 204 while there is no notice, and 200 after that. The body is empty or JSON as in a file. Any
+    other answer is taken for the error of a server in between.
 
     Args:
-        url: What to ask.
-        grace_s: Seconds from the notice to the end of the machine, if the content does not say.
+        url: URL of the page.
+        grace_s: Seconds from the notice to the end of the machine, unless the content names them.
     """
 
     name = "page"
@@ -93,7 +95,7 @@ class PageSource:
             return None
         content = check(answer).body
         if content.strip() and not isinstance(answer.json(), dict):
-            raise ValueError("neither empty nor a JSON object")
+            raise ValueError("the page is neither empty nor a JSON object")
         return Announcement(self.name, deadline_in(_grace_s(content, self._grace_s)))
 
     def close(self) -> None:
@@ -101,7 +103,7 @@ class PageSource:
 
 
 def _grace_s(content: bytes, otherwise: float) -> float:
-    """Return the grace that *content* names, or *otherwise*."""
+    """Return the grace period in seconds that *content* names, or *otherwise*."""
     document: Any = None
     with suppress(ValueError):
         document = json.loads(content)

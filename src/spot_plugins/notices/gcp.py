@@ -1,8 +1,8 @@
 """
-Compute Engine Spot and preemptible machines: ``preempted`` of the metadata server.
+Notices of Compute Engine Spot and preemptible machines, from ``preempted`` of the metadata server.
 
-It turns with the shutdown itself, or 120 s before where the machine was made so. Which of the two cannot be seen from
-inside, so the time is that of the settings.
+The value changes when the shutdown begins, or up to 120 s before that if the machine was created with a longer notice.
+A machine cannot see how it was created, so the grace period comes from the settings.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from .web import Answer, Request, UnusableAnswerError, ask, check
 
 HOST: Final = "metadata.google.internal"
 HOST_VARIABLE: Final = "GCE_METADATA_HOST"
-"""The variable by which Google's own clients are led to another metadata server."""
+"""Variable that points Google's own clients to another metadata server."""
 
 PATH: Final = "/computeMetadata/v1/instance/preempted"
 HEADERS: Final = {"Metadata-Flavor": "Google"}
@@ -26,11 +26,14 @@ HEADERS: Final = {"Metadata-Flavor": "Google"}
 
 class GcpSource:
     """
-    A request that the server answers when the value changes, and a look now and then in case that one was lost.
+    The source of a preemption on Google Cloud.
+
+    One request is answered by the server when the value changes. Another request is made every 5 s, because the first
+    one may get lost.
 
     Args:
-        grace_s: Seconds from the change to the end of the machine.
-        host: Name, perhaps with a port. None: that of the environment, or the usual one.
+        grace_s: Seconds from the change of the value to the end of the machine.
+        host: Host name, with a port if needed. None: :data:`HOST_VARIABLE` from the environment, or :data:`HOST`.
     """
 
     name = "gcp"
@@ -50,12 +53,11 @@ class GcpSource:
         """See :class:`~.base.NoticeSource`."""
         if self._change is not None and self._change.is_ready():
             change, self._change = self._change, None
-            with suppress(
-                OSError, HTTPException, UnusableAnswerError, ValueError
-            ):  # the look below tells what is wrong
+            # If the change cannot be read, the request below raises the error.
+            with suppress(OSError, HTTPException, UnusableAnswerError, ValueError):
                 if _is_preempted(change.answer()):
                     return self._announce()
-        if self._change is None:  # before the look: a change between the two is not missed
+        if self._change is None:  # before the request below, so that no change between the two is missed
             self._change = Request(f"{self._url}?wait_for_change=true", HEADERS)
         return self._announce() if _is_preempted(ask(self._url, HEADERS)) else None
 
@@ -72,5 +74,5 @@ class GcpSource:
 def _is_preempted(answer: Answer) -> bool:
     value = check(answer).text()
     if value not in ("TRUE", "FALSE"):
-        raise ValueError(f"neither TRUE nor FALSE but {value[:20]!r}")
+        raise ValueError(f"preempted={value[:20]!r} is neither TRUE nor FALSE")
     return value == "TRUE"

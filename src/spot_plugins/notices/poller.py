@@ -1,4 +1,4 @@
-"""The one thread of a process that asks all sources."""
+"""The thread of a training process that polls all notice sources."""
 
 from __future__ import annotations
 
@@ -17,34 +17,38 @@ from .base import Acknowledging, Announcement, NoticeSource
 logger = logging.getLogger(__name__)
 
 MIN_GAP_S: Final = 1.0
-"""Shortest time from a poll to one that an answer calls for: a server may answer at once what should hang."""
+"""Shortest time in seconds to a poll that an answer triggers, because a server may answer a hanging request at once."""
 
 MAX_GAP_S: Final = 10.0
-"""Longest time between two polls of a source that fails."""
+"""Longest time in seconds between two polls of a source that fails."""
 
 CLOSE_WAIT_S: Final = 0.5
-"""Longest wait for the thread. It takes longer only within a request that is not answered, and then ends by itself."""
+"""Longest wait in seconds for the thread. If it is in a request without an answer, it ends by itself after that."""
 
 
 @dataclass(slots=True, eq=False)
-class _Watched:
+class _PolledSource:
     source: NoticeSource
     polled_at: float = -MAX_GAP_S
     next_at: float = 0.0
     num_failed: int = 0
-    told: bool = False
+    is_failure_logged: bool = False
 
 
 class NoticePoller:
     """
-    Ask all *sources*, each in its own rhythm, and call *on_announcement* with what they say, from that thread.
+    Polls all notice sources from the thread ``spot-notices``, each at its own interval.
 
-    A source that has announced an end is not asked again. One that fails is asked less often, and never ends the
-    watch; its first failure is logged, for developers only.
+    After a hard announcement, a source is not polled again. A source that fails is polled less often, and polling never
+    ends because of it. Its first failure is logged at debug level.
+
+    Args:
+        sources: The notice sources to poll.
+        on_announcement: Called with each announcement, on the thread ``spot-notices``.
     """
 
     def __init__(self, sources: Sequence[NoticeSource], on_announcement: Callable[[Announcement], None]) -> None:
-        self._watched = [_Watched(source) for source in sources]
+        self._polled = [_PolledSource(source) for source in sources]
         self._on_announcement = on_announcement
         self._announced: list[NoticeSource] = []
         self._closed = threading.Event()
@@ -52,23 +56,27 @@ class NoticePoller:
         self._read_fd = self._write_fd = -1
 
     def start(self) -> None:
-        """Begin, if there is anything to ask."""
-        if self._watched and self._thread is None:
+        """Start the thread, unless there is nothing to poll."""
+        if self._polled and self._thread is None:
             self._read_fd, self._write_fd = os.pipe()
             self._thread = threading.Thread(target=self._run, name="spot-notices", daemon=True)
             self._thread.start()
 
     def acknowledge(self) -> None:
-        """Say to whom it matters that nothing is left to do here. Takes seconds at most, and never fails."""
+        """Acknowledge the announced end to providers that wait for that. It takes seconds at most and never raises."""
         for source in self._announced:
             if isinstance(source, Acknowledging):
                 try:
                     source.acknowledge()
-                except Exception as error:  # noqa: BLE001 - the machine only lives a little longer
-                    logger.warning("%s cannot be told that all is saved: %s", source.name, error)
+                except Exception as error:  # noqa: BLE001 - the machine is only taken a little later
+                    logger.warning(
+                        "the notice of %s cannot be acknowledged, so the machine is taken a little later: %s",
+                        source.name,
+                        error,
+                    )
 
     def close(self) -> None:
-        """Stop asking. Harmless if it never began, or twice."""
+        """Stop polling. It does nothing if the thread never started, or on a second call."""
         if self._thread is None or self._closed.is_set():
             return
         self._closed.set()
@@ -82,46 +90,46 @@ class NoticePoller:
 
     def _run(self) -> None:
         try:
-            while self._watched and not self._closed.is_set():
-                for each in list(self._watched):
+            while self._polled and not self._closed.is_set():
+                for each in list(self._polled):
                     if not self._closed.is_set() and each.next_at <= time.monotonic():
                         self._poll(each)
                 self._wait()
         finally:
-            for each in self._watched:
+            for each in self._polled:
                 each.source.close()
 
-    def _poll(self, each: _Watched) -> None:
+    def _poll(self, each: _PolledSource) -> None:
         each.polled_at = time.monotonic()
         announcement = None
         try:
             announcement = each.source.poll()
             each.num_failed = 0
-        except Exception as error:  # noqa: BLE001 - whatever a server answers, training goes on
+        except Exception as error:  # noqa: BLE001 - whatever a server answers, training continues
             each.num_failed += 1
             each.source.close()
-            if not each.told:
-                each.told = True
-                logger.debug("notices of %s cannot be seen: %s: %s", each.source.name, type(error).__name__, error)
+            if not each.is_failure_logged:
+                each.is_failure_logged = True
+                logger.debug("notices of %s cannot be read: %s: %s", each.source.name, type(error).__name__, error)
         gap_s = each.source.every_s
         if each.num_failed:
             gap_s = max(gap_s, min(gap_s * 2 ** min(each.num_failed, 10), MAX_GAP_S))
         each.next_at = time.monotonic() + gap_s
         if announcement is not None and not self._closed.is_set():
             if announcement.kind == "hard":
-                self._watched.remove(each)
+                self._polled.remove(each)
                 self._announced.append(each.source)
                 each.source.close()
             self._on_announcement(announcement)
 
     def _wait(self) -> None:
-        """Wait until a source is to be asked, one has an answer, or all is over."""
-        if not self._watched:
+        """Wait until a source is due, an answer arrives, or the poller is closed."""
+        if not self._polled:
             return
         now = time.monotonic()
-        until = min(each.next_at for each in self._watched)
+        until = min(each.next_at for each in self._polled)
         awaited = {}
-        for each in self._watched:
+        for each in self._polled:
             if (connection := each.source.awaited) is None:
                 continue
             if (may_at := each.polled_at + MIN_GAP_S) <= now:

@@ -1,4 +1,4 @@
-"""SLURM: the time limit of the job, which is known from its start. Preemption comes as a SIGTERM."""
+"""Notices of SLURM: the time limit of the job, which is known from its start. Preemption arrives as a SIGTERM."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ END_VARIABLE: Final = "SLURM_JOB_END_TIME"
 
 class SlurmSource:
     """
-    A notice *grace_s* seconds before the job's end.
+    The source of a notice *grace_s* seconds before the end of the job.
 
-    An end that is past when training begins says nothing: the limit was raised, or the variable is another job's.
+    An end that is past when training begins is ignored, because the limit was raised or the variable is of another job.
 
     Args:
         grace_s: Seconds that saving and leaving may take.
-        end: Unix time of the end. None: that of the environment.
+        end: Unix time of the end. None: :data:`END_VARIABLE` from the environment.
     """
 
     name = "slurm"

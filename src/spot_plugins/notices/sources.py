@@ -1,4 +1,4 @@
-"""Sources by their names in the settings."""
+"""Notice sources by their names in the settings."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from .gcp import GcpSource
 from .slurm import SlurmSource
 
 
-def make_sources(names: Iterable[str], place: str | None, grace_s: float) -> list[NoticeSource]:
+def make_sources(names: Iterable[str], notice_file: str | None, grace_s: float) -> list[NoticeSource]:
     """
-    Return the sources that are called *names*, each once, and the one for the file or page *place*, if any.
+    Make the notice sources of a training.
 
-    *grace_s* is what they plan for when they cannot know.
+    Args:
+        names: Names of sources. Each one is made once.
+        notice_file: Path of a file or URL of a page that announces a notice, or None.
+        grace_s: Seconds to assume between a notice and the end of the machine, if a source does not know them.
     """
     made: list[NoticeSource] = [_make(name, grace_s) for name in dict.fromkeys(names)]
-    if place is not None:
-        made.append(file_or_page(place, grace_s))
+    if notice_file is not None:
+        made.append(file_or_page(notice_file, grace_s))
     return made
 
 

@@ -1,8 +1,8 @@
 """
-Where this process runs: from environment variables and from what the machine's firmware says of itself.
+The providers on which this process runs, by environment variables and by the machine's firmware.
 
-Nothing is asked over the network to find out. A link-local address that nobody answers costs seconds, and may belong
-to somebody else.
+No request is made over the network for that. A link-local address without an answer costs seconds, and another service
+may use it.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ SAGEMAKER_CONFIG: Final = Path("/opt/ml/input/config/resourceconfig.json")
 
 @dataclass(frozen=True, slots=True)
 class Provider:
-    """What one kind of place gives a process before it ends."""
+    """A provider, and the notice that it gives a process before its end."""
 
     name: str
     source: str | None
-    """The source to ask, None if there is nothing but a signal."""
+    """Name of the notice source to poll. None if the provider sends at most a signal."""
     grace_s: float | None
-    """Seconds to plan for. None: what the settings say, for only the user knows. 0: no notice at all."""
+    """Seconds to plan for. None: ``grace_seconds``, because only the user knows the time. 0: there is no notice."""
 
 
-# The grace is a little less than what they promise; see docs/notices.md.
+# Each grace period is a little shorter than the provider promises. See docs/notices.md.
 _PROVIDERS: Final = {
     provider.name: provider
     for provider in (
@@ -54,35 +54,39 @@ _PROVIDERS: Final = {
     )
 }
 _RENTED: Final = frozenset({"sagemaker", "vertex", "vast", "runpod"})
-"""Who runs containers on machines of others: what the firmware says is not about the container."""
+"""Providers that run containers on machines of other clouds, so that the firmware says nothing about the container."""
 
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """Where this process runs, and what that means for notices."""
+    """The providers on which this process runs, and the notices to expect there."""
 
     providers: tuple[str, ...]
-    """All that match: a pod may run on a cloud's machine. Empty: nothing is known."""
+    """All providers that match. Several may, because a pod runs on the machine of a cloud."""
     sources: tuple[str, ...]
-    """Names of the sources to ask, beside signals."""
+    """Names of the notice sources to poll, beside signals."""
     grace_s: float
-    """Seconds between a notice and the end to plan for. 0: there may be no notice, periodic saves are all there is."""
+    """Seconds to plan for between a notice and the end. 0: there may be no notice, so only periodic saves count."""
     limited_by: str
-    """What makes that so short."""
+    """Name of the provider, setting or launcher that limits ``grace_s``."""
     signal_grace_s: float
-    """Seconds between a SIGTERM and the end: no more than the launcher gives."""
+    """Seconds between a SIGTERM and the end. The launcher may shorten them."""
     advice: str | None
-    """What to change, so that the launcher passes signals on and does not cut the grace short. None: nothing."""
+    """A change that makes the launcher forward signals and wait for the whole grace period. None if none is needed."""
 
     def log(self, sources: Sequence[str]) -> None:
-        """Say it, once per job. *sources* are the names of all that are asked, a file or page included."""
-        where = ", ".join(self.providers) or "nothing that is known"
+        """Log what was found. *sources* are the names of all notice sources that are polled."""
+        where = ", ".join(self.providers) or "an unknown provider"
         if self.grace_s == 0:
-            logger.warning("runs on %s: %s gives no notice that counts, periodic saves only", where, self.limited_by)
+            logger.warning(
+                "runs on %s: %s gives no usable notice, so only periodic saves protect this training",
+                where,
+                self.limited_by,
+            )
         else:
-            asked = ", ".join(sources) or "nobody"
-            text = "runs on %s; notices by SIGTERM, and asks %s; %.0f s to plan for (%s)"
-            logger.info(text, where, asked, self.grace_s, self.limited_by)
+            senders = ", ".join(("SIGTERM", *sources))
+            text = "runs on %s. Notices come from %s. The grace period is %.0f s (%s)"
+            logger.info(text, where, senders, self.grace_s, self.limited_by)
         if self.advice is not None:
             logger.warning("%s", self.advice)
 
@@ -96,14 +100,15 @@ def look_around(
     launcher: Launcher | None = None,
 ) -> Surroundings:
     """
-    Return where this process runs.
+    Find out on which providers this process runs, and which notices to expect.
 
     Args:
-        config: Its ``grace_seconds`` are for what only the user knows; its ``notice_sources``, if given, are those.
+        config: The settings. ``grace_seconds`` counts where only the user knows the time. ``notice_sources`` replaces
+            the sources that are found, unless it is ``auto``.
         environ: Environment variables.
-        dmi: Folder of the firmware's words.
-        sagemaker_config: A file that SageMaker's training containers have.
-        launcher: Who started this process. None: its parent.
+        dmi: Folder in which the kernel shows the strings of the firmware.
+        sagemaker_config: A file that exists in SageMaker's training containers.
+        launcher: The process that started this one. None: its parent.
     """
     grace_s = config.grace_s
     launcher = launcher or parent()
@@ -118,11 +123,11 @@ def look_around(
     providers = [_PROVIDERS[name] for name in dict.fromkeys(names)]
     found = tuple(each.source for each in providers if each.source is not None)
     sources = found if config.notice_sources == "auto" else tuple(config.notice_sources)
-    is_told = bool(sources) or config.notice_file is not None  # by somebody, even where the provider says nothing
+    has_source = bool(sources) or config.notice_file is not None  # then a provider without notices is no limit
     limits = [
         (each.grace_s, each.name)
         for each in providers
-        if each.grace_s is not None and (each.grace_s > 0 or not is_told)
+        if each.grace_s is not None and (each.grace_s > 0 or not has_source)
     ]
     if len(limits) < len(providers) or not limits:
         limits.append((grace_s, "grace_seconds"))
@@ -165,5 +170,5 @@ def _by_firmware(dmi: Path) -> list[str]:
 def _word(path: Path) -> str:
     try:
         return path.read_text(errors="replace").strip()
-    except OSError:  # no firmware, or a sandbox that hides it
+    except OSError:  # the machine has no firmware strings, or a sandbox hides them
         return ""

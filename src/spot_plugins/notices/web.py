@@ -1,4 +1,4 @@
-"""HTTP to a metadata server: the standard library, no proxy, short timeouts."""
+"""HTTP requests to a metadata server, with the standard library, without a proxy and with short timeouts."""
 
 from __future__ import annotations
 
@@ -11,49 +11,49 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 TIMEOUT_S: Final = 2.0
-"""Longest wait for a connection or a piece of an answer. A container that may not reach the server gets none."""
+"""Longest wait in seconds for a connection or for more of an answer. Some containers cannot reach the server."""
 
 MAX_BYTES: Final = 256 * 1024
-"""More than any notice has."""
+"""Largest answer that is read. It is larger than any notice."""
 
 
 class Answer(NamedTuple):
-    """What a server said."""
+    """The answer of a server."""
 
     status: int
     body: bytes
     date: str | None
-    """Its clock, as in the ``Date`` header."""
+    """The ``Date`` header, which shows the server's clock."""
 
     def json(self) -> Any:
         """Return the body as JSON. Raises :exc:`ValueError`."""
         return json.loads(self.body)
 
     def text(self) -> str:
-        """Return the body as text, without white space around it. Raises :exc:`ValueError`."""
+        """Return the body as text, stripped of white space. Raises :exc:`ValueError`."""
         return self.body.decode().strip()
 
 
 class UnusableAnswerError(Exception):
-    """The server answered, but not as a metadata server that is well."""
+    """An answer that a healthy metadata server does not give."""
 
 
 class Request:
     """
-    A request that is on its way. Its answer may take long, so it can be waited for elsewhere.
+    A request that was sent. The caller may wait for the answer on :attr:`socket`.
 
     Raises:
-        OSError: No connection.
+        OSError: The connection failed.
     """
 
     def __init__(
         self, url: str, headers: Mapping[str, str] | None = None, method: str = "GET", body: bytes | None = None
     ) -> None:
-        parts = urlsplit(url)
-        kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-        self._connection = kind(parts.hostname or "", parts.port, timeout=TIMEOUT_S)
+        split = urlsplit(url)
+        kind = HTTPSConnection if split.scheme == "https" else HTTPConnection
+        self._connection = kind(split.hostname or "", split.port, timeout=TIMEOUT_S)
         try:
-            target = f"{parts.path or '/'}?{parts.query}" if parts.query else parts.path or "/"
+            target = f"{split.path or '/'}?{split.query}" if split.query else split.path or "/"
             self._connection.request(method, target, body, headers={"Connection": "close", **(headers or {})})
         except BaseException:
             self._connection.close()
@@ -61,20 +61,20 @@ class Request:
 
     @property
     def socket(self) -> socket.socket:
-        """Where the answer will come."""
+        """The socket on which the answer will arrive."""
         return self._connection.sock
 
     def is_ready(self, within_s: float = 0.0) -> bool:
-        """Whether the answer begins to come *within_s* seconds."""
+        """Return True if the answer begins to arrive within *within_s* seconds."""
         return bool(wait([self._connection.sock], within_s))
 
     def answer(self) -> Answer:
         """
-        Return the answer, and close.
+        Return the answer and close the connection.
 
         Raises:
-            OSError: It does not come, or not whole.
-            HTTPException: It is no HTTP.
+            OSError: The answer does not arrive, or is cut off.
+            HTTPException: The answer is not HTTP.
         """
         try:
             response = self._connection.getresponse()
@@ -83,7 +83,7 @@ class Request:
             self._connection.close()
 
     def close(self) -> None:
-        """Give up."""
+        """Close the connection without reading the answer."""
         self._connection.close()
 
 
@@ -93,7 +93,7 @@ def ask(url: str, headers: Mapping[str, str] | None = None, method: str = "GET",
 
 
 def check(answer: Answer) -> Answer:
-    """Return *answer* if its status is 200; else raise :exc:`UnusableAnswerError`."""
+    """Return *answer* if its status is 200, else raise :exc:`UnusableAnswerError`."""
     if answer.status != 200:
         raise UnusableAnswerError(f"status {answer.status}")
     return answer

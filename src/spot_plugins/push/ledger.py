@@ -112,7 +112,8 @@ class Ledger:
             entry.num_tries += 1
             is_again = step in self._handed_over
             self._handed_over.add(step)
-            return Submission(replace(job, again=is_again), entry.buffers, frozen)
+            sent = replace(job, again=is_again, buffers=tuple(entry.buffers))
+            return Submission(sent, entry.buffers, frozen)
 
     def lose(self, holder: Hashable) -> Lost:
         """

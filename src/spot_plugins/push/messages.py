@@ -89,6 +89,8 @@ class PushJob:
     """Number of the set of frozen blobs that the job brings or refers to. 0 if it does neither."""
     again: bool = False
     """True if the step was handed over before and the outcome was lost: it may be committed already."""
+    buffers: tuple[int, ...] = ()
+    """Numbers of all buffers that the trainer lends for the step, also of those without a blob. Set when it is sent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +146,7 @@ def decode_job(body: dict[str, Any]) -> PushJob:
     return PushJob(
         **{
             **body,
+            "buffers": tuple(body["buffers"]),
             "blobs": tuple(BlobImage(**image) for image in body["blobs"]),
             "tensors": tuple(map(_decode_slice, body["tensors"])),
             "frozen_use": FrozenUse(body["frozen_use"]),

@@ -136,7 +136,7 @@ class Worker:
                 with self._changed:
                     self._frozen = frozen
                 self._send(messages.encode_frozen(frozen))
-            self._send({"released": sorted({each.buffer for each in job.blobs})})
+            self._send({"released": job.buffers})
         return job.step, push.is_committed
 
     def _frozen_before(self, job: PushJob) -> list[SealedBlob]:

@@ -1,4 +1,4 @@
-"""How a process life joins its run: the store is proven to work, and the attempt is claimed, once for all ranks."""
+"""The start of an attempt: rank 0 proves that the store works and claims the attempt's number, for all ranks."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from ..store import LocalStore, ObjectStore, check_writable, is_local, local_dir
 
 @dataclass(frozen=True, slots=True)
 class Membership:
-    """This process' place in the run."""
+    """The run that this process has joined, and the number of its attempt."""
 
     url: str
-    """The run's URL, absolute: the pusher process works in another directory."""
+    """The run's URL. A path in it is absolute, because the pusher process works in another directory."""
     store: ObjectStore
     local_dir: str | None
-    """Directory of the first copies, or None for none."""
+    """Directory for local copies, or None if there are none."""
     attempt: int
-    """Number of this process life, counted from 1."""
+    """Number of this attempt, counted from 1."""
 
     @property
     def local(self) -> LocalStore | None:
-        """The store of the first copies."""
+        """The store of the local copies, or None."""
         return None if self.local_dir is None else LocalStore(self.local_dir)
 
 
@@ -41,12 +41,12 @@ def join_run(config: SpotConfig, job: Job) -> Membership:
     Prove that the store can be used, and claim the next attempt. Every rank calls this; rank 0 does the work.
 
     Raises:
-        ConfigError: The URL cannot work, or the store refuses to be written to. On every rank.
-        StoreError: The store does not answer. On every rank.
+        ConfigError: The URL cannot work, or the store refuses writes. Every rank raises it.
+        StoreError: The store does not answer. Every rank raises it.
     """
     url = os.path.abspath(config.url) if is_local(config.url) and "://" not in config.url else config.url
     if url.startswith("memory:"):
-        raise ConfigError(f"url={url!r} would be gone with this process: give a directory, such as file:///data/run")
+        raise ConfigError(f"url={url!r} would be lost with this process. Give a directory, such as file:///data/run")
     store = open_store(url, config.storage_options)
     attempt, refusal = 0, None
     outage: list[Json] = []
@@ -70,11 +70,11 @@ def join_run(config: SpotConfig, job: Job) -> Membership:
 def _claim(store: ObjectStore, world_size: int) -> int:
     now = SystemClock().utc().isoformat(timespec="seconds")
     run = {"format": FORMAT, "created_at": now, "software": f"spot_plugins {__version__}"}
-    life = {"host": platform.node(), "world_size": world_size, "started_at": now}
+    claim = {"host": platform.node(), "world_size": world_size, "started_at": now}
     try:
         store.put_if_absent(RUN_KEY, canonical_json(run))
     except StoreError as error:
         if error.retryable:
             raise
-        store.put(RUN_KEY, canonical_json(run))  # claim_attempt says what it means that the store cannot do that
-    return claim_attempt(store, canonical_json(life))
+        store.put(RUN_KEY, canonical_json(run))  # claim_attempt logs what follows if the store has no conditional put
+    return claim_attempt(store, canonical_json(claim))

@@ -1,4 +1,4 @@
-"""Back from the store: the newest committed step that is intact on all ranks, verified before it is used."""
+"""The newest committed step that all ranks can read intact, and its way into the parts of the training."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ logger = logging.getLogger(__name__)
 
 def check_alike(job: Job, held: str) -> None:
     """
-    Compare *held*, a hash of what all ranks are to hold alike. Every rank calls this.
+    Compare *held*, a hash of the parameters that all ranks must have in common. Every rank calls this.
 
     Raises:
-        ConfigError: They do not. On every rank, and before a step is saved that nobody could put together.
+        ConfigError: The hashes differ. Every rank raises it, before a step is saved that cannot be restored.
     """
     found = job.exchange("resume/alike", held)
     if different := [rank for rank, other in enumerate(found) if other != found[0]]:
@@ -58,36 +58,44 @@ def load_newest(
     """
     Read the newest committed step that is intact on all ranks. Every rank calls this and gets the same step.
 
-    1. rank 0: list the committed steps;
-    2. every rank: read its part of the newest and verify it;
-    3. if anything is damaged on any rank: all take the one before.
+    1. Rank 0 lists the committed steps.
+    2. Every rank reads its share of the newest step and verifies it.
+    3. If anything is damaged on any rank, all ranks take the step before it.
 
-    A step of another number of ranks is as good: of tensors that the ranks share, each reads what it *wants*; of what
-    is each rank's own, those that are new get rank 0's.
+    The step may have been saved by another number of ranks. Of tensors that the ranks share, each rank reads the shard
+    that *want* returns. Of state that each rank has for itself, a rank that did not exist then gets that of rank 0.
 
-    What is a *mirror* of the folder that was written to may lack any object that was new, whatever the order in which
-    they were written. There, steps of which something is missing have not come as far yet, and are no loss to hide.
+    On a mirror, a step with missing objects has not been copied completely yet. It is not data loss.
+
+    Args:
+        store: The store of the run.
+        local: The local copies, or None.
+        url: URL of the run, for messages.
+        job: The ranks of the job.
+        bus: Gets an event for each step that is rejected.
+        want: The shard that this rank reads of a shared tensor.
+        is_mirror: Whether *store* is a folder to which another program copies the objects in any order.
 
     Returns:
-        The step, or None when nothing was ever committed, or has come.
+        The step. None if no step was ever committed, or if no step has been copied completely to a mirror.
 
     Raises:
-        NothingToResumeError: Steps were committed, but all of them are damaged. Training from scratch then
-            would hide the loss, so it is left to a person.
+        NothingToResumeError: Steps were committed, but all of them are damaged. Training from scratch would hide the
+            loss, so a person has to decide.
         IncompatibleCheckpointError: The newest step was written by newer software.
         StoreError: The store does not answer.
     """
-    found, problem = _attempt(lambda: _list_steps(store)) if job.rank == 0 else ([], None)
+    found, problem = _result_of(lambda: _list_steps(store)) if job.rank == 0 else ([], None)
     _raise_shared(job.exchange("resume/found", problem))
     steps = cast("list[list[int]]", job.exchange("resume/steps", cast("Any", found))[0])
     rejected: list[str] = []
     is_late = is_mirror
     for number, (step, attempt, world_size) in enumerate(steps):
         committed = CommittedStep(StepId(step, attempt), world_size)
-        from .reader import StepReader  # it takes half a second, which a first run need not pay
+        from .reader import StepReader  # the import takes half a second, which a first attempt does not need
 
         reader = StepReader(store, local, committed, job.ranks, want)
-        loaded, problem = _attempt(reader.read)
+        loaded, problem = _result_of(reader.read)
         problems = job.exchange(f"resume/read/{number}", problem)
         _raise_shared([p for p in problems if p is not None and p["kind"] != "damaged"])  # type: ignore[index, call-overload]
         damages = [str(p["text"]) for p in problems if p is not None]  # type: ignore[index, call-overload]
@@ -97,12 +105,14 @@ def load_newest(
         rejected.append(damages[0])
         bus.emit(events.CheckpointRejected(step=step, attempt=attempt, reason=damages[0]))
     if rejected and is_late:
-        logger.error("none of %s steps has come whole, so training begins anew: %s", len(rejected), rejected[0])
+        logger.error(
+            "none of %s steps has been copied completely, so training begins anew: %s", len(rejected), rejected[0]
+        )
     elif rejected:
         raise NothingToResumeError(
             url,
-            f"all {len(rejected)} committed steps are damaged ({rejected[0]}). Bring back older object "
-            f"versions, or start anew at another URL",
+            f"all {len(rejected)} committed steps are damaged ({rejected[0]}). Restore older object versions, or start "
+            f"anew at another URL",
         )
     return None
 
@@ -112,8 +122,8 @@ def _list_steps(store: ObjectStore) -> list[list[int]]:
     return [[*step.step_id, step.world_size] for step in committed]
 
 
-def _attempt(action: Callable[[], Any]) -> tuple[Any, dict[str, Any] | None]:
-    """Return the result of *action*, or what went wrong in a form that other ranks can read."""
+def _result_of(action: Callable[[], Any]) -> tuple[Any, dict[str, Any] | None]:
+    """Return the result of *action*, or its error in a form that can be sent to other ranks."""
     try:
         return action(), None
     except CorruptCheckpointError as error:
@@ -125,7 +135,7 @@ def _attempt(action: Callable[[], Any]) -> tuple[Any, dict[str, Any] | None]:
 
 
 def _raise_shared(problems: list[Any]) -> None:
-    """Raise on every rank what went wrong on any."""
+    """Raise the first error of any rank that is not damage, on every rank."""
     for problem in problems:
         if problem is None:
             continue
@@ -137,13 +147,13 @@ def _raise_shared(problems: list[Any]) -> None:
 
 def apply_state(loaded: LoadedStep, parts: list[tuple[str, ShardedPart]], rank: int) -> None:
     """
-    Give each part of *rank* its state back.
+    Load the state of *loaded* into the parts of *rank*.
 
-    A rank that the job did not have when it saved gets the state of rank 0, as changed by
+    A rank that did not exist when the step was saved gets the state of rank 0, after a change by
     :meth:`.ShardedPart.for_new_rank`.
 
     Raises:
-        IncompatibleCheckpointError: The checkpoint and the parts do not belong together.
+        IncompatibleCheckpointError: The checkpoint has other parts than this job, or the state of a part does not fit.
     """
     step = loaded.step_id.step
     expected, present = {name for name, _ in parts}, set(loaded.state)

@@ -1,4 +1,4 @@
-"""Whether slices that were read can be what they claim. They come from a bucket, so nothing of it is believed."""
+"""Checks of the slices in manifests, which come from a bucket and may therefore hold anything."""
 
 from __future__ import annotations
 
@@ -17,30 +17,31 @@ _FIRST_DATA_BYTE: Final = 8  # a safetensors file begins with the length of its 
 
 def find_nonsense(pieces: Iterable[tuple[RankManifest, TensorSlice]], *, complete: bool = True) -> str | None:
     """
-    Look for what cannot be true of slices and the manifests that name them.
+    Look for slices that contradict each other or their manifest.
+
+    A slice may occur twice, because replicas that do not know of each other store it each.
 
     Args:
-        pieces: The slices of one rank's own tensors and of shared ones, each with the manifest that it is in.
+        pieces: The slices of one rank's own tensors and of shared tensors, each with its manifest.
         complete: Whether these are the manifests of all ranks, so that shared tensors have to be whole.
 
     Returns:
-        Words for the first piece that lies outside its blob or its tensor, or for the first tensor of which parts
-        are missing, overlap, or disagree about its type and shape. None if every tensor is whole. That a part is
-        there twice is no nonsense: replicas that do not know of each other store it each.
+        A description of the first slice that lies outside its blob or its tensor, or of the first tensor whose slices
+        are missing, overlap, or differ in type or shape. None if every tensor is whole.
     """
     by_name: defaultdict[str, list[tuple[int, TensorSlice]]] = defaultdict(list)
     for manifest, piece in pieces:
         if not _is_possible(piece, manifest):
-            return f"the place of {piece.name!r} is impossible"
+            return f"the position of {piece.name!r} is impossible"
         by_name[piece.name].append((manifest.rank, piece))
-    for name, parts in by_name.items():
-        if len({(part.dtype, part.shape) for _, part in parts}) > 1:
-            return f"the parts of {name!r} are of different tensors"
-        places = {(rank, Box(part.offsets, part.lengths)) for rank, part in parts}
-        boxes = {box for _, box in places}
-        _, first = parts[0]
+    for name, found in by_name.items():
+        if len({(piece.dtype, piece.shape) for _, piece in found}) > 1:
+            return f"the slices of {name!r} are of different tensors"
+        boxes_of_ranks = {(rank, Box(piece.offsets, piece.lengths)) for rank, piece in found}
+        boxes = {box for _, box in boxes_of_ranks}
+        _, first = found[0]
         is_whole = sum(box.num_elements for box in boxes) == prod(first.shape)
-        if len(places) < len(parts) or _overlap(boxes) or not (is_whole or (first.shared and not complete)):
+        if len(boxes_of_ranks) < len(found) or _overlap(boxes) or not (is_whole or (first.shared and not complete)):
             return f"not all of {name!r} is there"
     return None
 
@@ -60,7 +61,7 @@ def _is_possible(piece: TensorSlice, manifest: RankManifest) -> bool:
 
 
 def _overlap(boxes: Iterable[Box]) -> bool:
-    """Whether any two boxes have an element in common. Quick where they are cut along one dimension, as usual."""
+    """Return True if two boxes have an element in common. It is fast if the boxes are cut along one dimension."""
     full = [box for box in boxes if box.num_elements]
     if not full or not full[0].offsets:
         return len(full) > 1

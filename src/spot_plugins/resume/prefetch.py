@@ -1,4 +1,4 @@
-"""A restore that begins before the job does: blobs come to the local disk while torch is still being imported."""
+"""The prefetch: blobs are downloaded to the local disk while torch is still being imported."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..store import LocalStore, ObjectStore, is_local, local_directory, open_sto
 
 logger = logging.getLogger(__name__)
 
-SPARE_BYTES: Final = 1024**3  # a disk that this fills would fail the next save, or the job
+SPARE_BYTES: Final = 1024**3  # room that a prefetch leaves on the disk for the next save and the job
 
 _FAILURES: Final = (SpotError, ManifestError, KeyError, OSError)
 
@@ -31,28 +31,28 @@ def prefetch(
     url: str | None = None, *, local_dir: str | None = None, storage_options: Mapping[str, Any] | None = None
 ) -> Prefetch | None:
     """
-    Begin to bring this rank's blobs of the newest committed step to the local disk, on a thread.
+    Start to download this rank's blobs of the newest committed step to the local disk, on threads.
 
-    Call it first of all in the program, before heavy imports and ``init_process_group``; the resume that follows takes
-    what is there by then from the disk, and the rest from the store. Ranks of one machine share the work: each brings
-    the blobs of its own number, as ``RANK`` and ``WORLD_SIZE`` say, and on another number of ranks of several.
+    Call it in the first line of the program, before heavy imports and ``init_process_group``. The resume reads the
+    blobs that have arrived by then from the disk, and the others from the store. Each rank downloads the blobs that the
+    rank of its number has saved, by ``RANK`` and ``WORLD_SIZE``. If the step has more ranks, some download several.
 
-    What goes wrong is logged and otherwise harmless: every byte is verified when it is used.
+    Errors of the download are logged and otherwise harmless, because the resume verifies every byte.
 
     Args:
-        url: The same as for the run, see :class:`~spot_plugins.config.SpotConfig`; ``SPOT_URL`` if None.
-        local_dir: The same as for the run; ``SPOT_LOCAL_DIR`` if None.
-        storage_options: The same as for the run.
+        url: URL of the run, as in :class:`~spot_plugins.config.SpotConfig`. None: ``SPOT_URL``.
+        local_dir: Local directory, as in the configuration of the run. None: ``SPOT_LOCAL_DIR``.
+        storage_options: Storage options, as in the configuration of the run.
 
     Returns:
-        What is under way; None if there is nothing to do, because *url* is a local directory already.
+        The download. None if *url* is a local directory, so that there is nothing to download.
 
     Raises:
         ConfigError: *url* or *local_dir* cannot work.
     """
     url = url or os.environ.get("SPOT_URL")
     if not url:
-        raise ConfigError("url is missing: pass it, or set SPOT_URL, for example to s3://bucket/run-7")
+        raise ConfigError("url is missing. Pass it, or set SPOT_URL, for example to s3://bucket/run-7")
     directory = local_directory(url, local_dir or os.environ.get("SPOT_LOCAL_DIR") or None)
     if is_local(url) or directory is None:
         return None
@@ -63,13 +63,13 @@ def prefetch(
 
 
 def stop_prefetch(directory: str | None) -> None:
-    """Let no further blob begin, and wait for those under way: from now on the resume reads by itself."""
+    """Stop the prefetch into *directory*, after the blobs in progress. The resume reads the others itself."""
     if directory is not None and (running := _running.pop(directory, None)) is not None:
         running.stop()
 
 
 class Prefetch(threading.Thread):
-    """One download, as :func:`prefetch` begins it."""
+    """The thread of one prefetch. :func:`prefetch` starts it."""
 
     def __init__(self, store: ObjectStore, directory: str) -> None:
         super().__init__(name="spot-prefetch", daemon=True)
@@ -81,19 +81,19 @@ class Prefetch(threading.Thread):
         self._stopped = threading.Event()
         self._counting = threading.Lock()
         self.num_bytes = 0
-        """Bytes that came so far."""
+        """Bytes downloaded so far."""
 
     def run(self) -> None:
-        """Download. Never raises."""
+        """Download, and log errors."""
         started = time.monotonic()
         try:
             os.makedirs(self._directory, exist_ok=True)
             queue: SimpleQueue[Blob] = SimpleQueue()
             for blob in self._wanted():
                 queue.put(blob)
-            # No executor: a program does not end before one has done all that it was given.
+            # Daemon threads, because a program does not end before an executor has done all its work.
             getters = [
-                threading.Thread(target=self._bring_all, args=(queue,), name="spot-prefetch", daemon=True)
+                threading.Thread(target=self._download_all, args=(queue,), name="spot-prefetch", daemon=True)
                 for _ in range(NUM_GETS)
             ]
             for getter in getters:
@@ -105,12 +105,12 @@ class Prefetch(threading.Thread):
         logger.info("prefetched %.1f MB in %.1f s", self.num_bytes / 1e6, time.monotonic() - started)
 
     def stop(self) -> None:
-        """Let no further blob begin, and wait for those under way."""
+        """Start no further blob, and wait for those in progress."""
         self._stopped.set()
         self.join()
 
     def _wanted(self) -> list[Blob]:
-        """Return the blobs of the newest step that this rank is to bring and that are not there."""
+        """Return the blobs of the newest step that this rank has to download."""
         steps = patiently(lambda: committed_steps(self._store))
         if not steps:
             return []
@@ -122,8 +122,8 @@ class Prefetch(threading.Thread):
         present = {*self._local.keys("steps/"), *self._local.keys("frozen/")}
         return [blob for blob in wanted if blob.key not in present]
 
-    def _bring_all(self, queue: SimpleQueue[Blob]) -> None:
-        """Bring what is in *queue*, until it is empty, or something goes wrong here or on another thread."""
+    def _download_all(self, queue: SimpleQueue[Blob]) -> None:
+        """Download the blobs in *queue*, until it is empty or a download fails on any thread."""
         try:
             while not self._stopped.is_set():
                 blob = queue.get_nowait()
@@ -143,5 +143,5 @@ class Prefetch(threading.Thread):
 def _number(variable: str, default: int) -> int:
     text = os.environ.get(variable, "")
     if text and not text.isdigit():
-        raise ConfigError(f"{variable}={text!r} is no number of a rank: torchrun and others set it, so unset it")
+        raise ConfigError(f"{variable}={text!r} is not a number. A launcher such as torchrun sets it, so unset it")
     return int(text or default)

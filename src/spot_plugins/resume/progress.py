@@ -1,4 +1,4 @@
-"""How far a long restore is, for who waits for it."""
+"""The progress of a long restore, on a terminal or in the log."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from typing import Any, Final
 
 logger = logging.getLogger(__name__)
 
-FIRST_S: Final = 2.0  # what is done by then needs no report
+FIRST_S: Final = 2.0  # a restore that ends before that is not reported
 LOG_EVERY_S: Final = 10.0
 
 
 class RestoreProgress:
     """
-    Reports bytes that were read. A context manager.
+    Reports the bytes that were read. It is a context manager.
 
-    On a terminal that is a bar, if tqdm is installed, as it is with both hosts; elsewhere a line in the log at times.
+    On a terminal it shows a bar, if tqdm is installed. Both hosts install tqdm. Elsewhere it logs a line every 10 s.
 
     Args:
-        total_bytes: What it will come to.
-        shown: Whether this rank is the one that reports.
+        total_bytes: Bytes of the whole restore.
+        shown: Whether this rank reports.
     """
 
     def __init__(self, total_bytes: int, *, shown: bool) -> None:
@@ -43,7 +43,7 @@ class RestoreProgress:
             self._bar.close()
 
     def add(self, num_bytes: int) -> None:
-        """Say that *num_bytes* more were read."""
+        """Report that *num_bytes* more bytes were read."""
         self._num_bytes += num_bytes
         if self._bar is not None:
             self._bar.update(num_bytes)

@@ -1,4 +1,4 @@
-"""Bytes of blobs, straight into the memory of the tensors that they belong to, and verified there."""
+"""Byte ranges of blobs, which are read into the memory of their tensors and verified there."""
 
 from __future__ import annotations
 
@@ -14,42 +14,42 @@ from ..format.manifest import Blob, RankManifest, TensorSlice, hash_of_blob
 from ..state.dtypes import TORCH_DTYPES
 from ..store import LocalStore, ObjectStore, patiently
 
-MAX_RANGE_BYTES: Final = 16 * 1024**2  # of one request; some of them are under way at a time
+MAX_RANGE_BYTES: Final = 16 * 1024**2  # largest request; several are in progress at a time
 
 
 class Copy(NamedTuple):
-    """A box of a slice, and where it goes."""
+    """A box of a slice, and the tensor into which it is copied."""
 
     piece: TensorSlice
     offsets: tuple[int, ...]
-    """Within the slice."""
+    """Offsets of the box within the slice."""
     target: torch.Tensor
 
     @property
     def is_whole(self) -> bool:
-        """Whether all of the slice goes there as it is."""
+        """True if the bytes of the slice are exactly those of the target."""
         return self.target.is_contiguous() and tuple(self.target.shape) == self.piece.lengths
 
 
 class ByteRange(NamedTuple):
-    """Slices that lie side by side in a blob and are read at once."""
+    """Adjacent slices of a blob that are read with one request."""
 
     blob: Blob
     start: int
-    """First byte within the blob: of the first slice, or 0 if the header is read as well."""
+    """First byte within the blob. It is 0 if the header is read too."""
     pieces: list[TensorSlice]
     copies: dict[TensorSlice, list[Copy]]
     inside: list[TensorSlice]
-    """All slices of the blob if the header is read as well, else none."""
+    """All slices of the blob if the header is read too, else an empty list."""
 
     @property
     def num_bytes(self) -> int:
-        """How many bytes are read."""
+        """Number of bytes that are read."""
         return self.pieces[-1].stop - self.start
 
 
 def byte_ranges(manifest: RankManifest, number: int, copies: list[Copy]) -> Iterator[ByteRange]:
-    """Yield what has to be read of blob *number* for *copies*. Its header is read with the rest of all of it."""
+    """Yield the byte ranges of blob *number* for *copies*. The header is read only if all slices are."""
     by_piece: dict[TensorSlice, list[Copy]] = {copy.piece: [] for copy in copies}
     for copy in copies:
         by_piece[copy.piece].append(copy)
@@ -73,72 +73,75 @@ def byte_ranges(manifest: RankManifest, number: int, copies: list[Copy]) -> Iter
         first = last
 
 
-def fetch(run: ByteRange, step: int, store: ObjectStore, local: LocalStore | None) -> bool:
+def fetch(byte_range: ByteRange, step: int, store: ObjectStore, local: LocalStore | None) -> bool:
     """
-    Read *run*, verify it, and put what is in it where it belongs.
+    Read *byte_range*, verify it, and copy its slices into their tensors.
 
     Returns:
-        Whether an intact copy on the local disk gave it.
+        True if an intact copy on the local disk was read.
 
     Raises:
-        CorruptCheckpointError: It is damaged or gone, in the store as well.
+        CorruptCheckpointError: The bytes are damaged or missing, in the store too.
         StoreError: The store does not answer.
     """
-    header = bytearray(run.pieces[0].start - run.start)
-    memory = [_memory_for(piece, run.copies[piece]) for piece in run.pieces]
-    beyond = bytearray(run.pieces[-1].stop == run.blob.num_bytes)  # a byte behind the end, where none should be
+    header = bytearray(byte_range.pieces[0].start - byte_range.start)
+    memory = [_memory_for(piece, byte_range.copies[piece]) for piece in byte_range.pieces]
+    beyond = bytearray(
+        byte_range.pieces[-1].stop == byte_range.blob.num_bytes
+    )  # a byte after the end, to find a longer blob
     targets = [memoryview(each).cast("B") for each in (header, *memory, beyond)]
     damage: str | None = None
-    for source in (local, store):
-        if source is None:
+    for candidate in (local, store):
+        if candidate is None:
             continue
         try:
-            damage = _read(run, source, targets, patient=source is store)
+            damage = _read(byte_range, candidate, targets, patient=candidate is store)
         except (KeyError, StoreError) as error:
-            if source is local:
+            if candidate is local:
                 continue
             if isinstance(error, StoreError):
                 raise
             damage = GONE
         if damage is None:
-            for piece, image in zip(run.pieces, memory, strict=True):
+            for piece, image in zip(byte_range.pieces, memory, strict=True):
                 if isinstance(image, bytearray):
-                    _copy(piece, image, run.copies[piece])
-            return source is local
+                    _copy(piece, image, byte_range.copies[piece])
+            return candidate is local
     assert damage is not None
-    raise CorruptCheckpointError(step, run.blob.key, damage)
+    raise CorruptCheckpointError(step, byte_range.blob.key, damage)
 
 
-def _read(run: ByteRange, source: ObjectStore, targets: list[memoryview], *, patient: bool) -> str | None:
-    """Fill *targets* from *source*. Return how the bytes differ from what the manifest says, or None."""
+def _read(byte_range: ByteRange, store: ObjectStore, targets: list[memoryview], *, patient: bool) -> str | None:
+    """Fill *targets* from *store*. Return a description of the damage, or None if the bytes are intact."""
 
     def read() -> int:
-        return source.get_into(run.blob.key, run.start, targets)
+        return store.get_into(byte_range.blob.key, byte_range.start, targets)
 
     count = patiently(read) if patient else read()
-    if count != run.num_bytes:
-        found = f"{count} bytes" if count < run.num_bytes else "more bytes"
-        return f"has {found} instead of {run.num_bytes}, from byte {run.start}"
+    if count != byte_range.num_bytes:
+        found = f"{count} bytes" if count < byte_range.num_bytes else "more bytes"
+        return f"has {found} instead of {byte_range.num_bytes}, from byte {byte_range.start}"
     header, *images, _ = targets
     intact = all(
-        xxhash.xxh3_128_hexdigest(image) == piece.xxh3_128 for piece, image in zip(run.pieces, images, strict=True)
+        xxhash.xxh3_128_hexdigest(image) == piece.xxh3_128
+        for piece, image in zip(byte_range.pieces, images, strict=True)
     )
-    if intact and run.inside:
-        intact = hash_of_blob(header, run.inside) == run.blob.xxh3_128
+    if intact and byte_range.inside:
+        intact = hash_of_blob(header, byte_range.inside) == byte_range.blob.xxh3_128
     return None if intact else "has changed since it was written: its hash differs"
 
 
 def _memory_for(piece: TensorSlice, copies: list[Copy]) -> bytearray | ctypes.Array[ctypes.c_char]:
-    """Return the memory of the tensor that *piece* goes to as it is, or else some to copy it from."""
+    """Return the memory of the tensor if the bytes of *piece* are exactly its bytes, else a buffer to copy from."""
     if len(copies) == 1 and copies[0].is_whole:
         return (ctypes.c_char * (piece.stop - piece.start)).from_address(copies[0].target.data_ptr())
     return bytearray(piece.stop - piece.start)
 
 
 def _copy(piece: TensorSlice, image: bytearray, copies: list[Copy]) -> None:
-    source = torch.frombuffer(image, dtype=torch.uint8).view(TORCH_DTYPES[piece.dtype]).view(piece.lengths)
+    tensor = torch.frombuffer(image, dtype=torch.uint8).view(TORCH_DTYPES[piece.dtype]).view(piece.lengths)
     for _, offsets, target in copies:
-        box = source
+        box = tensor
         for dim, (offset, length) in enumerate(zip(offsets, target.shape, strict=True)):
             box = box.narrow(dim, offset, length)
         target.copy_(box)

@@ -1,4 +1,4 @@
-"""What one rank reads of a committed step: only what it needs, in parallel, and every byte of that verified."""
+"""The read of one rank from a committed step: only the bytes that it needs, in parallel, and each one verified."""
 
 from __future__ import annotations
 
@@ -27,45 +27,45 @@ from .progress import RestoreProgress
 from .ranges import Copy, byte_ranges, fetch
 
 Wanted: TypeAlias = Callable[[str, tuple[int, ...]], Shard | None]
-"""The shard of a shared tensor, by name and shape, that this rank wants. None is all of it. See ``Registry.wanted``."""
+"""Returns this rank's shard of a shared tensor, by its name and shape. None: all of it. See ``Registry.wanted``."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedStep:
-    """A step in host memory: complete, and every byte of it verified."""
+    """A complete step in host memory, with every byte verified."""
 
     step_id: StepId
     world_size: int
-    """How many ranks saved it."""
+    """Number of ranks that saved the step."""
     state: dict[str, Any]
-    """State by the name of its part."""
+    """State by name of the part."""
     num_bytes: int
     from_local_bytes: int
 
 
 class _Target(NamedTuple):
-    """A tensor to be read, or this rank's piece of it."""
+    """Memory for a tensor, or for the boxes that this rank reads of it."""
 
     template: Shard | None
     boxes: tuple[Box, ...]
     memory: torch.Tensor
-    """The elements of all boxes, end to end, of shape ``(n,)``."""
+    """The elements of all boxes one after another, of shape ``(n,)``."""
 
     def in_box(self, number: int) -> torch.Tensor:
-        """Return the memory of one of the boxes, in its shape."""
+        """Return the memory of box *number*, in its shape."""
         start = sum(box.num_elements for box in self.boxes[:number])
         box = self.boxes[number]
         return self.memory[start : start + box.num_elements].view(box.lengths)
 
     def tensor(self) -> torch.Tensor:
-        """Return what was read, as the part to which the tensor belongs wants it."""
+        """Return the tensor or shard that was read, in the form that its part loads."""
         if self.template is None:
             return self.memory.view(self.boxes[0].lengths)
         return self.template.like(self.memory.view(self.template.local.shape))
 
 
-class _BlobPlace(NamedTuple):
-    """A blob of the step: whose, and its index in that rank's manifest."""
+class _BlobId(NamedTuple):
+    """A blob of the step, by the rank that stored it and its index in the manifest of that rank."""
 
     rank: int
     blob: int
@@ -92,17 +92,17 @@ class StepReader:
         """Read and verify everything that this rank needs, then return it."""
         step_id, world_size = self._committed.step_id, self._committed.world_size
         with ThreadPoolExecutor(NUM_GETS, thread_name_prefix="spot-get") as pool:
-            # A rank that the job did not have then begins with what rank 0 had.
+            # A rank that did not exist when the step was saved begins with the state of rank 0.
             own = self._manifest(self._ranks.rank if self._ranks.rank < world_size else 0)
             self._check([(own, piece) for piece in own.tensors], complete=False)
             manifests = [own] if self._suffices(own) else self._all_manifests(pool)
             pieces = [(own, piece) for piece in own.tensors if not piece.shared]
             pieces += [(each, piece) for each in manifests for piece in each.tensors if piece.shared]
             self._check(pieces, complete=len(manifests) == world_size)
-            targets, copies = self._plan(pieces)
+            targets, copies = self._allocate(pieces)
             by_rank = {manifest.rank: manifest for manifest in manifests}
             ranges = [
-                each for place, found in copies.items() for each in byte_ranges(by_rank[place.rank], place.blob, found)
+                each for blob, found in copies.items() for each in byte_ranges(by_rank[blob.rank], blob.blob, found)
             ]
             num_bytes = sum(each.num_bytes for each in ranges)
             were_local = pool.map(lambda each: fetch(each, step_id.step, self._store, self._local), ranges)
@@ -113,25 +113,30 @@ class StepReader:
                     progress.add(each.num_bytes)
         try:
             document = own.state
-            if unheard_of := {piece.name for _, piece in pieces if piece.shared}.difference(named(document)):
+            if unnamed := {piece.name for _, piece in pieces if piece.shared}.difference(named(document)):
                 for manifest in manifests:
-                    document = graft(document, manifest.state, unheard_of)
+                    document = graft(document, manifest.state, unnamed)
             state = decode(document, {name: target.tensor() for name, target in targets.items()})
         except ValueError as error:
             raise CorruptCheckpointError(step_id.step, step_id.prefix, f"holds unreadable state: {error}") from error
         if not isinstance(state, dict):
-            raise CorruptCheckpointError(step_id.step, step_id.prefix, "holds no state by the names of parts")
+            raise CorruptCheckpointError(step_id.step, step_id.prefix, "holds no state by name of the part")
         return LoadedStep(step_id, world_size, state, num_bytes, from_local_bytes)
 
-    def _plan(
+    def _allocate(
         self, pieces: list[tuple[RankManifest, TensorSlice]]
-    ) -> tuple[dict[str, _Target], dict[_BlobPlace, list[Copy]]]:
-        """Decide where everything that is read goes. What DCP does when it reshards is done by DCP."""
+    ) -> tuple[dict[str, _Target], dict[_BlobId, list[Copy]]]:
+        """
+        Allocate the memory for every tensor, and map the slices to it. DCP computes how boxes overlap.
+
+        Returns:
+            The targets by name of the tensor, and the copies from each blob.
+        """
         by_name: defaultdict[str, dict[Box, tuple[RankManifest, TensorSlice]]] = defaultdict(dict)
         for manifest, piece in pieces:
             by_name[piece.name].setdefault(Box(piece.offsets, piece.lengths), (manifest, piece))
         targets: dict[str, _Target] = {}
-        copies: defaultdict[_BlobPlace, list[Copy]] = defaultdict(list)
+        copies: defaultdict[_BlobId, list[Copy]] = defaultdict(list)
         for name, saved in by_name.items():
             first = next(iter(saved.values()))[1]
             template = self._want(name, first.shape) if first.shared else None
@@ -147,7 +152,7 @@ class StepReader:
                 into = target.in_box(item.dest_index.index or 0)
                 for dim, (offset, length) in enumerate(zip(item.dest_offsets, item.lengths, strict=True)):
                     into = into.narrow(dim, offset, length)
-                copies[_BlobPlace(manifest.rank, piece.blob)].append(Copy(piece, tuple(item.storage_offsets), into))
+                copies[_BlobId(manifest.rank, piece.blob)].append(Copy(piece, tuple(item.storage_offsets), into))
         return targets, copies
 
     def _check(self, pieces: list[tuple[RankManifest, TensorSlice]], *, complete: bool) -> None:
@@ -156,7 +161,7 @@ class StepReader:
             raise CorruptCheckpointError(step_id.step, step_id.prefix, f"makes no sense: {nonsense}")
 
     def _suffices(self, own: RankManifest) -> bool:
-        """Whether this rank stored all that it wants by itself, as shards are: then it need not look at the others'."""
+        """Return True if this rank stored everything that it reads, so that no other manifest is needed."""
         if self._committed.world_size != self._ranks.world_size:
             return False
         stored: defaultdict[str, list[TensorSlice]] = defaultdict(list)
@@ -173,12 +178,12 @@ class StepReader:
         return True
 
     def _boxes(self, piece: TensorSlice) -> tuple[Box, ...]:
-        """Return what this rank wants of the tensor that *piece* is of."""
+        """Return the boxes that this rank reads of the tensor of *piece*."""
         template = self._want(piece.name, piece.shape) if piece.shared else None
         return (whole(piece.shape),) if template is None else template.boxes.held
 
     def _all_manifests(self, pool: ThreadPoolExecutor) -> list[RankManifest]:
-        """Return the manifests of all ranks: from the copy in one object, if it is there and intact."""
+        """Return the manifests of all ranks, from the merged object if that exists and is intact."""
         step_id, world_size = self._committed.step_id, self._committed.world_size
         with suppress(KeyError, StoreError, ManifestError):
             manifests = decode_merged(self._store.get(merged_manifest_key(step_id)))

@@ -1,4 +1,4 @@
-"""The resume of one attempt: from the newest step that is intact to registered parts that have its state."""
+"""The resume of one attempt, as the sequence of its steps."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from .salvage import salvage
 logger = logging.getLogger(__name__)
 
 
-def restore(registry: Registry, run: Membership, job: Job, bus: EventBus, *, is_mirror: bool) -> int | None:
+def restore(registry: Registry, membership: Membership, job: Job, bus: EventBus, *, is_mirror: bool) -> int | None:
     """
-    Give the parts of *registry* the state of the newest committed step that is intact. Every rank calls this.
+    Load the newest committed step that is intact into the parts of *registry*. Every rank calls this.
 
-    A newer step that lies on the local disks of all ranks, and never reached the store, is committed first.
+    If the local disks of all ranks hold a newer step that never reached the store, that step is committed first.
 
     Args:
         registry: The parts of the training.
-        run: The run and its stores.
+        membership: The run and its stores.
         job: The ranks of the job.
-        bus: Gets what happened.
-        is_mirror: Whether the store is a folder that something else fills from a remote store meanwhile.
+        bus: Gets the events of the resume.
+        is_mirror: Whether the store is a folder to which another program copies a remote store meanwhile.
 
     Returns:
         The step after which training continues, or None on a first run.
@@ -39,10 +39,10 @@ def restore(registry: Registry, run: Membership, job: Job, bus: EventBus, *, is_
     """
     wanted = registry.wanted()
     check_alike(job, registry.alike(job.world_size))
-    stop_prefetch(run.local_dir)
-    salvage(run.store, run.local, job, run.attempt, bus)
+    stop_prefetch(membership.local_dir)
+    salvage(membership.store, membership.local, job, membership.attempt, bus)
     started = time.monotonic()
-    loaded = load_newest(run.store, run.local, run.url, job, bus, wanted, is_mirror=is_mirror)
+    loaded = load_newest(membership.store, membership.local, membership.url, job, bus, wanted, is_mirror=is_mirror)
     if loaded is None:
         return None
     apply_state(loaded, list(registry.items()), job.rank)

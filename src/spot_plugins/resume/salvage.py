@@ -1,4 +1,4 @@
-"""A step that lies whole on the local disks of a job, but never reached the store, is stored before the job resumes."""
+"""The salvage of a step that is complete on the local disks of a job but never reached the store."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from ..format.manifest import Blob, ManifestError, RankManifest, TensorSlice, ha
 from ..ranks import Job
 from ..store import LocalStore, ObjectStore, patiently
 
-NUM_PUTS: Final = 8  # blobs in memory at once, of 64 MiB: read, verified and put
+NUM_PUTS: Final = 8  # blobs of 64 MiB in memory at once, to read, verify and put
 
 logger = logging.getLogger(__name__)
 
@@ -46,41 +46,41 @@ def salvage(
     bus: EventBus,
 ) -> None:
     """
-    Commit the newest step of which the local disks have all that the store lacks.
+    Commit the newest step of which the local disks have everything that the store lacks.
 
-    Every rank calls this, before it looks for the step to resume from.
+    Every rank calls this on the training thread, before the step to resume from is chosen.
 
-    1. every rank: say of which parts of steps, its own and other ranks', it has the manifest, and keep a copy of this
-       attempt's claim beside them: a later run at the same URL has another;
-    2. rank 0: choose the steps that are newer than what is committed and of which there are all parts, on some disk or
-       in the store already, and say who stores which part;
-    3. every rank: see that its copies are complete;
-    4. every rank, once all have: verify and put the blobs;
-    5. every rank, once all have: put the manifests.
+    1. Every rank lists the manifests on its local disk. It also keeps a copy of this attempt's claim there, because a
+       later run at the same URL has another claim.
+    2. Rank 0 proposes the steps that are newer than every committed step and of which every manifest exists, on a local
+       disk or in the store. For each manifest it names the rank that stores it.
+    3. Every rank checks that its local copies are complete.
+    4. After that, every rank verifies and puts the blobs.
+    5. After that, every rank puts the manifests.
 
-    Only a step of as many ranks as the job has now counts, and none of an attempt that was overtaken: if a later one
-    committed anything, it is that training which goes on. Nor one of another run, whose store was emptied.
+    A step counts only if it has as many ranks as the job. It does not count if a later attempt has committed anything,
+    because the training continues from there. It does not count if it is from another run at this URL.
 
-    Whatever goes wrong, on any rank, is a warning on all, and the next older step is tried. Nothing is written once
-    *attempt*, that of this job, is superseded.
+    An error on any rank is a warning on all ranks, and the next older step is tried. Nothing is written after
+    *attempt*, the one of this job, is superseded.
     """
-    parts: list[list[Any]] = []
+    manifests: list[list[Any]] = []
     if local is not None:
         try:
             _remove_another_runs(local, attempt)
-            parts = _parts_in(local, job.world_size)
+            manifests = _manifests_in(local, job.world_size)
         except StoreError as error:
             logger.warning("the local copies cannot be used: %s", error)
             local = None
     claim = _own_claim(store, attempt) if job.rank == 0 else None
-    notes = cast("list[Any]", job.exchange("salvage/found", cast("Any", [parts, claim])))
+    notes = cast("list[Any]", job.exchange("salvage/found", cast("Any", [manifests, claim])))
     _keep_claim(local, attempt, notes[0][1])
     found = [note[0] for note in notes]
     if not any(found):
         return
-    plans = _plan(store, found) if job.rank == 0 else []
-    plans = cast("list[Any]", job.exchange("salvage/plans", cast("Any", plans))[0])
-    for number, (step, of_attempt, shares) in enumerate(plans):
+    proposals = _propose(store, found) if job.rank == 0 else []
+    proposals = cast("list[Any]", job.exchange("salvage/proposals", cast("Any", proposals))[0])
+    for number, (step, of_attempt, shares) in enumerate(proposals):
         started = time.monotonic()
         share = _Share(
             store,
@@ -96,22 +96,22 @@ def salvage(
                 break
         else:
             push_s = time.monotonic() - started
-            logger.info("step %s, which was on local disks only, is stored now", step)
+            logger.info("step %s was on local disks only, and is stored now", step)
             bus.emit(events.Salvaged(step=step, attempt=of_attempt, num_bytes=share.num_bytes, push_s=push_s))
             return
         reason = next(problem for problem in problems if problem)
-        logger.warning("step %s is on local disks only, and stays there: %s. An older one is taken", step, reason)
+        logger.warning("step %s is on local disks only and cannot be stored: %s. An older step is tried", step, reason)
 
 
 def _remove_another_runs(local: LocalStore, attempt: int) -> None:
-    """Remove steps of *attempt*, which has saved nothing yet: they are of a run that was at this URL before."""
+    """Remove steps of *attempt*. It has saved nothing yet, so they are from another run at this URL."""
     for key in list(local.keys(STEPS_PREFIX)):
         if (step_id := parse_step_id(key)) is not None and step_id.attempt == attempt:
             local.delete(key)
 
 
-def _parts_in(local: LocalStore, world_size: int) -> list[list[Any]]:
-    """Return step, attempt, rank and the attempt's claim of each manifest of *world_size* ranks that is in *local*."""
+def _manifests_in(local: LocalStore, world_size: int) -> list[list[Any]]:
+    """Return step, attempt, rank and the attempt's claim of each manifest of *world_size* ranks in *local*."""
     names = [name for key in local.keys(STEPS_PREFIX) if (name := parse_rank_manifest_key(key)) is not None]
     claims = {attempt: _claim_of(local, attempt) for attempt in {name.step_id.attempt for name in names}}
     return [
@@ -122,7 +122,7 @@ def _parts_in(local: LocalStore, world_size: int) -> list[list[Any]]:
 
 
 def _claim_of(store: ObjectStore, attempt: int) -> str | None:
-    """Return what tells *attempt* from one of that number of another run, or None if *store* does not know it."""
+    """Return the claim of *attempt*, which no other run has, or None if it is not in *store*."""
     try:
         return patiently(lambda: store.get(attempt_key(attempt))).decode(errors="replace")
     except KeyError:
@@ -133,12 +133,12 @@ def _own_claim(store: ObjectStore, attempt: int) -> str | None:
     try:
         return _claim_of(store, attempt)
     except StoreError as error:
-        logger.warning("local copies of this attempt will not be found again: %s", error)
+        logger.warning("the next attempt cannot use the local copies of this one: %s", error)
         return None
 
 
 def _keep_claim(local: LocalStore | None, attempt: int, claim: str | None) -> None:
-    """Copy the *claim* of this job to *local*, in place of those that nothing there is of any more."""
+    """Copy the *claim* of this job to *local*, and remove claims of attempts of which no step is left there."""
     if local is None or claim is None:
         return
     try:
@@ -148,15 +148,19 @@ def _keep_claim(local: LocalStore | None, attempt: int, claim: str | None) -> No
             if parse_attempt_key(key) not in saved | {attempt}:
                 local.delete(key)
     except StoreError as error:
-        logger.warning("local copies of this attempt will not be found again: %s", error)
+        logger.warning("the next attempt cannot use the local copies of this one: %s", error)
 
 
-def _plan(store: ObjectStore, found: list[list[list[Any]]]) -> list[list[Any]]:
+def _propose(store: ObjectStore, found: list[list[list[Any]]]) -> list[list[Any]]:
     """
-    Choose what to store, the newest first, and by whom. *found* is what each rank has.
+    Choose the steps to store, the newest first, and the rank that stores each manifest.
+
+    Args:
+        store: The store of the run.
+        found: The result of :func:`_manifests_in` on each rank.
 
     Returns:
-        Of each step: its number, its attempt, and for each rank a list of the ranks whose parts it stores.
+        For each step its number, its attempt, and for each rank a list of the ranks whose manifests it stores.
     """
     world_size = len(found)
     try:
@@ -166,33 +170,33 @@ def _plan(store: ObjectStore, found: list[list[list[Any]]]) -> list[list[Any]]:
         newest_attempt = max((step_id.attempt for step_id in committed), default=0)
         newer = [
             (StepId(step, attempt), rank, holder, claim)
-            for holder, parts in enumerate(found)
-            for step, attempt, rank, claim in parts
+            for holder, manifests in enumerate(found)
+            for step, attempt, rank, claim in manifests
             if StepId(step, attempt) > newest and attempt >= newest_attempt
         ]
         claims = {attempt: _claim_of(store, attempt) for attempt in {step_id.attempt for step_id, *_ in newer}}
     except StoreError as error:
-        logger.warning("steps that are on local disks only are not looked for: %s", error)
+        logger.warning("steps that are on local disks only cannot be looked for: %s", error)
         return []
     holders: defaultdict[StepId, defaultdict[int, set[int]]] = defaultdict(lambda: defaultdict(set))
     for step_id, rank, holder, claim in newer:
         if claim is not None and claim == claims[step_id.attempt]:
             holders[step_id][rank].add(holder)
-    there = {parts.step_id: parts.ranks for parts in stored if parts.world_size == world_size}
-    plans: list[list[Any]] = []
+    stored_ranks = {each.step_id: each.ranks for each in stored if each.world_size == world_size}
+    proposals: list[list[Any]] = []
     for step_id in sorted(holders, reverse=True):
-        wanted = set(range(world_size)) - there.get(step_id, set())
+        wanted = set(range(world_size)) - stored_ranks.get(step_id, set())
         if wanted <= holders[step_id].keys():
             shares: list[list[int]] = [[] for _ in found]
             for rank in sorted(wanted):
                 having = holders[step_id][rank]
                 shares[rank if rank in having else min(having)].append(rank)
-            plans.append([*step_id, shares])
-    return plans
+            proposals.append([*step_id, shares])
+    return proposals
 
 
 class _Share:
-    """What one rank stores of a step: the parts of *owners*, mostly its own alone."""
+    """The share of a step that one rank stores: the manifests of *owners* and their blobs, mostly its own alone."""
 
     def __init__(
         self,
@@ -213,15 +217,15 @@ class _Share:
         self._manifests: list[RankManifest] = []
         self._blobs: list[tuple[Blob, list[TensorSlice]]] = []
         self.num_bytes = 0
-        """Bytes of blobs that were put."""
+        """Bytes of the blobs that were put."""
 
     def open(self) -> None:
         """
-        Read the manifests and see that all blobs are there. Those of what is not trained may be in the store already.
+        Read the manifests and check that all blobs exist. Blobs of frozen tensors may be in the store already.
 
         Raises:
-            _UnusableError: Something is not what its name or the manifest says.
-            KeyError: Something is missing.
+            _UnusableError: A local copy contradicts its name or its manifest.
+            KeyError: A local copy is missing.
         """
         self._manifests = [self._manifest(owner) for owner in self._owners]
         blobs: dict[str, tuple[Blob, list[TensorSlice]]] = {}
@@ -237,15 +241,15 @@ class _Share:
         for blob, _ in self._blobs:
             last_and_one_more = memoryview(bytearray(2))
             if self._here.get_into(blob.key, max(0, blob.num_bytes - 1), [last_and_one_more]) != 1:
-                raise _UnusableError(f"{blob.key!r} has not the {blob.num_bytes} bytes that its manifest says")
+                raise _UnusableError(f"{blob.key!r} does not have the {blob.num_bytes} bytes of its manifest")
 
     def put_blobs(self) -> None:
         """
-        Put each blob, if all its bytes are those that were saved. Who reads the store sees nothing of that yet.
+        Verify and put each blob. The step is not visible in the store before its manifests are.
 
         Raises:
             _UnusableError: A blob is damaged.
-            SupersededError: There is a newer attempt than this job's; nothing was put.
+            SupersededError: There is a newer attempt than that of this job. Nothing was put.
         """
         if self._blobs:
             self._check_newest()
@@ -254,10 +258,10 @@ class _Share:
 
     def put_manifests(self) -> None:
         """
-        Make these parts visible.
+        Put the manifests, which makes the step visible after all ranks have done so.
 
         Raises:
-            SupersededError: There is a newer attempt than this job's; no more is put.
+            SupersededError: There is a newer attempt than that of this job. No further manifest is put.
         """
         for manifest in self._manifests:
             self._check_newest()
@@ -265,12 +269,12 @@ class _Share:
             patiently(partial(self._store.put, key, manifest.encode()))
 
     def _check_newest(self) -> None:
-        # Not of the attempt that saved the step: that one is superseded, by this job.
+        # The attempt of this job is checked. The attempt that saved the step is superseded by this job.
         patiently(lambda: check_newest(self._store, self._by_attempt))
 
     @property
     def _here(self) -> LocalStore:
-        assert self._local is not None  # who has none is given nothing to store
+        assert self._local is not None  # a rank without a local disk gets no share
         return self._local
 
     def _manifest(self, owner: int) -> RankManifest:
@@ -284,28 +288,28 @@ class _Share:
         blob, inside = item
         data = memoryview(self._here.get(blob.key))
         if not _is_intact(data, blob, inside):
-            raise _UnusableError(f"{blob.key!r} has changed since it was written: its hash differs")
+            raise _UnusableError(f"{blob.key!r} has changed since it was written, because its hash differs")
         patiently(partial(self._store.put, blob.key, data))
         return len(data)
 
 
 def _is_intact(data: memoryview, blob: Blob, inside: list[TensorSlice]) -> bool:
-    """Return whether *data* is *blob* with the slices *inside*, by its size and all hashes."""
+    """Return True if *data* is *blob* with the slices *inside*, by its size and all hashes."""
     if len(data) != blob.num_bytes or any(xxh3_128_hexdigest(data[p.start : p.stop]) != p.xxh3_128 for p in inside):
         return False
     return hash_of_blob(data[: min((piece.start for piece in inside), default=None)], inside) == blob.xxh3_128
 
 
 def _problem(task: Callable[[], None]) -> str | None:
-    """Do *task*. Return what went wrong, in words that other ranks can read, or None."""
+    """Call *task*. Return its error as a text that can be sent to other ranks, or None."""
     try:
         task()
     except KeyError as error:
-        return f"{error} is gone"
+        return f"{error} is missing"
     except (_UnusableError, ManifestError, SpotError) as error:
         return str(error)
     return None
 
 
 class _UnusableError(Exception):
-    """A local copy is not what its name or its manifest says."""
+    """A local copy that contradicts its name or its manifest."""

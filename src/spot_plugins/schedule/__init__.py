@@ -1,8 +1,9 @@
 """
-When a periodic save is due: by steps, by seconds, or by what saves cost and how often the run is interrupted.
+The schedule of periodic saves: by steps, by seconds, or by the cost of saves and the rate of preemptions.
 
-It runs on the training thread of rank 0 and imports no torch. What must never break: an interval never gets shorter
-than a push takes. Begin with :mod:`.triggers`.
+Rank 0 asks its trigger on the training thread. :class:`Pacer` gets events on any thread. Nothing here imports torch.
+What must never break: ``every_seconds="auto"`` never chooses an interval that is shorter than a push. Begin with
+:mod:`.triggers`, then read :mod:`.auto`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""``every_seconds="auto"``: the interval that wastes least, from what saves cost and how often machines are taken."""
+"""The interval of ``every_seconds="auto"``, from the cost of saves and the rate of preemptions."""
 
 from __future__ import annotations
 
@@ -13,47 +13,47 @@ from ..events import Committed, Event, IntervalChanged, Staged
 from .daly import daly_interval_s
 
 FIRST_INTERVAL_S: Final = 60.0
-"""Until a save has been measured. Short, for a first save is what measures, and protects most."""
+"""Interval in seconds until a save has been measured. It is short, because the first save protects most."""
 
 SHORTEST_S: Final = 30.0
-"""Saving more often gains nothing beside the minutes of a restart, while stores charge for every request."""
+"""Shortest interval in seconds. Shorter ones gain nothing, because a restart takes minutes and requests cost money."""
 
 PRIOR_MEAN_S: Final = 6 * 3600.0
-"""Seconds between preemptions that are expected before any is seen."""
+"""Expected seconds between preemptions, before any is seen."""
 
 WARNED_MEAN_S: Final = 900.0
-"""The same once a soft notice has said that a preemption is near: the shortest mean that Daly computes with."""
+"""Longest expected seconds between preemptions after a soft notice."""
 
-NUM_RECENT: Final = 8  # saves whose cost counts
+NUM_RECENT: Final = 8  # number of saves whose cost counts
 
-CHANGE: Final = 0.1  # share by which the interval must differ to be worth a change
+CHANGE: Final = 0.1  # smallest relative change of the interval that is applied
 
 
 @dataclass(frozen=True, slots=True)
 class Preemptions:
-    """How often the machines of this run were taken lately, as seen when this process life began."""
+    """The recent preemptions of this run, as known at the start of this attempt."""
 
     num_seen: int = 0
     within_s: float = 0.0
-    """Seconds in which that was, up to then."""
+    """Seconds before the start of this attempt in which they happened."""
 
-    def mean_s(self, alive_s: float) -> float:
+    def mean_s(self, elapsed_s: float) -> float:
         """
-        Return the seconds to expect between two, *alive_s* into this life.
+        Estimate the mean seconds between two preemptions, *elapsed_s* seconds after the start of this attempt.
 
-        The prior counts as one preemption seen, so that neither the first one nor a long quiet start decides alone.
+        The prior counts as one preemption, so that neither the first one nor a long quiet start decides alone.
         """
-        return (PRIOR_MEAN_S + self.within_s + alive_s) / (1 + self.num_seen)
+        return (PRIOR_MEAN_S + self.within_s + elapsed_s) / (1 + self.num_seen)
 
 
 class AutoInterval:
     """
-    Listens to the events of its rank and says when the interval between saves should change. Thread-safe.
+    Derives the interval between saves from the events of its rank. Thread-safe.
 
     Args:
-        preemptions: What is known from earlier lives.
-        clock: Says how long this life lasts.
-        at_most_s: Seconds between two saves that the user has asked for: only shortened. None: nothing was asked.
+        preemptions: The preemptions of earlier attempts.
+        clock: Measures the duration of this attempt.
+        at_most_s: Longest interval in seconds, if the user has set one. None: there is no such limit.
     """
 
     def __init__(self, preemptions: Preemptions, clock: Clock, at_most_s: float | None = None) -> None:
@@ -69,11 +69,11 @@ class AutoInterval:
         """Seconds between two saves."""
 
     def warn(self) -> None:
-        """Take in that a preemption is near. The interval follows with the next event."""
+        """Assume that a preemption is near. The interval changes with the next event."""
         self._is_warned = True
 
     def observe(self, event: Event) -> IntervalChanged | None:
-        """Take in *event*. Return the change that follows from it, or None."""
+        """Measure *event*. Return the change of the interval that results, or None."""
         with self._lock:
             match event:
                 case Staged(trigger="steps" | "seconds" | "soft" | "explicit", stall_s=stall_s):

@@ -1,4 +1,4 @@
-"""How long to train between two saves."""
+"""The interval between two saves that wastes least, by Daly's formula."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ import math
 
 def daly_interval_s(stall_s: float, mean_s: float) -> float:
     """
-    Return the seconds of training between two saves that waste least (Daly 2006, FGCS 22:303).
+    Compute the seconds of training between two saves that waste least (Daly 2006, FGCS 22:303).
 
-    How long a restart takes does not matter: it is paid per preemption, however often one saves. Nor does a push
-    that runs beside training, unless it takes longer than this.
+    The duration of a restart does not count, because each preemption costs one restart at any interval. A push does not
+    count either, because it runs beside training. The caller has to use an interval that is not shorter than a push.
 
     Args:
         stall_s: Seconds that training stands still for one save.
-        mean_s: Mean seconds between preemptions of the job. Infinity: there are none.
+        mean_s: Mean seconds between preemptions of the job. Infinity if there are none.
 
     Raises:
-        ValueError: A negative stall, or a mean that is not above 0.
+        ValueError: *stall_s* is negative, or *mean_s* is not above 0.
     """
     if not stall_s >= 0:
         raise ValueError(f"stall_s={stall_s} must be at least 0")
     if not mean_s > 0:
         raise ValueError(f"mean_s={mean_s} must be above 0")
-    if stall_s >= 2 * mean_s:  # a save is not worth its time more often than that
+    if stall_s >= 2 * mean_s:  # a shorter interval costs more than it protects
         return mean_s
     if math.isinf(mean_s):
         return mean_s

@@ -1,4 +1,4 @@
-"""The periodic trigger of this rank, with an interval that follows the cost of saves if that is wanted."""
+"""The periodic trigger of this rank, and the changes of its interval."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from .triggers import PeriodicTrigger
 
 logger = logging.getLogger(__name__)
 
-NUM_LIVES: Final = 10
-"""Process lives that say how often the run is interrupted: enough to be steady, few enough to be of today."""
+NUM_ATTEMPTS: Final = 10
+"""Number of recent attempts that show the rate of preemptions. More are steadier, and fewer are more recent."""
 
 
 class Pacer:
@@ -48,13 +48,14 @@ class Pacer:
                 self._auto = AutoInterval(preemptions, clock)
                 every_seconds = self._auto.interval_s
         self.trigger = PeriodicTrigger(config.every_steps, every_seconds, clock)
-        """The trigger that tells when a save is due."""
+        """The trigger that rank 0 asks at the end of each step."""
 
     def on_event(self, event: Event) -> None:
         """
-        Follow *event*, and emit the change of the interval that it leads to. Thread-safe.
+        Measure *event*, and emit the change of the interval that results. Thread-safe.
 
-        A soft notice shortens any interval, down to what saves cost; without one, steps alone say when a save is due.
+        After a soft notice the interval of any setting may get shorter. If saves were due by steps only, they become
+        due by time too.
         """
         if self._is_asked and self.trigger.was_hastened and not self._is_warned:
             self._is_warned = True
@@ -63,25 +64,25 @@ class Pacer:
             self._auto.warn()
         if self._auto is None or (change := self._auto.observe(event)) is None:
             return
-        logger.info("saving every %.0f s from now on (before: %.0f)", change.interval_s, change.before_s)
+        logger.info("saving every %.0f s from now on, after every %.0f s before", change.interval_s, change.before_s)
         self.trigger.every_seconds = change.interval_s
         self._bus.emit(change)
 
 
 def recent_preemptions(store: ObjectStore, attempt: int, clock: Clock) -> Preemptions:
     """
-    Return how often the run was interrupted lately: by when its last lives began, with one request to *store*.
+    Return the recent preemptions of the run, from the start times of its last attempts, with one request to *store*.
 
-    Every end of a life counts, also one by hand, and so does the time in which nothing ran. If the store does not
-    say, none are known.
+    Every end of an attempt counts as a preemption, even if a user ended it. Time between two attempts counts too. No
+    preemptions are known if the store does not answer.
     """
-    num_seen = min(attempt - 1, NUM_LIVES)
+    num_seen = min(attempt - 1, NUM_ATTEMPTS)
     if num_seen == 0:
         return Preemptions()
     try:
         started_at = json.loads(store.get(attempt_key(attempt - num_seen)))["started_at"]
         within_s = (clock.utc() - datetime.fromisoformat(started_at)).total_seconds()
     except (StoreError, KeyError, TypeError, ValueError) as error:
-        logger.warning("how often this run was interrupted is not known: %s", error)
+        logger.warning("the preemptions of earlier attempts are not known, so the prior is used: %s", error)
         return Preemptions()
     return Preemptions(num_seen, max(0.0, within_s))  # the clocks of two machines differ

@@ -1,4 +1,4 @@
-"""When a periodic save is due: after so many steps OR so many seconds, whichever comes first."""
+"""The trigger of periodic saves: after a number of steps or seconds, whichever comes first."""
 
 from __future__ import annotations
 
@@ -7,37 +7,37 @@ from typing import Literal
 from ..clock import Clock
 
 Trigger = Literal["steps", "seconds", "soft", "notice", "explicit", "end", "pause"]
-"""Why a step is saved."""
+"""Reason to save a step."""
 
 PeriodicReason = Literal["steps", "seconds", "soft"]
-"""Why a save is due while there is no notice of an end."""
+"""Reason for a periodic save, without a hard notice."""
 
 AgreedReason = Literal["steps", "seconds", "soft", "notice"]
-"""Why all ranks save one step together."""
+"""Reason for all ranks to save one step together."""
 
 
 class PeriodicTrigger:
     """
-    Counts steps and seconds since the last save. A save for any reason resets both.
+    Counts steps and seconds since the last save. A save for any reason resets both counts.
 
-    Only rank 0 asks it, so ranks can never differ. The training thread owns it; any may call :meth:`hasten`, and set
-    ``every_seconds``.
+    Only rank 0 asks its trigger, so the ranks cannot disagree. The training thread owns the object. Any thread may call
+    :meth:`hasten` and set ``every_seconds``.
     """
 
     def __init__(self, every_steps: int | None, every_seconds: float | None, clock: Clock) -> None:
         self._every_steps = every_steps
         self.every_seconds = every_seconds
-        """Seconds from one save to the next, None for not on time. Any thread may set it."""
+        """Seconds from one save to the next. None if time does not count. Any thread may set it."""
         self._clock = clock
         self._hastened = False
         self.was_hastened = False
-        """Whether there ever was a soft notice."""
+        """True after the first soft notice."""
         self._last_step = 0
         self._last_at = clock.monotonic()
 
     def reset(self, step: int) -> None:
-        """Count from *step* and from now on."""
-        if step > self._last_step:  # else nothing new was saved, as in a first life's resume
+        """Count steps from *step*, and seconds from now."""
+        if step > self._last_step:  # otherwise nothing new was saved, as in the resume of a first attempt
             self._hastened = False
         self._last_step = step
         self._last_at = self._clock.monotonic()
@@ -47,7 +47,7 @@ class PeriodicTrigger:
         self._hastened = self.was_hastened = True
 
     def due(self, step: int) -> PeriodicReason | None:
-        """Return which of them is due at *step*, or None."""
+        """Return the reason to save at *step*, or None if no save is due."""
         if self.steps_left(step) <= 0:
             return "steps"
         if self._hastened:
@@ -58,7 +58,7 @@ class PeriodicTrigger:
         return None
 
     def steps_left(self, step: int) -> float:
-        """Return how many steps after *step* the step trigger is due; infinity without one."""
+        """Return the number of steps after *step* until a save is due by steps. Infinity if steps do not count."""
         if self._every_steps is None:
             return float("inf")
         return self._last_step + self._every_steps - step

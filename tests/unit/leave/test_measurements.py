@@ -15,7 +15,7 @@ from spot_plugins.agreement import Notice
 from spot_plugins.config import SpotConfig
 from spot_plugins.errors import Preempted
 from spot_plugins.events import Committed, EventBus, LastSecondsPlanned, Leaving, PushFailing, Staged, WrittenLocally
-from spot_plugins.leave.measurements import Measurements
+from spot_plugins.leave.measurements import NUM_STEPS, Measurements
 from spot_plugins.leave.plan import Situation, slowest
 from spot_plugins.notices import Announcement
 from spot_plugins.session import SpotSession
@@ -67,7 +67,9 @@ def test_a_notice_that_names_its_end_is_trained_through(world_size, tmp_path):
     announced = {}
 
     def on_step(session, rank, step, heard):
-        if rank == 0 and not announced and step > 15 and heard.of(Committed):
+        if step == 15:
+            heard.wait(Committed)  # on every rank, because a rank that has measured nothing makes all leave at once
+        if rank == 0 and not announced and step > 15 + NUM_STEPS:  # when the wait is no longer the slowest step
             announced["step"] = step
             announce(session, 3.0)
 
@@ -100,6 +102,8 @@ def test_a_signal_ends_the_time_that_a_notice_left(world_size, tmp_path):
     signalled = []
 
     def on_step(session, rank, step, heard):
+        if step == 19:
+            heard.wait(Committed)  # on every rank, because a rank that has measured nothing makes all leave at once
         if rank == 0 and step == 20:
             announce(session, 100.0)
         if rank == world_size - 1 and step == 40:
@@ -234,7 +238,7 @@ def test_a_push_in_flight_is_counted_until_it_ends(measurements, told):
     measurements.on_event(Staged(step=12, trigger="steps", num_bytes=1000 * MB, stall_s=0.001, copy_s=2.0))
     assert measurements.figures()["in_flight_s"] == pytest.approx(13.0, abs=0.1)
 
-    measurements._in_flight[12] -= 15.0
+    measurements._in_flight.staged_at[12] -= 15.0
     assert measurements.figures()["in_flight_s"] == pytest.approx(2.0, abs=0.1)
 
     measurements.on_event(PushFailing(step=12, num_tries=1, reason="it is down"))

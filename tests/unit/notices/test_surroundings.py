@@ -112,7 +112,7 @@ def test_no_notice_is_said_aloud(look, caplog):
     """
     look({"VAST_CONTAINERLABEL": "C.1"}).log(())
 
-    assert "vast gives no notice that counts, periodic saves only" in caplog.text
+    assert "vast gives no usable notice, so only periodic saves" in caplog.text
     assert caplog.records[0].levelno == logging.WARNING
 
 
@@ -123,8 +123,9 @@ def test_what_was_found_is_said(look, caplog):
     caplog.set_level(logging.INFO)
     look(EKS, AWS).log(("aws", "file"))
 
-    assert "runs on kubernetes, aws; notices by SIGTERM, and asks aws, file; 30 s to plan for (grace_seconds)" in (
-        caplog.text
+    assert (
+        "runs on kubernetes, aws. Notices come from SIGTERM, aws, file. The grace period is 30 s (grace_seconds)"
+        in caplog.text
     )
 
 
@@ -238,7 +239,7 @@ BEHIND_SPOT_RUN = {"SPOT_ROSTER": "/tmp/x", "SPOT_RUN_GRACE_SECONDS": "45"}
 @pytest.mark.parametrize(
     ("environ", "timeout_s", "says"),
     [
-        (BEHIND_SPOT_RUN, 45, "spot run kills its processes 45 s after a SIGTERM"),
+        (BEHIND_SPOT_RUN, 45, "grace_seconds=110, but spot run kills its processes 45 s after a SIGTERM"),
         (BEHIND_SPOT_RUN | ELASTIC | {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "45"}, 45, "spot run --grace-seconds 110"),
         (BEHIND_SPOT_RUN | ELASTIC | {"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "20"}, 20, "only 20 s will be used"),
         (BEHIND_SPOT_RUN | {"SPOT_RUN_GRACE_SECONDS": "110"}, 110, None),

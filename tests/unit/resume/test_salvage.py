@@ -188,9 +188,9 @@ def flip(data):
 DAMAGES = {
     "blob flipped": (0, flip, "its hash differs"),
     "header flipped": (0, lambda data: data[:12] + flip(data[:13])[12:] + data[13:], "its hash differs"),
-    "blob cut": (0, lambda data: data[:-1], "has not the"),
-    "blob longer": (0, lambda data: data + b"x", "has not the"),
-    "blob gone": (0, None, "is gone"),
+    "blob cut": (0, lambda data: data[:-1], "does not have the"),
+    "blob longer": (0, lambda data: data + b"x", "does not have the"),
+    "blob gone": (0, None, "is missing"),
     "manifest flipped": (1, lambda data: data.replace(b'"rank":', b'"Rank":'), "hash"),
     "manifest cut": (1, lambda data: data[:100], "manifest"),
 }

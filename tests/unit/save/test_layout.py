@@ -286,7 +286,7 @@ def test_parts_of_different_tensors_are_no_tensor(changes):
     ]
     parts[3] = replace(parts[3], **changes)
 
-    assert find_nonsense((manifest, part) for part in parts) == "the parts of 'w' are of different tensors"
+    assert find_nonsense((manifest, part) for part in parts) == "the slices of 'w' are of different tensors"
 
 
 def test_safetensors_gives_the_tensors_back():

@@ -19,7 +19,7 @@ from spot_plugins.format.attempts import claim_attempt
 from spot_plugins.format.manifest import canonical_json
 from spot_plugins.schedule import AutoInterval, Pacer, Preemptions, daly_interval_s
 from spot_plugins.schedule.auto import CHANGE, FIRST_INTERVAL_S, NUM_RECENT, PRIOR_MEAN_S, SHORTEST_S, WARNED_MEAN_S
-from spot_plugins.schedule.pacer import NUM_LIVES, recent_preemptions
+from spot_plugins.schedule.pacer import NUM_ATTEMPTS, recent_preemptions
 from spot_plugins.session import SpotSession
 from spot_plugins.store import MemoryStore
 from spot_plugins.testing import run_thread_ranks
@@ -226,8 +226,8 @@ def test_earlier_lives_say_how_often_the_run_is_interrupted():
     lives(store, 5, 3, 0)
     assert recent_preemptions(store, 3, HandClock()) == Preemptions(2, 5 * HOUR)
 
-    lives(store, *[1.0] * (NUM_LIVES - 1), 0)
-    assert recent_preemptions(store, 3 + NUM_LIVES, HandClock()) == Preemptions(NUM_LIVES, 0.0)
+    lives(store, *[1.0] * (NUM_ATTEMPTS - 1), 0)
+    assert recent_preemptions(store, 3 + NUM_ATTEMPTS, HandClock()) == Preemptions(NUM_ATTEMPTS, 0.0)
     assert recent_preemptions(None, 1, HandClock()) == Preemptions()
 
 
@@ -325,10 +325,9 @@ def test_ranks_save_the_same_steps_at_the_interval_of_rank_0(tmp_path):
             together.wait(30)
         session.close()
         changes = [event.interval_s for event in heard.of(IntervalChanged)]
-        return [event.step for event in heard.of(Staged)], changes, session._opened.agreement._trigger.every_seconds
+        return [event.step for event in heard.of(Staged)], changes
 
-    (saved, changes, every_seconds), (saved_too, changes_too, every_seconds_too) = run_thread_ranks(2, body)
+    (saved, changes), (saved_too, changes_too) = run_thread_ranks(2, body)
 
     assert saved == saved_too
     assert (len(changes), changes_too) == (1, [])
-    assert (every_seconds, every_seconds_too) == (changes[0], None)

@@ -326,6 +326,22 @@ def test_finish_does_not_save_twice(url):
         assert heard.of(Staged) == []
 
 
+def test_a_state_without_tensors_is_saved_as_often_as_others(url, store):
+    """
+    Its step has no blobs. The memory that was lent for it is free again all the same.
+    """
+    with training(url, state={"x": 1}) as (session, holder, heard):
+        session.resume()
+        for step in range(1, 5):
+            holder.state = {"x": step}
+            session.save(step)
+            heard.wait(Committed, step=step)
+            until_idle(session)
+
+    assert numbers(store)[0] == 4
+    assert load(store).state["part"] == {"x": 4}
+
+
 def test_a_step_is_saved_once(url, store):
     """
     The objects of a committed step are never written again, which could leave it half new and half old.
