@@ -28,9 +28,9 @@ class Outcome:
     step: int | None
     """Last step that this rank saved, or None."""
     is_durable: bool
-    """Whether this rank's part of it reached the store in time."""
+    """True if this rank's part of that step reached the store in time."""
     stays: bool
-    """Whether this rank trains on without the ranks that leave (``on_notice="continue"``)."""
+    """True if this rank trains on without the ranks that leave (``on_notice="continue"``)."""
 
 
 class Departure:

@@ -54,7 +54,7 @@ class Listener:
 
     @property
     def providers(self) -> tuple[str, ...]:
-        """Where this process runs, as far as it is known."""
+        """The providers on which this process runs, as far as they are known."""
         return self._surroundings.providers
 
     def handle_signals(self) -> None:
@@ -86,7 +86,7 @@ class Listener:
         source, deadline = announcement.source, announcement.deadline
         grace_s = None
         if deadline is None:
-            logger.warning("%s: this machine may be taken before long; saving, and going on", source)
+            logger.warning("%s: this machine may be taken before long; saving once, and training on", source)
             self._agreement.save_soon()
         else:
             grace_s = deadline - time.monotonic()

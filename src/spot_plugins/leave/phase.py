@@ -8,7 +8,7 @@ from typing import Final
 
 
 class Phase(Enum):
-    """How far one attempt has come. Exactly one phase holds at a time."""
+    """The progress of one attempt. Exactly one phase holds at a time."""
 
     NEW = "new"
     """Built. Nothing is opened yet."""

@@ -77,7 +77,7 @@ class WayOut:
 
     @property
     def is_pressed(self) -> bool:
-        """Whether there is a notice that is to be obeyed at once, or whose time is up."""
+        """True if there is a notice that is to be obeyed at once, or whose time is up."""
         notice = self._agreement.notice
         return notice is not None and (notice.at_once or time.monotonic() > notice.deadline - notice.margin_s)
 
