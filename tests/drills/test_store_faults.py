@@ -344,7 +344,7 @@ def children():
         ({"url": "s4://bucket/run"}, "unknown scheme 's4'"),
         ({"url": "{file}/run"}, "is a file, not a directory"),
         ({"url": "file://{file}/run"}, "is a file, not a directory"),
-        ({"url": "file://host/run"}, "give three slashes"),
+        ({"url": "file://host/run"}, "write three slashes"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
