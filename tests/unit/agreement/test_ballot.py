@@ -9,6 +9,8 @@ from ballot_model import COUNTING, DONE, NUM_RANKS, Model, Scenario, ViolationEr
 
 from spot_plugins.agreement.ballot import Ballot, Stage, count_proposal
 
+pytestmark = pytest.mark.long  # walks through every state of small jobs
+
 AT_ONCE, PATIENT, EARLIER = "at once", "patient", "earlier"
 
 SOUND = [

@@ -411,6 +411,7 @@ def hasty_threads():
     sys.setswitchinterval(usual)
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("hasty_threads")
 @pytest.mark.parametrize("hundred", range(3))
 def test_no_schedule_makes_ranks_differ_or_hang(hundred):

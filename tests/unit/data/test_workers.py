@@ -18,6 +18,8 @@ from torch.utils.data import DataLoader
 from spot_plugins.data import elastic_loader, end_shielded_workers, shield_workers
 from spot_plugins.data.workers import shield
 
+pytestmark = pytest.mark.long  # starts worker processes
+
 SRC = Path(__file__).parents[3] / "src"
 DEADLINE_S = 60
 

@@ -22,6 +22,8 @@ from spot_plugins.session import SpotSession
 from spot_plugins.store import LocalStore
 from spot_plugins.testing import run_thread_ranks
 
+pytestmark = pytest.mark.long  # trains for seconds in real time
+
 STEP_S = 0.02
 MB = 1_000_000
 

@@ -26,6 +26,8 @@ from spot_plugins.state.live_tensor import Changes, LiveTensor
 from spot_plugins.store import LocalStore
 from spot_plugins.testing import run_thread_ranks
 
+pytestmark = pytest.mark.long  # pushes real steps by real processes
+
 TRAINED_BYTES = 3 * 4 * (16 * 4 + 4)  # weights and two moments of the head
 
 

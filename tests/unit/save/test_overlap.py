@@ -37,6 +37,8 @@ from spot_plugins.session import SpotSession
 from spot_plugins.state import ModelPart, OptimizerPart
 from spot_plugins.store import LocalStore
 
+pytestmark = pytest.mark.long  # pushes real steps by real processes
+
 HELD_UP_S = 0.15
 
 
