@@ -35,18 +35,18 @@ NOTICES = {
 
 
 class Scenario(NamedTuple):
-    """What can happen. When it happens is left open."""
+    """Things that can happen, at any time."""
 
     num_steps: int = 3
     notices: tuple[tuple[int, str], ...] = ()
     """Ranks that get a notice, and which."""
     pause_at: int = 0
     num_saves: int = 0
-    """How often rank 0 may wish to save, for whatever reason."""
+    """Number of saves that rank 0 may wish for."""
     num_busy: int = 0
-    """How many answers to proposals may be ``busy``."""
+    """Number of answers to proposals that may be ``busy``."""
     loses: bool = False
-    """Whether the board may be lost."""
+    """True if the board may be lost."""
     silent: int | None = None
     """The rank whose background thread never moves."""
 
@@ -66,7 +66,7 @@ class Rank(NamedTuple):
     left_at: int | None = None
     wish: tuple[int, Any] | str | None = None
     is_noticed: bool = False
-    """Whether it got a notice, or read one."""
+    """True if it got a notice, or read one."""
 
     def key(self) -> tuple[Any, ...]:
         b = self.ballot
@@ -103,10 +103,10 @@ class State(NamedTuple):
     latest: int | None = None
     """Once the first rank has answered a notice or a call: the last boundary at which all may leave."""
     must_leave: bool = False
-    """Whether there is a reason for all to leave: a notice that is obeyed at once, rank 0's decision, or a pause."""
+    """True if there is a reason for all to leave: a notice that is obeyed at once, rank 0's decision, or a pause."""
     is_lost: bool = False
     is_over: bool = False
-    """Whether the deadline of the notice is over."""
+    """True if the deadline of the notice is over."""
 
     def key(self) -> tuple[Any, ...]:
         """Return what tells this state from others. Ranks 1 and 2 follow the same rules, so they may be exchanged."""
@@ -462,7 +462,7 @@ def check_end(model: Model, state: State) -> None:
 class Walk(NamedTuple):
     num_states: int
     ends: set[tuple[int | None, frozenset[int]]]
-    """Where rank 0 left, and what it saved."""
+    """The boundary where rank 0 left, and its saves."""
 
 
 def walk(model: Model) -> Walk:
