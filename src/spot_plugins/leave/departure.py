@@ -17,6 +17,7 @@ from ..ranks import Job
 from ..save import SavedSteps
 from .listener import Listener
 from .measurements import Measurements
+from .phase import PhaseTracker
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +52,7 @@ class Departure:
         measurements: Measurements,
         agreement: Agreement,
         listener: Listener,
+        phase: PhaseTracker,
         bus: EventBus,
     ) -> None:
         self._config = config
@@ -60,6 +62,7 @@ class Departure:
         self._measurements = measurements
         self._agreement = agreement
         self._listener = listener
+        self._phase = phase
         self._bus = bus
         self._lock = threading.Lock()
         self._outcomes: dict[int, Outcome] = {}
@@ -109,6 +112,7 @@ class Departure:
             self._listener.acknowledge()
         stays = self._config.on_notice == "continue" and self._agreement.stay()
         if stays:
+            self._phase.leave_behind()  # with the lock, so that a pause that ends now sees it
             logger.warning("this rank stays: it continues after step %s, and saves nothing from now on", step)
         return Outcome(saved, is_durable, stays)
 

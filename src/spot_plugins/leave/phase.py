@@ -70,7 +70,7 @@ class PhaseTracker:
     """
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        self._changed = threading.Condition(threading.RLock())
         self._now = Phase.NEW
 
     @property
@@ -84,6 +84,12 @@ class PhaseTracker:
             assert new is self._now or new in MOVES[self._now], f"{self._now} -> {new}"
             self._now = new
             self._changed.notify_all()
+
+    def leave_behind(self) -> None:
+        """Enter LEFT_BEHIND, unless the session was closed meanwhile. Callable from any thread."""
+        with self._changed:
+            if self._now is not Phase.CLOSED:
+                self.move(Phase.LEFT_BEHIND)
 
     def check(self, call: str) -> None:
         """

@@ -102,9 +102,10 @@ class WayOut:
     def exit_pause(self) -> None:
         """Continue training, or leave with the step of the pause. Raises as :meth:`leave`."""
         self._obey(self._agreement.exit_pause())
-        self._saved_steps.release()
-        if self._phase.now is Phase.PAUSED:
-            self._phase.move(Phase.TRAINING)
+        with self._departure.held_off():  # a departure that leaves this rank behind is complete, or will not begin
+            self._saved_steps.release()
+            if self._phase.now is Phase.PAUSED:
+                self._phase.move(Phase.TRAINING)
 
     def _hold(self, step: int) -> None:
         try:
@@ -144,7 +145,7 @@ class WayOut:
             self._phase.move(Phase.LEAVING)
             is_left_behind = self._departure.depart(step, is_paused=was is Phase.PAUSED).stays
         if is_left_behind:
-            self._phase.move(Phase.LEFT_BEHIND)
+            self._phase.leave_behind()
             if self._agreement.notice is None:
                 return
         self._listener.release_signals(for_good=True)
@@ -160,9 +161,8 @@ class WayOut:
         If the training thread is stuck in a collective with a rank that is gone, it would never come to leave. Then
         this ends the process with the exit code of ``Preempted``.
         """
-        if self._departure.depart(self._pause_step, is_paused=True).stays:
-            self._phase.move(Phase.LEFT_BEHIND)
-        elif not self._phase.wait_until(frozenset({Phase.LEAVING, Phase.CLOSED}), STUCK_S):
+        outcome = self._departure.depart(self._pause_step, is_paused=True)
+        if not outcome.stays and not self._phase.wait_until(frozenset({Phase.LEAVING, Phase.CLOSED}), STUCK_S):
             logger.warning("the training thread is stuck in the pause; ending the process")
             end_shielded_workers()
             self._job.board.close()

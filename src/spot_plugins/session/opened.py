@@ -83,6 +83,7 @@ def join_and_build(
         measurements=measurements,
         agreement=agreement,
         listener=listener,
+        phase=phase,
         bus=bus,
     )
     participant.way_out = way_out = WayOut(
