@@ -68,7 +68,7 @@ class Agreement(Protocol):
     """
     Chooses the boundaries at which all ranks save.
 
-    A *boundary* is the end of an optimizer step, counted from 1 in this process life. The training thread calls
+    A *boundary* is the end of an optimizer step, counted from 1 in this attempt. The training thread calls
     :meth:`at_boundary` at each boundary. Other threads may call :meth:`notify` and :meth:`save_soon` at any time.
     """
 

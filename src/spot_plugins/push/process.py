@@ -1,4 +1,4 @@
-"""One life of a pusher process, as the training process sees it."""
+"""One pusher process, as the training process sees it."""
 
 from __future__ import annotations
 

@@ -113,7 +113,7 @@ class StagedFrozen:
 
 
 class FrozenSets:
-    """The sets of one process life, one after another: only the newest one is of use."""
+    """The sets of one attempt, one after another. Only the newest one is of use."""
 
     def __init__(self) -> None:
         self._newest: FrozenSet | None = None

@@ -1,4 +1,4 @@
-"""The steps that one process life has saved, and the last one, which must become durable."""
+"""The steps that one attempt has saved, and the last one, which must become durable."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 RECHECK_S: Final = 0.5
 """Pause between two looks, in the last wait, whether an earlier end has become known."""
 
-_STORED: Final = (StepState.COMMITTED, None)  # None: not of this process life, so it was resumed from
+_STORED: Final = (StepState.COMMITTED, None)  # None: not of this attempt, so it was resumed from
 _ENDED: Final = (*_STORED, StepState.ABANDONED)
 
 

@@ -280,7 +280,8 @@ class SpotSession:
 
         Raises:
             Preempted: A notice came before the end was stored, and left no time for that.
-            CommitError: The end of the training is not stored.
+            CommitError: The end of the training is not stored. If a newer attempt has taken over the run, an error is
+                logged instead.
         """
         self._phase.check("finish")
         it = self._opened
@@ -295,7 +296,10 @@ class SpotSession:
         is_left_behind = self._phase.now is Phase.LEFT_BEHIND
         has_ended, is_stored = it.pusher.has_ended(step), it.saved_steps.has(step)
         self.close()
-        if is_left_behind or it.pusher.is_superseded or (has_ended and is_stored):
+        if is_left_behind or (has_ended and is_stored):
+            return
+        if it.pusher.is_superseded:  # the newer attempt trains this run, so nothing of it is lost
+            logger.error("step %s is not stored, and will not be: a newer attempt of the same run has started", step)
             return
         reason = "the end of the training is not stored, and "
         if has_ended:

@@ -24,6 +24,7 @@ from spot_plugins.events import (
     SaveAbandoned,
     SaveDeferred,
     Staged,
+    Superseded,
 )
 from spot_plugins.format.attempts import claim_attempt
 from spot_plugins.format.keys import StepId, merged_manifest_key
@@ -632,6 +633,21 @@ def test_finish_says_when_the_end_is_not_stored(url, monkeypatch):
                 session.finish(3)
         finally:
             os.kill(pusher, signal.SIGCONT)
+
+
+def test_a_training_that_a_newer_attempt_has_replaced_says_so_at_its_end(url, store, caplog):
+    """
+    It ends as it would have, because the newer attempt trains the run. But it says that its end is not stored.
+    """
+    with training(url) as (session, _, heard):
+        session.resume()
+        claim_attempt(store, b"")
+        session.save(1)
+        heard.wait(Superseded)
+        session.finish(2)
+
+    assert numbers(store) == []
+    assert "step 2 is not stored, and will not be: a newer attempt" in caplog.text
 
 
 def test_closing_twice_is_harmless_and_stores_what_was_staged(url, store):
