@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from contextlib import closing
 
 import pytest
@@ -148,3 +149,20 @@ def test_a_pause_that_cannot_be_entered_is_over(session):
     with session.pause(1) as pause:
         pause.check()
     session.finish(1)
+
+
+def test_a_pause_that_ends_sees_a_departure_that_leaves_this_rank_behind(session):
+    """
+    The end of a pause waits for a departure on a thread of the agreement. It does not train on as if nothing had been.
+    """
+    session.resume()
+    pause = session.pause(1)
+    pause.__enter__()
+    ends = threading.Thread(target=pause.__exit__, args=(None, None, None))
+    with session._opened.way_out._departure.held_off():
+        ends.start()
+        ends.join(0.2)  # without the wait it is over long before
+        session._phase.leave_behind()
+    ends.join(30)
+    assert not ends.is_alive()
+    assert session._phase.now is Phase.LEFT_BEHIND
