@@ -127,6 +127,11 @@ class OptimizerPart(ShardedPart):
                 self._optimizer.state[parameter] = exact(of_parameter, live, parameter)
 
     @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The parameter groups of the optimizer, with their settings as they are now."""
+        return self._optimizer.param_groups
+
+    @property
     def _runs_step_hooks(self) -> bool:
         """True if each step runs torch's hooks, by which :mod:`~spot_plugins.save.copier` holds the step back."""
         return getattr(type(self._optimizer).step, "hooked", False)
