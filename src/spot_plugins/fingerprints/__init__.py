@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from .record import KINDS, StepRecord
 from .recorder import Recorder, recorder_of
+from .ring import RingId
 from .runs import PART, Difference, Recorded, compare_runs, read
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Difference",
     "Recorded",
     "Recorder",
+    "RingId",
     "StepRecord",
     "compare_runs",
     "read",

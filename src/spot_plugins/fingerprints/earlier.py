@@ -9,19 +9,19 @@ from .record import StepRecord
 from .ring import MOST_FILES, RingId
 
 ADVICE: Final = {
-    "data": "the position in the training data differs. Look at loaders whose position is not saved, at changed data "
-    "or batch sizes, and at loops that leave batches out",
-    "rates": "the learning rates, momentums or weight decays differ. Look at changed settings, and at schedulers that "
-    "are not saved",
-    "accumulation": "another number of batches makes up the step. Look at gradient accumulation",
-    "torch": "torch's random stream on the CPU differs. Look for numbers that are drawn in the one start of the "
-    "program and not in the other, and for seeds that are set after the resume",
-    "python": "the random stream of Python differs. It matters if training draws from it. Look for numbers that are "
-    "drawn in the one start of the program and not in the other, also by libraries and threads",
-    "numpy": "the random stream of numpy differs. It matters if training draws from it. Look for numbers that are "
-    "drawn in the one start of the program and not in the other, also by libraries and threads",
-    "cuda": "the random stream of a CUDA device differs. Look for numbers that are drawn in the one start of the "
-    "program and not in the other",
+    "data": "The position in the training data differs. Look at loaders whose position is not saved, at changed data or "
+    "batch sizes, and at loops that leave batches out.",
+    "rates": "The learning rates, momentums or weight decays differ. Look at changed settings, and at schedulers that "
+    "are not saved.",
+    "accumulation": "The step is made of another number of batches. Look at gradient accumulation.",
+    "torch": "The random stream of torch on the CPU differs. Look for numbers that one start of the program draws and "
+    "the other does not, and for seeds that are set after the resume.",
+    "python": "The random stream of Python differs, which matters if training draws from it. Look for numbers that one "
+    "start of the program draws and the other does not, in libraries and threads as well.",
+    "numpy": "The random stream of numpy differs, which matters if training draws from it. Look for numbers that one "
+    "start of the program draws and the other does not, in libraries and threads as well.",
+    "cuda": "The random stream of a CUDA device differs. Look for numbers that one start of the program draws and the "
+    "other does not.",
 }
 """The meaning of a difference in each kind, and the places to look at."""
 

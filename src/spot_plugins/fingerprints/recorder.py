@@ -164,13 +164,13 @@ class Recorder(ShardedPart):
         self._told.update(new)
         on_rank = f" on rank {self._id.rank}" if self._id.world_size > 1 else ""
         logger.warning(
-            "step %s%s is not the step %s that attempt %s trained before it ended: %s. If you have changed the program "
+            "step %s%s is not the step %s that attempt %s trained before it ended. %s If you have changed the program "
             "on purpose, this is no error. Otherwise the training is not the one that was interrupted",
             record.step,
             on_rank,
             record.step,
             earlier.attempt,
-            "; ".join(ADVICE[kind] for kind in new),
+            " ".join(ADVICE[kind] for kind in new),
         )
         self._bus.emit(StepDiffers(step=record.step, attempt=earlier.attempt, what=new))
 

@@ -112,6 +112,8 @@ def _steps_in(store: ObjectStore) -> dict[int, CommittedStep]:
 
 def _read(store: ObjectStore, committed: CommittedStep, rank: int) -> Recorded:
     step_id = committed.step_id
+    if not 0 <= rank < committed.world_size:
+        raise LookupError(f"rank={rank}: step {step_id.step} was saved by {committed.world_size} ranks")
     manifest = RankManifest.decode(store.get(rank_manifest_key(step_id, rank, committed.world_size)))
     document = manifest.state.get(PART) if isinstance(manifest.state, dict) else None
     stored = None if document is None else Stored.decode(decode(document, {}))
