@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Final, NamedTuple
 
+from ..events import EventBus, StepDiffers
 from . import ring
 from .record import StepRecord
 from .ring import MOST_FILES, RingId
 
+logger = logging.getLogger(__name__)
+
 ADVICE: Final = {
-    "data": "The position in the training data differs. Look at loaders whose position is not saved, at changed data or "
-    "batch sizes, and at loops that leave batches out.",
+    "data": "The position in the training data differs. Look at loaders whose position is not saved, at changed data "
+    "or batch sizes, and at loops that leave batches out.",
     "rates": "The learning rates, momentums or weight decays differ. Look at changed settings, and at schedulers that "
     "are not saved.",
     "accumulation": "The step is made of another number of batches. Look at gradient accumulation.",
@@ -33,12 +37,52 @@ class EarlierStep(NamedTuple):
     record: StepRecord
 
 
-def earlier_steps(folder: str, own: RingId, step: int, digest: int) -> dict[int, EarlierStep]:
+class Comparison:
     """
-    Return the steps after *step* that earlier attempts have trained, as far as their files are on this disk.
+    Compares steps that are trained again with those of :func:`earlier_steps`.
 
-    A file counts only if its attempt had come to *step* by the same steps as the checkpoint, which *digest* shows. So
-    files of another run at the same URL do not count. Of two attempts that trained one step, the later one counts.
+    Each kind of difference is told once, by an event and a warning, because most differences stay.
+    """
+
+    def __init__(self, steps: dict[int, EarlierStep], own: RingId, bus: EventBus) -> None:
+        self._steps = steps
+        self._on_rank = f" on rank {own.rank}" if own.world_size > 1 else ""
+        self._bus = bus
+        self._told: set[str] = set()
+
+    @property
+    def is_over(self) -> bool:
+        """True if no step is left to compare."""
+        return not self._steps
+
+    def compare(self, record: StepRecord) -> None:
+        """Compare *record*, if an earlier attempt has trained its step, and tell what differs."""
+        earlier = self._steps.pop(record.step, None)
+        if earlier is None:
+            return
+        new = tuple(kind for kind in record.differs_from(earlier.record) if kind not in self._told)
+        if not new:
+            return
+        self._told.update(new)
+        logger.warning(
+            "step %s%s is not the step %s that attempt %s trained before it ended. %s If you have changed the program "
+            "on purpose, this is no error. Otherwise the training is not the one that was interrupted",
+            record.step,
+            self._on_rank,
+            record.step,
+            earlier.attempt,
+            " ".join(ADVICE[kind] for kind in new),
+        )
+        self._bus.emit(StepDiffers(step=record.step, attempt=earlier.attempt, what=new))
+
+
+def earlier_steps(folder: str, own: RingId, last: StepRecord) -> dict[int, EarlierStep]:
+    """
+    Return the steps after *last* that earlier attempts have trained, as far as their files are on this disk.
+
+    A file counts only if it has *last*, the newest step of the checkpoint, with the same digest. Then its attempt had
+    come there by the same steps. So files of another run at the same URL do not count. Of two attempts that trained one
+    step, the later one counts.
 
     Only files of the same number of ranks count, because other ranks get other data. Files that no resume will need
     any more are removed.
@@ -50,14 +94,14 @@ def earlier_steps(folder: str, own: RingId, step: int, digest: int) -> dict[int,
             ring.remove(folder, ring_id)
             continue
         records = ring.read(folder, ring_id)
-        if max(records, default=0) <= step:
+        if max(records, default=0) <= last.step:
             ring.remove(folder, ring_id)
             continue
         num_kept += 1
-        known = records.get(step)
-        if ring_id.world_size == own.world_size and known is not None and known.digest == digest:
+        known = records.get(last.step)
+        if ring_id.world_size == own.world_size and known is not None and known.digest == last.digest:
             for number, record in records.items():
-                if number > step:
+                if number > last.step:
                     found.setdefault(number, EarlierStep(ring_id.attempt, record))
     return found
 

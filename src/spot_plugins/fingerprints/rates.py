@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import struct
-from collections.abc import Iterable
+import marshal
+from collections.abc import Callable, Iterable
+from operator import itemgetter
 from typing import Any, Final
 
 import torch
+from torch.optim import Optimizer
 
-from ..state import OptimizerPart
 from .record import hash_32
 
 SETTINGS: Final = ("lr", "weight_decay", "momentum", "betas")
@@ -17,35 +18,54 @@ SETTINGS: Final = ("lr", "weight_decay", "momentum", "betas")
 MOST_GROUPS: Final = 8
 """Groups of one optimizer that are looked at in one step. More of them take turns."""
 
-_ABSENT: Final = -1.0
-_UNKNOWN: Final = -2.0  # a value on a device, for which a look would have to wait, or no number at all
+_FORMAT: Final = 2  # of marshal: the newer ones depend on how often an object is referred to
+_UNKNOWN: Final = "unknown"  # a value on a device, for which a look would have to wait, or no number at all
 
 
-def look(optimizers: Iterable[OptimizerPart], step: int) -> int:
-    """Return a hash of the settings after *step*. 0 if there is no optimizer."""
-    values: list[float] = []
-    for part in optimizers:
-        groups = part.param_groups
-        if len(groups) > MOST_GROUPS:
-            first = step * MOST_GROUPS % len(groups)
-            groups = [*groups, *groups[:MOST_GROUPS]][first : first + MOST_GROUPS]
-        for group in groups:
-            for name in SETTINGS:
-                value = group.get(name, _ABSENT)
-                if type(value) is float:
-                    values.append(value)
-                else:
-                    _append(value, values)
-    return hash_32(struct.pack(f"<{len(values)}d", *values)) if values else 0
+class Rates:
+    """Looks at the settings of optimizers."""
+
+    def __init__(self, optimizers: Iterable[Optimizer]) -> None:
+        self._optimizers = [(each, _getter_of(each.param_groups[0])) for each in optimizers if each.param_groups]
+
+    def look(self, step: int) -> int:
+        """Return a hash of the settings after *step*. 0 if there is no optimizer."""
+        values: list[Any] = []
+        try:
+            for optimizer, get in self._optimizers:
+                groups = optimizer.param_groups
+                if len(groups) > MOST_GROUPS:
+                    groups = _turn(groups, step)
+                values += [get(group) for group in groups]
+            return hash_32(marshal.dumps(values, _FORMAT)) if values else 0
+        except (ValueError, KeyError):  # a tensor; a group without one of the settings
+            return self._look_closely(step)
+
+    def _look_closely(self, step: int) -> int:
+        values = [
+            _plain(group.get(name))
+            for optimizer, _ in self._optimizers
+            for group in _turn(optimizer.param_groups, step)
+            for name in SETTINGS
+        ]
+        return hash_32(marshal.dumps(values, _FORMAT))
 
 
-def _append(value: Any, values: list[float]) -> None:
+def _getter_of(group: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
+    return itemgetter(*[name for name in SETTINGS if name in group])
+
+
+def _turn(groups: list[dict[str, Any]], step: int) -> list[dict[str, Any]]:
+    """Return the groups whose turn it is in *step*."""
+    if len(groups) <= MOST_GROUPS:
+        return groups
+    first = step * MOST_GROUPS % len(groups)
+    return [*groups, *groups[:MOST_GROUPS]][first : first + MOST_GROUPS]
+
+
+def _plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
-        for each in value:
-            _append(each, values)
-    elif isinstance(value, int | float) or (
-        isinstance(value, torch.Tensor) and value.device.type == "cpu" and value.numel() == 1
-    ):
-        values.append(float(value))
-    else:
-        values.append(_UNKNOWN)
+        return tuple(_plain(each) for each in value)
+    if isinstance(value, torch.Tensor):
+        return float(value) if value.device.type == "cpu" and value.numel() == 1 else _UNKNOWN
+    return value if type(value) in (int, float, bool, type(None)) else _UNKNOWN

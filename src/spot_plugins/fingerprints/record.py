@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from struct import Struct
 from typing import Final, NamedTuple
 
 import numpy as np
-from xxhash import xxh3_64_intdigest
+from xxhash import xxh3_64_digest, xxh32_intdigest
 
 KINDS: Final = ("data", "rates", "accumulation", "torch", "python", "numpy", "cuda")
 """
@@ -17,55 +17,67 @@ Kinds of things that decide a step, in the order of their hashes.
 parameter groups. ``accumulation`` is the number of batches in the step. The others are random streams.
 """
 
-_BODY: Final = Struct(f"<QQ{len(KINDS)}I")
-_CHECK: Final = Struct("<I")
-_MASK_32: Final = 2**32 - 1
-_FACTOR: Final = 0x9E3779B97F4A7C15  # odd, so that the product with it loses no bit
-_POWERS: Final = np.array([pow(_FACTOR, exponent, 2**64) for exponent in range(65)], dtype=np.uint64)
+NUM_RECORDS: Final = 128
+"""Newest records that are kept in memory and in a checkpoint, 6 KB of them."""
 
-NUM_BYTES: Final = _BODY.size + _CHECK.size
-"""Size of an encoded record."""
+hash_32: Final = xxh32_intdigest
+"""Hashes anything that has a buffer, in 32 bits. Called without a wrapper, which would double the time."""
+
+pack: Final = Struct(f"<Q8s{len(KINDS)}I").pack
+"""Packs step, digest of the step before, and hashes into the body of a record."""
+
+NUM_BYTES: Final = 48
+"""Size of a record: its body, and the first four bytes of its digest as a check."""
+
+NO_DIGEST: Final = bytes(8)
+"""The digest before the first step."""
+
+_BODY: Final = Struct(f"<Q8s{len(KINDS)}I")
+_FACTOR: Final = 0x9E3779B97F4A7C15  # odd, so that the product with it loses no bit
+_POWERS: Final = np.array([pow(_FACTOR, exponent, 2**64) for exponent in range(NUM_RECORDS + 1)], dtype=np.uint64)
 
 
 class StepRecord(NamedTuple):
     """The fingerprint of one optimizer step."""
 
     step: int
-    digest: int
-    """Digest of all steps up to this one. Equal digests mean that the same steps led here."""
+    before: bytes
+    """Digest of the record of the step before, in 8 bytes."""
     hashes: tuple[int, ...]
     """A hash for each of :data:`KINDS`, in 32 bits. 0 if nothing was looked at, which is equal to anything."""
 
-    def encode(self) -> bytes:
-        """Return :data:`NUM_BYTES` bytes. The last four are a check of the others."""
-        body = _BODY.pack(self.step, self.digest, *self.hashes)
-        return body + _CHECK.pack(xxh3_64_intdigest(body) & _MASK_32)
+    @property
+    def body(self) -> bytes:
+        """All that the record says, in 44 bytes."""
+        return pack(self.step, self.before, *self.hashes)
+
+    @property
+    def digest(self) -> bytes:
+        """Digest of all steps up to this one. Equal digests mean that the same steps led here."""
+        return xxh3_64_digest(self.body)
 
     @classmethod
-    def after(cls, before: int, step: int, hashes: tuple[int, ...]) -> StepRecord:
-        """Return the record of *step*. *before* is the digest of all steps before it, 0 if it is the first."""
-        return cls(step, xxh3_64_intdigest(_BODY.pack(step, before, *hashes)), hashes)
+    def of_body(cls, body: bytes) -> StepRecord:
+        """Return the record with this :attr:`body`."""
+        step, before, *hashes = _BODY.unpack(body)
+        return cls(step, before, tuple(hashes))
+
+    def encode(self) -> bytes:
+        """Return the record as :data:`NUM_BYTES` bytes."""
+        return self.body + self.digest[:4]
 
     @classmethod
     def decode(cls, data: bytes) -> StepRecord | None:
         """Return the record that :meth:`encode` wrote, or None if *data* is anything else."""
-        if len(data) != NUM_BYTES:
-            return None
         body, check = data[: _BODY.size], data[_BODY.size :]
-        if _CHECK.unpack(check)[0] != xxh3_64_intdigest(body) & _MASK_32:
+        if len(data) != NUM_BYTES or xxh3_64_digest(body)[:4] != check:
             return None
-        step, digest, *hashes = _BODY.unpack(body)
-        return cls(step, digest, tuple(hashes))
+        return cls.of_body(body)
 
     def differs_from(self, other: StepRecord) -> tuple[str, ...]:
         """Return the kinds in which both records have a hash, and not the same one."""
         pairs = zip(KINDS, self.hashes, other.hashes, strict=True)
         return tuple(kind for kind, mine, others in pairs if mine != others and mine and others)
-
-
-def hash_32(data: bytes | memoryview) -> int:
-    """Return a hash of *data* in 1..2**32-1, because 0 stands for nothing."""
-    return xxh3_64_intdigest(data) & _MASK_32 or 1
 
 
 def decode_all(data: bytes) -> Iterator[StepRecord]:
@@ -79,30 +91,23 @@ class Digests:
     """
     A running digest of each kind, over all steps since a first one.
 
-    Two trainings with equal digests have had equal hashes in every step, up to chance. Hashes are taken in many at a
-    time, because that is ten times faster per step.
+    Two trainings with equal digests have had equal hashes in every step, up to chance.
     """
 
     def __init__(self, values: Iterable[int] = ()) -> None:
         self._values = np.array(list(values) or [0] * len(KINDS), dtype=np.uint64)
-        self._waiting: list[tuple[int, ...]] = []
-
-    def add(self, hashes: tuple[int, ...]) -> None:
-        """Take the hashes of the next step in."""
-        self._waiting.append(hashes)
-        if len(self._waiting) == len(_POWERS) - 1:
-            self._take_in()
 
     @property
     def values(self) -> tuple[int, ...]:
         """One number of 64 bits for each of :data:`KINDS`."""
-        self._take_in()
         return tuple(self._values.tolist())
 
-    def _take_in(self) -> None:
-        """For each step replace every value by ``value * _FACTOR + hash + 1``, modulo 2**64."""
-        if num := len(self._waiting):
-            hashes = np.array(self._waiting, dtype=np.uint64) + np.uint64(1)
-            powers = _POWERS[num - 1 :: -1] if num > 1 else _POWERS[:1]
-            self._values = self._values * _POWERS[num] + (hashes * powers[:, None]).sum(axis=0, dtype=np.uint64)
-            self._waiting.clear()
+    def add(self, hashes: Sequence[tuple[int, ...]]) -> None:
+        """
+        Take in the hashes of the next steps, at most 128 of them.
+
+        Each step replaces every value by ``value * _FACTOR + hash + 1``, modulo 2**64.
+        """
+        if num := len(hashes):
+            added = (np.array(hashes, dtype=np.uint64) + np.uint64(1)) * _POWERS[:num][::-1, None]
+            self._values = self._values * _POWERS[num] + added.sum(axis=0, dtype=np.uint64)

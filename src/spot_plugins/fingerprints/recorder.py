@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import logging
+import marshal
 import os
-from collections import deque
 from collections.abc import Iterable
 from typing import Any, ClassVar, Final
 from weakref import WeakSet
 
 from ..errors import ConfigError
-from ..events import EventBus, StepDiffers
+from ..events import EventBus
 from ..ranks import Job
 from ..state import OptimizerPart, ShardedPart
 from ..store import scratch_directory
-from . import rates
-from .earlier import ADVICE, EarlierStep, earlier_steps, remove_all
-from .record import Digests, StepRecord, hash_32
+from .earlier import Comparison, earlier_steps, remove_all
+from .history import History
+from .rates import Rates
+from .record import hash_32
 from .ring import Ring, RingId
-from .stored import NUM_RECORDS, Stored
+from .stored import Stored
 from .streams import Streams
 
 logger = logging.getLogger(__name__)
@@ -53,38 +54,26 @@ class Recorder(ShardedPart):
         self._folder = folder
         self._id = ring_id
         self._bus = bus
-        self._streams = Streams()
-        self._optimizers: list[OptimizerPart] = []
-        self._digests = Digests()
-        self._first_step = 1
-        self._newest: deque[StepRecord] = deque(maxlen=NUM_RECORDS)
+        self._streams: Streams | None = Streams()
+        self._rates = Rates([])
+        self._history = History(ring_id.world_size)
         self._ring: Ring | None = None
-        self._earlier: dict[int, EarlierStep] = {}
-        self._told: set[str] = set()
-        self._is_broken = False
+        self._comparison: Comparison | None = None
+        self._is_on = True
         self._recording.add(self)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the fingerprints up to the last step."""
-        return Stored(
-            step=self._newest[-1].step if self._newest else 0,
-            first_step=self._first_step,
-            world_size=self._id.world_size,
-            digests=self._digests.values,
-            records=tuple(self._newest),
-        ).encode()
+        return self._history.stored().encode()
 
     def for_new_rank(self, state: Any, rank: int) -> Any:
         """Return nothing, because a new rank has trained no step."""
         return None
 
     def load_state_dict(self, state: Any) -> None:
-        """Continue the digests of the checkpoint, if it was saved on the same number of ranks."""
-        stored = Stored.decode(state)
-        if stored is not None and stored.world_size == self._id.world_size:
-            self._digests = Digests(stored.digests)
-            self._first_step = stored.first_step
-            self._newest.extend(stored.records)
+        """Continue the fingerprints of the checkpoint, if it was saved on the same number of ranks."""
+        if (stored := Stored.decode(state)) is not None:
+            self._history.load(stored)
 
     def begin(self, step: int | None, parts: Iterable[ShardedPart]) -> None:
         """
@@ -94,17 +83,19 @@ class Recorder(ShardedPart):
             step: The step from which training continues. None on a first run.
             parts: The parts of the training, of which the optimizers are looked at.
         """
-        self._optimizers = [part for part in parts if isinstance(part, OptimizerPart)]
-        is_continued = bool(self._newest) and self._newest[-1].step == step
-        if not is_continued:
-            self._digests, self._first_step = Digests(), (step or 0) + 1
-            self._newest.clear()
+        self._rates = Rates(part.optimizer for part in parts if isinstance(part, OptimizerPart))
+        if len(self._recording) > 1:
+            self._streams = None
+        last = self._history.last
+        if last is None or last.step != step:
+            last = None
+            self._history.begin_anew((step or 0) + 1)
         if self._folder is None:
             return
         if step is None:
             remove_all(self._folder, self._id.rank)
-        elif is_continued:
-            self._earlier = earlier_steps(self._folder, self._id, step, self._newest[-1].digest)
+        elif last is not None:
+            self._comparison = Comparison(earlier_steps(self._folder, self._id, last), self._id, self._bus)
 
     def record(self, step: int, position: tuple[int, ...], num_batches: int) -> None:
         """
@@ -115,64 +106,47 @@ class Recorder(ShardedPart):
             position: Numbers that say how far training is in its data. Empty if that is unknown.
             num_batches: Batches of this rank in the step.
         """
-        if self._is_broken:
+        if not self._is_on:
             return
         try:
-            record = self._record_of(step, position, num_batches)
-            self._write(record)
-            self._newest.append(record)
-            if self._earlier:
-                self._compare(record)
+            if self._ring is None and self._folder is not None:
+                self._ring = self._new_ring(self._folder)
+            streams = _NO_STREAMS if self._streams is None else self._streams.look(step)
+            data = hash_32(marshal.dumps(position, 2)) if position else 0
+            record = self._history.add(step, (data, self._rates.look(step), num_batches + 1, *streams))
+            if self._ring is not None and not self._ring.write(step, record):
+                self._ring = self._folder = None
+            if self._comparison is not None:
+                self._compare(self._comparison)
         except Exception:  # a fingerprint must not end a training
-            self._is_broken = True
+            self._is_on = False
             logger.exception("the fingerprint of step %s failed, and no other one is taken; training continues", step)
 
     def close(self) -> None:
         """Close the file. It stays on the disk for the next attempt."""
         self._recording.discard(self)
-        self._is_broken = True
+        self._is_on = False
         if self._ring is not None:
             self._ring.close()
+            self._ring = None
 
-    def _record_of(self, step: int, position: tuple[int, ...], num_batches: int) -> StepRecord:
-        streams = self._streams.look(step) if len(self._recording) == 1 else _NO_STREAMS
-        data = hash_32(repr(position).encode()) if position else 0
-        hashes = (data, rates.look(self._optimizers, step), hash_32(b"%d" % num_batches), *streams)
-        self._digests.add(hashes)
-        return StepRecord.after(self._newest[-1].digest if self._newest else 0, step, hashes)
-
-    def _write(self, record: StepRecord) -> None:
-        if self._folder is None:
-            return
+    def _new_ring(self, folder: str) -> Ring | None:
+        """Return a file that begins with the step of the checkpoint, by which the next attempt knows all others."""
         try:
-            if self._ring is None:
-                self._ring = Ring(self._folder, self._id)
-                if self._newest:  # the step of the checkpoint, by which the next attempt knows these steps
-                    self._ring.write(self._newest[-1])
-            self._ring.write(record)
+            ring = Ring(folder, self._id)
         except OSError as error:
             self._folder = None
             logger.info("the local disk takes no fingerprints of steps: %s", error)
+            return None
+        if (last := self._history.last) is not None:
+            ring.write(last.step, last.encode())
+        return ring
 
-    def _compare(self, record: StepRecord) -> None:
-        earlier = self._earlier.pop(record.step, None)
-        if earlier is None:
-            return
-        new = tuple(kind for kind in record.differs_from(earlier.record) if kind not in self._told)
-        if not new:
-            return
-        self._told.update(new)
-        on_rank = f" on rank {self._id.rank}" if self._id.world_size > 1 else ""
-        logger.warning(
-            "step %s%s is not the step %s that attempt %s trained before it ended. %s If you have changed the program "
-            "on purpose, this is no error. Otherwise the training is not the one that was interrupted",
-            record.step,
-            on_rank,
-            record.step,
-            earlier.attempt,
-            " ".join(ADVICE[kind] for kind in new),
-        )
-        self._bus.emit(StepDiffers(step=record.step, attempt=earlier.attempt, what=new))
+    def _compare(self, comparison: Comparison) -> None:
+        if (last := self._history.last) is not None:
+            comparison.compare(last)
+        if comparison.is_over:
+            self._comparison = None
 
 
 def recorder_of(url: str, local_dir: str | None, attempt: int, job: Job, bus: EventBus) -> Recorder:

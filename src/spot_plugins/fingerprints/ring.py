@@ -7,6 +7,7 @@ it does not survive a machine. It has a fixed largest size and is readable by it
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import stat
@@ -16,6 +17,8 @@ from struct import Struct
 from typing import Final
 
 from .record import NUM_BYTES, StepRecord, decode_all
+
+logger = logging.getLogger(__name__)
 
 NUM_SLOTS: Final = 4096
 """Steps in a file. A newer step takes the slot of the oldest one."""
@@ -71,14 +74,15 @@ class Ring:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         os.pwrite(self._file, ring_id.header, 0)
 
-    def write(self, record: StepRecord) -> None:
-        """
-        Write *record* to its slot.
-
-        Raises:
-            OSError: The disk is full, or the file system has failed.
-        """
-        os.pwrite(self._file, record.encode(), _HEADER.size + record.step % NUM_SLOTS * NUM_BYTES)
+    def write(self, step: int, record: bytes) -> bool:
+        """Write the encoded *record* of *step* to its slot. Return False if the disk has failed; the file is closed."""
+        try:
+            os.pwrite(self._file, record, _HEADER.size + step % NUM_SLOTS * NUM_BYTES)
+        except OSError as error:
+            logger.info("the local disk takes no fingerprints of steps any more: %s", error)
+            self.close()
+            return False
+        return True
 
     def close(self) -> None:
         """Close the file. It stays on the disk."""

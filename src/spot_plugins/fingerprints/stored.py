@@ -7,10 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from .record import KINDS, StepRecord, decode_all
-
-NUM_RECORDS: Final = 128
-"""Newest records in a checkpoint, 6 KB of them."""
+from .record import KINDS, NUM_RECORDS, StepRecord, decode_all
 
 _FORMAT: Final = 1
 

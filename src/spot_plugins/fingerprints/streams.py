@@ -25,36 +25,34 @@ class Streams:
     """
 
     def __init__(self) -> None:
-        self._python = internals.python_memory()
+        self._torch = internals.torch_memory()
+        self._python = internals.python_stream()
         self._numpy_generator: Any = np.random.get_bit_generator()  # type: ignore[attr-defined]
         self._numpy = internals.numpy_memory(self._numpy_generator)
+        self._has_cuda = torch.version.cuda is not None or torch.version.hip is not None
 
     def look(self, step: int) -> tuple[int, int, int, int]:
         """Return the hashes of the streams of torch, Python, numpy and CUDA. 0 for one that was not looked at."""
-        of_torch = hash_32(torch.default_generator.get_state().numpy().data)
-        return of_torch, self._look_at_python(step), self._look_at_numpy(step), _look_at_cuda()
-
-    def _look_at_python(self, step: int) -> int:
-        gauss = internals.python_gauss()
-        of_words = 0
-        if self._python is not None:
-            of_words = hash_32(self._python)
-        elif step % SLOW_EVERY == 0:
-            of_words = hash_32(repr(random.getstate()[1]).encode())
-        if gauss is None or not of_words:
-            return of_words
-        return hash_32(struct.pack("<Id", of_words, gauss))
-
-    def _look_at_numpy(self, step: int) -> int:
         generator = np.random.get_bit_generator()  # type: ignore[attr-defined]
         if generator is not self._numpy_generator:  # np.random.set_bit_generator was called
             self._numpy_generator = generator
             self._numpy = internals.numpy_memory(generator)
-        if self._numpy is not None:
-            return hash_32(self._numpy)
-        if step % SLOW_EVERY:
-            return 0
-        return hash_32(repr(generator.state).encode())
+        return (
+            hash_32(self._torch if self._torch is not None else torch.default_generator.get_state().numpy().data),
+            self._look_at_python(step),
+            hash_32(self._numpy) if self._numpy is not None else self._look_at_numpy(step),
+            _look_at_cuda() if self._has_cuda else 0,
+        )
+
+    def _look_at_python(self, step: int) -> int:
+        if self._python is None:
+            return 0 if step % SLOW_EVERY else hash_32(repr(random.getstate()).encode())
+        stream, memory = self._python
+        gauss = stream.gauss_next  # type: ignore[attr-defined]
+        return hash_32(memory if gauss is None else memory.tobytes() + struct.pack("<d", gauss))
+
+    def _look_at_numpy(self, step: int) -> int:
+        return 0 if step % SLOW_EVERY else hash_32(repr(self._numpy_generator.state).encode())
 
 
 def _look_at_cuda() -> int:

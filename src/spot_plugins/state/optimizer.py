@@ -127,9 +127,9 @@ class OptimizerPart(ShardedPart):
                 self._optimizer.state[parameter] = exact(of_parameter, live, parameter)
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]:
-        """The parameter groups of the optimizer, with their settings as they are now."""
-        return self._optimizer.param_groups
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer itself, without the wrapper of a host."""
+        return self._optimizer
 
     @property
     def _runs_step_hooks(self) -> bool:

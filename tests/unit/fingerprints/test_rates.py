@@ -6,15 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from spot_plugins.fingerprints import rates
-from spot_plugins.fingerprints.rates import MOST_GROUPS
-from spot_plugins.state import OptimizerPart
+from spot_plugins.fingerprints.rates import MOST_GROUPS, Rates
 
 
-def part_of(make=torch.optim.AdamW, num_groups=1, **settings):
+def optimizer_of(make=torch.optim.AdamW, num_groups=1, **settings):
     model = nn.ModuleList(nn.Linear(1, 1) for _ in range(num_groups))
     groups = [{"params": [*each.parameters()]} for each in model]
-    return OptimizerPart(make(groups, **{"lr": 0.1, **settings}), model)
+    return make(groups, **{"lr": 0.1, **settings})
 
 
 @pytest.mark.parametrize(
@@ -29,42 +27,38 @@ def part_of(make=torch.optim.AdamW, num_groups=1, **settings):
     ],
 )
 def test_a_change_is_seen(make, name, value):
-    part = part_of(make)
-    before = rates.look([part], 1)
-    part.param_groups[0][name] = value
+    optimizer = optimizer_of(make)
+    before = Rates([optimizer]).look(1)
+    optimizer.param_groups[0][name] = value
 
-    assert rates.look([part], 1) not in (0, before)
-
-
-def test_a_rate_is_the_same_as_number_and_as_tensor():
-    assert rates.look([part_of(lr=0.5)], 1) == rates.look([part_of(lr=torch.tensor(0.5), foreach=False)], 1)
+    assert Rates([optimizer]).look(1) not in (0, before)
 
 
 def test_a_rate_on_a_device_is_not_waited_for():
     """torch raises an error if the value of a tensor on the meta device is read."""
-    part = part_of()
-    part.param_groups[0]["lr"] = torch.tensor(0.1, device="meta")
-    assert rates.look([part], 1) > 0
+    optimizer = optimizer_of()
+    optimizer.param_groups[0]["lr"] = torch.tensor(0.1, device="meta")
+    assert Rates([optimizer]).look(1) > 0
 
 
 @pytest.mark.parametrize("num_groups", [MOST_GROUPS, MOST_GROUPS + 1, 100])
 def test_of_many_groups_each_has_its_turn(num_groups):
     """A rate that was changed once and stays is seen within so many steps as there are turns, and always in time."""
-    part = part_of(num_groups=num_groups)
+    optimizer = optimizer_of(num_groups=num_groups)
     steps = range(num_groups)
-    before = [rates.look([part], step) for step in steps]
-    for group in part.param_groups:
+    before = [Rates([optimizer]).look(step) for step in steps]
+    for group in optimizer.param_groups:
         old, group["lr"] = group["lr"], 0.2
-        assert [rates.look([part], step) for step in steps] != before
+        assert [Rates([optimizer]).look(step) for step in steps] != before
         group["lr"] = old
-    assert [rates.look([part], step) for step in steps] == before
+    assert [Rates([optimizer]).look(step) for step in steps] == before
 
 
 def test_without_an_optimizer_there_is_nothing_to_see():
-    assert rates.look([], 1) == 0
+    assert Rates([]).look(1) == 0
 
 
 def test_what_is_no_number_is_no_error():
-    part = part_of()
-    part.param_groups[0] |= {"lr": None, "betas": "text", "momentum": torch.ones(3)}
-    assert rates.look([part], 1) > 0
+    optimizer = optimizer_of()
+    optimizer.param_groups[0] |= {"lr": None, "betas": "text", "momentum": torch.ones(3)}
+    assert Rates([optimizer]).look(1) > 0

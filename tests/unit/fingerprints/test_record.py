@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
-from spot_plugins.fingerprints.record import KINDS, NUM_BYTES, Digests, StepRecord, decode_all, hash_32
+from spot_plugins.fingerprints.history import History
+from spot_plugins.fingerprints.record import KINDS, NUM_BYTES, NUM_RECORDS, Digests, StepRecord, decode_all
+from spot_plugins.fingerprints.stored import Stored
 
-RECORD = StepRecord(2**40, 2**64 - 1, (0, 1, 2**32 - 1, 3, 4, 5, 6))
+RECORD = StepRecord(2**40, b"8 bytes.", (0, 1, 2**32 - 1, 3, 4, 5, 6))
 
 
 def test_a_record_comes_back():
@@ -29,26 +33,50 @@ def test_what_was_not_looked_at_is_equal_to_anything():
     assert RECORD.differs_from(other) == other.differs_from(RECORD) == ("torch", "python")
 
 
-def test_no_hash_is_nothing():
-    assert all(0 < hash_32(b"%d" % number) < 2**32 for number in range(100))
+@pytest.mark.parametrize("num", [1, 2, 67, NUM_RECORDS])
+def test_a_digest_does_not_depend_on_how_many_steps_are_taken_in_at_a_time(num):
+    """It is value * factor + hash + 1 for each step, in 64 bits."""
+    steps = [tuple((step * 2654435761 * (number + 3)) % 2**32 for number in range(len(KINDS))) for step in range(200)]
+    expected = [0] * len(KINDS)
+    for hashes in steps:
+        pairs = zip(expected, hashes, strict=True)
+        expected = [(value * 0x9E3779B97F4A7C15 + each + 1) % 2**64 for value, each in pairs]
+
+    digests = Digests()
+    for start in range(0, len(steps), num):
+        digests = Digests(digests.values)
+        digests.add(steps[start : start + num])
+
+    assert digests.values == tuple(expected)
 
 
-@pytest.mark.parametrize("asked_after", [{200}, {1, 2, 64, 65, 130, 200}, set(range(201))])
-def test_a_digest_does_not_depend_on_when_it_is_asked_for(asked_after):
-    """It is value * factor + hash + 1 for each step, in 64 bits, however many steps are taken in at a time."""
-    digests, expected = Digests(), [0] * len(KINDS)
-    for step in range(1, 201):
-        hashes = tuple((step * 2654435761 * (number + 3)) % 2**32 for number in range(len(KINDS)))
-        digests.add(hashes)
-        expected = [
-            (value * 0x9E3779B97F4A7C15 + each + 1) % 2**64 for value, each in zip(expected, hashes, strict=True)
-        ]
-        if step in asked_after:
-            assert digests.values == tuple(expected)
-            digests = Digests(digests.values)
+@pytest.mark.parametrize("saved_after", [set(), {1, 127, 128, 129, 300}])
+def test_a_history_is_the_same_whenever_it_is_saved(saved_after):
+    """Also if it is loaded again, and has more steps than it keeps records of."""
+    history, control = History(2), Digests()
+    for step in range(1, 401):
+        hashes = (step, 2, 3, 4, 5, 6, 7)
+        data = history.add(step, hashes)
+        control.add([hashes])
+        assert StepRecord.decode(data) == history.last
+        if step in saved_after:
+            stored, history = Stored.decode(history.stored().encode()), History(2)
+            history.load(stored)
+    stored = history.stored()
+
+    assert stored.digests == control.values
+    assert (stored.first_step, stored.step, stored.world_size) == (1, 400, 2)
+    assert [record.step for record in stored.records] == [*range(400 - NUM_RECORDS + 1, 401)]
+    assert all(one.digest == other.before for one, other in itertools.pairwise(stored.records))
+
+
+def test_the_history_of_another_number_of_ranks_is_not_continued():
+    other = History(3)
+    other.add(1, RECORD.hashes)
+    history = History(2)
+    history.load(other.stored())
+    assert history.last is None
 
 
 def test_the_digest_of_a_step_depends_on_all_steps_before():
-    one, other = StepRecord.after(0, 1, RECORD.hashes), StepRecord.after(1, 1, RECORD.hashes)
-    assert one.digest != other.digest
-    assert one.hashes == other.hashes
+    assert RECORD.digest != RECORD._replace(before=bytes(8)).digest

@@ -16,14 +16,14 @@ ID = RingId(3, 1, 2)
 HEADER = len(ID.header)
 
 
-def records(steps, digest=7):
-    return [StepRecord(step, digest, (step + 1,) * len(KINDS)) for step in steps]
+def record_of(step, before=bytes(8)):
+    return StepRecord(step, before, (step + 1,) * len(KINDS))
 
 
-def write(folder, steps, ring_id=ID, digest=7):
+def write(folder, steps, ring_id=ID, before=bytes(8)):
     file = Ring(str(folder), ring_id)
-    for record in records(steps, digest):
-        file.write(record)
+    for step in steps:
+        file.write(step, record_of(step, before).encode())
     file.close()
     return folder / ring_id.name
 
@@ -109,6 +109,14 @@ def test_other_files_are_nobodys_business(name, tmp_path):
     assert ring.find(str(tmp_path / "nowhere"), 0) == []
 
 
+def test_a_disk_that_fails_ends_the_file(tmp_path):
+    """No error, because the training continues without it."""
+    file = Ring(str(tmp_path), ID)
+    os.close(file._file)
+    file._file = os.open("/dev/full", os.O_WRONLY)
+    assert file.write(1, record_of(1).encode()) is False
+
+
 def test_a_name_comes_back():
     assert RingId.parse(ID.name) == ID
 
@@ -119,7 +127,7 @@ def test_files_that_no_resume_needs_are_removed(tmp_path):
         write(tmp_path, [5, 6] if attempt != 6 else [4, 5], RingId(attempt, 1, 2))
     write(tmp_path, [5, 6], RingId(1, 0, 2))
 
-    found = earlier_steps(str(tmp_path), RingId(8, 1, 2), 5, 7)
+    found = earlier_steps(str(tmp_path), RingId(8, 1, 2), record_of(5))
 
     assert {step: earlier.attempt for step, earlier in found.items()} == {6: 7}
     assert [each.attempt for each in ring.find(str(tmp_path), 1)] == [7, 5, 4, 3]
@@ -128,13 +136,13 @@ def test_files_that_no_resume_needs_are_removed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("ring_id", "steps", "digest"),
+    ("ring_id", "steps", "before"),
     [
-        (RingId(1, 1, 3), [5, 6], 7),  # another number of ranks
-        (RingId(1, 1, 2), [5, 6], 8),  # other steps before
-        (RingId(1, 1, 2), [6, 7], 7),  # it never was at step 5, as far as one can see
+        (RingId(1, 1, 3), [5, 6], bytes(8)),  # another number of ranks
+        (RingId(1, 1, 2), [5, 6], b"another."),  # other steps before
+        (RingId(1, 1, 2), [6, 7], bytes(8)),  # it never was at step 5, as far as one can see
     ],
 )
-def test_only_an_attempt_that_came_the_same_way_counts(ring_id, steps, digest, tmp_path):
-    write(tmp_path, steps, ring_id, digest)
-    assert earlier_steps(str(tmp_path), RingId(2, 1, 2), 5, 7) == {}
+def test_only_an_attempt_that_came_the_same_way_counts(ring_id, steps, before, tmp_path):
+    write(tmp_path, steps, ring_id, before)
+    assert earlier_steps(str(tmp_path), RingId(2, 1, 2), record_of(5)) == {}

@@ -32,7 +32,8 @@ def streams_as_before():
 @pytest.fixture(params=["fast", "slow"])
 def streams(request, monkeypatch):
     if request.param == "slow":  # another interpreter, or another layout in memory
-        monkeypatch.setattr(internals, "python_memory", lambda: None)
+        monkeypatch.setattr(internals, "torch_memory", lambda: None)
+        monkeypatch.setattr(internals, "python_stream", lambda: None)
         monkeypatch.setattr(internals, "numpy_memory", lambda generator: None)
     return Streams()
 
@@ -62,6 +63,8 @@ def test_the_same_state_has_the_same_hash_in_another_process(streams):
         RngPart().load_state_dict(state)
         random.gauss(0, 1)
         looks.append(streams.look(SLOW_EVERY))
+        torch.manual_seed(9)
+        torch.rand(700)
         np.random.rand(700)
         [random.random() for _ in range(700)]
     assert looks[0] == looks[1]
@@ -69,13 +72,14 @@ def test_the_same_state_has_the_same_hash_in_another_process(streams):
 
 def test_the_fast_way_is_taken_here():
     """Else a look at Python's or numpy's stream costs more than all the rest."""
-    assert internals.python_memory() is not None
+    assert internals.torch_memory() is not None
+    assert internals.python_stream() is not None
     assert internals.numpy_memory(np.random.get_bit_generator()) is not None
     assert min(Streams().look(1)[:3]) > 0
 
 
 def test_the_slow_way_is_taken_in_some_steps(monkeypatch):
-    monkeypatch.setattr(internals, "python_memory", lambda: None)
+    monkeypatch.setattr(internals, "python_stream", lambda: None)
     monkeypatch.setattr(internals, "numpy_memory", lambda generator: None)
     looks = [Streams().look(step)[1:3] for step in range(SLOW_EVERY + 1)]
 
