@@ -1,5 +1,5 @@
 """
-The cost of a step without a save: the session alone, Lightning's callback, Accelerate's hook.
+The cost of a step without a save: the session alone, its fingerprints, Lightning's callback, Accelerate's hook.
 
 The session's call is timed in a tight loop, and as the difference between steps of a small training with and without
 it. The cost of a host's plugin is such a difference too. Steps with and without it take turns. The median step of each
@@ -19,6 +19,10 @@ from pathlib import Path
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
+
+from spot_plugins.events import EventBus
+from spot_plugins.fingerprints import Recorder, RingId
+from spot_plugins.state import OptimizerPart
 
 from . import ranks
 from .report import Column, Report, mean_and_interval
@@ -46,6 +50,7 @@ def run(arguments):
     settings = {name: getattr(arguments, name) for name in ("ranks", "device", "steps", "saves")}
     report = Report("overhead", settings, COLUMNS)
     measured = {"session, tight loop": (_call_session, arguments.ranks), "session": (_in_plain_loop, arguments.ranks)}
+    measured |= {"fingerprints, tight loop": (_take_fingerprints, arguments.ranks)}
     measured |= {"Lightning SpotCheckpoint": (_in_lightning, 1), "Accelerate SpotHook": (_in_accelerate, 1)}
     with tempfile.TemporaryDirectory(prefix="spot-bench-") as folder:
         for name, (measure, world_size) in measured.items():
@@ -68,6 +73,23 @@ def _call_session(folder, arguments):
         rounds.append((time.perf_counter() - started) / arguments.steps * 1e6)
         ranks.gather(None)
     spot.close()
+    added, interval = mean_and_interval(rounds)
+    return {"added_us": added, "interval_us": interval, "step_us": added}
+
+
+def _take_fingerprints(folder, arguments):
+    """Time the fingerprints alone. They are a part of the session's call."""
+    training = Training(TINY_GB, arguments.device, world_size=ranks.current()[1])
+    recorder = Recorder(str(folder), RingId(1, *ranks.current()), EventBus())
+    recorder.begin(None, [OptimizerPart(training.optimizer, training.model)])
+    rounds = []
+    for number in range(arguments.saves):
+        started = time.perf_counter()
+        for step in range(number * arguments.steps, (number + 1) * arguments.steps):
+            recorder.record(step, (0, step), 1)
+        rounds.append((time.perf_counter() - started) / arguments.steps * 1e6)
+        ranks.gather(None)
+    recorder.close()
     added, interval = mean_and_interval(rounds)
     return {"added_us": added, "interval_us": interval, "step_us": added}
 

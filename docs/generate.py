@@ -27,6 +27,7 @@ API = {
     "spot_plugins.lightning": ["SpotCheckpoint"],
     "spot_plugins.accelerate": ["SpotHook", "Progress"],
     "spot_plugins.session": ["SpotSession"],
+    "spot_plugins.fingerprints": ["read", "compare_runs", "Recorded", "Difference"],
     "spot_plugins.data": ["elastic_loader", "ElasticSampler", "LoaderPosition", "shield_workers"],
     "spot_plugins.state": ["ModelPart", "OptimizerPart", "RngPart"],
     "spot_plugins.testing": ["run_thread_ranks"],

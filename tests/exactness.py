@@ -11,6 +11,7 @@ import json
 
 import torch
 
+from spot_plugins.fingerprints import KINDS, compare_runs, read
 from spot_plugins.format.commit import committed_steps
 from spot_plugins.store import LocalStore
 
@@ -73,6 +74,15 @@ def assert_same_training(folder, reference, ranks, left_out=()):
         assert what_was_seen(folder, rank) == expected
         finals = (torch.load(place / f"final-{rank}.pt", weights_only=False) for place in (folder, reference))
         _assert_equal(*finals)
+
+
+def assert_same_fingerprints(folder, reference, ranks):
+    """Check that no step that was trained again looked different, and that every step looks as in *reference*."""
+    assert [events_of(folder, rank, "StepDiffers") for rank in range(ranks)] == [[]] * ranks
+    assert compare_runs(str(folder / "run"), str(reference / "run")) == []
+    recorded = read(str(folder / "run"))
+    assert recorded.first_step == 1
+    assert min(recorded.digests[kind] for kind in KINDS if kind != "cuda") > 0
 
 
 def _assert_equal(one, other, path=""):

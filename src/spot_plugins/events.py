@@ -67,6 +67,19 @@ class Salvaged:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class StepDiffers:
+    """A step that an earlier attempt had trained before it ended was trained again, and was made of something else."""
+
+    step: int
+    attempt: int
+    """The earlier attempt."""
+    what: tuple[str, ...]
+    """Kinds that differ for the first time: ``data`` (position in the data), ``rates`` (learning rates, momentums,
+    weight decays), ``accumulation`` (batches in the step), and the random streams ``torch``, ``python``, ``numpy`` and
+    ``cuda``."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class NoticeSourcesFound:
     """The session has found its provider, and the notice sources to poll."""
 
@@ -251,6 +264,7 @@ Event: TypeAlias = (
     | Resumed
     | CheckpointRejected
     | Salvaged
+    | StepDiffers
     | NoticeSourcesFound
     | NoticeReceived
     | Staged

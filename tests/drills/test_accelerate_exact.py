@@ -8,7 +8,7 @@ from functools import partial
 
 import launching
 import pytest
-from exactness import References, assert_same_training, resumed_steps, what_was_seen
+from exactness import References, assert_same_fingerprints, assert_same_training, resumed_steps, what_was_seen
 from hearing import until
 from launching import exit_codes, launch_ranks, launcher, start
 
@@ -85,6 +85,7 @@ def test_resumed_equals_uninterrupted(settings, signal_name, at, step, reference
     # a pause behind after_step() is not come by again
     left_out = [("val", step // 8, step)] if settings.get("validate") == "body" else []
     assert_same_training(tmp_path, reference, ranks, left_out)
+    assert_same_fingerprints(tmp_path, reference, ranks)
 
 
 def test_a_training_that_is_prolonged_equals_one_that_was_planned_so_long(references, tmp_path):

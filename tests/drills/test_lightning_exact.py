@@ -7,7 +7,7 @@ from functools import partial
 
 import launching
 import pytest
-from exactness import References, assert_same_training, resumed_steps
+from exactness import References, assert_same_fingerprints, assert_same_training, resumed_steps
 
 train = partial(launching.train, "lightning_train")
 
@@ -107,5 +107,6 @@ def test_resumed_equals_uninterrupted(settings, signal_name, at, references, tmp
 
     ranks = settings.get("ranks", 1)
     assert_same_training(tmp_path, reference, ranks)
+    assert_same_fingerprints(tmp_path, reference, ranks)
     for rank in range(ranks):
         assert len(resumed_steps(tmp_path, rank)) == 1, "it must have gone on, not begun anew"

@@ -267,6 +267,7 @@ class SpotHook:
             UnsafeStateError: Some state has no pickle-free form.
         """
         self._check_resumed()
+        self._steps.count_batch()
         if not self._accelerator.sync_gradients:
             return
         self._steps.end()
@@ -277,7 +278,7 @@ class SpotHook:
                 "would train on the first samples again. Write `for batch in spot.batches(loader)`",
                 stacklevel=2,
             )
-        self._steps.report()
+        self._steps.report(self._position.numbers())
 
     @contextmanager
     def pause(self) -> Iterator[None]:

@@ -197,6 +197,12 @@ class PositionPart:
             if tracked.begun_epoch is not None:
                 tracked.mark_step()
 
+    def numbers(self) -> tuple[int, ...]:
+        """Return the epoch, and number, epoch and trained batches of each loader. It takes a microsecond."""
+        used = ((index, tracked) for index, tracked in self._tracked.items() if tracked.state_dict() is not None)
+        loaders = sorted((index, tracked.position.epoch, tracked.num_trained) for index, tracked in used)
+        return (self.epoch, *(number for numbers in loaders for number in numbers))
+
     def state_dict(self) -> dict[str, Any]:
         """Return the present epoch, and the positions of all loaders after the last step."""
         states = {str(index): tracked.state_dict() for index, tracked in self._tracked.items()}

@@ -22,6 +22,7 @@ class Steps:
         """Optimizer steps done, over all processes of the run."""
         self._accelerator = accelerator
         self._session = session
+        self._num_batches = 0  # since the last step
         self._is_open = False  # an optimizer has stepped, and end() was not called after it
         self._pause: Pause | None = None
 
@@ -30,15 +31,20 @@ class Steps:
         for optimizer in optimizers:
             optimizer.optimizer.register_step_post_hook(self._on_optimizer_step)
 
+    def count_batch(self) -> None:
+        """Count a batch, whether a step ends with it or not."""
+        self._num_batches += 1
+
     def end(self) -> None:
         """Count a step. The program has done everything that belongs to it."""
         self._is_open = False
         self.number += 1
 
-    def report(self) -> None:
-        """Report the last step to the session, which may save it or leave."""
+    def report(self, position: tuple[int, ...]) -> None:
+        """Report the last step to the session, which may save it or leave. *position* is part of its fingerprint."""
+        num_batches, self._num_batches = self._num_batches, 0
         with workers_end_first():
-            self._session.after_step(self.number)
+            self._session.after_step(self.number, position=position, num_batches=num_batches)
 
     def begin_pause(self) -> None:
         """Begin a pause, or warn in the middle of a step. The warning points at the caller of ``spot.pause``."""

@@ -49,6 +49,10 @@ class Elastic:
         consumed = state["num_samples"] if self.ends_after(batches) else state["consumed"] + self._samples(batches)
         return {**state, "consumed": consumed}
 
+    def progress(self, batches: int) -> int:
+        """Return the number of samples of the epoch that were trained on."""
+        return self._sampler.consumed + self._samples(batches)
+
     def ends_after(self, batches: int) -> bool:
         """Return True if this iterator yields no more than *batches* batches."""
         return batches >= self._batches(self._sampler.remaining)

@@ -126,6 +126,15 @@ class LoaderPosition:
             "at": self._kind.after(batches_done),
         }
 
+    def numbers(self, batches_done: int) -> tuple[int, int]:
+        """
+        Return the epoch, and the progress in it after *batches_done* batches of the present iterator.
+
+        It is equal at the same position in every process of the same number of ranks. Unlike :meth:`state_dict` it
+        takes less than a microsecond.
+        """
+        return self._epoch, self._kind.progress(batches_done)
+
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """
         Restore a position that :meth:`state_dict` returned. Call it before :meth:`begin_epoch`.
@@ -160,6 +169,10 @@ class PositionKind(Protocol):
 
     def after(self, batches: int) -> dict[str, Any]:
         """Return the position after *batches* batches of the present iterator."""
+        ...
+
+    def progress(self, batches: int) -> int:
+        """Return a number that grows with every batch of the epoch, whichever process trained on it."""
         ...
 
     def ends_after(self, batches: int) -> bool:

@@ -66,6 +66,10 @@ class Replayed:
             "at_begin": self._at_begin,
         }
 
+    def progress(self, batches: int) -> int:
+        """Return the number of batches of the epoch that were trained on."""
+        return self._before + batches
+
     def ends_after(self, batches: int) -> bool:
         """Return True if the epoch ends after *batches* batches. False for a loader without a length."""
         length = _length(self._loader)

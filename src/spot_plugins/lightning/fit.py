@@ -39,6 +39,7 @@ class Fit:
         self._rng = DeferredPart(RngPart())
         self._loops = LoopsPart(trainer, self._position, keep_batch=keep_batch)
         self._last_step = 0
+        self._num_batches = 0  # since the last step
         self._pause: Pause | None = None
         internals.stop_sigterm_broadcast(trainer)
 
@@ -77,10 +78,12 @@ class Fit:
     def end_batch(self) -> None:
         """Report the step to the session, if the batch completed one, and begin a pause if validation is next."""
         step = self._trainer.global_step
+        self._num_batches += 1
         if step == self._last_step:  # with gradient accumulation several batches have the same step
             return
         self._last_step = step
-        self.session.after_step(step)
+        num_batches, self._num_batches = self._num_batches, 0
+        self.session.after_step(step, position=self._position.numbers(), num_batches=num_batches)
         if self._trainer.is_last_batch:  # at the end of an epoch other callbacks may prune or average weights
             self.session.fence()
         if internals.validation_is_due(self._trainer):

@@ -70,6 +70,11 @@ class PositionPart:
             return None
         return max(position.num_done for position in self._positions)
 
+    def numbers(self) -> tuple[int, ...]:
+        """Return epoch and progress in each loader as numbers. This takes a microsecond, unlike a position."""
+        num_trained = internals.num_fetched(self._trainer) - len(internals.batches_ahead(self._trainer))
+        return tuple(number for position in self._positions for number in position.numbers(num_trained))
+
     def apply(self) -> None:
         """Bring iterators that cannot start at a position there, right before the first batch."""
         self._adopt()

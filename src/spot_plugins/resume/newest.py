@@ -156,7 +156,9 @@ def apply_state(loaded: LoadedStep, parts: list[tuple[str, ShardedPart]], rank: 
         IncompatibleCheckpointError: The checkpoint has other parts than this job, or the state of a part does not fit.
     """
     step = loaded.step_id.step
-    expected, present = {name for name, _ in parts}, set(loaded.state)
+    present = set(loaded.state)
+    parts = [(name, part) for name, part in parts if name in present or not part.is_optional]
+    expected = {name for name, _ in parts}
     if expected != present:
         raise IncompatibleCheckpointError(
             step,

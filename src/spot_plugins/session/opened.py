@@ -9,6 +9,7 @@ from ..agreement import Agreement, Group, Solo
 from ..clock import Clock
 from ..config import SpotConfig
 from ..events import EventBus
+from ..fingerprints import PART, Recorder, recorder_of
 from ..leave.departure import Departure
 from ..leave.listener import Listener
 from ..leave.measurements import Measurements
@@ -36,6 +37,7 @@ class Opened:
     agreement: Agreement
     listener: Listener
     way_out: WayOut
+    fingerprints: Recorder
 
 
 def join_and_build(
@@ -67,6 +69,9 @@ def join_and_build(
     run = join_run(config, job)
     pusher = Pusher(_push_settings(config, run, job), bus)
     saver = Saver(registry, job.ranks, pusher, bus, config.buffer_bytes)
+    fingerprints = recorder_of(run.url, run.local_dir, run.attempt, job, bus)
+    stack.callback(fingerprints.close)
+    registry.add(PART, fingerprints)
     saved_steps = SavedSteps(saver, pusher, config.grace_s)
     measurements = Measurements(config.local_dir_survives, bus)
     pacer = _pacer(config, run, job, clock, bus)
@@ -104,7 +109,7 @@ def join_and_build(
     stack.callback(saver.close)  # before the pusher, which gets what is being copied
     stack.callback(agreement.close)
     stack.callback(listener.close)
-    return Opened(job, run, pusher, saver, saved_steps, measurements, agreement, listener, way_out)
+    return Opened(job, run, pusher, saver, saved_steps, measurements, agreement, listener, way_out, fingerprints)
 
 
 def _pacer(config: SpotConfig, run: Membership, job: Job, clock: Clock, bus: EventBus) -> Pacer:

@@ -211,18 +211,25 @@ class SpotSession:
         it = self._opened
         is_mirror = is_local(it.run.url) and "sagemaker" in it.listener.providers  # of its S3 prefix
         step = restore(self._registry, it.run, it.job, self._bus, is_mirror=is_mirror)
+        it.fingerprints.begin(step, [part for _, part in self._registry.items()])
         it.saved_steps.resumed(step)
         it.measurements.on_saved(step or 0)
         it.agreement.saved(step or 0)
         self._phase.move(Phase.TRAINING)
         return step
 
-    def after_step(self, step: int) -> None:
+    def after_step(self, step: int, *, position: tuple[int, ...] = (), num_batches: int = 1) -> None:
         """
         Report that optimizer step *step* is done. In a quiet step this costs microseconds.
 
         If the step is saved, weights and optimizer state are copied while training continues. The next step of any
         optimizer waits for the copy by itself. Whoever changes them in another way calls :meth:`fence` first.
+
+        Args:
+            step: Optimizer steps done, over all attempts.
+            position: Numbers that say how far training is in its data, such as (epoch, batches). They are part of the
+                step's fingerprint, by which an attempt that resumes is compared with the one before.
+            num_batches: Batches of this rank that the step is made of. Part of the fingerprint as well.
 
         Raises:
             Preempted: There was a notice, and all is safe or the time is up.
@@ -231,6 +238,7 @@ class SpotSession:
         """
         self._phase.check("after_step")
         it = self._opened
+        it.fingerprints.record(step, position, num_batches)
         it.measurements.on_step()
         decision = it.agreement.at_boundary(step)
         if decision is None:

@@ -50,6 +50,9 @@ class ShardedPart(Part):
     The ranks share the work of storing these tensors. By default each rank stores all of its tensors itself.
     """
 
+    is_optional: bool = False
+    """True if a checkpoint that lacks this part can be restored. The part is then left as it is."""
+
     def trained_memory(self) -> Set[int]:
         """Return the addresses, as of :func:`~.shard.memory_of`, of memory that only an optimizer's step changes."""
         return frozenset()

@@ -14,7 +14,7 @@ from .fsspec import FsspecStore
 from .local import LocalStore
 from .memory import MemoryStore
 from .obstore import ObstoreStore
-from .opening import is_local, local_directory, open_store
+from .opening import is_local, local_directory, open_store, scratch_directory
 from .probe import check_writable
 from .retry import patiently
 
@@ -29,4 +29,5 @@ __all__ = [
     "local_directory",
     "open_store",
     "patiently",
+    "scratch_directory",
 ]

@@ -102,8 +102,16 @@ def local_directory(url: str, given: str | None = None) -> str | None:
     """
     if given is not None:
         return os.path.abspath(given)
-    if is_local(url):
-        return None
+    return None if is_local(url) else scratch_directory(url)
+
+
+def scratch_directory(url: str) -> str:
+    """
+    Return a directory for this user and run in the temporary directory.
+
+    Raises:
+        ConfigError: The directory belongs to another user, who could read the weights.
+    """
     own = os.path.join(tempfile.gettempdir(), f"spot_plugins-{os.getuid()}")
     with contextlib.suppress(OSError):  # the first push reports a disk that cannot be written to, by an event
         os.makedirs(own, mode=0o700, exist_ok=True)
