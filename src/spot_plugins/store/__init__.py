@@ -14,7 +14,7 @@ from .fsspec import FsspecStore
 from .local import LocalStore
 from .memory import MemoryStore
 from .obstore import ObstoreStore
-from .opening import is_local, local_directory, open_store
+from .opening import local_directory, open_store
 from .probe import check_writable
 from .retry import patiently
 
@@ -25,7 +25,6 @@ __all__ = [
     "ObjectStore",
     "ObstoreStore",
     "check_writable",
-    "is_local",
     "local_directory",
     "open_store",
     "patiently",
