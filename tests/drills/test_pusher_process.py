@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -25,7 +26,7 @@ from steps import Holder, assert_same, load, numbers, state_of
 from spot_plugins.config import SpotConfig
 from spot_plugins.events import AttemptStarted, Committed, Resumed, SaveAbandoned, Staged, Superseded, WrittenLocally
 from spot_plugins.format.keys import parse_rank_manifest_key
-from spot_plugins.push import PushSettings, messages
+from spot_plugins.push import PushSettings, messages, process
 from spot_plugins.push.priority import NICENESS
 from spot_plugins.save.buffers import MAX_BUFFERS
 from spot_plugins.session import SpotSession
@@ -317,6 +318,80 @@ def test_a_pusher_that_cannot_be_started_does_not_end_the_training(tmp_path, mon
         heard.wait(Committed, step=2)
 
     assert numbers(LocalStore(str(tmp_path))) == [2]
+
+
+@pytest.mark.parametrize("num_sent", [0, 5], ids=["nothing", "half a head"])
+@pytest.mark.parametrize("code", [errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS])
+def test_a_pusher_that_lives_and_cannot_be_sent_to_is_replaced(code, num_sent, tmp_path, monkeypatch):
+    """
+    A refusal of the kernel is not taken for the death of the process. The step goes to another one.
+    """
+    with session_at(tmp_path) as (session, heard):
+        session.resume()
+        first = pusher_pid(session)
+        send = socket.send_fds
+        failures = [OSError(code, os.strerror(code))]
+
+        def send_fds(sock, parts, fds):
+            if not failures:
+                return send(sock, parts, fds)
+            sock.sendall(parts[0][:num_sent])
+            raise failures.pop()
+
+        monkeypatch.setattr(socket, "send_fds", send_fds)
+        session.after_step(1)
+        heard.wait(Committed, step=1)
+        until_idle(session)
+        session.after_step(2)
+        heard.wait(Committed, step=2)
+        assert pusher_pid(session) != first
+
+    assert numbers(LocalStore(str(tmp_path))) == [2, 1]
+    assert not heard.of(SaveAbandoned)
+    until_gone(first)
+
+
+def test_a_pusher_that_reads_nothing_is_replaced(tmp_path, monkeypatch):
+    """
+    A message that does not fit into the socket is not waited for without a limit.
+    """
+    monkeypatch.setattr(messages, "SEND_S", 1.0)
+    state = {**state_of(1), "text": "x" * 4_000_000}
+    with session_at(tmp_path, state) as (session, heard):
+        session.resume()
+        first = pusher_pid(session)
+        os.kill(first, signal.SIGSTOP)
+        session.after_step(1)
+        heard.wait(Committed, step=1)
+        assert pusher_pid(session) != first
+
+    assert numbers(LocalStore(str(tmp_path))) == [1]
+    until_gone(first)
+
+
+def test_a_subscriber_that_blocks_does_not_hold_up_the_end(tmp_path, monkeypatch, caplog):
+    """
+    The session closes after a limit, and says who is to blame.
+    """
+    monkeypatch.setattr(process, "DEAF_S", 0.2)
+    is_over = threading.Event()
+    session = SpotSession(SpotConfig(url=str(tmp_path), every_steps=1), on_event=[_block_on_commit(is_over)])
+    session.register("part", Holder(state_of(1)))
+    with session:
+        session.resume()
+        session.after_step(1)
+        until(lambda: session._opened.pusher.has_ended(1), "step 1 is committed")
+    is_over.set()
+
+    assert "a subscriber has not returned" in caplog.text
+
+
+def _block_on_commit(is_over):
+    def on_event(event):
+        if isinstance(event, Committed):
+            is_over.wait(60)
+
+    return on_event
 
 
 def refuse(*args, **kwargs):
