@@ -14,7 +14,7 @@ from ..format.attempts import claim_attempt
 from ..format.keys import RUN_KEY
 from ..format.manifest import FORMAT, Json, canonical_json
 from ..ranks import Job
-from ..store import LocalStore, ObjectStore, check_writable, local_directory, open_store, patiently
+from ..store import LocalStore, ObjectStore, check_writable, local_directory, open_local, open_store, patiently
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +32,7 @@ class Membership:
     @property
     def local(self) -> LocalStore | None:
         """The store of the local copies, or None."""
-        return None if self.local_dir is None else LocalStore(self.local_dir)
+        return None if self.local_dir is None else open_local(self.local_dir)
 
 
 def join_run(config: SpotConfig, job: Job) -> Membership:

@@ -18,7 +18,7 @@ from ..format.commit import NUM_GETS, committed_steps
 from ..format.keys import rank_manifest_key
 from ..format.manifest import Blob, ManifestError, RankManifest
 from ..locations import is_local
-from ..store import LocalStore, ObjectStore, local_directory, open_store, patiently
+from ..store import ObjectStore, local_directory, open_local, open_store, patiently
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ class Prefetch(threading.Thread):
         super().__init__(name="spot-prefetch", daemon=True)
         self._store = store
         self._directory = directory
-        self._local = LocalStore(directory)
+        self._local = open_local(directory)
         self._rank = _number("RANK", 0)
         self._world_size = max(_number("WORLD_SIZE", 1), 1)
         self._stopped = threading.Event()

@@ -15,6 +15,7 @@ from .local import LocalStore
 from .memory import MemoryStore
 from .obstore import ObstoreStore
 from .opening import local_directory, open_store
+from .private import open_local
 from .probe import check_writable
 from .retry import patiently
 
@@ -26,6 +27,7 @@ __all__ = [
     "ObstoreStore",
     "check_writable",
     "local_directory",
+    "open_local",
     "open_store",
     "patiently",
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import tempfile
 import threading
 from collections.abc import Mapping
 from typing import Any, Final
@@ -21,6 +20,7 @@ from .local import LocalStore
 from .memory import MemoryStore
 from .obstore import ObstoreStore
 from .obstore_options import UnmappedOptionError
+from .private import make_private, own_directory
 from .store_errors import Secrets
 
 logger = logging.getLogger(__name__)
@@ -92,19 +92,15 @@ def local_directory(url: str, given: str | None = None) -> str | None:
     None if *given* is None and the run itself is on a local disk.
 
     Raises:
-        ConfigError: The directory belongs to another user, who could read the weights.
+        ConfigError: Another user could read what is in the directory.
     """
     if given is not None:
         return given
     if is_local(url):
         return None
-    own = os.path.join(tempfile.gettempdir(), f"spot_plugins-{os.getuid()}")
+    own = own_directory()
     with contextlib.suppress(OSError):  # the first push reports a disk that cannot be written to, by an event
-        os.makedirs(own, mode=0o700, exist_ok=True)
-        if os.stat(own).st_uid != os.getuid():
-            raise ConfigError(
-                f"local_dir={own!r} belongs to another user, who could read the weights: give another directory"
-            )
+        make_private(own)
     return os.path.join(own, xxhash.xxh3_64_hexdigest(url.encode()))
 
 
