@@ -9,7 +9,7 @@ This package imports no torch, and imports a client library only when it opens a
 
 from __future__ import annotations
 
-from .base import ObjectStore
+from .base import ObjectStore, get_at_most
 from .fsspec import FsspecStore
 from .local import LocalStore
 from .memory import MemoryStore
@@ -26,6 +26,7 @@ __all__ = [
     "ObjectStore",
     "ObstoreStore",
     "check_writable",
+    "get_at_most",
     "local_directory",
     "open_local",
     "open_store",
