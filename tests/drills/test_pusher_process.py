@@ -369,6 +369,29 @@ def test_a_pusher_that_reads_nothing_is_replaced(tmp_path, monkeypatch):
     until_gone(first)
 
 
+def test_the_pusher_reads_relative_paths_as_the_trainer_does(s3_server, bucket, tmp_path, monkeypatch):
+    """
+    A credentials file by a path that is relative to the directory of the training. What the check at the start can
+    read, the pusher can read too. A random.py in that directory is not Python's for it.
+    """
+    options = dict(s3_server.storage_options())
+    key, secret = options.pop("key"), options.pop("secret")
+    (tmp_path / "credentials").write_text(f"[default]\naws_access_key_id={key}\naws_secret_access_key={secret}\n")
+    (tmp_path / "random.py").write_text("raise ImportError('not this one')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "credentials")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    url = f"{bucket}/{uuid.uuid4().hex}"
+
+    with session_at(url, storage_options=options) as (session, heard):
+        session.resume()
+        session.after_step(1)
+        heard.wait(Committed, step=1)
+
+    assert numbers(open_store(url, s3_server.storage_options())) == [1]
+
+
 def test_a_subscriber_that_blocks_does_not_hold_up_the_end(tmp_path, monkeypatch, caplog):
     """
     The session closes after a limit, and says who is to blame.
@@ -538,7 +561,7 @@ def test_a_bug_in_the_pusher_leaves_no_process_that_waits_for_ever(tmp_path):
     )
     with closing(ours), closing(theirs):
         pusher = subprocess.Popen(
-            [sys.executable, "-m", "spot_plugins.push.worker", str(theirs.fileno())],
+            [sys.executable, "-c", process._PROGRAM, str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stderr=subprocess.DEVNULL,
         )

@@ -22,7 +22,13 @@ from .messages import Channel, PushSettings
 
 logger = logging.getLogger(__name__)
 
-_PACKAGE_PARENT: Final = str(Path(__file__).resolve().parents[2])
+_PROGRAM: Final = f"""\
+import sys
+sys.path[:] = [{str(Path(__file__).resolve().parents[2])!r}, *filter(None, sys.path)]
+from spot_plugins.push.worker import main
+main()
+"""
+"""The program of a pusher. It imports nothing from the current directory: a user's random.py must not be Python's."""
 
 DEAF_S: Final = 10.0
 """Longest wait in seconds for the subscribers of the last event when a session is closed."""
@@ -66,13 +72,12 @@ class PusherProcess:
             OSError: The machine has no room for another process.
         """
         ours, theirs = socket.socketpair()
-        # Its own session: a signal to the job's process group must not end it. Its folder: "-m" puts the
-        # current one first in the module path, and a user's "random.py" there must not shadow Python's.
+        # Its own session: a signal to the job's process group must not end it. The directory is that of the trainer,
+        # because a variable or an option may hold a path that is relative to it.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, messages.SIGNALS)  # inherited: see main() in worker
         try:
             self._process = process = subprocess.Popen(
-                [sys.executable, "-m", "spot_plugins.push.worker", str(theirs.fileno())],
-                cwd=_PACKAGE_PARENT,
+                [sys.executable, "-c", _PROGRAM, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
                 stdin=subprocess.DEVNULL,

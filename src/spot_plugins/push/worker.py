@@ -184,7 +184,3 @@ def main() -> None:
     for number in messages.SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     Worker(Channel(socket.socket(fileno=int(sys.argv[1])))).run()
-
-
-if __name__ == "__main__":
-    main()
