@@ -18,6 +18,7 @@ from datetime import timedelta
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 from .errors import ConfigError
+from .locations import absolute_path, absolute_url
 
 OnNotice: TypeAlias = Literal["leave", "continue"]
 ElasticBatch: TypeAlias = Literal["keep", "scale"]
@@ -62,11 +63,11 @@ def _require(holds: bool, remedy: str) -> None:
         raise ValueError(remedy)
 
 
-def _text(wanted: str, if_empty: str) -> Kind:
+def _place(wanted: str, if_empty: str, absolute: Callable[[str], str]) -> Kind:
     def check(value: Any) -> str:
         _require(isinstance(value, str), f"must be {wanted}")
         _require(value != "", if_empty)
-        return str(value)
+        return absolute(value)
 
     def show(value: Any) -> str:
         return repr(printable_url(value) if isinstance(value, str) else value)
@@ -143,9 +144,15 @@ def _check_options(value: Any) -> dict[str, Any]:
     return dict(value)
 
 
-_URL: Final = _text("a string, such as 's3://bucket/run'", "names no place: give one, such as s3://bucket/run")
-_FILE: Final = _text("a string or None", "names no file: give a path, or None")
-_DIRECTORY: Final = _text("a string or None", "names no directory: give a path, or None")
+def _absolute_path_or_page(value: str) -> str:
+    return value if value.startswith(("http://", "https://")) else absolute_path(value)
+
+
+_URL: Final = _place(
+    "a string, such as 's3://bucket/run'", "names no place: give one, such as s3://bucket/run", absolute_url
+)
+_FILE: Final = _place("a string or None", "names no file: give a path, or None", _absolute_path_or_page)
+_DIRECTORY: Final = _place("a string or None", "names no directory: give a path, or None", absolute_path)
 _COUNT: Final = Kind(check=_check_count, parse=int, noun="a whole number")
 _SECONDS: Final = Kind(check=_check_seconds, parse=float, noun="a number")
 _EVERY_SECONDS: Final = Kind(check=_check_every_seconds, parse=_parse_every_seconds, noun="a number, or 'auto'")
@@ -284,11 +291,8 @@ class SpotConfig:
             value = getattr(self, setting.name)
             if value is None and setting.default is None:
                 continue
-            try:
-                kept = setting.kind.check(value)
-            except ValueError as error:
-                raise ConfigError(f"{setting.name}={setting.kind.show(value)} {error}") from None
-            object.__setattr__(self, setting.name, kept)  # a timedelta becomes seconds, a list a tuple
+            # A timedelta becomes seconds, a list a tuple, and a path absolute.
+            object.__setattr__(self, setting.name, setting.check(value))
         if self.every_steps is None and self.every_seconds is None:
             raise ConfigError(
                 "every_steps=None and every_seconds=None: nothing would be saved before a notice, and a "
@@ -318,6 +322,18 @@ class Setting:
         """Name of the environment variable, or None if there is none."""
         return None if self.kind.parse is None else f"SPOT_{self.name.upper()}"
 
+    def check(self, value: Any) -> Any:
+        """
+        Return *value* as it is kept.
+
+        Raises:
+            ConfigError: It cannot work.
+        """
+        try:
+            return self.kind.check(value)
+        except ValueError as error:
+            raise ConfigError(f"{self.name}={self.kind.show(value)} {error}") from None
+
 
 SETTINGS: Final = tuple(
     Setting(
@@ -329,6 +345,16 @@ SETTINGS: Final = tuple(
     for item in fields(SpotConfig)
 )
 """The table of settings, row by row."""
+
+
+def checked(name: str, value: Any) -> Any:
+    """
+    Return *value* as setting *name* of a :class:`SpotConfig` keeps it, for a function that takes one setting alone.
+
+    Raises:
+        ConfigError: It cannot work.
+    """
+    return next(setting for setting in SETTINGS if setting.name == name).check(value)
 
 
 def from_environment(**settings: Any) -> SpotConfig:

@@ -19,12 +19,16 @@ from contextlib import ExitStack
 
 import fsspec
 import pytest
+import torch
 from botocore.exceptions import ClientError
 from fsspec.implementations.local import LocalFileSystem
 from servers import FaultProxy
 
+from spot_plugins import SpotConfig, SpotSession, prefetch
+from spot_plugins.config import from_environment
 from spot_plugins.errors import ConfigError, StoreError
-from spot_plugins.store import FsspecStore, LocalStore, MemoryStore, ObstoreStore, check_writable, is_local, open_store
+from spot_plugins.locations import is_local
+from spot_plugins.store import FsspecStore, LocalStore, MemoryStore, ObstoreStore, check_writable, open_store
 from spot_plugins.store.obstore_options import read_options
 from spot_plugins.store.s3fs import s3_options
 from spot_plugins.store.store_errors import Secrets, to_store_error
@@ -444,7 +448,19 @@ def test_opening_asks_nothing_of_the_service(client):
             r"url='nope://bucket/run' has the unknown scheme 'nope': give one such as s3://bucket/run",
         ),
         ("s3://", r"url='s3://' names no bucket: give one, as in s3://bucket/run"),
-        ("s3:/bucket/run", r"url='s3:/bucket/run' is not a path, and as a URL it lacks a slash: .*s3://bucket/run"),
+        ("s3:/bucket/run", r"url='s3:/bucket/run' is not a path, and as a URL it lacks a slash .*s3://bucket/run"),
+        ("s3:bucket/run", r"lacks a slash after 's3:': give one such as s3://bucket/run"),
+        ("file:/data/run", r"lacks a slash after 'file:'"),
+        ("C:/data/run", r"lacks a slash after 'C:'"),
+        (r"d:\data\run", r"lacks a slash after 'd:'"),
+        ("$HOME/run", r"holds \$HOME, which was not expanded"),
+        ("/data/${USER}/run", r"holds \$\{USER\}, which was not expanded"),
+        ("s3://bucket/$RUN", r"holds \$RUN, which was not expanded"),
+        ("s3://bucket/{run}/7", r"holds \{run\}, which was not expanded: let the shell or an f-string"),
+        ("/data/$(date)/run", r"holds \$\(date\), which was not expanded"),
+        (" s3://bucket/run", r"url=' s3://bucket/run' begins or ends with white space"),
+        ("s3://bucket/run\n", r"begins or ends with white space"),
+        ("~nobody-of-this-name/run", r"a user who is unknown here: give the whole path"),
         ("file://data/run", r"url='file://data/run' names a host.*three slashes, as in file:///data/run"),
         ("simplecache::s3://bucket/run", r"chains file systems.*give a URL with one"),
         ("nope://mallory:hunter2@host/run", r"url='nope://\*\*\*@host/run'"),
@@ -458,6 +474,60 @@ def test_a_url_that_cannot_work_is_refused_with_advice(url, said):
         open_store(url)
 
     assert "hunter2" not in str(caught.value)
+
+
+MISTAKEN = ("s3:/bucket/run", "s3:bucket/run", "$HOME/run", "{run}/7", "run ", "~nobody-of-this-name/run")
+
+
+@pytest.mark.parametrize(
+    ("setting", "path"),
+    [("url", path) for path in MISTAKEN]
+    + [(setting, path) for setting in ("local_dir", "notice_file") for path in MISTAKEN if ":" not in path],
+)
+def test_a_path_that_is_most_likely_a_mistake_makes_no_folder(setting, path, tmp_path, monkeypatch):
+    """
+    It is refused where it is written. A colon is allowed in a path that cannot be taken for a URL.
+    """
+    monkeypatch.chdir(tmp_path)
+    settings = {"url": str(tmp_path / "run"), "every_steps": 1, setting: path}
+
+    with pytest.raises(ConfigError, match=rf"^{setting}="):
+        SpotConfig(**settings)
+
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("path", MISTAKEN)
+def test_a_prefetch_refuses_the_same_urls(path, tmp_path, monkeypatch):
+    """
+    A mistake is told before torch is imported.
+    """
+    monkeypatch.chdir(tmp_path)
+
+    with pytest.raises(ConfigError, match=r"^url="):
+        prefetch(path)
+
+
+def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
+    """
+    No setting with a path makes a folder that is named ~. A variable holds it unexpanded as well.
+    """
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SPOT_URL", "~/run")
+    monkeypatch.setenv("SPOT_NOTICE_FILE", "~/notice")
+    monkeypatch.setenv("SPOT_LOCAL_DIR", "~/local")
+
+    with SpotSession(from_environment(every_steps=1)) as session:
+        session.register("counter", torch.nn.Linear(1, 1))
+        session.resume()
+        session.after_step(1)
+        session.finish(1)
+
+    assert {path.name for path in home.iterdir()} == {"run", "local"}
+    assert {path.name for path in tmp_path.iterdir()} == {"home"}
 
 
 @pytest.mark.parametrize(
@@ -495,6 +565,7 @@ def test_local_urls_are_told_from_others():
         assert not is_local(url)
     assert repr(open_store("file:///data/run")) == "LocalStore('/data/run')"
     assert repr(open_store("run")) == f"LocalStore({os.path.abspath('run')!r})"
+    assert repr(open_store("./a:b")) == f"LocalStore({os.path.abspath('a:b')!r})"
     assert repr(open_store("~/run")) == f"LocalStore({os.path.expanduser('~/run')!r})"
 
 
@@ -678,6 +749,8 @@ def test_deletion_leaves_no_empty_directories(tmp_path):
 
 FULL_DISK = """
 import os, subprocess, sys
+from spot_plugins import SpotConfig, SpotSession, prefetch
+from spot_plugins.config import from_environment
 from spot_plugins.errors import ConfigError, StoreError
 from spot_plugins.store import LocalStore, check_writable
 root = sys.argv[1]

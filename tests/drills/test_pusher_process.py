@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -25,7 +26,7 @@ from steps import Holder, assert_same, load, numbers, state_of
 from spot_plugins.config import SpotConfig
 from spot_plugins.events import AttemptStarted, Committed, Resumed, SaveAbandoned, Staged, Superseded, WrittenLocally
 from spot_plugins.format.keys import parse_rank_manifest_key
-from spot_plugins.push import PushSettings, messages
+from spot_plugins.push import PushSettings, messages, process
 from spot_plugins.push.priority import NICENESS
 from spot_plugins.save.buffers import MAX_BUFFERS
 from spot_plugins.session import SpotSession
@@ -319,6 +320,103 @@ def test_a_pusher_that_cannot_be_started_does_not_end_the_training(tmp_path, mon
     assert numbers(LocalStore(str(tmp_path))) == [2]
 
 
+@pytest.mark.parametrize("num_sent", [0, 5], ids=["nothing", "half a head"])
+@pytest.mark.parametrize("code", [errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS])
+def test_a_pusher_that_lives_and_cannot_be_sent_to_is_replaced(code, num_sent, tmp_path, monkeypatch):
+    """
+    A refusal of the kernel is not taken for the death of the process. The step goes to another one.
+    """
+    with session_at(tmp_path) as (session, heard):
+        session.resume()
+        first = pusher_pid(session)
+        send = socket.send_fds
+        failures = [OSError(code, os.strerror(code))]
+
+        def send_fds(sock, parts, fds):
+            if not failures:
+                return send(sock, parts, fds)
+            sock.sendall(parts[0][:num_sent])
+            raise failures.pop()
+
+        monkeypatch.setattr(socket, "send_fds", send_fds)
+        session.after_step(1)
+        heard.wait(Committed, step=1)
+        until_idle(session)
+        session.after_step(2)
+        heard.wait(Committed, step=2)
+        assert pusher_pid(session) != first
+
+    assert numbers(LocalStore(str(tmp_path))) == [2, 1]
+    assert not heard.of(SaveAbandoned)
+    until_gone(first)
+
+
+def test_a_pusher_that_reads_nothing_is_replaced(tmp_path, monkeypatch):
+    """
+    A message that does not fit into the socket is not waited for without a limit.
+    """
+    monkeypatch.setattr(messages, "SEND_S", 1.0)
+    state = {**state_of(1), "text": "x" * 4_000_000}
+    with session_at(tmp_path, state) as (session, heard):
+        session.resume()
+        first = pusher_pid(session)
+        os.kill(first, signal.SIGSTOP)
+        session.after_step(1)
+        heard.wait(Committed, step=1)
+        assert pusher_pid(session) != first
+
+    assert numbers(LocalStore(str(tmp_path))) == [1]
+    until_gone(first)
+
+
+def test_the_pusher_reads_relative_paths_as_the_trainer_does(s3_server, bucket, tmp_path, monkeypatch):
+    """
+    A credentials file by a path that is relative to the directory of the training. What the check at the start can
+    read, the pusher can read too. A random.py in that directory is not Python's for it.
+    """
+    options = dict(s3_server.storage_options())
+    key, secret = options.pop("key"), options.pop("secret")
+    (tmp_path / "credentials").write_text(f"[default]\naws_access_key_id={key}\naws_secret_access_key={secret}\n")
+    (tmp_path / "random.py").write_text("raise ImportError('not this one')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "credentials")
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    url = f"{bucket}/{uuid.uuid4().hex}"
+
+    with session_at(url, storage_options=options) as (session, heard):
+        session.resume()
+        session.after_step(1)
+        heard.wait(Committed, step=1)
+
+    assert numbers(open_store(url, s3_server.storage_options())) == [1]
+
+
+def test_a_subscriber_that_blocks_does_not_hold_up_the_end(tmp_path, monkeypatch, caplog):
+    """
+    The session closes after a limit, and says who is to blame.
+    """
+    monkeypatch.setattr(process, "DEAF_S", 0.2)
+    is_over = threading.Event()
+    session = SpotSession(SpotConfig(url=str(tmp_path), every_steps=1), on_event=[_block_on_commit(is_over)])
+    session.register("part", Holder(state_of(1)))
+    with session:
+        session.resume()
+        session.after_step(1)
+        until(lambda: session._opened.pusher.has_ended(1), "step 1 is committed")
+    is_over.set()
+
+    assert "a subscriber has not returned" in caplog.text
+
+
+def _block_on_commit(is_over):
+    def on_event(event):
+        if isinstance(event, Committed):
+            is_over.wait(60)
+
+    return on_event
+
+
 def refuse(*args, **kwargs):
     raise BlockingIOError(11, "Resource temporarily unavailable")
 
@@ -463,7 +561,7 @@ def test_a_bug_in_the_pusher_leaves_no_process_that_waits_for_ever(tmp_path):
     )
     with closing(ours), closing(theirs):
         pusher = subprocess.Popen(
-            [sys.executable, "-m", "spot_plugins.push.worker", str(theirs.fileno())],
+            [sys.executable, "-c", process._PROGRAM, str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
             stderr=subprocess.DEVNULL,
         )

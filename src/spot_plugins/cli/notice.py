@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from ..config import checked
+from ..errors import ConfigError
 from ..notices.file import is_page
 from .checks import seconds
 
@@ -29,6 +31,10 @@ def notice(
         raise typer.BadParameter(
             f"{file} is a URL, and only its server can change it: give the path of a file", param_hint="FILE"
         )
+    try:
+        file = checked("notice_file", file)
+    except ConfigError as error:
+        raise typer.BadParameter(str(error), param_hint="FILE") from error
     document = {} if grace_seconds is None else {"grace_seconds": grace_seconds}
     # A rename, so that a training never reads half a file, and always sees a newer one than before.
     made = Path(f"{file}.{os.getpid()}.tmp")

@@ -26,6 +26,9 @@ def _import_numpy_random() -> Any:
 
 
 numpy_random: Final = _import_numpy_random()
+NUM_WORDS: Final = 624
+"""Words of a Mersenne twister."""
+
 _MASK_64: Final = 2**64 - 1
 
 
@@ -96,12 +99,21 @@ def streams_state() -> dict[str, Any]:
 
 
 def load_streams_state(state: dict[str, Any]) -> None:
-    """Restore the three streams from *state*, which :func:`streams_state` returned here or in another process."""
+    """
+    Restore the three streams from *state*, which :func:`streams_state` returned here or in another process.
+
+    Raises:
+        ValueError: *state* is none that a stream can have.
+    """
     torch.default_generator.set_state(state["torch"])
     python = state["python"]
     random.setstate((python["version"], tuple(python["words"].tolist()), python["gauss"]))
     if numpy_random is not None and "numpy" in state:
         saved = state["numpy"]
+        if not 0 <= saved["pos"] <= NUM_WORDS:  # numpy would read foreign memory there
+            raise ValueError(
+                f"numpy's random state is damaged: position {saved['pos']} is not within {NUM_WORDS} words"
+            )
         numpy_random.set_state(
             (
                 saved["name"],

@@ -19,6 +19,9 @@ from .keys import StepId
 FORMAT: Final = 1
 """Version of the format that this software writes. It reads no newer version."""
 
+MAX_MANIFEST_BYTES: Final = 64 * 1024**2
+"""Largest manifest. A slice takes about 300 bytes in it."""
+
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
 
@@ -83,7 +86,12 @@ class RankManifest:
         return sum(blob.num_bytes for blob in self.blobs)
 
     def encode(self) -> bytes:
-        """Return the manifest as canonical JSON with a hash of itself."""
+        """
+        Return the manifest as canonical JSON with a hash of itself.
+
+        Raises:
+            ManifestError: It is larger than a reader accepts.
+        """
         document = {
             "format": FORMAT,
             "step": self.step_id.step,
@@ -95,7 +103,13 @@ class RankManifest:
             "state": self.state,
         }
         document["xxh3_128"] = xxhash.xxh3_128_hexdigest(canonical_json(document))
-        return canonical_json(document)
+        encoded = canonical_json(document)
+        if len(encoded) > MAX_MANIFEST_BYTES:
+            raise ManifestError(
+                f"the manifest of {len(self.tensors)} slices and their state has {len(encoded)} bytes, and a reader "
+                f"accepts {MAX_MANIFEST_BYTES}: return tensors from state_dict() instead of long lists of numbers"
+            )
+        return encoded
 
     @classmethod
     def decode(cls, data: bytes) -> RankManifest:

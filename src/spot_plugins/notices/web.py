@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import socket
+import time
 from collections.abc import Mapping
-from http.client import HTTPConnection, HTTPSConnection
+from http.client import HTTPConnection, HTTPResponse, HTTPSConnection
 from multiprocessing.connection import wait
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 TIMEOUT_S: Final = 2.0
-"""Longest wait in seconds for a connection or for more of an answer. Some containers cannot reach the server."""
+"""Longest wait in seconds for a connection, and again for the whole answer. Some containers cannot reach the server."""
 
 MAX_BYTES: Final = 256 * 1024
 """Largest answer that is read. It is larger than any notice."""
@@ -32,6 +34,33 @@ class Answer(NamedTuple):
     def text(self) -> str:
         """Return the body as text, stripped of white space. Raises :exc:`ValueError`."""
         return self.body.decode().strip()
+
+
+class _TimedReader(io.RawIOBase):
+    """The bytes of *sock* until *deadline* (monotonic). A timeout of the socket alone begins anew with every byte."""
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._sock = sock
+        self._deadline = deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if (left_s := self._deadline - time.monotonic()) <= 0:
+            raise TimeoutError(f"the answer did not end within {TIMEOUT_S:.0f} s")
+        self._sock.settimeout(left_s)
+        return self._sock.recv_into(buffer)
+
+
+class _TimedSocket:
+    """The one method of a socket that a response uses."""
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._reader = _TimedReader(sock, deadline)
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(self._reader)
 
 
 class UnusableAnswerError(Exception):
@@ -73,10 +102,17 @@ class Request:
         Return the answer and close the connection.
 
         Raises:
-            OSError: The answer does not arrive, or is cut off.
+            OSError: The answer does not arrive in time, or is cut off.
             HTTPException: The answer is not HTTP.
         """
+        deadline = time.monotonic() + TIMEOUT_S
+
+        def timed_response(sock: socket.socket, **settings: Any) -> HTTPResponse:
+            timed: Any = _TimedSocket(sock, deadline)
+            return HTTPResponse(timed, **settings)
+
         try:
+            self._connection.response_class = timed_response  # type: ignore[assignment]
             response = self._connection.getresponse()
             return Answer(response.status, response.read(MAX_BYTES), response.headers.get("Date"))
         finally:

@@ -26,7 +26,11 @@ from ..format.manifest import Blob, Json, RankManifest, TensorSlice, hash_of_blo
 SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGUSR1})
 """Signals to a job. They end a trainer but not its pusher. SLURM sends them to every process."""
 
+SEND_S: Final = 30.0
+"""Longest wait in seconds for the other side to take a part of a message. It has a thread that only receives."""
+
 _LENGTH: Final = struct.Struct("<Q")
+_TIMEVAL: Final = struct.Struct("@ll")
 _PUSHER_EVENTS: Final = (
     events.WrittenLocally,
     events.LocalWriteFailed,
@@ -186,6 +190,8 @@ class Channel:
     """One end of the socket pair. Any thread may send; one thread receives."""
 
     def __init__(self, sock: socket.socket) -> None:
+        # Of the kernel's own kind: a timeout of Python's socket would hold for receiving, too.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _TIMEVAL.pack(int(SEND_S), 0))
         self._sock = sock
         self._sending = threading.Lock()
 
@@ -194,7 +200,8 @@ class Channel:
         Send one message, with a descriptor if given.
 
         Raises:
-            OSError: The other side is gone, or this end is closed.
+            OSError: The other side is gone or takes nothing, this end is closed, or the system has no memory for it.
+                A part of the message may be sent. Nothing can be sent after it.
         """
         data = json.dumps(message).encode()
         with self._sending:

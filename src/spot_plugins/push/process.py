@@ -22,7 +22,16 @@ from .messages import Channel, PushSettings
 
 logger = logging.getLogger(__name__)
 
-_PACKAGE_PARENT: Final = str(Path(__file__).resolve().parents[2])
+_PROGRAM: Final = f"""\
+import sys
+sys.path[:] = [{str(Path(__file__).resolve().parents[2])!r}, *filter(None, sys.path)]
+from spot_plugins.push.worker import main
+main()
+"""
+"""The program of a pusher. It imports nothing from the current directory: a user's random.py must not be Python's."""
+
+DEAF_S: Final = 10.0
+"""Longest wait in seconds for the subscribers of the last event when a session is closed."""
 
 _started: Final[list[subprocess.Popen[bytes]]] = []
 """Handles of pushers that outlive their session: Python warns when the handle of a live process is dropped."""
@@ -35,7 +44,8 @@ class PusherProcess:
     """
     A pusher process, the socket to it, and the thread that receives its messages.
 
-    One thread at a time sends. Sending to a process that has died fails or is lost; *on_end* then follows.
+    One thread at a time sends. Sending to a process that has died fails or is lost; *on_end* then follows. A process
+    that lives and cannot be sent to is killed, because it would wait for the rest of the message for ever.
 
     Args:
         settings: The first message to the process.
@@ -49,6 +59,7 @@ class PusherProcess:
         self._on_end = on_end
         self._channel: Channel | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._is_closed = False
         self._is_deaf = threading.Event()
         self._known_buffers: set[int] = set()
         self._known_frozen = 0
@@ -61,13 +72,12 @@ class PusherProcess:
             OSError: The machine has no room for another process.
         """
         ours, theirs = socket.socketpair()
-        # Its own session: a signal to the job's process group must not end it. Its folder: "-m" puts the
-        # current one first in the module path, and a user's "random.py" there must not shadow Python's.
+        # Its own session: a signal to the job's process group must not end it. The directory is that of the trainer,
+        # because a variable or an option may hold a path that is relative to it.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, messages.SIGNALS)  # inherited: see main() in worker
         try:
             self._process = process = subprocess.Popen(
-                [sys.executable, "-m", "spot_plugins.push.worker", str(theirs.fileno())],
-                cwd=_PACKAGE_PARENT,
+                [sys.executable, "-c", _PROGRAM, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
                 stdin=subprocess.DEVNULL,
@@ -83,9 +93,9 @@ class PusherProcess:
         _started[:] = [each for each in _started if each.poll() is None] + [process]
         self._channel = channel = Channel(ours)
         _processes.add(self)
-        with contextlib.suppress(OSError):  # it has ended already: the reader notices
-            channel.send(asdict(self._settings))
         threading.Thread(target=self._listen, args=(channel, process), name="spot-pusher", daemon=True).start()
+        with contextlib.suppress(OSError):  # the thread notices
+            self.send(asdict(self._settings))
 
     @property
     def pid(self) -> int | None:
@@ -107,7 +117,7 @@ class PusherProcess:
         Send a staged step, after the buffers and the frozen blobs that the process does not know yet.
 
         Raises:
-            OSError: The process has died.
+            OSError: The process has died, or is about to.
         """
         for number in submission.buffers.keys() - self._known_buffers:
             lent = submission.buffers[number]
@@ -126,15 +136,27 @@ class PusherProcess:
                 self.send({"drop_buffer": buffer})
 
     def send(self, message: dict[str, Any], fd: int | None = None) -> None:
-        """Send one message. Raises :exc:`OSError` if the process has died."""
+        """Send one message. Raises :exc:`OSError` if the process has died, or is about to."""
         assert self._channel is not None
-        self._channel.send(message, fd)
+        assert self._process is not None
+        try:
+            self._channel.send(message, fd)
+        except OSError:
+            if not self._is_closed:  # a process that was let go may still be pushing
+                self._process.kill()
+            raise
 
     def close(self) -> None:
-        """Close the socket, and return when no more messages are received. The process finishes what it holds."""
+        """
+        Close the socket, and return when no more messages are received. The process finishes what it holds.
+
+        A subscriber that blocks is waited for, but not for longer than :data:`DEAF_S`.
+        """
+        self._is_closed = True
         if self._channel is not None:
             self._channel.shut_down()
-            self._is_deaf.wait()
+            if not self._is_deaf.wait(DEAF_S):
+                logger.warning("a subscriber has not returned for %.0f s; it must not block", DEAF_S)
 
     def _listen(self, channel: Channel, process: subprocess.Popen[bytes]) -> None:
         """Receive until the process ends, then reap it. One that outlives the session must leave no zombie either."""

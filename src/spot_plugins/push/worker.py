@@ -24,7 +24,7 @@ from ..events import EventBus
 from ..format.commit import merge_manifests
 from ..format.keys import StepId
 from ..format.manifest import ManifestError
-from ..store import LocalStore, open_store
+from ..store import open_local, open_store
 from . import messages
 from .messages import Channel, FrozenUse, PushJob, PushSettings, SealedBlob, StoredFrozen
 from .priority import Priority
@@ -57,7 +57,7 @@ class Worker:
         self._settings = settings = PushSettings(**body)
         self._ways = Ways(
             store=open_store(settings.url, settings.storage_options),
-            local=None if settings.local_dir is None else LocalStore(settings.local_dir),
+            local=None if settings.local_dir is None else open_local(settings.local_dir),
         )
         self._bus = EventBus(lambda event: self._send(messages.encode_event(event)))
 
@@ -184,7 +184,3 @@ def main() -> None:
     for number in messages.SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     Worker(Channel(socket.socket(fileno=int(sys.argv[1])))).run()
-
-
-if __name__ == "__main__":
-    main()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from dataclasses import dataclass
 from typing import cast
@@ -15,7 +14,7 @@ from ..format.attempts import claim_attempt
 from ..format.keys import RUN_KEY
 from ..format.manifest import FORMAT, Json, canonical_json
 from ..ranks import Job
-from ..store import LocalStore, ObjectStore, check_writable, is_local, local_directory, open_store, patiently
+from ..store import LocalStore, ObjectStore, check_writable, local_directory, open_local, open_store, patiently
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +22,7 @@ class Membership:
     """The run that this process has joined, and the number of its attempt."""
 
     url: str
-    """The run's URL. A path in it is absolute, because the pusher process works in another directory."""
+    """The run's URL."""
     store: ObjectStore
     local_dir: str | None
     """Directory for local copies, or None if there are none."""
@@ -33,7 +32,7 @@ class Membership:
     @property
     def local(self) -> LocalStore | None:
         """The store of the local copies, or None."""
-        return None if self.local_dir is None else LocalStore(self.local_dir)
+        return None if self.local_dir is None else open_local(self.local_dir)
 
 
 def join_run(config: SpotConfig, job: Job) -> Membership:
@@ -44,7 +43,7 @@ def join_run(config: SpotConfig, job: Job) -> Membership:
         ConfigError: The URL cannot work, or the store refuses writes. Every rank raises it.
         StoreError: The store does not answer. Every rank raises it.
     """
-    url = os.path.abspath(config.url) if is_local(config.url) and "://" not in config.url else config.url
+    url = config.url
     if url.startswith("memory:"):
         raise ConfigError(f"url={url!r} would be lost with this process. Give a directory, such as file:///data/run")
     store = open_store(url, config.storage_options)

@@ -12,11 +12,13 @@ from collections.abc import Mapping
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
+from ..config import checked
 from ..errors import ConfigError, SpotError
 from ..format.commit import NUM_GETS, committed_steps
 from ..format.keys import rank_manifest_key
 from ..format.manifest import Blob, ManifestError, RankManifest
-from ..store import LocalStore, ObjectStore, is_local, local_directory, open_store, patiently
+from ..locations import is_local
+from ..store import ObjectStore, local_directory, open_local, open_store, patiently
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +55,8 @@ def prefetch(
     url = url or os.environ.get("SPOT_URL")
     if not url:
         raise ConfigError("url is missing. Pass it, or set SPOT_URL, for example to s3://bucket/run-7")
-    directory = local_directory(url, local_dir or os.environ.get("SPOT_LOCAL_DIR") or None)
+    url, given = checked("url", url), local_dir or os.environ.get("SPOT_LOCAL_DIR")
+    directory = local_directory(url, checked("local_dir", given) if given else None)
     if is_local(url) or directory is None:
         return None
     started = Prefetch(open_store(url, storage_options), directory)
@@ -75,7 +78,7 @@ class Prefetch(threading.Thread):
         super().__init__(name="spot-prefetch", daemon=True)
         self._store = store
         self._directory = directory
-        self._local = LocalStore(directory)
+        self._local = open_local(directory)
         self._rank = _number("RANK", 0)
         self._world_size = max(_number("WORLD_SIZE", 1), 1)
         self._stopped = threading.Event()

@@ -7,24 +7,35 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import torch
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorProperties, TensorStorageMetadata
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from ..errors import GONE, CorruptCheckpointError, IncompatibleCheckpointError, StoreError
+from ..errors import GONE, CorruptCheckpointError, IncompatibleCheckpointError, SpotError, StoreError
 from ..format.boxes import Box, overlap, whole
 from ..format.commit import NUM_GETS, CommittedStep
 from ..format.keys import StepId, merged_manifest_key, rank_manifest_key
-from ..format.manifest import ManifestError, NewerFormatError, RankManifest, TensorSlice, decode_merged
+from ..format.manifest import (
+    MAX_MANIFEST_BYTES,
+    Blob,
+    NewerFormatError,
+    RankManifest,
+    TensorSlice,
+    decode_merged,
+)
 from ..ranks import Ranks
 from ..state import Shard, decode, graft, named
 from ..state.dtypes import TORCH_DTYPES
-from ..store import LocalStore, ObjectStore, patiently
+from ..store import LocalStore, ObjectStore, get_at_most, patiently
 from .plausible import find_nonsense
 from .progress import RestoreProgress
 from .ranges import Copy, byte_ranges, fetch
+
+_UNCHECKED_BYTES: Final = 64 * 1024**2  # blobs up to this size are allocated before anything of them is read
+_MAX_MERGED_BYTES: Final = 4 * MAX_MANIFEST_BYTES
+_MAX_REASON: Final = 500
 
 Wanted: TypeAlias = Callable[[str, tuple[int, ...]], Shard | None]
 """Returns this rank's shard of a shared tensor, by its name and shape. None: all of it. See ``Registry.wanted``."""
@@ -89,7 +100,25 @@ class StepReader:
         self._want = want
 
     def read(self) -> LoadedStep:
-        """Read and verify everything that this rank needs, then return it."""
+        """
+        Read and verify everything that this rank needs, then return it.
+
+        Raises:
+            CorruptCheckpointError: The step cannot be read, for whatever reason. A store may hold anything, and every
+                failure has to leave the way open to the step before.
+            IncompatibleCheckpointError: Newer software wrote the step.
+            StoreError: The store does not answer.
+        """
+        try:
+            return self._read()
+        except SpotError:
+            raise
+        except Exception as error:
+            step_id = self._committed.step_id
+            reason = f"cannot be read: {type(error).__name__}: {error}"
+            raise CorruptCheckpointError(step_id.step, step_id.prefix, reason[:_MAX_REASON]) from error
+
+    def _read(self) -> LoadedStep:
         step_id, world_size = self._committed.step_id, self._committed.world_size
         with ThreadPoolExecutor(NUM_GETS, thread_name_prefix="spot-get") as pool:
             # A rank that did not exist when the step was saved begins with the state of rank 0.
@@ -99,6 +128,7 @@ class StepReader:
             pieces = [(own, piece) for piece in own.tensors if not piece.shared]
             pieces += [(each, piece) for each in manifests for piece in each.tensors if piece.shared]
             self._check(pieces, complete=len(manifests) == world_size)
+            self._check_sizes(manifests, pieces, pool)
             targets, copies = self._allocate(pieces)
             by_rank = {manifest.rank: manifest for manifest in manifests}
             ranges = [
@@ -160,6 +190,28 @@ class StepReader:
             step_id = self._committed.step_id
             raise CorruptCheckpointError(step_id.step, step_id.prefix, f"makes no sense: {nonsense}")
 
+    def _check_sizes(
+        self, manifests: list[RankManifest], pieces: list[tuple[RankManifest, TensorSlice]], pool: ThreadPoolExecutor
+    ) -> None:
+        """Compare large blobs with what is stored before memory is allocated for them: one byte is read of each."""
+        used = {_BlobId(manifest.rank, piece.blob) for manifest, piece in pieces}
+        blobs = {
+            each: manifest.blobs[each.blob] for manifest in manifests for each in used if each.rank == manifest.rank
+        }
+        large = {blob for blob in blobs.values() if blob.num_bytes > _UNCHECKED_BYTES}
+        for blob, is_there in zip(large, pool.map(self._has_last_byte, large), strict=True):
+            if not is_there:
+                step_id = self._committed.step_id
+                raise CorruptCheckpointError(step_id.step, blob.key, f"has not {blob.num_bytes} bytes")
+
+    def _has_last_byte(self, blob: Blob) -> bool:
+        """Return False if *blob* is known to be smaller than its manifest says. A missing one is found later."""
+        for store in (self._local, self._store):
+            if store is not None:
+                with suppress(KeyError, StoreError):
+                    return store.get_into(blob.key, blob.num_bytes - 1, [memoryview(bytearray(1))]) == 1
+        return True
+
     def _suffices(self, own: RankManifest) -> bool:
         """Return True if this rank stored everything that it reads, so that no other manifest is needed."""
         if self._committed.world_size != self._ranks.world_size:
@@ -185,8 +237,8 @@ class StepReader:
     def _all_manifests(self, pool: ThreadPoolExecutor) -> list[RankManifest]:
         """Return the manifests of all ranks, from the merged object if that exists and is intact."""
         step_id, world_size = self._committed.step_id, self._committed.world_size
-        with suppress(KeyError, StoreError, ManifestError):
-            manifests = decode_merged(self._store.get(merged_manifest_key(step_id)))
+        with suppress(KeyError, StoreError, ValueError):
+            manifests = decode_merged(get_at_most(self._store, merged_manifest_key(step_id), _MAX_MERGED_BYTES))
             if [(each.step_id, each.rank, each.world_size) for each in manifests] == [
                 (step_id, rank, world_size) for rank in range(world_size)
             ]:
@@ -197,12 +249,12 @@ class StepReader:
         step_id = self._committed.step_id
         key = rank_manifest_key(step_id, rank, self._committed.world_size)
         try:
-            manifest = RankManifest.decode(patiently(lambda: self._store.get(key)))
+            manifest = RankManifest.decode(patiently(lambda: get_at_most(self._store, key, MAX_MANIFEST_BYTES)))
         except KeyError:
             raise CorruptCheckpointError(step_id.step, key, GONE) from None
         except NewerFormatError as error:
             raise IncompatibleCheckpointError(step_id.step, str(error)) from error
-        except ManifestError as error:
+        except ValueError as error:
             raise CorruptCheckpointError(step_id.step, key, f"is damaged: {error}") from error
         if (manifest.step_id, manifest.rank, manifest.world_size) != (step_id, rank, self._committed.world_size):
             raise CorruptCheckpointError(step_id.step, key, "is the manifest of another step or rank")

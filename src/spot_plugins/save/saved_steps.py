@@ -11,7 +11,7 @@ from ..errors import SpotError, StoreError
 from ..push import Pusher
 from ..push.lifecycle import StepState
 from ..schedule import Trigger
-from .saver import Saver
+from .saver import NO_MEMORY, Saver
 from .staged import StagedStep
 
 logger = logging.getLogger(__name__)
@@ -55,6 +55,8 @@ class SavedSteps:
 
         With the trigger ``end`` it copies everything before it returns, because no training will use the time.
 
+        If the system has no memory for it, an event says so and training continues.
+
         Returns:
             Whether it was saved now.
         """
@@ -63,10 +65,14 @@ class SavedSteps:
             self._saver.wait_copied(deadline)  # a copy of this step may still fail
         if self.has(step):
             return False
-        if trigger == "end":
-            self._saver.push(self._saver.stage(step, trigger, deadline))
-        else:
-            self._saver.save(step, trigger, deadline)
+        try:
+            if trigger == "end":
+                self._saver.push(self._saver.stage(step, trigger, deadline))
+            else:
+                self._saver.save(step, trigger, deadline)
+        except NO_MEMORY as error:
+            self._saver.give_up(step, error)
+            return False
         self.last = step
         return True
 
@@ -81,6 +87,8 @@ class SavedSteps:
                 self._held = self._saver.stage(step, "pause", deadline=0.0)
             except StoreError:  # training never waits for the store, not even here
                 logger.warning("two saves are still on their way: a notice in this pause cannot save %s", step)
+            except NO_MEMORY as error:
+                logger.warning("there is no memory to save step %s, so a notice in this pause cannot: %s", step, error)
 
     def release(self) -> None:
         """Let go of the state that :meth:`hold` has kept."""
@@ -104,7 +112,7 @@ class SavedSteps:
         try:
             if not self.has(step):
                 self._save_last(step, leave_by(), is_paused)
-        except SpotError as error:
+        except (SpotError, *NO_MEMORY) as error:
             logger.error("step %s could not be saved before leaving: %s", step, error)
         if (last := self.last) is None:
             return False

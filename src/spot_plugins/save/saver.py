@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Hashable
+from contextlib import suppress
 from typing import Final
 
 from ..events import EventBus, Staged
@@ -23,6 +24,9 @@ from .snapshot import Snapshot
 from .staged import Blobs, StagedStep
 
 logger = logging.getLogger(__name__)
+
+NO_MEMORY: Final = (OSError, MemoryError)
+"""Errors of a system that has no memory or no descriptor for a buffer. Training continues without the save."""
 
 CLOSE_S: Final = 60.0  # longest wait for a copy that is under way
 
@@ -76,7 +80,8 @@ class Saver:
 
         def make() -> None:
             try:
-                self._buffers.prepare(num_bytes, num_frozen_bytes)
+                with suppress(*NO_MEMORY):  # the first save tries again, and says so
+                    self._buffers.prepare(num_bytes, num_frozen_bytes)
             finally:
                 self._is_prepared.set()
 
@@ -92,6 +97,7 @@ class Saver:
             UnsafeStateError: Some state has no pickle-free form.
             ConfigError: It does not fit into the memory that it is given.
             StoreError: No buffer became free in time.
+            OSError, MemoryError: The system has no memory for a buffer. See :meth:`give_up`.
         """
         staged, snapshot = self._begin(step, trigger, deadline)
         self._pusher.announce(step, staged.buffers)
@@ -120,6 +126,11 @@ class Saver:
     def push(self, staged: StagedStep) -> None:
         """Hand *staged* to the pusher, which owns its buffers until the step is committed or abandoned."""
         self._pusher.submit(staged.job(), staged.buffers)
+
+    def give_up(self, step: int, error: BaseException) -> None:
+        """Report that *step* will not be saved, because of *error*, one of :data:`NO_MEMORY`."""
+        self._pusher.announce(step, ())
+        self._pusher.abandon(step, f"there is no memory for it: {str(error) or type(error).__name__}")
 
     def fence(self) -> None:
         """Wait until no copy reads live state any more, so that anyone may change weights."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import logging
 import mmap
 import os
@@ -12,6 +13,8 @@ import torch
 
 logger = logging.getLogger(__name__)
 
+_NO_MEMFD: Final = (errno.ENOSYS, errno.EPERM)  # old sandboxes and seccomp profiles of containers
+_MEMORY_DISK: Final = "/dev/shm"
 _FOR_ALL_DEVICES: Final = 1  # cudaHostRegisterPortable
 _FAULTED_AT_ONCE: Final = 1024**2  # short enough for the interpreter's lock to come free in between
 
@@ -27,12 +30,17 @@ class SharedBuffer:
     """
 
     def __init__(self, number: int, num_bytes: int) -> None:
+        """
+        Make the buffer.
+
+        Raises:
+            OSError: The system has no memory or no descriptor for it, or allows none.
+        """
         self.number = number
         """Name of the buffer between trainer and pusher. One session never uses a number twice."""
         self.num_bytes = num_bytes
-        self.fd = os.memfd_create(f"spot-{number}", os.MFD_CLOEXEC)
+        self.fd = _open_memory(f"spot-{number}", num_bytes)
         try:
-            os.ftruncate(self.fd, num_bytes)
             self._map = mmap.mmap(self.fd, num_bytes)
         except BaseException:
             os.close(self.fd)
@@ -64,6 +72,27 @@ class SharedBuffer:
         if failure:
             logger.warning("host memory for saves cannot be pinned (CUDA error %s), so copies are slower", failure)
         return not failure
+
+
+def _open_memory(name: str, num_bytes: int) -> int:
+    """Return the descriptor of *num_bytes* of memory that no path names."""
+    is_memfd = True
+    try:
+        fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    except OSError as error:
+        if error.errno not in _NO_MEMFD:
+            raise
+        is_memfd = False
+        fd = os.open(_MEMORY_DISK, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode=0o600)
+    try:
+        if is_memfd:
+            os.ftruncate(fd, num_bytes)
+        else:
+            os.posix_fallocate(fd, 0, num_bytes)  # writing to a disk that turns out to be full would end the process
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 def _cudart() -> Any:

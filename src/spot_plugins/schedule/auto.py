@@ -18,6 +18,9 @@ FIRST_INTERVAL_S: Final = 60.0
 SHORTEST_S: Final = 30.0
 """Shortest interval in seconds. Shorter ones gain nothing, because a restart takes minutes and requests cost money."""
 
+LONGEST_S: Final = 1800.0
+"""Longest interval in seconds, unless a push takes longer. Losing more than that is not worth what it saves."""
+
 PRIOR_MEAN_S: Final = 6 * 3600.0
 """Expected seconds between preemptions, before any is seen."""
 
@@ -91,7 +94,8 @@ class AutoInterval:
         if self._is_warned:
             mean_s = min(mean_s, WARNED_MEAN_S)
         before_s = self.interval_s
-        interval_s = min(max(daly_interval_s(stall_s, mean_s), push_s, SHORTEST_S), self._at_most_s)
+        wanted_s = min(daly_interval_s(stall_s, mean_s), LONGEST_S)
+        interval_s = min(max(wanted_s, push_s, SHORTEST_S), self._at_most_s)
         is_small = push_s <= before_s and abs(interval_s - before_s) < CHANGE * before_s
         if is_small or interval_s == before_s:
             return None

@@ -22,6 +22,9 @@ logger = logging.getLogger(__name__)
 NUM_ATTEMPTS: Final = 10
 """Number of recent attempts that show the rate of preemptions. More are steadier, and fewer are more recent."""
 
+LONGEST_ATTEMPT_S: Final = 24 * 3600.0
+"""Longest time in seconds that one earlier attempt counts for. The clock of its machine may have been years off."""
+
 
 class Pacer:
     """
@@ -85,4 +88,5 @@ def recent_preemptions(store: ObjectStore, attempt: int, clock: Clock) -> Preemp
     except (StoreError, KeyError, TypeError, ValueError) as error:
         logger.warning("the preemptions of earlier attempts are not known, so the prior is used: %s", error)
         return Preemptions()
-    return Preemptions(num_seen, max(0.0, within_s))  # the clocks of two machines differ
+    within_s = min(max(within_s, 0.0), num_seen * LONGEST_ATTEMPT_S)  # the clocks of two machines differ
+    return Preemptions(num_seen, within_s)

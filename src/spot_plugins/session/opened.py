@@ -10,6 +10,7 @@ from ..clock import Clock
 from ..config import SpotConfig
 from ..events import EventBus
 from ..fingerprints import PART, Recorder, recorder_of
+from ..leave.commit_age import CommitAge
 from ..leave.departure import Departure
 from ..leave.listener import Listener
 from ..leave.measurements import Measurements
@@ -104,6 +105,7 @@ def join_and_build(
     )
     bus.subscribe(measurements.on_event)
     bus.subscribe(pacer.on_event)
+    bus.subscribe(CommitAge(clock).on_event)
     stack.callback(listener.release_signals)
     stack.callback(pusher.close)
     stack.callback(saver.close)  # before the pusher, which gets what is being copied

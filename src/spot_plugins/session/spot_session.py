@@ -28,12 +28,12 @@ from ..events import (
 )
 from ..leave.phase import Phase, PhaseTracker
 from ..leave.way_out import Pause
+from ..locations import is_local
 from ..ranks import Ranks, current_ranks
 from ..resume.restore import restore
 from ..schedule import Trigger
 from ..state.part import Part
 from ..state.registry import Registry, register_model
-from ..store import is_local
 from .opened import Opened, join_and_build
 
 __all__ = ["Pause", "SpotSession"]

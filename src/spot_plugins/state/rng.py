@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
 
 from .part import ShardedPart
+
+NUM_WORDS: Final = 624
+"""Words of a Mersenne twister."""
 
 
 class RngPart(ShardedPart):
@@ -44,9 +47,21 @@ class RngPart(ShardedPart):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore all generators. CUDA devices without a saved state, and states without a device, are left alone."""
+        """
+        Restore all generators. CUDA devices without a saved state, and states without a device, are left alone.
+
+        Raises:
+            ValueError: *state* is none that a generator can have.
+        """
+        _require_numpy_position(state["numpy"]["state"]["pos"])
         random.setstate(state["python"])
         np.random.set_state(state["numpy"])
         torch.set_rng_state(state["torch"])
         for index, device_state in zip(range(torch.cuda.device_count()), state["cuda"], strict=False):
             torch.cuda.set_rng_state(device_state, index)
+
+
+def _require_numpy_position(position: int) -> None:
+    """Raise :exc:`ValueError` unless numpy's twister can stand at *position*. It would read foreign memory there."""
+    if not 0 <= position <= NUM_WORDS:
+        raise ValueError(f"numpy's random state is damaged: position {position} of {NUM_WORDS} words")

@@ -9,12 +9,13 @@ This package imports no torch, and imports a client library only when it opens a
 
 from __future__ import annotations
 
-from .base import ObjectStore
+from .base import ObjectStore, get_at_most
 from .fsspec import FsspecStore
 from .local import LocalStore
 from .memory import MemoryStore
 from .obstore import ObstoreStore
-from .opening import is_local, local_directory, open_store, scratch_directory
+from .opening import local_directory, open_store, scratch_directory
+from .private import open_local
 from .probe import check_writable
 from .retry import patiently
 
@@ -25,8 +26,9 @@ __all__ = [
     "ObjectStore",
     "ObstoreStore",
     "check_writable",
-    "is_local",
+    "get_at_most",
     "local_directory",
+    "open_local",
     "open_store",
     "patiently",
     "scratch_directory",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Final, Protocol
+
+_FIRST_BYTES: Final = 1024**2
 
 
 class ObjectStore(Protocol):
@@ -70,3 +72,19 @@ def scatter(data: bytes | memoryview, targets: Sequence[memoryview]) -> int:
         target[: piece.nbytes] = piece
         position += piece.nbytes
     return position
+
+
+def get_at_most(store: ObjectStore, key: str, max_bytes: int) -> bytes:
+    """
+    Return the object *key*, and read no more than *max_bytes* + 1 bytes of it.
+
+    Raises:
+        ValueError: It is larger than *max_bytes*.
+        KeyError, StoreError: As :meth:`ObjectStore.get_into`.
+    """
+    for size in (min(_FIRST_BYTES, max_bytes + 1), max_bytes + 1):
+        memory = memoryview(bytearray(size))
+        count = store.get_into(key, 0, [memory])
+        if count < size:
+            return bytes(memory[:count])
+    raise ValueError(f"it has more than {max_bytes} bytes")

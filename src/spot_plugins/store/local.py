@@ -51,7 +51,7 @@ class LocalStore:
     """
 
     def __init__(self, root: str) -> None:
-        # Absolute, because the pusher process may run in another working directory.
+        # Absolute, because the program may change its directory.
         self._root = os.path.abspath(root)
         self._has_removed_stale = False
 

@@ -5,30 +5,28 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
-import tempfile
 import threading
 from collections.abc import Mapping
 from typing import Any, Final
 
 import xxhash
 
+from ..config import checked
 from ..errors import ConfigError
+from ..locations import EXAMPLES, is_local, scheme_of
 from .base import ObjectStore
 from .fsspec import OBJECT_STORES, FsspecStore
 from .local import LocalStore
 from .memory import MemoryStore
 from .obstore import ObstoreStore
 from .obstore_options import UnmappedOptionError
+from .private import make_private, own_directory
 from .store_errors import Secrets
 
 logger = logging.getLogger(__name__)
 
-_LOCAL_SCHEMES: Final = ("file", "local", "")
 _EXTRAS: Final = {"gs": "gcs", "gcs": "gcs", "abfs": "azure", "abfss": "azure", "az": "azure"}
 _OBSTORE: Final = (0, 11)  # the oldest version that deletes one object with one request
-_EXAMPLES: Final = "s3://bucket/run, gs://bucket/run, abfs://container/run, file:///data/run or a plain path"
-_LOST_SLASH: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:/(?!/)")
 
 _memory_stores: dict[str, MemoryStore] = {}
 _memory_lock = threading.Lock()
@@ -49,9 +47,10 @@ def open_store(url: str, storage_options: Mapping[str, Any] | None = None) -> Ob
     Raises:
         ConfigError: *url* cannot work, or the package for its scheme is missing. The message names the remedy.
     """
-    scheme = _scheme(url)
-    if scheme in _LOCAL_SCHEMES:
-        return LocalStore(_local_path(url))
+    url = checked("url", url)
+    scheme = scheme_of(url)
+    if is_local(url):
+        return LocalStore(url.partition("://")[2] or url)
     if scheme == "memory":
         with _memory_lock:
             return _memory_stores.setdefault(url.rstrip("/"), MemoryStore())
@@ -63,14 +62,9 @@ def open_store(url: str, storage_options: Mapping[str, Any] | None = None) -> Ob
             "%s:// is not known to show objects whole: a reader may see half an object, and two runs at one URL are "
             "not detected. Use one of %s",
             scheme,
-            _EXAMPLES,
+            EXAMPLES,
         )
     return FsspecStore(url, storage_options)
-
-
-def is_local(url: str) -> bool:
-    """Return whether *url* is a directory of this machine: a plain path, ``file://`` or ``local://``."""
-    return _scheme(url) in _LOCAL_SCHEMES
 
 
 def _fast_store(url: str, storage_options: Mapping[str, Any] | None) -> ObstoreStore | None:
@@ -98,10 +92,10 @@ def local_directory(url: str, given: str | None = None) -> str | None:
     None if *given* is None and the run itself is on a local disk.
 
     Raises:
-        ConfigError: The directory belongs to another user, who could read the weights.
+        ConfigError: Another user could read what is in the directory.
     """
     if given is not None:
-        return os.path.abspath(given)
+        return given
     return None if is_local(url) else scratch_directory(url)
 
 
@@ -110,31 +104,12 @@ def scratch_directory(url: str) -> str:
     Return a directory for this user and run in the temporary directory.
 
     Raises:
-        ConfigError: The directory belongs to another user, who could read the weights.
+        ConfigError: Another user could read what is in the directory.
     """
-    own = os.path.join(tempfile.gettempdir(), f"spot_plugins-{os.getuid()}")
+    own = own_directory()
     with contextlib.suppress(OSError):  # the first push reports a disk that cannot be written to, by an event
-        os.makedirs(own, mode=0o700, exist_ok=True)
-        if os.stat(own).st_uid != os.getuid():
-            raise ConfigError(
-                f"local_dir={own!r} belongs to another user, who could read the weights: give another directory"
-            )
+        make_private(own)
     return os.path.join(own, xxhash.xxh3_64_hexdigest(url.encode()))
-
-
-def _scheme(url: str) -> str:
-    return url.partition("://")[0] if "://" in url else ""
-
-
-def _local_path(url: str) -> str:
-    if "://" in url:
-        path = url.partition("://")[2]
-        if not path.startswith("/"):
-            raise ConfigError(f"url={url!r} names a host, not a directory: write three slashes, as in file:///data/run")
-        return path
-    if _LOST_SLASH.match(url):
-        raise ConfigError(f"url={url!r} is not a path, and as a URL it lacks a slash: give one such as {_EXAMPLES}")
-    return os.path.expanduser(url)
 
 
 def _check_scheme(url: str, scheme: str) -> None:
@@ -149,7 +124,7 @@ def _check_scheme(url: str, scheme: str) -> None:
     try:
         get_filesystem_class(scheme)
     except ValueError:
-        raise ConfigError(f"{shown} has the unknown scheme {scheme!r}: give one such as {_EXAMPLES}") from None
+        raise ConfigError(f"{shown} has the unknown scheme {scheme!r}: give one such as {EXAMPLES}") from None
     except ImportError as error:
         extra = _EXTRAS.get(scheme)
         remedy = f'pip install "spot_plugins[{extra}]"' if extra else f"{error}"

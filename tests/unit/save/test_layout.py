@@ -267,7 +267,10 @@ def test_boxes_that_only_touch_do_not_overlap():
 
     for wrong in (None, (0, 1), (1, 2), (1, 1)):
         offsets = corners if wrong is None else [*corners[:3], wrong]
-        found = find_nonsense((manifest, replace(quarter, offsets=offset)) for offset in offsets)
+        # One rank each, because slices of one rank lie in different bytes.
+        found = find_nonsense(
+            (replace(manifest, rank=rank), replace(quarter, offsets=offset)) for rank, offset in enumerate(offsets)
+        )
         assert found == (None if wrong is None else "not all of 'w' is there")
 
 
@@ -286,7 +289,44 @@ def test_parts_of_different_tensors_are_no_tensor(changes):
     ]
     parts[3] = replace(parts[3], **changes)
 
-    assert find_nonsense((manifest, part) for part in parts) == "the slices of 'w' are of different tensors"
+    found = find_nonsense((replace(manifest, rank=rank), part) for rank, part in enumerate(parts))
+    assert found == "the slices of 'w' are of different tensors"
+
+
+def test_slices_that_share_bytes_are_no_checkpoint():
+    """
+    A small blob could name any number of large tensors, and each would take memory.
+    """
+    layout = plan_layout({"w": LiveTensor(torch.zeros(2, 2)), "v": LiveTensor(torch.zeros(2, 2))}, 0)
+    manifest = as_manifest(layout, 0, 1)
+    first, second = layout.slices
+    shifted = replace(second, start=first.start + 4, stop=first.stop + 4)
+
+    assert find_nonsense([(manifest, first), (manifest, second)]) is None
+    assert "share bytes of one blob" in find_nonsense([(manifest, first), (manifest, shifted)])
+
+
+@pytest.mark.parametrize("dims", [1, 2, 3])
+@pytest.mark.parametrize("is_complete", [True, False])
+def test_thousands_of_boxes_take_no_longer_than_their_number(is_complete, dims):
+    """
+    Boxes that all overlap are found out without comparing each with each.
+    """
+    layout = plan_layout({"w": LiveTensor(torch.zeros(2, 2))}, 0)
+    manifest = as_manifest(layout, 0, 1)
+    shape = (20_004,) * dims
+    lengths = (4,) + (1,) * (dims - 1)
+    pieces = [
+        (
+            replace(manifest, rank=number),
+            replace(layout.slices[0], shape=shape, offsets=(number,) * dims, lengths=lengths, shared=True),
+        )
+        for number in range(20_000)
+    ]
+
+    found = find_nonsense(pieces, complete=is_complete)
+
+    assert found == ("not all of 'w' is there" if is_complete or dims == 1 else None)
 
 
 def test_safetensors_gives_the_tensors_back():

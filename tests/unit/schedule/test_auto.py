@@ -18,8 +18,16 @@ from spot_plugins.events import Committed, EventBus, IntervalChanged, SaveDeferr
 from spot_plugins.format.attempts import claim_attempt
 from spot_plugins.format.manifest import canonical_json
 from spot_plugins.schedule import AutoInterval, Pacer, Preemptions, daly_interval_s
-from spot_plugins.schedule.auto import CHANGE, FIRST_INTERVAL_S, NUM_RECENT, PRIOR_MEAN_S, SHORTEST_S, WARNED_MEAN_S
-from spot_plugins.schedule.pacer import NUM_ATTEMPTS, recent_preemptions
+from spot_plugins.schedule.auto import (
+    CHANGE,
+    FIRST_INTERVAL_S,
+    LONGEST_S,
+    NUM_RECENT,
+    PRIOR_MEAN_S,
+    SHORTEST_S,
+    WARNED_MEAN_S,
+)
+from spot_plugins.schedule.pacer import LONGEST_ATTEMPT_S, NUM_ATTEMPTS, recent_preemptions
 from spot_plugins.session import SpotSession
 from spot_plugins.store import MemoryStore
 from spot_plugins.testing import run_thread_ranks
@@ -257,6 +265,21 @@ def test_a_clock_that_was_ahead_makes_no_negative_time():
     lives(store, -2)
 
     assert recent_preemptions(store, 2, HandClock()) == Preemptions(1, 0.0)
+
+
+def test_a_clock_that_was_years_off_makes_no_interval_of_hours():
+    """
+    A machine whose clock was not set yet began the life before.
+    """
+    store = MemoryStore()
+    claim_attempt(store, canonical_json({"started_at": "1970-01-01T00:00:00+00:00"}))
+    found = recent_preemptions(store, 2, HandClock())
+    auto = AutoInterval(found, HandClock())
+    auto.observe(staged(100.0))
+    auto.observe(committed(1.0))
+
+    assert found == Preemptions(1, LONGEST_ATTEMPT_S)
+    assert auto.interval_s == LONGEST_S
 
 
 def test_only_rank_0_is_paced():

@@ -1,0 +1,129 @@
+"""Machines that have no memory and no descriptor left for a save: training continues, and each lost save is told."""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import resource
+import signal
+
+import pytest
+from hearing import Heard, until, until_idle
+from steps import Holder, numbers, state_of
+
+from spot_plugins.config import SpotConfig
+from spot_plugins.errors import CommitError, Preempted
+from spot_plugins.events import Committed, SaveAbandoned
+from spot_plugins.session import SpotSession
+from spot_plugins.store import LocalStore
+
+ERRORS = (OSError(errno.EMFILE, "Too many open files"), OSError(errno.ENOMEM, "Cannot allocate memory"), MemoryError())
+
+
+class Scarce:
+    """A call of the system that fails while the machine has nothing left."""
+
+    def __init__(self, call, error):
+        self.call = call
+        self.error = error
+        self.has_nothing = True
+
+    def __call__(self, *args, **kwargs):
+        if self.has_nothing:
+            raise self.error
+        return self.call(*args, **kwargs)
+
+
+def _session(url, heard, **settings):
+    session = SpotSession(SpotConfig(url=str(url), **{"every_steps": 1, **settings}), on_event=heard)
+    session.register("part", Holder(state_of(1)))
+    return session
+
+
+@pytest.fixture(params=[(os, "memfd_create"), (os, "ftruncate"), (mmap, "mmap")], ids=lambda call: call[1])
+def call(request):
+    return request.param
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=["descriptors", "memory", "python"])
+def test_a_save_without_memory_is_given_up_and_the_next_one_is_stored(call, error, tmp_path, monkeypatch):
+    """Each step that is lost is an event. Training gets no error."""
+    heard = Heard()
+    with _session(tmp_path, heard) as session:
+        session.resume()
+        scarce = Scarce(getattr(*call), error)
+        monkeypatch.setattr(*call, scarce)
+        session.after_step(1)
+        session.after_step(2)
+        scarce.has_nothing = False
+        session.after_step(3)
+        heard.wait(Committed, step=3)
+        session.finish(3)
+
+    assert [event.step for event in heard.of(SaveAbandoned)] == [1, 2]
+    assert all("there is no memory for it: " in event.reason for event in heard.of(SaveAbandoned))
+    assert numbers(LocalStore(str(tmp_path))) == [3]
+
+
+def test_a_notice_without_memory_leaves_with_what_is_committed(call, tmp_path, monkeypatch, caplog):
+    """The code is that of a notice, and the log says what is missing."""
+    heard = Heard()
+    with _session(tmp_path, heard) as session:
+        session.handle_signals()
+        session.resume()
+        session.after_step(1)
+        heard.wait(Committed, step=1)
+        until_idle(session)
+        session._opened.saver._buffers.close()
+        session._opened.saver._buffers._buffers.clear()
+        monkeypatch.setattr(*call, Scarce(getattr(*call), ERRORS[0]))
+        os.kill(os.getpid(), signal.SIGTERM)
+        until(lambda: session.notice is not None, "the notice is known")
+        with pytest.raises(Preempted) as preempted:
+            session.after_step(2)
+
+    assert preempted.value.code == 143
+    assert "step 2 could not be saved before leaving: [Errno 24] Too many open files" in caplog.text
+    assert numbers(LocalStore(str(tmp_path))) == [1]
+
+
+def test_a_training_whose_end_finds_no_memory_does_not_end_well(call, tmp_path, monkeypatch):
+    """The end of the training is lost, so the exit code is not 0."""
+    with _session(tmp_path, Heard(), every_steps=100) as session:
+        session.resume()
+        monkeypatch.setattr(*call, Scarce(getattr(*call), ERRORS[1]))
+        with pytest.raises(CommitError):
+            session.finish(1)
+
+
+def test_no_descriptor_left_of_the_real_limit(tmp_path):
+    """The limit of the process is reached for the first saves, and raised again."""
+    heard = Heard()
+    with _session(tmp_path, heard) as session:
+        session.resume()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            session.after_step(1)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        session.after_step(2)
+        heard.wait(Committed, step=2)
+
+    assert [event.step for event in heard.of(SaveAbandoned)] == [1]
+
+
+@pytest.mark.parametrize("code", [errno.ENOSYS, errno.EPERM])
+def test_a_sandbox_without_memfd_saves_all_the_same(code, tmp_path, monkeypatch):
+    """Old seccomp profiles refuse memfd. Memory without a name in /dev/shm takes its place."""
+    monkeypatch.setattr(os, "memfd_create", Scarce(os.memfd_create, OSError(code, os.strerror(code))))
+    heard = Heard()
+    with _session(tmp_path, heard) as session:
+        session.resume()
+        session.after_step(1)
+        heard.wait(Committed, step=1)
+        session.finish(1)
+
+    assert not heard.of(SaveAbandoned)
+    assert numbers(LocalStore(str(tmp_path))) == [1]

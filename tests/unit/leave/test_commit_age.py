@@ -1,0 +1,68 @@
+"""The one error that says how much would be lost now."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from spot_plugins.events import Committed, LocalWriteFailed, PushFailing, SaveAbandoned, SaveDeferred
+from spot_plugins.leave.commit_age import CommitAge
+
+
+class HandClock:
+    """A clock that is set by hand."""
+
+    now = 1000.0
+
+    def monotonic(self):
+        return self.now
+
+
+TROUBLES = [
+    PushFailing(step=7, num_tries=3, reason="503"),
+    SaveAbandoned(step=7, reason="no memory"),
+    SaveDeferred(step=7, num_deferred=1),
+    LocalWriteFailed(step=7, reason="the disk is full"),
+]
+
+
+@pytest.mark.parametrize("trouble", TROUBLES, ids=lambda event: type(event).__name__)
+def test_minutes_without_a_commit_are_one_error_every_five_minutes(trouble, caplog):
+    """Trouble that passes within minutes is none, and a commit begins the count anew."""
+    clock = HandClock()
+    age = CommitAge(clock)
+    said = []
+    for minute in range(22):
+        clock.now = 1000.0 + 60 * minute
+        if minute == 4:
+            age.on_event(Committed(step=6, num_bytes=1, push_s=1.0))
+        age.on_event(trouble)
+        said += [(minute, record.getMessage()) for record in caplog.records if record.levelno == logging.ERROR]
+        caplog.clear()
+
+    assert [minute for minute, _ in said] == [9, 14, 19]
+    assert said[0][1].startswith("nothing has been stored for 5 minutes, since step 6; it would be lost")
+    assert said[2][1].startswith("nothing has been stored for 15 minutes, since step 6")
+
+
+def test_a_training_that_never_stored_anything_says_so(caplog):
+    """There is no step to name."""
+    clock = HandClock()
+    age = CommitAge(clock)
+    clock.now += 301
+    age.on_event(TROUBLES[0])
+
+    assert (
+        "nothing has been stored for 5 minutes, since the start; it would be lost with this machine: 503" in caplog.text
+    )
+
+
+def test_a_training_between_two_saves_is_in_no_trouble(caplog):
+    """Without a save that fails, hours may pass."""
+    clock = HandClock()
+    age = CommitAge(clock)
+    age.on_event(Committed(step=6, num_bytes=1, push_s=1.0))
+    clock.now += 7200
+
+    assert not caplog.records
