@@ -9,6 +9,8 @@ from ..errors import ConfigError
 from .internals import as_unfinished, check_stateful, drop_early_iterator, knows_its_end
 from .replayed import MISSING, Replayed
 from .rng import borrowed_streams
+from .unwrap import streams
+from .where import Where
 
 
 class Stateful(Replayed):
@@ -26,9 +28,9 @@ class Stateful(Replayed):
         self._start: dict[str, Any] = {"loader": None, "of_epoch_before": True}
         drop_early_iterator(self._plain)
 
-    def begin(self, epoch: int) -> None:
-        """Give the loader its state, so that its next iterator belongs to *epoch*."""
-        super().begin(epoch)
+    def begin(self, epoch: int, number: int) -> None:
+        """Give the loader its state, so that its next iterator makes this pass of *epoch*."""
+        super().begin(epoch, number)
         self._has_begun = True
 
     def after(self, batches: int) -> dict[str, Any]:
@@ -38,19 +40,25 @@ class Stateful(Replayed):
         now = {"loader": self._loader.state_dict(), "of_epoch_before": False} if batches > 0 else self._start
         return {**super().after(batches), **now, "num_workers": self._num_workers}
 
-    def load(self, at: Mapping[str, Any], *, epoch: int, world_size: int) -> None:
-        """Keep the position. Refuse one that the loader would refuse later with a less helpful error."""
+    def load(self, at: Mapping[str, Any], *, where: Where) -> None:
+        """Keep the position. Refuse one that the loader would refuse later, or follow to another place."""
         for name, here, there in (
-            ("world_size", self._world_size, world_size),
+            ("world_size", self._world_size, where.world_size),
             ("num_workers", self._num_workers, at["num_workers"]),
+            (
+                f"batch_size over {self._world_size} ranks",
+                self._samples_per_step,
+                at.get("batch_size", self._samples_per_step),
+            ),
         ):
             if here != there:
+                other = "" if streams(self._loader) else ", or a loader from spot_plugins.data.elastic_loader"
                 raise ConfigError(
                     f"{name}={here} differs from {name}={there} in the checkpoint, and a stateful loader can "
-                    f"only continue with the same number. Use {name}={there}, or a loader from "
-                    f"spot_plugins.data.elastic_loader, which takes any"
+                    f"only continue with the same number. Use {name}={there}{other and other + ', which takes any'}, "
+                    f"or start a new run"
                 )
-        super().load(at, epoch=epoch, world_size=world_size)
+        super().load(at, where=where)
 
     def _begin_again(self, loaded: Mapping[str, Any]) -> None:
         super()._begin_again(loaded)
