@@ -7,6 +7,7 @@ attribute that an installed version lacks. The drills in ``tests/drills`` pin wh
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -28,6 +29,9 @@ try:
     from lightning.pytorch.utilities.combined_loader import _MaxSizeCycle
 except ImportError as error:
     raise ConfigError(LIGHTNING.missing(f"private class: {error}")) from error
+
+_FILES_OF_FINDERS: Final = (".lr_find_", ".scale_batch_size_")
+"""How the names of the files begin in which a finder keeps the state from before its trials, until it is done."""
 
 TRAINER_ATTRIBUTES: Final = (
     "_checkpoint_connector._ckpt_path",
@@ -102,7 +106,7 @@ def ignore_ckpt_path(trainer: Trainer, warn: Callable[[str], None]) -> None:
         warn: Called with the path, if there is one.
     """
     connector = trainer._checkpoint_connector
-    if connector._ckpt_path:
+    if connector._ckpt_path and not os.path.basename(connector._ckpt_path).startswith(_FILES_OF_FINDERS):
         warn(str(connector._ckpt_path))
     connector._loaded_checkpoint = {}
     connector._ckpt_path = None
