@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import warnings
 from contextlib import suppress
 
 import pytest
@@ -27,7 +26,7 @@ from torch.utils.data import (
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from spot_plugins.data import ElasticSampler, elastic_loader
-from spot_plugins.errors import Preempted
+from spot_plugins.errors import ConfigError, Preempted
 from spot_plugins.events import Committed
 from spot_plugins.lightning import SpotCheckpoint
 
@@ -39,7 +38,7 @@ pytestmark = [
 ]
 
 
-class Crashed(Exception):
+class MachineGoneError(Exception):
     """Stands for a machine that is gone without a word."""
 
 
@@ -166,7 +165,7 @@ class Interrupt(Callback):
                 os.kill(os.getpid(), signal.SIGTERM)
             else:
                 assert self.committed.wait(60)
-                raise Crashed
+                raise MachineGoneError
 
 
 def fit(folder, make, seen, *, at=None, how="SIGTERM", callbacks=(), **settings):
@@ -182,8 +181,7 @@ def fit(folder, make, seen, *, at=None, how="SIGTERM", callbacks=(), **settings)
         **quiet | {"max_epochs": 3} | settings,
     )
     module = Net(make, seen)
-    with warnings.catch_warnings(), suppress(Preempted, Crashed):
-        warnings.filterwarnings("ignore", message=".*find the position in the training data.*")
+    with suppress(Preempted, MachineGoneError):
         trainer.fit(module)
         assert at is None or at >= trainer.global_step, "the training was not interrupted"
     return module.layer.weight.item(), spot.resumed_from
@@ -350,3 +348,201 @@ def test_a_batch_size_finder_among_the_callbacks(kind, tmp_path):
     )
 
     assert len([entry for entry in control if entry[1] != "validation"]) == 3 * 10
+
+
+def resized(make, first, then):
+    """Return the loaders of the first process and those of the second one, which have another batch size."""
+    sizes = iter([first, then])
+    size = {}
+
+    def loaders(module):
+        if module not in size:
+            size[module] = next(sizes)
+        return make(40, batch_size=size[module])
+
+    return loaders
+
+
+def samples(seen, epoch):
+    return [sample for entry in seen if entry[0] == epoch and entry[1] != "validation" for sample in entry[2][0]]
+
+
+@pytest.mark.parametrize(("first", "then", "at"), [(5, 10, 11), (10, 5, 5), (5, 10, 10), (5, 3, 11), (5, 40, 15)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        elastic,
+        lambda length, batch_size=5: DataLoader(Numbers(length), batch_size, sampler=ElasticSampler(length, seed=3)),
+    ],
+    ids=["loader", "sampler"],
+)
+def test_another_batch_size_goes_on_with_the_next_sample(make, first, then, at, tmp_path):
+    """
+    Every sample of the epoch is seen once, and all that ends an epoch runs: validation, schedulers, the next epoch.
+    """
+    control, before, after = [], [], []
+    fit(tmp_path / "control", lambda module: make(40), control)
+    loaders = resized(make, first, then)
+
+    fit(tmp_path, loaders, before, at=at)
+    fit(tmp_path, loaders, after)
+
+    trained = len([entry for entry in before if entry[1] != "validation"]) * first
+    seen = samples(before, 0) + samples(before, 1) + samples(after, 1) + samples(after, 2)
+    assert seen == samples(control, 0) + samples(control, 1) + samples(control, 2)
+    assert len([entry for entry in after if entry[0] == 1 and entry[1] != "validation"]) == -(-(80 - trained) // then)
+    assert [entry for entry in after if entry[1] == "validation"] == [
+        (1, "validation", 0),
+        (1, "validation", 1),
+        (2, "validation", 0),
+        (2, "validation", 1),
+    ]
+
+
+def test_a_plain_loader_goes_on_with_the_next_sample_too_where_the_batches_divide(tmp_path):
+    """Its order does not depend on the batch size."""
+    control, before, after = [], [], []
+    fit(tmp_path / "control", lambda module: plain(40), control)
+    loaders = resized(plain, 5, 10)
+
+    fit(tmp_path, loaders, before, at=9)
+    fit(tmp_path, loaders, after)
+
+    seen = samples(before, 0) + samples(before, 1) + samples(after, 1) + samples(after, 2)
+    assert seen == samples(control, 0) + samples(control, 1) + samples(control, 2)
+    assert len([entry for entry in after if entry[1] == "validation"]) == 4
+
+
+def test_a_plain_loader_says_which_samples_come_twice(tmp_path):
+    """Half of a batch cannot be fetched."""
+    before, after = [], []
+    loaders = resized(plain, 5, 10)
+    fit(tmp_path, loaders, before, at=10)
+
+    with pytest.warns(UserWarning, match="5 samples of this epoch are trained on twice, because 15 were trained on"):
+        fit(tmp_path, loaders, after)
+
+    assert sorted(samples(after, 1)) == sorted(set(range(40)) - set(samples(before, 1)[:10]))
+
+
+def test_a_stateful_loader_of_another_batch_size_is_refused(tmp_path):
+    """Its state counts batches."""
+    loaders = resized(stateful, 5, 10)
+    fit(tmp_path, loaders, [], at=10)
+
+    with pytest.raises(ConfigError, match=r"batch_size over 1 ranks=10 differs from .*=5 in the checkpoint"):
+        fit(tmp_path, loaders, [])
+
+
+@pytest.mark.parametrize("at", [8, 11])
+@pytest.mark.parametrize("make", [plain, stateful])
+def test_data_that_grew_is_named(make, at, tmp_path):
+    """The order of all epochs is another one."""
+    fit(tmp_path, lambda module: make(40), [], at=at)
+
+    with pytest.warns(UserWarning, match="num_samples=50, and num_samples=40 in the checkpoint"):
+        fit(tmp_path, lambda module: make(50), [])
+
+
+def test_another_number_of_loaders_is_refused(tmp_path):
+    """Of one that is new nobody knows where it should begin."""
+    fit(tmp_path, lambda module: [elastic(40)], [], at=4)
+
+    with pytest.raises(ConfigError, match="train_dataloader returned 2 loaders, and 1 are in the checkpoint"):
+        fit(tmp_path, lambda module: [elastic(40), elastic(15)], [])
+
+
+class Kept(IterableDataset):
+    """A stream whose iterators all begin where its state was restored to, as those of Hugging Face do."""
+
+    def __init__(self, length):
+        self.length = length
+        self.start = self.next = 0
+
+    def __iter__(self):
+        self.next = self.start
+        while self.next < self.length:
+            self.next += 1
+            yield torch.tensor([float(self.next - 1)])
+
+    def state_dict(self):
+        return {"next": self.next}
+
+    def load_state_dict(self, state):
+        self.start = state["next"]
+
+
+class Evolving(Stream):
+    """A stream that has another order in every epoch and counts its epochs in its state."""
+
+    epoch = 0
+
+    def __iter__(self):
+        while self.next < self.length:
+            self.next += 1
+            yield torch.tensor([float((self.next * 7 + self.epoch) % self.length)])
+        self.next = 0
+        self.epoch += 1
+
+    def state_dict(self):
+        return {"next": self.next, "epoch": self.epoch}
+
+    def load_state_dict(self, state):
+        self.next, self.epoch = state["next"], state["epoch"]
+
+
+class Buffered(Stream):
+    """A stream with a shuffle buffer that is not part of its state."""
+
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(5)
+        buffer = []
+        for sample in super().__iter__():
+            buffer.append(sample)
+            if len(buffer) == 8:
+                yield buffer.pop(int(torch.randint(8, (), generator=generator)))
+        yield from buffer
+
+
+@pytest.mark.parametrize("data", [Stream, Kept, Evolving])
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"num_workers": 1}, {"num_workers": 1, "persistent_workers": True}],
+    ids=["", "workers", "persistent"],
+)
+def test_the_epochs_after_a_resumed_stream_begin_at_its_beginning(data, settings, tmp_path):
+    """An uninterrupted training never restores its data set, so it must not stay restored."""
+    if data is Evolving and "num_workers" in settings:
+        pytest.skip("workers begin with epoch 0 in every epoch, as a copy of the data set of the program")
+    steps = [11] if settings else [5, 8, 11]
+
+    assert_same(tmp_path, lambda module: StatefulDataLoader(data(40), batch_size=5, **settings), steps)
+
+
+def test_a_stream_whose_state_lacks_its_buffer_is_named_at_once(tmp_path):
+    """In the first process, before anything is lost."""
+    with pytest.warns(UserWarning, match=r"Buffered\.state_dict\(\) does not hold .* Use a plain torch DataLoader"):
+        fit(tmp_path, lambda module: StatefulDataLoader(Buffered(40), batch_size=5), [], max_epochs=1)
+
+
+@pytest.mark.parametrize("data", [Stream, Kept, Evolving])
+@pytest.mark.parametrize("batch_size", [5, 30])
+def test_a_stream_whose_state_is_whole_is_not_named(data, batch_size, tmp_path):
+    """Also if the second batch is the incomplete last one. Warnings are errors in these tests."""
+    fit(tmp_path, lambda module: StatefulDataLoader(data(40), batch_size=batch_size), [], max_epochs=2)
+
+
+def test_a_stream_in_a_plain_loader_is_exact_and_the_advice_fits_it(tmp_path):
+    """An elastic loader refuses streams."""
+    control, before, after = [], [], []
+    loaders = lambda module: DataLoader(Buffered(40), batch_size=5)  # noqa: E731
+    fit(tmp_path / "control", loaders, control)
+    fit(tmp_path, loaders, before, at=11)
+
+    with pytest.warns(UserWarning, match=r"fetching . batches again") as warned:
+        fit(tmp_path, loaders, after)
+
+    (message,) = [str(warning.message) for warning in warned if "batches again" in str(warning.message)]
+    assert "StatefulDataLoader" in message
+    assert "elastic_loader" not in message
+    assert after == control[-len(after) :]

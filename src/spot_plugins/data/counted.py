@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..errors import ConfigError
+from .internals import has_shuffle_buffer
 from .replayed import MISSING, Replayed, length_of
 from .rng import load_streams_state
 from .unwrap import streams
@@ -27,14 +28,8 @@ class Counted(Replayed):
     def fast_forward(self, iterator: Iterator[Any]) -> None:
         """Throw away the first batches of *iterator*, then restore the streams that :meth:`begin` found."""
         if self._interrupted is not None:
-            advice = (
-                "A torchdata StatefulDataLoader over a data set with state_dict() and load_state_dict() goes"
-                if streams(self._loader)
-                else "A loader from spot_plugins.data.elastic_loader goes"
-            )
             warnings.warn(
-                f"fetching {self._before} batches again to find the position in the training data. {advice} there at "
-                f"once",
+                f"fetching {self._before} batches again to find the position in the training data. {self._advice()}",
                 stacklevel=3,
             )
             if self._at_fetch is not None:
@@ -46,6 +41,20 @@ class Counted(Replayed):
                         f"were trained on. Use the same data and batch size as before, or start a new run"
                     )
         super().fast_forward(iterator)
+
+    def _advice(self) -> str:
+        """Return the way to go to the position at once, which depends on the data."""
+        if has_shuffle_buffer(getattr(self._plain, "dataset", None)):
+            return (
+                "The state of a data set with a shuffle buffer lacks the content of the buffer. A torchdata "
+                "StatefulDataLoader goes there at once if the data set shuffles its shards alone"
+            )
+        if streams(self._loader):
+            return (
+                "A torchdata StatefulDataLoader over a data set with state_dict() and load_state_dict() goes there at "
+                "once"
+            )
+        return "A loader from spot_plugins.data.elastic_loader goes there at once"
 
     def _batches_here(self, at: Mapping[str, Any], world_size: int) -> int:
         """Return the number of batches of this job that hold no more samples than were trained on."""

@@ -43,7 +43,7 @@ class Elastic:
         self._number = number
         self._generators.begin(epoch, number)
 
-    def note_first_fetch(self) -> None:
+    def note_fetch(self, batches: int) -> None:
         """Do nothing, because the order depends on no stream."""
 
     def fast_forward(self, iterator: Iterator[Any]) -> None:

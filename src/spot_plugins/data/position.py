@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from ..errors import ConfigError
 from .counted import Counted
 from .elastic import Elastic
+from .internals import has_shuffle_buffer
 from .sampler import ElasticSampler
 from .stateful import Stateful
 from .unwrap import plain_loader, samplers
@@ -24,7 +25,8 @@ class LoaderPosition:
       of ranks.
     - ``stateful``: the loader has ``state_dict`` and ``load_state_dict``, as torchdata's ``StatefulDataLoader`` has,
       also inside Accelerate's. Its state is restored, on the same number of ranks and workers.
-    - ``counted``: any other loader. The batches that were trained on are fetched again and thrown away, after a
+    - ``counted``: any other loader, and one over a Hugging Face stream with a shuffle buffer, whose state lacks the
+      content of the buffer. The batches that were trained on are fetched again and thrown away, after a
       warning that names their number.
 
     A host makes the position once, after it has wrapped the loader. For every epoch it then calls::
@@ -131,14 +133,15 @@ class LoaderPosition:
         self._epoch_done = self._ended = False
         self._kind.begin(self._epoch, self._number)
 
-    def note_first_fetch(self) -> None:
+    def note_fetch(self, batches_done: int) -> None:
         """
-        Note that the first batch of an iterator is fetched next. A host may leave it out.
+        Note that the next batch is fetched, after *batches_done* batches of the present iterator.
 
-        With it the position is exact also if the program draws random numbers between the making of the iterator and
-        this fetch, and the loader draws from the same streams.
+        A host may leave it out. With it the position is exact also if the program draws random numbers between the
+        making of the iterator and the first fetch, and the loader draws from the same streams. A stream whose state
+        does not hold its position is then named.
         """
-        self._kind.note_first_fetch()
+        self._kind.note_fetch(batches_done)
 
     def fast_forward(self, iterator: Iterator[Any]) -> None:
         """
@@ -210,8 +213,8 @@ class PositionKind(Protocol):
         """Prepare for the iterator that makes pass *number* over the loader in *epoch*, counted from 0."""
         ...
 
-    def note_first_fetch(self) -> None:
-        """Note that the first batch of an iterator is fetched next."""
+    def note_fetch(self, batches: int) -> None:
+        """Note that the next batch is fetched, after *batches* batches of the present iterator."""
         ...
 
     def fast_forward(self, iterator: Iterator[Any]) -> None:
@@ -240,6 +243,7 @@ def _kind_of(loader: Any, world_size: int) -> PositionKind:
     if elastic is not None:
         return Elastic(loader, elastic, world_size)
     plain = plain_loader(loader)
-    if hasattr(plain, "state_dict") and hasattr(plain, "load_state_dict"):
+    can_restore = hasattr(plain, "state_dict") and hasattr(plain, "load_state_dict")
+    if can_restore and not has_shuffle_buffer(getattr(plain, "dataset", None)):
         return Stateful(loader, world_size)
     return Counted(loader, world_size)

@@ -6,11 +6,10 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-import torch
-
 from .loader_rng import LoaderGenerators
 from .rng import load_streams_state, streams_state
 from .unwrap import num_samples, plain_loader, samples_per_step, set_epoch, streams
+from .values import equal
 from .where import Where
 
 MISSING: Final = object()
@@ -54,9 +53,9 @@ class Replayed:
         self._pass = (epoch, number)
         self._generators.begin(epoch, number)
 
-    def note_first_fetch(self) -> None:
+    def note_fetch(self, batches: int) -> None:
         """Keep the streams for the first fetch, because hooks of the program may have drawn from them since."""
-        if self._before == 0 and not _equal(now := streams_state(), self._at_begin):
+        if self._before + batches == 0 and not equal(now := streams_state(), self._at_begin):
             self._at_fetch = now
 
     def fast_forward(self, iterator: Iterator[Any]) -> None:
@@ -122,10 +121,3 @@ def length_of(loader: Any) -> int | None:
         return len(loader)
     except (TypeError, NotImplementedError):
         return None
-
-
-def _equal(one: Any, other: Any) -> bool:
-    """Compare nested dicts of tensors, numbers and None."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        return one.keys() == other.keys() and all(_equal(one[key], other[key]) for key in one)
-    return torch.equal(one, other) if isinstance(one, torch.Tensor) else bool(one == other)

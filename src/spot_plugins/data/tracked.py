@@ -88,15 +88,13 @@ class _CountedIterator(Iterator[Any]):
         self.ended = position.ended
         self._position = position
         self._iterator: Iterator[Any] = iter(())
-        self._is_new = not self.ended
         if not self.ended:
             self._iterator = iter(loader)
             position.fast_forward(self._iterator)
 
     def __next__(self) -> Any:
-        if self._is_new:
-            self._is_new = False
-            self._position.note_first_fetch()
+        if not self.ended:
+            self._position.note_fetch(self.num_yielded)
         try:
             batch = next(self._iterator)
         except StopIteration:
