@@ -45,7 +45,10 @@ class Stateful(Replayed):
         self._initial = initial_state(self._dataset) if self._is_stream else None
         self._given: Any = None  # the state that was restored to the data set
         self._earlier: tuple[int, Any] | None = None  # batches, and the state of the data set after them
-        self._is_checked = not self._is_stream or self._num_workers > 0 or is_hugging_face(self._dataset)
+        # With Accelerate's dispatching loader rank 0 alone reads.
+        deals_out = world_size > 1 and hasattr(loader, "slice_fn")
+        has_workers = self._num_workers > 0
+        self._is_checked = not self._is_stream or has_workers or deals_out or is_hugging_face(self._dataset)
         drop_early_iterator(self._plain)
 
     def begin(self, epoch: int, number: int) -> None:
@@ -139,9 +142,10 @@ class Stateful(Replayed):
         """Warn if the state of the data set after some batches does not lead to its state after a few more."""
         if self._is_checked or batches == 0 or self._samples_per_step is None:
             return
-        state = copy.deepcopy(self._dataset.state_dict())
+        # Of the loader, because Accelerate has fetched one batch ahead and knows the state from before that.
+        state = copy.deepcopy(dataset_state_of(self._loader.state_dict()))
         earlier, self._earlier = self._earlier, (batches, state)
-        if earlier is None or not 0 < batches - earlier[0] <= _MOST_BATCHES_CHECKED:
+        if earlier is None or state is None or not 0 < batches - earlier[0] <= _MOST_BATCHES_CHECKED:
             return
         self._is_checked = True
         num_samples = (batches - earlier[0]) * self._samples_per_step // self._world_size

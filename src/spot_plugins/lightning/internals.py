@@ -31,7 +31,7 @@ except ImportError as error:
     raise ConfigError(LIGHTNING.missing(f"private class: {error}")) from error
 
 _FILES_OF_FINDERS: Final = (".lr_find_", ".scale_batch_size_")
-"""How the names of the files begin in which a finder keeps the state from before its trials, until it is done."""
+"""Beginnings of the names of the files in which a finder keeps the state from before its trials."""
 
 TRAINER_ATTRIBUTES: Final = (
     "_checkpoint_connector._ckpt_path",

@@ -173,13 +173,19 @@ def test_the_world_is_asked_for_when_it_is_needed():
     assert (alone, second_of_two) == (list(range(10)), [1, 3, 5, 7, 9])
 
 
-@pytest.mark.parametrize("settings", [{}, {"split_batches": True}, {"dispatch_batches": False, "even_batches": False}])
+@pytest.mark.parametrize("settings", [{}, {"split_batches": True}, {"dispatch_batches": False}])
 @pytest.mark.parametrize("drop_last", [False, True])
 @pytest.mark.parametrize("length", [80, 83])
-def test_its_length_under_accelerate_is_that_of_a_plain_loader(length, drop_last, settings):
+def test_its_length_under_accelerate_is_that_of_a_plain_loader(length, drop_last, settings, monkeypatch):
     """
     Scripts compute their schedule from the length before prepare, which is global, or after it, which is per rank.
     """
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "1")
     torch.distributed.init_process_group("fake", rank=1, world_size=2, store=FakeStore())
     try:
         lengths = []
