@@ -7,6 +7,7 @@ version lacks.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Final
 
 from accelerate import Accelerator
@@ -50,6 +51,25 @@ def schedulers(accelerator: Accelerator) -> list[Any]:
 def loaders(accelerator: Accelerator) -> list[Any]:
     """Return the loaders, in the order in which they were prepared."""
     return list(accelerator._dataloaders)
+
+
+def batches_left(loader: Any, iterator: Iterator[Any]) -> Iterator[Any]:
+    """
+    Yield what *iterator* of *loader* yields after a resume, maybe nothing.
+
+    Accelerate raises an error if a stream that rank 0 reads for all has no batch. A resume at its end is such a case.
+    """
+    try:
+        first = next(iterator)
+    except StopIteration:
+        return
+    except ValueError as error:
+        if "Batch does not contain any data" not in str(error):
+            raise
+        loader.end()
+        return
+    yield first
+    yield from iterator
 
 
 def custom_objects(accelerator: Accelerator) -> list[Any]:

@@ -65,7 +65,8 @@ class _TrackedLoader:
 
     def begin(self, epoch: int) -> Iterator[Any]:
         """Return an iterator of *epoch*, or of what is left of it."""
-        self._num_before = self.num_trained if epoch == self.loaded_epoch else 0
+        continues = epoch == self.loaded_epoch
+        self._num_before = self.num_trained if continues else 0
         self.num_yielded = 0
         self.begun_epoch, self.loaded_epoch = epoch, None
         self.position.begin_epoch(epoch)
@@ -73,7 +74,7 @@ class _TrackedLoader:
         shield_workers(self.loader)
         iterator: Iterator[Any] = iter(self.loader)
         self.position.fast_forward(iterator)
-        return iterator
+        return internals.batches_left(self.loader, iterator) if continues else iterator
 
     def mark_step(self) -> None:
         """Count all batches that were yielded as trained on."""

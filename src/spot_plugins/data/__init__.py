@@ -10,7 +10,16 @@ Begin with: :mod:`.position`, then :mod:`.sampler`. :mod:`.internals` has all pr
 from .loader import elastic_loader
 from .position import LoaderPosition
 from .sampler import ElasticSampler
+from .tracked import TrackedLoader
 from .unwrap import samplers
 from .workers import end_shielded_workers, shield_workers
 
-__all__ = ["ElasticSampler", "LoaderPosition", "elastic_loader", "end_shielded_workers", "samplers", "shield_workers"]
+__all__ = [
+    "ElasticSampler",
+    "LoaderPosition",
+    "TrackedLoader",
+    "elastic_loader",
+    "end_shielded_workers",
+    "samplers",
+    "shield_workers",
+]

@@ -7,7 +7,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..errors import ConfigError
-from .replayed import MISSING, Replayed
+from .internals import has_shuffle_buffer
+from .replayed import MISSING, Replayed, length_of
+from .rng import load_streams_state
+from .unwrap import streams
+from .where import Where
 
 
 class Counted(Replayed):
@@ -15,19 +19,21 @@ class Counted(Replayed):
 
     kind = "counted"
 
-    def load(self, at: Mapping[str, Any], *, epoch: int, world_size: int) -> None:
-        """Keep the position, in batches of this number of ranks. A partial batch is trained on twice, not skipped."""
-        batches = at["batches"] * world_size // self._world_size
-        super().load({**at, "batches": batches}, epoch=epoch, world_size=world_size)
+    def load(self, at: Mapping[str, Any], *, where: Where) -> None:
+        """Keep the position, in batches of this job. A partial batch is trained on twice, not skipped."""
+        length = length_of(self._loader)
+        batches = length if where.epoch_done and length is not None else self._batches_here(at, where.world_size)
+        super().load({**at, "batches": batches}, where=where)
 
     def fast_forward(self, iterator: Iterator[Any]) -> None:
         """Throw away the first batches of *iterator*, then restore the streams that :meth:`begin` found."""
         if self._interrupted is not None:
             warnings.warn(
-                f"fetching {self._before} batches again to find the position in the training data. A loader "
-                f"from spot_plugins.data.elastic_loader goes there at once",
+                f"fetching {self._before} batches again to find the position in the training data. {self._advice()}",
                 stacklevel=3,
             )
+            if self._at_fetch is not None:
+                load_streams_state(self._at_fetch)
             for number in range(self._before):
                 if next(iterator, MISSING) is MISSING:
                     raise ConfigError(
@@ -35,3 +41,38 @@ class Counted(Replayed):
                         f"were trained on. Use the same data and batch size as before, or start a new run"
                     )
         super().fast_forward(iterator)
+
+    def _advice(self) -> str:
+        """Return the way to go to the position at once, which depends on the data."""
+        if has_shuffle_buffer(getattr(self._plain, "dataset", None)):
+            return (
+                "The state of a data set with a shuffle buffer lacks the content of the buffer. A torchdata "
+                "StatefulDataLoader goes there at once if the data set shuffles its shards alone"
+            )
+        if streams(self._loader):
+            return (
+                "A torchdata StatefulDataLoader over a data set with state_dict() and load_state_dict() goes there at "
+                "once"
+            )
+        return "A loader from spot_plugins.data.elastic_loader goes there at once"
+
+    def _batches_here(self, at: Mapping[str, Any], world_size: int) -> int:
+        """Return the number of batches of this job that hold no more samples than were trained on."""
+        here, there = self._samples_per_step, at.get("batch_size", self._samples_per_step)
+        unit = "samples"
+        if here is None or there is None or "batch_size" not in at:
+            if here != there:
+                raise ConfigError(
+                    f"the training loader's batch_size={here} differs from batch_size={there} in the checkpoint, so "
+                    f"its batches cannot be compared. Use the same batches as before, or start a new run"
+                )
+            here, there, unit = self._world_size, world_size, "batches"
+        batches, rest = divmod(int(at["batches"]) * int(there), here)
+        if rest:
+            warnings.warn(
+                f"{rest} {unit} of this epoch are trained on twice, because {at['batches'] * there} were trained on "
+                f"and they do not divide into steps of {here}. Use steps of {there} as before to avoid it, counted "
+                f"over all ranks",
+                stacklevel=5,
+            )
+        return batches

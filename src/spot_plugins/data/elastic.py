@@ -9,6 +9,7 @@ from ..errors import ConfigError
 from .loader_rng import LoaderGenerators
 from .sampler import ElasticSampler
 from .unwrap import batch_samplers, set_epoch
+from .where import Where
 
 
 class Elastic:
@@ -21,6 +22,7 @@ class Elastic:
         self._sampler = sampler
         self._generators = LoaderGenerators(loader)
         self._batch_size, self._drop_last = _batching(loader)
+        self._number = 0
         # Only one kind of Accelerate's loaders has a slice_fn: it reads on rank 0 and sends each rank its part.
         if world_size > 1 and hasattr(loader, "slice_fn"):
             raise ConfigError(
@@ -33,10 +35,16 @@ class Elastic:
             sampler.bind(num_replicas=1, rank=0, multiple_of=step)
             self._batch_size = step
 
-    def begin(self, epoch: int) -> None:
-        """Set the epoch. The sampler keeps its position if it is in that epoch already."""
+    def begin(self, epoch: int, number: int) -> None:
+        """Set the epoch. The sampler keeps its position if it is in that pass of that epoch already."""
         set_epoch(self._loader, epoch)
-        self._generators.begin(epoch)
+        if number != self._number:
+            self._sampler.consumed = 0
+        self._number = number
+        self._generators.begin(epoch, number)
+
+    def note_fetch(self, batches: int) -> None:
+        """Do nothing, because the order depends on no stream."""
 
     def fast_forward(self, iterator: Iterator[Any]) -> None:
         """Do nothing, because *iterator* begins at the position."""
@@ -61,9 +69,10 @@ class Elastic:
         """Count the batches from the end, because the last batch is the last one on any number of ranks."""
         return self._batches(self._sampler.total_size) - self._batches(self._sampler.remaining)
 
-    def load(self, at: Mapping[str, Any], *, epoch: int, world_size: int) -> None:
+    def load(self, at: Mapping[str, Any], *, where: Where) -> None:
         """Give the sampler its state, which is the same for any number of ranks."""
         self._sampler.load_state_dict(at)
+        self._number = where.number
 
     def _batches(self, samples: int) -> int:
         """Return the number of batches of *samples*. An incomplete last batch counts unless it is dropped."""

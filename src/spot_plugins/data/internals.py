@@ -6,6 +6,7 @@ Checked against torch 2.13 and torchdata 0.11. No other module of this package t
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -80,6 +81,16 @@ def check_torch() -> None:
     TORCH.require("DataLoader", loader, ("_iterator",))
 
 
+def accelerate_deals_out() -> bool:
+    """
+    Return True if an ``Accelerator`` exists in this process, so that Accelerate deals out the samples of every loader.
+
+    Accelerate is not imported for the answer.
+    """
+    module = sys.modules.get("accelerate.state")
+    return module is not None and bool(module.is_initialized())
+
+
 def has_persistent_iterator(loader: torch.utils.data.DataLoader[Any]) -> bool:
     """Return True if *loader* has made the iterator that it keeps for its persistent workers."""
     return loader._iterator is not None
@@ -93,6 +104,46 @@ def never_wait_for_workers() -> None:
     shares with its workers. A killed worker may have died while it held a lock, and a wait for that never ends.
     """
     torch.utils.data._utils._set_python_exit_flag()
+
+
+def has_shuffle_buffer(dataset: Any) -> bool:
+    """
+    Return True if *dataset* is a Hugging Face stream with a shuffle buffer, however deep below other steps.
+
+    The state of such a stream holds the position of its source and nothing of the buffer. Hugging Face fills the
+    buffer anew, so samples are lost. Checked against datasets 5.2. The ``datasets`` package is not imported.
+    """
+    found = [getattr(dataset, "_ex_iterable", None), getattr(dataset, "dataset", None)]
+    seen: set[int] = set()
+    while found:
+        part = found.pop()
+        if part is None or id(part) in seen:
+            continue
+        seen.add(id(part))
+        if type(part).__name__ == "BufferShuffledExamplesIterable":
+            return True
+        names = ("_ex_iterable", "ex_iterable", "dataset")
+        found += [getattr(part, name, None) for name in names]
+        several = getattr(part, "ex_iterables", None)
+        found += several if isinstance(several, list) else []
+    return False
+
+
+def is_hugging_face(dataset: Any) -> bool:
+    """Return True if *dataset* is a stream of Hugging Face's ``datasets``."""
+    return hasattr(dataset, "_ex_iterable")
+
+
+def dataset_state_of(state: Mapping[str, Any]) -> Any:
+    """Return the state of the data set within *state* of torchdata's loader without workers, or None."""
+    fetcher = state.get("fetcher_state") or {}
+    return state.get("dataset_state") or fetcher.get("dataset_iter_state")
+
+
+def end_persistent_workers(loader: Any) -> None:
+    """Let *loader* start new workers for its next iterator, although they are persistent."""
+    if getattr(loader, "persistent_workers", False):
+        loader._iterator = None
 
 
 def check_stateful(loader: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -56,8 +57,18 @@ def elastic_loader(
             f"dataset={type(dataset).__name__} has no length or no index, so samples cannot be dealt out by "
             f"number. Use a map-style data set, or a torchdata StatefulDataLoader"
         )
+    _check_settings(
+        batch_size=batch_size,
+        seed=seed,
+        shuffle=shuffle,
+        drop_last=drop_last,
+        num_workers=num_workers,
+        **dataloader_kwargs,
+    )
     if not dataloader_kwargs.get("in_order", True):
         raise ConfigError("in_order=False yields batches in no fixed order, so no position is exact. Leave it out")
+    for name in ("sampler", "batch_sampler"):
+        dataloader_kwargs.pop(name, None)
     if num_workers > 0:
         dataloader_kwargs["worker_init_fn"] = shield(dataloader_kwargs.get("worker_init_fn"))
     if dataloader_kwargs.get("collate_fn") is not None:
@@ -67,12 +78,32 @@ def elastic_loader(
     dataloader_kwargs.setdefault("generator", torch.Generator().manual_seed(mixed_seed(b"workers", seed)))
     return DataLoader(
         KeyedDataset(dataset, seed),
-        batch_size=batch_size,
+        batch_size=int(batch_size),
         sampler=_KeyedSampler(dataset, seed=seed, shuffle=shuffle, drop_last=drop_last),
         drop_last=drop_last,
         num_workers=num_workers,
         **dataloader_kwargs,
     )
+
+
+def _check_settings(**settings: Any) -> None:
+    """Refuse settings with which the samples would not be dealt out by number."""
+    for name in ("sampler", "batch_sampler"):
+        if settings.get(name) is not None:
+            raise ConfigError(
+                f"{name}={type(settings[name]).__name__} cannot be given, because elastic_loader has a sampler of its "
+                f"own, which decides the order. Leave {name} out, or pass it to a torch DataLoader, whose position is "
+                f"found by fetching batches again"
+            )
+    for name, least in (("batch_size", 1), ("num_workers", 0), ("seed", None)):
+        value = settings[name]
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+            raise ConfigError(f"{name}={value!r} must be a whole number. Write for example {name}={least or 4}")
+        if least is not None and value < least:
+            raise ConfigError(f"{name}={value!r} must be at least {least}. Write for example {name}=4")
+    for name in ("shuffle", "drop_last"):
+        if not isinstance(settings[name], bool):
+            raise ConfigError(f"{name}={settings[name]!r} must be True or False")
 
 
 class SampleKey(int):

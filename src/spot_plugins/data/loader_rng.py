@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
+from weakref import WeakKeyDictionary
 
 import torch
 
 from .rng import mixed_seed
 from .unwrap import plain_loader, samplers
+
+_SEEDS: Final[WeakKeyDictionary[torch.Generator, int]] = WeakKeyDictionary()
+"""The seed that each generator of this module stands for. Lightning may set one loader up several times."""
 
 
 class LoaderGenerators:
@@ -28,19 +32,22 @@ class LoaderGenerators:
             holder for holder in found if isinstance(getattr(holder, "generator", self), torch.Generator | None)
         ]
         self.seeds = [_seed_of(holder) for holder in self._holders]
-        for holder in self._holders:
+        for holder, seed in zip(self._holders, self.seeds, strict=True):
             # Accelerate copies the state of this generator from rank 0 to the other ranks, so it must stay the same
             # object.
             shared = getattr(loader, "synchronized_generator", None)
             if shared is None or holder.generator is not shared:
                 holder.generator = torch.Generator()
+                _SEEDS[holder.generator] = seed
 
-    def begin(self, epoch: int) -> None:
-        """Seed all generators for *epoch*."""
-        for number, (holder, seed) in enumerate(zip(self._holders, self.seeds, strict=True)):
+    def begin(self, epoch: int, number: int = 0) -> None:
+        """Seed all generators for the pass *number* over the loader in *epoch*, counted from 0."""
+        which = (epoch, number) if number else (epoch,)
+        for index, (holder, seed) in enumerate(zip(self._holders, self.seeds, strict=True)):
             if hasattr(holder, "initial_seed"):
                 holder.initial_seed = seed
-            holder.generator.manual_seed(mixed_seed(b"loader", seed, epoch, number))
+            _SEEDS[holder.generator] = seed
+            holder.generator.manual_seed(mixed_seed(b"loader", seed, *which, index))
 
 
 def _seed_of(holder: Any) -> int:
@@ -49,4 +56,4 @@ def _seed_of(holder: Any) -> int:
     if hasattr(holder, "initial_seed"):
         return int(holder.initial_seed)
     generator: torch.Generator = torch.default_generator if holder.generator is None else holder.generator
-    return generator.initial_seed()
+    return _SEEDS.get(generator, generator.initial_seed())

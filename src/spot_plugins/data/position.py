@@ -8,9 +8,11 @@ from typing import Any, Protocol
 from ..errors import ConfigError
 from .counted import Counted
 from .elastic import Elastic
+from .internals import has_shuffle_buffer
 from .sampler import ElasticSampler
 from .stateful import Stateful
 from .unwrap import plain_loader, samplers
+from .where import Where
 
 
 class LoaderPosition:
@@ -23,7 +25,8 @@ class LoaderPosition:
       of ranks.
     - ``stateful``: the loader has ``state_dict`` and ``load_state_dict``, as torchdata's ``StatefulDataLoader`` has,
       also inside Accelerate's. Its state is restored, on the same number of ranks and workers.
-    - ``counted``: any other loader. The batches that were trained on are fetched again and thrown away, after a
+    - ``counted``: any other loader, and one over a Hugging Face stream with a shuffle buffer, whose state lacks the
+      content of the buffer. The batches that were trained on are fetched again and thrown away, after a
       warning that names their number.
 
     A host makes the position once, after it has wrapped the loader. For every epoch it then calls::
@@ -56,7 +59,10 @@ class LoaderPosition:
         """
         self._world_size = world_size
         self._epoch = 0
+        self._number = 0  # passes over the loader that ended earlier in this epoch
         self._epoch_done = False
+        self._ended = False
+        self._loaded = False
         self._kind = _kind_of(loader, world_size)
 
     @property
@@ -73,6 +79,16 @@ class LoaderPosition:
     def epoch_done(self) -> bool:
         """True if the loaded position is after the last batch of its epoch. False if the length is unknown."""
         return self._epoch_done
+
+    @property
+    def num_passes(self) -> int:
+        """Number of passes over the loader that were completed and followed by another one in this epoch."""
+        return self._number
+
+    @property
+    def ended(self) -> bool:
+        """True if the loaded iterator had ended already. The host must not make it again in that epoch."""
+        return self._ended
 
     @property
     def num_done(self) -> int:
@@ -96,9 +112,36 @@ class LoaderPosition:
         In the epoch of a loaded position the iterator will continue there. In any other epoch it begins at the
         beginning.
         """
-        self._kind.begin(epoch)
+        continues = self._loaded and epoch == self._epoch
+        self._loaded = False
+        if continues and self._ended:
+            return
+        self._ended = False
+        self._number = self._number if continues else 0
+        self._kind.begin(epoch, self._number)
         self._epoch_done = self._epoch_done and epoch == self._epoch
         self._epoch = epoch
+
+    def begin_pass(self) -> None:
+        """
+        Prepare for another iterator in the same epoch, at the beginning of the loader.
+
+        A host that repeats a short loader beside a long one calls it instead of :meth:`begin_epoch` for every
+        iterator but the first.
+        """
+        self._number += 1
+        self._epoch_done = self._ended = False
+        self._kind.begin(self._epoch, self._number)
+
+    def note_fetch(self, batches_done: int) -> None:
+        """
+        Note that the next batch is fetched, after *batches_done* batches of the present iterator.
+
+        A host may leave it out. With it the position is exact also if the program draws random numbers between the
+        making of the iterator and the first fetch, and the loader draws from the same streams. A stream whose state
+        does not hold its position is then named.
+        """
+        self._kind.note_fetch(batches_done)
 
     def fast_forward(self, iterator: Iterator[Any]) -> None:
         """
@@ -111,20 +154,28 @@ class LoaderPosition:
         """
         self._kind.fast_forward(iterator)
 
-    def state_dict(self, batches_done: int) -> dict[str, Any]:
+    def state_dict(self, batches_done: int, *, ended: bool = False) -> dict[str, Any]:
         """
         Return the position after *batches_done* batches of the present iterator. 0 if there is none.
+
+        Set *ended* if the host has met the end of that iterator.
 
         It holds tensors, numbers, strings, None, and dicts and lists of them. A stateful loader may add objects of
         its own. The state of a stateful loader is that of now, so call this right after the batch.
         """
-        return {
+        state = {
             "kind": self.kind,
             "world_size": self._world_size,
             "epoch": self._epoch,
             "epoch_done": self._kind.ends_after(batches_done),
             "at": self._kind.after(batches_done),
         }
+        # Left out where they say nothing, so that the state of an ordinary loader is stored as it always was.
+        if self._number:
+            state["pass"] = self._number
+        if ended or self._ended:
+            state["ended"] = True
+        return state
 
     def numbers(self, batches_done: int) -> tuple[int, int]:
         """
@@ -143,15 +194,23 @@ class LoaderPosition:
             ConfigError: The position was saved for another kind of loader, other data, or, for a stateful
                 loader, another number of ranks or workers.
         """
-        if state_dict["kind"] != self.kind:
+        known = {"counted", "stateful"} if self.kind == "counted" else {self.kind}
+        if state_dict["kind"] not in known:
             raise ConfigError(
                 f"the training loader's kind={self.kind} differs from kind={state_dict['kind']} in the "
                 f"checkpoint, so its position cannot be restored. Use the same loader as before, or start a "
                 f"new run"
             )
-        self._kind.load(state_dict["at"], epoch=state_dict["epoch"], world_size=state_dict["world_size"])
-        self._epoch = state_dict["epoch"]
-        self._epoch_done = state_dict["epoch_done"]
+        where = Where(
+            epoch=state_dict["epoch"],
+            number=state_dict.get("pass", 0),
+            world_size=state_dict["world_size"],
+            epoch_done=state_dict["epoch_done"],
+        )
+        self._kind.load(state_dict["at"], where=where)
+        self._epoch, self._number, self._epoch_done = where.epoch, where.number, where.epoch_done
+        self._ended = state_dict.get("ended", False)
+        self._loaded = True
 
 
 class PositionKind(Protocol):
@@ -159,8 +218,12 @@ class PositionKind(Protocol):
 
     kind: str
 
-    def begin(self, epoch: int) -> None:
-        """Prepare for one iterator of *epoch*."""
+    def begin(self, epoch: int, number: int) -> None:
+        """Prepare for the iterator that makes pass *number* over the loader in *epoch*, counted from 0."""
+        ...
+
+    def note_fetch(self, batches: int) -> None:
+        """Note that the next batch is fetched, after *batches* batches of the present iterator."""
         ...
 
     def fast_forward(self, iterator: Iterator[Any]) -> None:
@@ -183,8 +246,8 @@ class PositionKind(Protocol):
         """Return the number of batches of this job before the loaded position."""
         ...
 
-    def load(self, at: Mapping[str, Any], *, epoch: int, world_size: int) -> None:
-        """Restore a position that :meth:`after` returned in *epoch* on one of *world_size* ranks."""
+    def load(self, at: Mapping[str, Any], *, where: Where) -> None:
+        """Restore a position that :meth:`after` returned in the pass *where*."""
         ...
 
 
@@ -193,6 +256,7 @@ def _kind_of(loader: Any, world_size: int) -> PositionKind:
     if elastic is not None:
         return Elastic(loader, elastic, world_size)
     plain = plain_loader(loader)
-    if hasattr(plain, "state_dict") and hasattr(plain, "load_state_dict"):
+    can_restore = hasattr(plain, "state_dict") and hasattr(plain, "load_state_dict")
+    if can_restore and not has_shuffle_buffer(getattr(plain, "dataset", None)):
         return Stateful(loader, world_size)
     return Counted(loader, world_size)

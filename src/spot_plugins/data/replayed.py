@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from torch.utils.data import IterableDataset
-
 from .loader_rng import LoaderGenerators
 from .rng import load_streams_state, streams_state
-from .unwrap import plain_loader, set_epoch
+from .unwrap import num_samples, plain_loader, samples_per_step, set_epoch, streams
+from .values import equal
+from .where import Where
 
 MISSING: Final = object()
 """Default of ``next()`` that stands for an iterator that has ended."""
@@ -33,22 +34,29 @@ class Replayed:
         self._plain = plain_loader(loader)
         self._world_size = world_size
         self._generators = LoaderGenerators(loader)
-        self._epoch = 0
-        self._before = 0  # batches of this epoch that earlier processes trained on
-        self._at_begin: dict[str, Any] = {}  # streams when this epoch was begun for the first time
+        self._samples_per_step = samples_per_step(loader, world_size)
+        self._pass = (0, 0)  # the epoch, and the number of passes that ended earlier in it
+        self._before = 0  # batches of this pass that earlier processes trained on
+        self._at_begin: dict[str, Any] = {}  # streams when this pass was begun for the first time
+        self._at_fetch: dict[str, Any] | None = None  # streams right before its first fetch, if they were others
         self._loaded: Mapping[str, Any] | None = None  # a loaded position until an epoch begins
         self._interrupted: dict[str, Any] | None = None  # streams to restore after the fast-forward
 
-    def begin(self, epoch: int) -> None:
-        """Begin the epoch of a loaded position again, or a new epoch."""
+    def begin(self, epoch: int, number: int) -> None:
+        """Begin the pass of a loaded position again, or a new pass."""
         loaded, self._loaded = self._loaded, None
         set_epoch(self._loader, epoch)
-        if loaded is not None and epoch == self._epoch:
+        if loaded is not None and (epoch, number) == self._pass:
             self._begin_again(loaded)
         else:
             self._begin_anew(loaded)
-        self._epoch = epoch
-        self._generators.begin(epoch)
+        self._pass = (epoch, number)
+        self._generators.begin(epoch, number)
+
+    def note_fetch(self, batches: int) -> None:
+        """Keep the streams for the first fetch, because hooks of the program may have drawn from them since."""
+        if self._before + batches == 0 and not equal(now := streams_state(), self._at_begin):
+            self._at_fetch = now
 
     def fast_forward(self, iterator: Iterator[Any]) -> None:
         """Restore the streams that :meth:`begin` found."""
@@ -62,8 +70,11 @@ class Replayed:
             return dict(self._loaded)
         return {
             "batches": self._before + batches,
+            "batch_size": self._samples_per_step,
+            "num_samples": num_samples(self._loader),
             "seeds": list(self._generators.seeds),
             "at_begin": self._at_begin,
+            "at_fetch": self._at_fetch,
         }
 
     def progress(self, batches: int) -> int:
@@ -72,34 +83,43 @@ class Replayed:
 
     def ends_after(self, batches: int) -> bool:
         """Return True if the epoch ends after *batches* batches. False for a loader without a length."""
-        length = _length(self._loader)
+        length = length_of(self._loader)
         return length is not None and self.num_done() + batches >= length
 
     def num_done(self) -> int:
         """Return the number of batches before the position, whether its epoch has begun again or not."""
         return self._before if self._loaded is None else int(self._loaded["batches"])
 
-    def load(self, at: Mapping[str, Any], *, epoch: int, world_size: int) -> None:
-        """Keep the position until an epoch begins, because its use depends on the number of that epoch."""
+    def load(self, at: Mapping[str, Any], *, where: Where) -> None:
+        """Keep the position until a pass begins, because its use depends on which pass that is."""
+        here = num_samples(self._loader)
+        there = at.get("num_samples", here)
+        if here != there:
+            warnings.warn(
+                f"the training data has num_samples={here}, and num_samples={there} in the checkpoint, so the rest of "
+                f"this epoch has another order, and some samples come twice or never. Use the same data as before, or "
+                f"start a new run",
+                stacklevel=4,
+            )
         self._generators.seeds = list(at["seeds"])
         self._loaded = at
-        self._epoch = epoch
+        self._pass = (where.epoch, where.number)
 
     def _begin_again(self, loaded: Mapping[str, Any]) -> None:
         self._before = loaded["batches"]
-        self._at_begin = loaded["at_begin"]
+        self._at_begin, self._at_fetch = loaded["at_begin"], loaded.get("at_fetch")
         if self._before > 0:
             self._interrupted = streams_state()
             load_streams_state(self._at_begin)
 
     def _begin_anew(self, loaded: Mapping[str, Any] | None) -> None:
         self._before = 0
-        self._at_begin = streams_state()
+        self._at_begin, self._at_fetch = streams_state(), None
 
 
-def _length(loader: Any) -> int | None:
+def length_of(loader: Any) -> int | None:
     """Return the number of batches in an epoch. None if unknown; an iterable data set only estimates its length."""
-    if isinstance(getattr(loader, "dataset", None), IterableDataset):
+    if streams(loader):
         return None
     try:
         return len(loader)

@@ -10,6 +10,7 @@ import torch.distributed
 from torch.utils.data.distributed import DistributedSampler
 
 from ..errors import ConfigError
+from .internals import accelerate_deals_out
 from .rng import mixed_seed
 
 
@@ -54,7 +55,8 @@ class ElasticSampler(DistributedSampler[int]):
             shuffle: Permute the samples. Otherwise the order is 0, 1, 2, ...
             drop_last: Drop the samples that do not divide over the replicas, instead of padding.
             num_replicas: Number of replicas that share an epoch. If None, torch.distributed is asked at every use,
-                and the number is 1 until it is initialized. Give both or neither of this and *rank*.
+                and the number is 1 until it is initialized. It is 1 as well if there is an ``Accelerator``, which
+                deals the samples out itself. Give both or neither of this and *rank*.
             rank: Number of this replica, from 0.
 
         Raises:
@@ -185,6 +187,8 @@ class ElasticSampler(DistributedSampler[int]):
     def _where(self) -> tuple[int, int]:
         if self._replica is not None:
             return self._replica
+        if accelerate_deals_out():  # what it prepares is the global order, and its length that of all ranks together
+            return 1, 0
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             return torch.distributed.get_world_size(), torch.distributed.get_rank()
         return 1, 0

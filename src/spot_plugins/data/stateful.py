@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from ..errors import ConfigError
-from .internals import as_unfinished, check_stateful, drop_early_iterator, knows_its_end
+from .internals import (
+    as_unfinished,
+    check_stateful,
+    dataset_state_of,
+    drop_early_iterator,
+    end_persistent_workers,
+    is_hugging_face,
+    knows_its_end,
+)
 from .replayed import MISSING, Replayed
 from .rng import borrowed_streams
+from .stream_state import initial_state, keeps_state, loses_samples, repeats_start
+from .unwrap import streams
+from .where import Where
+
+_MOST_BATCHES_CHECKED: Final = 64
+"""Batches that are fetched once more, once per process, to check the state of a stream."""
 
 
 class Stateful(Replayed):
@@ -24,37 +40,59 @@ class Stateful(Replayed):
         # The state that brings a new loader to where the present iterator began. It may be a state from the end of
         # the epoch before, or None.
         self._start: dict[str, Any] = {"loader": None, "of_epoch_before": True}
+        self._dataset: Any = getattr(self._plain, "dataset", None)
+        self._is_stream = keeps_state(self._dataset)
+        self._initial = initial_state(self._dataset) if self._is_stream else None
+        self._given: Any = None  # the state that was restored to the data set
+        self._earlier: tuple[int, Any] | None = None  # batches, and the state of the data set after them
+        # With Accelerate's dispatching loader rank 0 alone reads.
+        deals_out = world_size > 1 and hasattr(loader, "slice_fn")
+        has_workers = self._num_workers > 0
+        self._is_checked = not self._is_stream or has_workers or deals_out or is_hugging_face(self._dataset)
         drop_early_iterator(self._plain)
 
-    def begin(self, epoch: int) -> None:
-        """Give the loader its state, so that its next iterator belongs to *epoch*."""
-        super().begin(epoch)
+    def begin(self, epoch: int, number: int) -> None:
+        """Give the loader its state, so that its next iterator makes this pass of *epoch*."""
+        super().begin(epoch, number)
         self._has_begun = True
 
     def after(self, batches: int) -> dict[str, Any]:
         """Ask the loader for its state. Before its first batch use the start, because asking starts an iterator."""
         if self._loaded is not None:
             return dict(self._loaded)
+        self._check_stream(batches)
         now = {"loader": self._loader.state_dict(), "of_epoch_before": False} if batches > 0 else self._start
         return {**super().after(batches), **now, "num_workers": self._num_workers}
 
-    def load(self, at: Mapping[str, Any], *, epoch: int, world_size: int) -> None:
-        """Keep the position. Refuse one that the loader would refuse later with a less helpful error."""
+    def note_fetch(self, batches: int) -> None:
+        """Keep the streams for the first fetch, and look after two more whether the state holds the position."""
+        super().note_fetch(batches)
+        self._check_stream(batches)
+
+    def load(self, at: Mapping[str, Any], *, where: Where) -> None:
+        """Keep the position. Refuse one that the loader would refuse later, or follow to another place."""
         for name, here, there in (
-            ("world_size", self._world_size, world_size),
+            ("world_size", self._world_size, where.world_size),
             ("num_workers", self._num_workers, at["num_workers"]),
+            (
+                f"batch_size over {self._world_size} ranks",
+                self._samples_per_step,
+                at.get("batch_size", self._samples_per_step),
+            ),
         ):
             if here != there:
+                other = "" if streams(self._loader) else ", or a loader from spot_plugins.data.elastic_loader"
                 raise ConfigError(
                     f"{name}={here} differs from {name}={there} in the checkpoint, and a stateful loader can "
-                    f"only continue with the same number. Use {name}={there}, or a loader from "
-                    f"spot_plugins.data.elastic_loader, which takes any"
+                    f"only continue with the same number. Use {name}={there}{other and other + ', which takes any'}, "
+                    f"or start a new run"
                 )
-        super().load(at, epoch=epoch, world_size=world_size)
+        super().load(at, where=where)
 
     def _begin_again(self, loaded: Mapping[str, Any]) -> None:
         super()._begin_again(loaded)
         self._start = {name: loaded[name] for name in self._start}
+        self._given = self._dataset_state(loaded["loader"])
         if loaded["of_epoch_before"]:
             self._pass_over(loaded["loader"])
         else:
@@ -67,8 +105,57 @@ class Stateful(Replayed):
         if loaded is not None:
             self._pass_over(loaded["loader"])
             self._start = {"loader": loaded["loader"], "of_epoch_before": True}
+            self._given = self._dataset_state(loaded["loader"])
         elif self._has_begun:
             self._start = {"loader": self._loader.state_dict(), "of_epoch_before": True}
+        self._earlier = None
+        self._forget_given()
+
+    def _forget_given(self) -> None:
+        """
+        Let a data set begin at its beginning that would begin every epoch where it was restored to.
+
+        An uninterrupted process never restores it. Without workers it gets back the state in which it was seen first.
+        Persistent workers are made anew from the data set of this process, which was never restored.
+        """
+        given, self._given = self._given, None
+        if given is None or not repeats_start(self._dataset, given):
+            return
+        if self._num_workers > 0:
+            end_persistent_workers(self._plain)
+        elif self._initial is None:
+            warnings.warn(
+                f"{type(self._dataset).__name__} begins every epoch where it was restored to, and had no state before "
+                f"its first epoch. Let it forget the state of load_state_dict() when an iterator is made",
+                stacklevel=2,
+            )
+        else:
+            self._dataset.load_state_dict(copy.deepcopy(self._initial))
+
+    def _dataset_state(self, state: Mapping[str, Any] | None) -> Any:
+        """Return the state of the stream within *state* of its loader. None if this is no stream with a state."""
+        if not self._is_stream or state is None:
+            return None
+        return self._initial if self._num_workers > 0 else dataset_state_of(state)
+
+    def _check_stream(self, batches: int) -> None:
+        """Warn if the state of the data set after some batches does not lead to its state after a few more."""
+        if self._is_checked or batches == 0 or self._samples_per_step is None:
+            return
+        # Of the loader, because Accelerate has fetched one batch ahead and knows the state from before that.
+        state = copy.deepcopy(dataset_state_of(self._loader.state_dict()))
+        earlier, self._earlier = self._earlier, (batches, state)
+        if earlier is None or state is None or not 0 < batches - earlier[0] <= _MOST_BATCHES_CHECKED:
+            return
+        self._is_checked = True
+        num_samples = (batches - earlier[0]) * self._samples_per_step // self._world_size
+        if loses_samples(self._dataset, earlier[1], state, num_samples):
+            warnings.warn(
+                f"{type(self._dataset).__name__}.state_dict() does not hold all that its iterator knows, such as the "
+                f"content of a shuffle buffer. A resumed epoch would miss samples. Use a plain torch DataLoader, whose "
+                f"position is found by fetching batches again",
+                stacklevel=2,
+            )
 
     def _pass_over(self, state: Mapping[str, Any] | None) -> None:
         """

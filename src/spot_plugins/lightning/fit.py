@@ -71,10 +71,6 @@ class Fit:
         self._loops.apply()
         self._rng.apply()
 
-    def begin_epoch(self) -> None:
-        """Begin the position of the next epoch, before its iterator is made."""
-        self._position.begin_epoch()
-
     def end_batch(self) -> None:
         """Report the step to the session, if the batch completed one, and begin a pause if validation is next."""
         step = self._trainer.global_step

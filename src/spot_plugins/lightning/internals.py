@@ -7,14 +7,16 @@ attribute that an installed version lacks. The drills in ``tests/drills`` pin wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+import os
+from collections.abc import Callable
 from typing import Any, Final
 
+from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import Trainer
 from lightning.pytorch.loops.evaluation_loop import RestartStage as EvaluationRestart
 from lightning.pytorch.utilities import CombinedLoader
 
+from ..data import TrackedLoader
 from ..data.internals import Library, check_torch
 from ..errors import ConfigError
 
@@ -22,10 +24,14 @@ LIGHTNING: Final = Library(package="lightning", checked="2.6.*")
 TORCHMETRICS: Final = Library(package="torchmetrics", checked="1.9.*")
 
 try:
-    from lightning.pytorch.loops.fetchers import _DataFetcher, _PrefetchDataFetcher
+    from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
     from lightning.pytorch.trainer.connectors.logger_connector.result import _Metadata, _ResultMetric, _Sync
+    from lightning.pytorch.utilities.combined_loader import _MaxSizeCycle
 except ImportError as error:
     raise ConfigError(LIGHTNING.missing(f"private class: {error}")) from error
+
+_FILES_OF_FINDERS: Final = (".lr_find_", ".scale_batch_size_")
+"""Beginnings of the names of the files in which a finder keeps the state from before its trials."""
 
 TRAINER_ATTRIBUTES: Final = (
     "_checkpoint_connector._ckpt_path",
@@ -36,6 +42,8 @@ TRAINER_ATTRIBUTES: Final = (
     "_signal_connector._sigterm_notifier_fn",
     "fit_loop._combined_loader",
     "fit_loop._data_fetcher",
+    "fit_loop._last_train_dl_reload_epoch",
+    "fit_loop._load_combined_loader_states",
     "fit_loop._restarting",
     "fit_loop.epoch_loop._batches_that_stepped",
     "fit_loop.epoch_loop._on_before_fetch",
@@ -58,7 +66,8 @@ def check(trainer: Trainer) -> None:
     """
     check_torch()
     LIGHTNING.require("Trainer", trainer, TRAINER_ATTRIBUTES)
-    LIGHTNING.require("CombinedLoader", iter(CombinedLoader([[0]])), ("_iterator._idx",))
+    combined = iter(CombinedLoader([[0]], "max_size_cycle"))
+    LIGHTNING.require("CombinedLoader", combined, ("_flattened", "_mode", "_iterator._idx", "_iterator._consumed"))
     LIGHTNING.require("_Sync", _Sync(), ("_should", "_op"))
     metric = _ResultMetric(_Metadata(fx="on_fit_start", name="probe"), is_tensor=True)
     TORCHMETRICS.require("Metric", metric, ("_update_count",))
@@ -97,7 +106,7 @@ def ignore_ckpt_path(trainer: Trainer, warn: Callable[[str], None]) -> None:
         warn: Called with the path, if there is one.
     """
     connector = trainer._checkpoint_connector
-    if connector._ckpt_path:
+    if connector._ckpt_path and not os.path.basename(connector._ckpt_path).startswith(_FILES_OF_FINDERS):
         warn(str(connector._ckpt_path))
     connector._loaded_checkpoint = {}
     connector._ckpt_path = None
@@ -178,41 +187,113 @@ def make_training_loaders_again(trainer: Trainer) -> None:
     trainer.fit_loop._combined_loader = None
 
 
-def training_iterators(trainer: Trainer) -> list[Iterator[Any]]:
-    """Return the present iterator of every training loader."""
-    iterator = _training_loader(trainer)._iterator
+def call_with_training_loaders(trainer: Trainer, call: Callable[[CombinedLoader], None]) -> None:
+    """Run *call* with the training loaders every time Lightning has made them, before it makes their iterators."""
+    fit_loop = trainer.fit_loop
+    original = fit_loop._load_combined_loader_states
+
+    def load_combined_loader_states() -> None:
+        original()
+        call(_training_loader(trainer))
+
+    fit_loop.__dict__["_load_combined_loader_states"] = load_combined_loader_states
+
+
+def stop_call_with_training_loaders(trainer: Trainer) -> None:
+    """Undo :func:`call_with_training_loaders`."""
+    trainer.fit_loop.__dict__.pop("_load_combined_loader_states", None)
+
+
+def replace_iterables(
+    combined: CombinedLoader, begin: Callable[[], list[Any]], begun: Callable[[CombinedLoader], None]
+) -> None:
+    """
+    Let all iterators of *combined* be made from other iterables.
+
+    Its mode decides how often an iterator is made from each of them. Everybody else finds the loaders as before.
+
+    Args:
+        combined: A combined loader. Its class is replaced by a subclass, until :func:`restore_iterables`.
+        begin: Called when the iterators of an epoch are made. Returns one iterable for each loader.
+        begun: Called with *combined* right after they were made, before the first fetch.
+    """
+    original = type(combined)
+
+    def make_iterators(self: CombinedLoader) -> CombinedLoader:
+        loaders, self._flattened = self._flattened, begin()
+        try:
+            original.__iter__(self)
+        finally:
+            self._flattened = loaders
+        begun(self)
+        return self
+
+    combined.__class__ = type(original.__name__, (original,), {"__iter__": make_iterators, "_replaced_class": original})
+
+
+def restore_iterables(combined: CombinedLoader) -> None:
+    """Undo :func:`replace_iterables`."""
+    combined.__class__ = getattr(combined, "_replaced_class", type(combined))
+
+
+def loaders_of(combined: CombinedLoader) -> list[Any]:
+    """Return the loaders of *combined* in Lightning's order."""
+    return list(combined.flattened)
+
+
+def set_progress(combined: CombinedLoader, *, num_fetched: int, completed: list[bool]) -> None:
+    """
+    Let the new iterators of *combined* continue in the middle of an epoch.
+
+    Args:
+        combined: The combined loader whose iterators were just made.
+        num_fetched: Batches of this epoch that were fetched before.
+        completed: True for each loader that was gone through before. A cycle ends once all were.
+    """
+    iterator = combined._iterator
     assert iterator is not None
-    return iterator.iterators
+    iterator._idx = num_fetched
+    if isinstance(iterator, _MaxSizeCycle):
+        iterator._consumed = completed
 
 
-def num_fetched(trainer: Trainer) -> int:
-    """Return the number of training batches that were fetched in this epoch by this process."""
-    iterator = _training_loader(trainer)._iterator
-    return 0 if iterator is None else iterator._idx
+def make_training_iterators(trainer: Trainer) -> None:
+    """Make the iterators of all training loaders anew, and fetch the batch ahead, if there is one."""
+    assert trainer.fit_loop._data_fetcher is not None
+    iter(trainer.fit_loop._data_fetcher)
 
 
-def batches_ahead(trainer: Trainer) -> list[Any]:
-    """Return the batches that were fetched before they are needed: one, for a loader without a length."""
-    fetcher = trainer.fit_loop._data_fetcher
-    return fetcher.batches if isinstance(fetcher, _PrefetchDataFetcher) else []
+def num_batches_left(trainer: Trainer, tracked: list[TrackedLoader]) -> float:
+    """Return the number of batches until Lightning ends the epoch in which *tracked* loaders continue."""
+    combined = _training_loader(trainer)
+    limits = combined.limits or [float("inf")] * len(tracked)
+    left = [loader.num_left(limit) for loader, limit in zip(tracked, limits, strict=True)]
+    if combined._mode == "min_size":
+        return min(left)
+    # The epoch ends when every loader was gone through once.
+    return max((number for number, loader in zip(left, tracked, strict=True) if not loader.num_passes), default=0)
+
+
+def num_batches(trainer: Trainer) -> float:
+    """Return the number of batches of a full epoch, or infinity."""
+    length = sized_len(_training_loader(trainer))
+    return float("inf") if length is None else length
+
+
+def loaders_made_in(trainer: Trainer) -> float:
+    """Return the epoch in which the training loaders were made. Lightning makes them again every few epochs."""
+    return trainer.fit_loop._last_train_dl_reload_epoch
+
+
+def set_loaders_made_in(trainer: Trainer, epoch: float) -> None:
+    """Let the training loaders count as made in *epoch*."""
+    trainer.fit_loop._last_train_dl_reload_epoch = epoch
 
 
 def fetches_ahead(trainer: Trainer) -> bool:
     """Return True if one batch is fetched ahead, because no length says which batch is the last."""
     fetcher = trainer.fit_loop._data_fetcher
     return isinstance(fetcher, _PrefetchDataFetcher) and fetcher.length is None
-
-
-def fetch_ahead_again(trainer: Trainer) -> None:
-    """Replace the batch that was fetched ahead by the next one of the iterators."""
-    fetcher = trainer.fit_loop._data_fetcher
-    assert isinstance(fetcher, _PrefetchDataFetcher)
-    fetcher.batches.clear()
-    iterator = _training_loader(trainer)._iterator
-    assert iterator is not None
-    iterator._idx = 0
-    with suppress(StopIteration):
-        fetcher.batches.append(_DataFetcher.__next__(fetcher))
 
 
 def validation_loaders(trainer: Trainer) -> list[Any]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from itertools import chain
 from typing import Any, cast
 
 from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import CombinedLoader
 
-from ..data import ElasticSampler, LoaderPosition, samplers, shield_workers
+from ..data import ElasticSampler, TrackedLoader, samplers, shield_workers
 from ..data.rng import load_streams_state, streams_state
 from ..errors import ConfigError
 from . import internals
@@ -17,8 +17,12 @@ class PositionPart:
     """
     The positions of all training loaders.
 
-    Lightning passes every new loader through ``Strategy.process_dataloader`` and makes its iterator after that. This
-    part replaces the method: it shields the workers of the loader and gives a training loader its position.
+    Lightning combines the training loaders, and its combined loader makes their iterators. In some modes it makes
+    several iterators of a short loader in one epoch. This part lets it make them from tracked loaders, which count.
+    Lightning may make the loaders several times, for example to find a learning rate. Then their positions begin anew.
+
+    After a resume the iterators are made by :meth:`apply`, after all hooks that come before the first batch. Until
+    then the loaders yield nothing.
 
     If a loader has no length, Lightning fetches one batch ahead to know which batch is the last. The position is then
     the one before that fetch. The random streams from before the fetch are saved with it.
@@ -26,11 +30,12 @@ class PositionPart:
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
-        self._positions: list[LoaderPosition] = []
-        self._made: list[LoaderPosition] = []
-        self._restored: list[dict[str, Any]] = []
+        self._combined: CombinedLoader | None = None
+        self._loaders: list[TrackedLoader] = []
+        self._restored: dict[str, Any] | None = None
+        self._waits = False  # for apply()
+        self._continues = False  # in the middle of an epoch
         self._ahead: dict[str, Any] | None = None
-        self._streams: dict[str, Any] | None = None
         self._resharded = False
         strategy = trainer.strategy
         original = strategy.process_dataloader
@@ -39,22 +44,26 @@ class PositionPart:
             loader = original(dataloader)
             shield_workers(loader)
             self._bind_samplers(loader)
-            if trainer.training:
-                self._make_position(loader)
             return loader
 
         strategy.__dict__["process_dataloader"] = process_dataloader
+        internals.call_with_training_loaders(trainer, self._adopt)
         internals.call_before_fetch(trainer, self._before_fetch)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the positions after the present batch."""
-        return {"replicas": self.num_replicas, **(self._ahead or {"streams": None, "loaders": self._after_fetched()})}
+        if self._waits and self._restored is not None:
+            return self._restored
+        state = {"replicas": self.num_replicas, **(self._ahead or {"streams": None, "loaders": self._after_fetched()})}
+        if self._trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
+            state["loaders_made_in"] = internals.loaders_made_in(self._trainer)
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep the positions until the loaders exist. Loaders that exist already are made again."""
-        self._restored, self._streams = state["loaders"], state["streams"]
+        self._restored = state
+        self._waits = True
         self._resharded = state["replicas"] != self.num_replicas
-        self._made = []
         internals.make_training_loaders_again(self._trainer)
 
     @property
@@ -65,10 +74,13 @@ class PositionPart:
 
     @property
     def num_done(self) -> int | None:
-        """Number of batches of this job before the restored position. None if Lightning's own counters are right."""
-        if not self._resharded:
-            return None
-        return max(position.num_done for position in self._positions)
+        """
+        Number of batches of this job before the restored position. None if Lightning's own counters are right.
+
+        They are counted back from the end of the epoch, because the batch size or the number of ranks may have been
+        another one before.
+        """
+        return self._num_fetched() if self._continues or self._resharded else None
 
     def numbers(self) -> tuple[int, ...]:
         """Return epoch and progress in each loader as numbers. This takes a microsecond, unlike a position."""
@@ -76,49 +88,78 @@ class PositionPart:
         return tuple(number for position in self._positions for number in position.numbers(num_trained))
 
     def apply(self) -> None:
-        """Bring iterators that cannot start at a position there, right before the first batch."""
-        self._adopt()
-        ahead = internals.batches_ahead(self._trainer)
-        if ahead and len({position.kind for position in self._positions}) > 1:
-            raise ConfigError(
-                "of several training loaders one is without a length, and not all find their position in the same way. "
-                "Give that one a length, or make all of them StatefulDataLoaders"
-            )
-        num_used = 0
-        for position, iterator in zip(self._positions, internals.training_iterators(self._trainer), strict=True):
-            left = iter(ahead.copy())
-            position.fast_forward(chain(left, iterator))
-            num_used = len(ahead) - len(list(left))
-        if num_used:  # the batch ahead is now the one at the position, with the random streams of its first fetch
-            if self._streams is not None:
-                load_streams_state(self._streams)
-            internals.fetch_ahead_again(self._trainer)
-
-    def begin_epoch(self) -> None:
-        """Begin a new epoch, unless its iterator exists already."""
-        self._adopt()
-        self._ahead = None
-        for position in self._positions:
-            if position.epoch != self._epoch:
-                position.begin_epoch(self._epoch)
+        """Make the iterators of a resumed epoch, right before the first batch."""
+        if not self._waits:
+            return
+        assert self._restored is not None
+        self._waits = False
+        internals.make_training_iterators(self._trainer)
+        if "loaders_made_in" in self._restored:
+            internals.set_loaders_made_in(self._trainer, self._restored["loaders_made_in"])
+        self._restored = None
 
     def close(self) -> None:
         """Give the trainer its own methods back."""
         self._trainer.strategy.__dict__.pop("process_dataloader", None)
+        internals.stop_call_with_training_loaders(self._trainer)
         internals.stop_call_before_fetch(self._trainer)
+        if self._combined is not None:
+            internals.restore_iterables(self._combined)
 
     @property
     def _epoch(self) -> int:
         """The epoch that is trained now, or comes next. Lightning gives samplers the same number."""
         return cast("int", self._trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
 
+    def _adopt(self, combined: CombinedLoader) -> None:
+        """Track the loaders of *combined*, which Lightning has just made."""
+        if self._combined is not None:
+            internals.restore_iterables(self._combined)
+        self._combined = combined
+        self._loaders = [TrackedLoader(loader, self.num_replicas) for loader in internals.loaders_of(combined)]
+        if self._restored is not None:
+            states = self._restored["loaders"]
+            if len(states) != len(self._loaders):
+                raise ConfigError(
+                    f"train_dataloader returned {len(self._loaders)} loaders, and {len(states)} are in the checkpoint, "
+                    f"so their positions cannot be restored. Use the same loaders as before, or start a new run"
+                )
+            for loader, state in zip(self._loaders, states, strict=True):
+                loader.load_state_dict(state)
+        internals.replace_iterables(combined, self._begin, self._begun)
+
+    def _begin(self) -> list[Any]:
+        """Return what the iterators of the present epoch are made from."""
+        self._ahead = None
+        if self._waits:
+            return [_Waiting(loader) for loader in self._loaders]
+        self._continues = self._restored is not None and self._loaders[0].position.epoch == self._epoch
+        for loader in self._loaders:
+            loader.begin_epoch(self._epoch)
+        return self._loaders
+
+    def _begun(self, combined: CombinedLoader) -> None:
+        """Restore what Lightning keeps for all iterators together."""
+        if self._restored is None or self._waits:
+            return
+        completed = [loader.num_passes > 0 for loader in self._loaders]
+        internals.set_progress(combined, num_fetched=self._num_fetched(), completed=completed)
+        if self._restored["streams"] is not None:
+            load_streams_state(self._restored["streams"])  # the batch ahead is fetched next
+
+    def _num_fetched(self) -> int:
+        """Return the number of batches of this job before the position with which the iterators have begun."""
+        total = internals.num_batches(self._trainer)
+        if total == float("inf"):
+            return max(loader.position.num_done for loader in self._loaders if not loader.num_passes)
+        return int(total - internals.num_batches_left(self._trainer, self._loaders))
+
     def _after_fetched(self) -> list[dict[str, Any]]:
         """Return the positions after all batches that the present iterators yielded."""
-        return [position.state_dict(internals.num_fetched(self._trainer)) for position in self._positions]
+        return [loader.state_dict() for loader in self._loaders]
 
     def _before_fetch(self) -> None:
         if internals.fetches_ahead(self._trainer):
-            self._adopt()
             self._ahead = {"streams": streams_state(), "loaders": self._after_fetched()}
 
     def _bind_samplers(self, loader: Any) -> None:
@@ -127,17 +168,15 @@ class PositionPart:
             if isinstance(sampler, ElasticSampler) and kwargs is not None:
                 sampler.bind(**kwargs)
 
-    def _make_position(self, loader: Any) -> None:
-        position = LoaderPosition(loader, self.num_replicas)
-        number = len(self._made)
-        if number < len(self._restored):
-            position.load_state_dict(self._restored[number])
-        position.begin_epoch(self._epoch)
-        self._made.append(position)
-        if self._streams is not None and position.kind != "counted":
-            load_streams_state(self._streams)  # the batch ahead is fetched next
 
-    def _adopt(self) -> None:
-        """Use the positions of loaders that were just made, also if loaders are made again every few epochs."""
-        if self._made:
-            self._positions, self._made, self._restored = self._made, [], []
+class _Waiting:
+    """A loader that has its length, and yields nothing until its position is applied."""
+
+    def __init__(self, loader: TrackedLoader) -> None:
+        self._loader = loader
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Any:
+        return iter(())

@@ -52,3 +52,45 @@ def test_a_package_that_is_not_installed_has_an_unknown_version():
     words = internals.Library(package="no-such-package", checked="1.*").missing("Thing._part")
 
     assert words.startswith("no-such-package=unknown has no Thing._part,")
+
+
+class Step:
+    """A step of a Hugging Face stream, with the steps below it."""
+
+    def __init__(self, *, ex_iterable=None, ex_iterables=None):
+        self.ex_iterable = ex_iterable
+        self.ex_iterables = ex_iterables
+
+
+class BufferShuffledExamplesIterable(Step):
+    """The step that Hugging Face's shuffle(buffer_size=...) adds."""
+
+
+class Streamed:
+    """A Hugging Face stream."""
+
+    def __init__(self, step):
+        self._ex_iterable = step
+
+
+class Shard:
+    """What Accelerate makes of a stream on several ranks."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+
+@pytest.mark.parametrize(
+    ("dataset", "expected"),
+    [
+        (None, False),
+        ([1, 2], False),
+        (Streamed(Step(ex_iterable=Step())), False),
+        (Streamed(BufferShuffledExamplesIterable()), True),
+        (Streamed(Step(ex_iterable=Step(ex_iterables=[Step(), BufferShuffledExamplesIterable()]))), True),
+        (Shard(Streamed(Step(ex_iterable=BufferShuffledExamplesIterable()))), True),
+    ],
+)
+def test_a_shuffle_buffer_is_found_below_other_steps(dataset, expected):
+    """Interleaved, mapped, limited, or shared out by Accelerate."""
+    assert internals.has_shuffle_buffer(dataset) == expected

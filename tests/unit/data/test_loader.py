@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.data_loader import prepare_data_loader
 from lightning.pytorch import LightningModule, Trainer
-from torch.utils.data import Dataset, IterableDataset
+from torch.utils.data import Dataset, IterableDataset, RandomSampler
 
 from spot_plugins.data import ElasticSampler, elastic_loader
 from spot_plugins.errors import ConfigError
@@ -209,6 +209,22 @@ def test_the_data_set_inside_can_be_used_as_before():
         (Stream(), {}, "dataset=Stream"),
         (iter([1, 2]), {}, "dataset=list_iterator"),
         ([1, 2], {"in_order": False, "num_workers": 1}, "in_order=False"),
+        ([1, 2], {"sampler": RandomSampler([1, 2])}, "sampler=RandomSampler cannot be given.*Leave sampler out"),
+        ([1, 2], {"sampler": [0], "shuffle": False}, "sampler=list cannot be given"),
+        ([1, 2], {"batch_sampler": [[0, 1]]}, "batch_sampler=list cannot be given"),
+        ([1, 2], {"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ([1, 2], {"batch_size": -3}, "batch_size=-3 must be at least 1"),
+        ([1, 2], {"batch_size": None}, "batch_size=None must be a whole number"),
+        ([1, 2], {"batch_size": True}, "batch_size=True must be a whole number"),
+        ([1, 2], {"batch_size": "4"}, "batch_size='4' must be a whole number"),
+        ([1, 2], {"batch_size": 2.0}, "batch_size=2.0 must be a whole number"),
+        ([1, 2], {"num_workers": -1}, "num_workers=-1 must be at least 0"),
+        ([1, 2], {"num_workers": None}, "num_workers=None must be a whole number"),
+        ([1, 2], {"seed": None}, "seed=None must be a whole number"),
+        ([1, 2], {"seed": "7"}, "seed='7' must be a whole number"),
+        ([1, 2], {"shuffle": None}, "shuffle=None must be True or False"),
+        ([1, 2], {"shuffle": "no"}, "shuffle='no' must be True or False"),
+        ([1, 2], {"drop_last": 1}, "drop_last=1 must be True or False"),
     ],
 )
 def test_what_has_no_exact_position_is_refused(dataset, settings, message):
@@ -216,7 +232,15 @@ def test_what_has_no_exact_position_is_refused(dataset, settings, message):
     Better before training than wrong after a resume.
     """
     with pytest.raises(ConfigError, match=message):
-        elastic_loader(dataset, batch_size=1, **settings)
+        elastic_loader(dataset, **{"batch_size": 1} | settings)
+
+
+@pytest.mark.parametrize("settings", [{"sampler": None, "batch_sampler": None}, {"batch_size": np.int64(2)}])
+def test_what_a_data_loader_takes_as_left_out_is_no_error(settings):
+    """
+    Programs pass their arguments on, and sizes come from numpy too.
+    """
+    assert len(elastic_loader([1, 2, 3, 4], **{"batch_size": 2} | settings)) == 2
 
 
 class Collect(LightningModule):

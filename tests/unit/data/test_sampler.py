@@ -5,19 +5,32 @@ from itertools import chain, zip_longest
 
 import pytest
 import torch.distributed
+from accelerate import Accelerator
 from accelerate.data_loader import BatchSamplerShard
+from accelerate.state import AcceleratorState, GradientState, PartialState
+from accelerate.utils import DataLoaderConfiguration
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from torch.utils.data import BatchSampler
+from torch.utils.data import BatchSampler, DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
-from spot_plugins.data import ElasticSampler
+from spot_plugins.data import ElasticSampler, LoaderPosition, elastic_loader
 from spot_plugins.errors import ConfigError
 
 sizes = st.integers(0, 40)
 worlds = st.integers(1, 5)
 seeds = st.integers(-(2**63), 2**64)
+
+
+def reset_accelerate():
+    for state in (AcceleratorState, PartialState, GradientState):
+        state._reset_state()
+
+
+@pytest.fixture(autouse=True)
+def _no_accelerator_of_another_test():
+    reset_accelerate()
 
 
 def global_order(length, seed, epoch, shuffle=True):
@@ -158,6 +171,42 @@ def test_the_world_is_asked_for_when_it_is_needed():
 
     assert isinstance(sampler, DistributedSampler)
     assert (alone, second_of_two) == (list(range(10)), [1, 3, 5, 7, 9])
+
+
+@pytest.mark.parametrize("settings", [{}, {"split_batches": True}, {"dispatch_batches": False}])
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("length", [80, 83])
+def test_its_length_under_accelerate_is_that_of_a_plain_loader(length, drop_last, settings, monkeypatch):
+    """
+    Scripts compute their schedule from the length before prepare, which is global, or after it, which is per rank.
+    """
+    for name in ("RANK", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "1")
+    torch.distributed.init_process_group("fake", rank=1, world_size=2, store=FakeStore())
+    try:
+        lengths = []
+        for make in (elastic_loader, DataLoader):
+            reset_accelerate()
+            accelerator = Accelerator(cpu=True, dataloader_config=DataLoaderConfiguration(**settings))
+            assert accelerator.num_processes == 2
+            loader = make(range(length), batch_size=4, drop_last=drop_last)
+            before = len(loader)
+            prepared = accelerator.prepare(loader)
+            after = len(prepared)
+            LoaderPosition(prepared, 2)
+            lengths.append((before, after, len(prepared)))
+        reset_accelerate()
+        alone = len(elastic_loader(range(80), batch_size=4))
+    finally:
+        reset_accelerate()
+        torch.distributed.destroy_process_group()
+
+    assert lengths[0] == lengths[1]
+    assert alone == 10  # a loop of one's own on two ranks, without an Accelerator
 
 
 def test_the_state_is_plain_json():
