@@ -103,9 +103,13 @@ class WayOut:
         """Continue training, or leave with the step of the pause. Raises as :meth:`leave`."""
         self._obey(self._agreement.exit_pause())
         with self._departure.held_off():  # a departure that leaves this rank behind is complete, or will not begin
-            self._saved_steps.release()
             if self._phase.now is Phase.PAUSED:
                 self._phase.move(Phase.TRAINING)
+
+    def save_held(self, step: int) -> bool:
+        """Save the state of *step* from the beginning of the last pause. Return whether it is saved."""
+        with self._departure.held_off():  # in a pause, a departure may be about to save the same state
+            return self._saved_steps.has(step) or self._saved_steps.save_held(step)
 
     def _hold(self, step: int) -> None:
         try:

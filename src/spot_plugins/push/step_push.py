@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -61,6 +61,7 @@ class StepPush:
         bus: EventBus,
         frozen: list[SealedBlob] | None = None,
         lower_priority: Callable[[], None] = lambda: None,
+        protected: Callable[[], Set[int]] = frozenset,
     ) -> None:
         """
         Prepare the push. Nothing is pushed before :meth:`run`.
@@ -73,6 +74,7 @@ class StepPush:
             bus: Gets the events.
             frozen: Blobs that were stored before and belong to this step too.
             lower_priority: Called on each thread that does the work.
+            protected: Called before steps are pruned. Returns those whose marks as kept are still to be put.
         """
         self._job = job
         self._settings = settings
@@ -80,6 +82,7 @@ class StepPush:
         self._images = images
         self._stored_before = frozen or []
         self._lower_priority = lower_priority
+        self._protected = protected
         self.frozen: list[SealedBlob] = []
         """The frozen blobs of this job, with their hashes. Complete once the step is committed."""
         self._bus = bus
@@ -237,7 +240,11 @@ class StepPush:
         settings = self._settings
         try:
             removed = prune(
-                self._ways.store, settings.attempt, keep_last=settings.keep_last, keep_every=settings.keep_every
+                self._ways.store,
+                settings.attempt,
+                keep_last=settings.keep_last,
+                keep_every=settings.keep_every,
+                protected=self._protected(),
             )
         except SupersededError as error:  # since the commit: the step stays committed
             self._bus.emit(events.Superseded(attempt=error.attempt, newest=error.newest))

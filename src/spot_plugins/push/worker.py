@@ -26,6 +26,7 @@ from ..format.keys import StepId
 from ..format.manifest import ManifestError
 from ..store import LocalStore, open_store
 from . import messages
+from .keeping import Marks
 from .messages import Channel, FrozenUse, PushJob, PushSettings, SealedBlob, StoredFrozen
 from .priority import Priority
 from .step_push import StepPush, Ways
@@ -60,6 +61,7 @@ class Worker:
             local=None if settings.local_dir is None else LocalStore(settings.local_dir),
         )
         self._bus = EventBus(lambda event: self._send(messages.encode_event(event)))
+        self._marks = Marks(self._ways.store, settings.attempt, self._bus)
 
     def run(self) -> None:
         """Serve until the trainer is gone and every step is stored or given up."""
@@ -78,6 +80,7 @@ class Worker:
         with self._changed:
             self._hopeless = True
             self._hasten()
+            self._changed.notify_all()
         pusher.join()
 
     def _on_message(self, body: dict[str, Any], fd: int | None) -> None:
@@ -93,6 +96,10 @@ class Worker:
             case {"frozen": int()}:
                 with self._changed:
                     self._frozen = messages.decode_frozen(body)
+            case {"keep": _}:
+                with self._changed:
+                    self._marks.add(messages.decode_keep(body))
+                    self._changed.notify_all()
             case _:
                 job = messages.decode_job(body)
                 # Looked up now: the trainer may drop a buffer as soon as it has handed over the step.
@@ -111,8 +118,8 @@ class Worker:
 
     def _push_next(self) -> tuple[int, bool] | None:
         """Push the job that has waited longest. Return its step and whether it is committed, None if none will come."""
+        self._fulfill_until_next()
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._trainer_gone)
             if not self._waiting:
                 return None
             job, images = self._waiting.popleft()
@@ -124,6 +131,7 @@ class Worker:
                 bus=self._bus,
                 frozen=self._frozen_before(job),
                 lower_priority=self._priority.lower,
+                protected=lambda: self._marks.protected,
             )
             self._hasten()
         try:
@@ -138,6 +146,20 @@ class Worker:
                 self._send(messages.encode_frozen(frozen))
             self._send({"released": job.buffers})
         return job.step, push.is_committed
+
+    def _fulfill_until_next(self) -> None:
+        """Mark and release steps until a job waits or none will come. All marks are tried once before the job."""
+        while True:
+            self._marks.fulfill()
+            with self._changed:
+                if self._waiting or (self._trainer_gone and self._marks.is_done):
+                    return
+                if self._marks.is_done:
+                    self._changed.wait_for(lambda: self._waiting or self._trainer_gone or not self._marks.is_done)
+                elif self._hopeless:
+                    self._marks.give_up("the trainer is gone and the store did not take the mark in time")
+                else:
+                    self._changed.wait(self._marks.pause_s)
 
     def _frozen_before(self, job: PushJob) -> list[SealedBlob]:
         """Return the frozen blobs that are stored and belong to *job*."""

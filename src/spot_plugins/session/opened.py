@@ -21,6 +21,7 @@ from ..resume.join import Membership, join_run
 from ..save import SavedSteps, Saver
 from ..schedule import Pacer, Preemptions, recent_preemptions
 from ..state.registry import Registry
+from .keeper import Keeper
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class Opened:
     agreement: Agreement
     listener: Listener
     way_out: WayOut
+    keeper: Keeper
 
 
 def join_and_build(
@@ -97,6 +99,18 @@ def join_and_build(
         departure=departure,
         stack=stack,
     )
+    keeper = Keeper(
+        job=job,
+        run=run,
+        pusher=pusher,
+        saved_steps=saved_steps,
+        measurements=measurements,
+        agreement=agreement,
+        way_out=way_out,
+        phase=phase,
+        bus=bus,
+    )
+    bus.subscribe(keeper.on_event)
     bus.subscribe(measurements.on_event)
     bus.subscribe(pacer.on_event)
     stack.callback(listener.release_signals)
@@ -104,7 +118,7 @@ def join_and_build(
     stack.callback(saver.close)  # before the pusher, which gets what is being copied
     stack.callback(agreement.close)
     stack.callback(listener.close)
-    return Opened(job, run, pusher, saver, saved_steps, measurements, agreement, listener, way_out)
+    return Opened(job, run, pusher, saver, saved_steps, measurements, agreement, listener, way_out, keeper)
 
 
 def _pacer(config: SpotConfig, run: Membership, job: Job, clock: Clock, bus: EventBus) -> Pacer:

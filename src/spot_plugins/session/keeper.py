@@ -1,0 +1,173 @@
+"""Steps that are kept until they are released, such as the best one by validation."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any, Final, cast
+
+from ..agreement import Agreement
+from ..errors import StoreError
+from ..events import Event, EventBus, KeepFailed, Kept, Released, SaveAbandoned
+from ..format.kept import KeptStep, kept_steps
+from ..leave.measurements import Measurements
+from ..leave.phase import Phase, PhaseTracker
+from ..leave.way_out import WayOut
+from ..push import Pusher
+from ..push.messages import KeepRequest
+from ..ranks import Job
+from ..resume.join import Membership
+from ..save import SavedSteps
+from ..store import patiently
+
+logger = logging.getLogger(__name__)
+
+PROGRAM: Final = "program"
+"""The owner of the steps that a program keeps itself."""
+
+
+class Keeper:
+    """
+    The steps that this job keeps, by owner. Every rank saves its share; rank 0 lets its pusher put the marks.
+
+    Args:
+        job: The ranks of the job.
+        run: The run and its store.
+        pusher: Puts and removes the marks.
+        saved_steps: The steps of this attempt.
+        measurements: Learns what is saved.
+        agreement: Learns what is saved.
+        way_out: Saves the state of a pause.
+        phase: The phase of the session.
+        bus: Gets the events.
+    """
+
+    def __init__(
+        self,
+        *,
+        job: Job,
+        run: Membership,
+        pusher: Pusher,
+        saved_steps: SavedSteps,
+        measurements: Measurements,
+        agreement: Agreement,
+        way_out: WayOut,
+        phase: PhaseTracker,
+        bus: EventBus,
+    ) -> None:
+        self._job = job
+        self._run = run
+        self._pusher = pusher
+        self._saved_steps = saved_steps
+        self._measurements = measurements
+        self._agreement = agreement
+        self._way_out = way_out
+        self._phase = phase
+        self._bus = bus
+        self._lock = threading.Lock()
+        self._kept: set[tuple[int, str]] = set()
+
+    def resumed(self, *, is_mirror: bool) -> None:
+        """
+        Find the steps that earlier attempts kept. Every rank calls this after a resume.
+
+        Raises:
+            StoreError: The store does not answer. Every rank raises it.
+        """
+        found: list[Any] = []
+        problem: list[Any] = []
+        if self._job.rank == 0:
+            try:
+                marks = patiently(lambda: list(kept_steps(self._run.store)))
+                found = [[mark.step_id.step, mark.owner] for mark in marks if mark.is_committed or is_mirror]
+                self._drop([mark for mark in marks if not mark.is_committed and not is_mirror], found)
+            except StoreError as error:
+                problem = [error.operation, error.key, error.reason]
+        found, problem = cast("Any", self._job.exchange("resume/kept", cast("Any", [found, problem]))[0])
+        if problem:
+            raise StoreError(*problem)
+        with self._lock:
+            self._kept = {(step, owner) for step, owner in found}
+
+    def steps_of(self, owner: str) -> tuple[int, ...]:
+        """Return the steps that *owner* keeps, in order."""
+        with self._lock:
+            return tuple(sorted(step for step, by in self._kept if by == owner))
+
+    def keep(self, step: int, owner: str) -> None:
+        """
+        Keep *step*. If it is the present step and not saved, save it now.
+
+        Raises:
+            ValueError: *step* is not trained yet, or *owner* is no word.
+        """
+        present = step if self._saved_steps.present is None else self._saved_steps.present
+        if step > present:
+            raise ValueError(f"keep({step}): step {step} is not trained yet, the last one is {present}")
+        if not (owner.isascii() and owner.isalpha() and owner.islower()):
+            raise ValueError(f"owner={owner!r} must be a word in small letters, such as 'program'")
+        with self._lock:
+            self._kept.add((step, owner))
+        if self._phase.now is Phase.LEFT_BEHIND:
+            self._fail(step, owner, "the other ranks have left, and this rank saves nothing any more")
+        elif step == present and (reason := self._save(step)) is not None:
+            self._fail(step, owner, reason)
+        elif self._pusher.is_abandoned(step):
+            self._fail(step, owner, "it could not be stored")
+        elif self._job.rank == 0:
+            is_saving = not self._pusher.has_ended(step)
+            self._pusher.ask(KeepRequest(step=step, owner=owner, keeps=True, is_saving=is_saving))
+
+    def _save(self, step: int) -> str | None:
+        """Save *step*, unless it is saved. Return the reason if it cannot be."""
+        if self._saved_steps.has(step):
+            return None
+        if self._way_out.save_held(step):
+            self._measurements.on_saved(step)
+            return None
+        if self._phase.now is Phase.PAUSED:
+            return "there was no room for its state when the pause began"
+        try:
+            if self._saved_steps.save(step, "explicit"):
+                self._measurements.on_saved(step)
+            self._agreement.saved(step)
+        except StoreError as error:  # training continues without it
+            return error.reason
+        return None
+
+    def release(self, step: int, owner: str) -> None:
+        """Let *step* be pruned like any other, unless another owner keeps it."""
+        with self._lock:
+            self._kept.discard((step, owner))
+        if self._job.rank == 0 and self._phase.now is not Phase.LEFT_BEHIND:
+            self._pusher.ask(KeepRequest(step=step, owner=owner, keeps=False))
+
+    def on_event(self, event: Event) -> None:
+        """Say that a step is not kept after all. On any thread."""
+        match event:
+            case SaveAbandoned(step=step):
+                with self._lock:
+                    owners = [owner for kept, owner in self._kept if kept == step]
+                for owner in owners:
+                    self._fail(step, owner, f"it will not be committed, because {event.reason}")
+                    if self._job.rank == 0:
+                        self._pusher.ask(KeepRequest(step=step, owner=owner, keeps=False))
+            case KeepFailed(step=step, owner=owner):
+                with self._lock:
+                    self._kept.discard((step, owner))
+                logger.warning("step %s is not kept: %s", step, event.reason)
+            case Kept(step=step, attempt=attempt, owner=owner):
+                logger.info("step %s of attempt %s is kept by the %s", step, attempt, owner)
+            case Released(step=step, owner=owner):
+                logger.info("step %s is released by the %s", step, owner)
+
+    def _fail(self, step: int, owner: str, reason: str) -> None:
+        self._bus.emit(KeepFailed(step=step, owner=owner, reason=reason))
+
+    def _drop(self, lost: list[KeptStep], found: list[Any]) -> None:
+        """Remove the marks of steps that were never committed. On rank 0."""
+        for mark in lost:
+            step, owner = mark.step_id.step, mark.owner
+            if [step, owner] not in found:
+                self._fail(step, owner, "an earlier attempt wanted it, but ended before all ranks had stored it")
+                self._pusher.ask(KeepRequest(step=step, owner=owner, keeps=False))
