@@ -106,6 +106,12 @@ class WayOut:
             if self._phase.now is Phase.PAUSED:
                 self._phase.move(Phase.TRAINING)
 
+    def hold(self, step: int) -> None:
+        """Stage *step*, so that it can still be saved after other code has changed the live state."""
+        with self._departure.held_off():
+            self._saver.fence()
+            self._saved_steps.hold(step)
+
     def save_held(self, step: int) -> bool:
         """Save the state of *step* from the beginning of the last pause. Return whether it is saved."""
         with self._departure.held_off():  # in a pause, a departure may be about to save the same state

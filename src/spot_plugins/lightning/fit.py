@@ -12,6 +12,7 @@ from ..data.internals import has_persistent_iterator
 from ..session import Pause, SpotSession
 from ..state import ModelPart, RngPart, register_optimizers
 from . import internals
+from .best import BestFiles
 from .loops import LoopsPart
 from .metrics import MetricsPart
 from .parts import CallbacksPart, CheckpointHooksPart, DeferredPart, FrozenPart
@@ -38,6 +39,7 @@ class Fit:
         self._position = PositionPart(trainer)
         self._rng = DeferredPart(RngPart())
         self._loops = LoopsPart(trainer, self._position, keep_batch=keep_batch)
+        self._best = BestFiles(trainer, session)
         self._last_step = 0
         self._pause: Pause | None = None
         internals.stop_sigterm_broadcast(trainer)
@@ -62,6 +64,8 @@ class Fit:
 
             internals.ignore_ckpt_path(trainer, warn)
         self._last_step = trainer.global_step
+        if step is not None:
+            self._best.restore(pl_module)
 
     def start(self) -> None:
         """Restore the position in the data, the loops, and last of all the random streams."""
@@ -72,6 +76,7 @@ class Fit:
 
     def begin_epoch(self) -> None:
         """Begin the position of the next epoch, before its iterator is made."""
+        self._best.keep(self._last_step)
         self._position.begin_epoch()
 
     def end_batch(self) -> None:
@@ -81,11 +86,14 @@ class Fit:
             return
         self._last_step = step
         self.session.after_step(step)
+        self._best.keep(step, saves_live=True)
         if self._trainer.is_last_batch:  # at the end of an epoch other callbacks may prune or average weights
             self.session.fence()
         if internals.validation_is_due(self._trainer):
             self._pause = self.session.pause(step)
             self._pause.__enter__()
+        elif self._trainer.is_last_batch and self._best.saves_at_epoch_end():
+            self.session.keeper.hold(step)
 
     def check_pause(self) -> None:
         """Leave if there is a notice and the training stands in a pause."""
@@ -94,12 +102,14 @@ class Fit:
 
     def end_pause(self) -> None:
         """End the pause, if there is one. Leave if there is a notice."""
+        self._best.keep(self._last_step)
         pause, self._pause = self._pause, None
         if pause is not None:
             pause.__exit__(None, None, None)
 
     def finish(self) -> None:
         """Save the end of the training and wait until it is stored."""
+        self._best.finish(self._trainer.global_step)
         self.end_pause()
         self.session.finish(self._trainer.global_step)
 
@@ -107,6 +117,7 @@ class Fit:
         """Close the session and give the trainer its own methods back."""
         self.session.close()
         self._position.close()
+        self._best.close()
         internals.allow_sigterm_broadcast(self._trainer)
         internals.allow_ckpt_path(self._trainer)
 
@@ -117,7 +128,7 @@ class Fit:
         session.register("model", ModelPart(model))
         session.register("frozen", FrozenPart(pl_module))
         # Before the optimizers, because a callback may make groups in one.
-        session.register("callbacks", CallbacksPart(trainer, pl_module, own))
+        session.register("callbacks", CallbacksPart(trainer, pl_module, own, self._best))
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         register_optimizers(session.register, model, trainer.optimizers, schedulers)
         session.register("precision", trainer.precision_plugin)

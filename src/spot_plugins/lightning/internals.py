@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from copy import deepcopy
 from typing import Any, Final
 
 from lightning.pytorch import Trainer
@@ -151,6 +152,31 @@ def end_batch(trainer: Trainer) -> None:
     epoch_loop = trainer.fit_loop.epoch_loop
     epoch_loop.update_lr_schedulers("step", update_plateau_schedulers=True)
     epoch_loop._batches_that_stepped += 1
+
+
+def fit_loop_state(trainer: Trainer) -> dict[str, Any]:
+    """Return the counters of the fit loop as a checkpoint of Lightning has them now, without the loaders."""
+    loops = deepcopy(trainer.fit_loop.state_dict())
+    loops["state_dict"] = {name: value for name, value in loops["state_dict"].items() if name != "combined_loader"}
+    return loops
+
+
+def loop_state(trainer: Trainer, name: str) -> dict[str, Any]:
+    """Return the counters of the loop *name* of *trainer*: ``validate``, ``test`` or ``predict``."""
+    return getattr(trainer, f"{name}_loop").state_dict()  # type: ignore[no-any-return]
+
+
+def hyper_parameters(owner: Any) -> dict[str, Any]:
+    """Return what a checkpoint has about the hyperparameters of a module or data module, or of none."""
+    if owner is None or not owner.hparams:
+        return {}
+    is_plain = not type(owner.hparams).__module__.startswith("omegaconf")
+    found = {owner.CHECKPOINT_HYPER_PARAMS_KEY: dict(owner.hparams) if is_plain else owner.hparams}
+    if hasattr(owner, "_hparams_name"):
+        found[owner.CHECKPOINT_HYPER_PARAMS_NAME] = owner._hparams_name
+    if not is_plain:
+        found[owner.CHECKPOINT_HYPER_PARAMS_TYPE] = type(owner.hparams)
+    return found
 
 
 # ---- training loaders

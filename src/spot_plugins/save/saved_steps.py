@@ -96,6 +96,10 @@ class SavedSteps:
             except StoreError:  # training never waits for the store, not even here
                 logger.warning("two saves are still on their way: a notice in this pause cannot save %s", step)
 
+    def release(self) -> None:
+        """Let go of the state that :meth:`hold` has kept."""
+        self._held = None
+
     def save_held(self, step: int) -> bool:
         """Save the state of *step* that :meth:`hold` has kept. Return whether there is one."""
         held, self._held = self._held, None

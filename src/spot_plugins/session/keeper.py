@@ -15,8 +15,9 @@ from ..leave.phase import Phase, PhaseTracker
 from ..leave.way_out import WayOut
 from ..push import Pusher
 from ..push.messages import KeepRequest
-from ..ranks import Job
+from ..ranks import Job, SingleRank
 from ..resume.join import Membership
+from ..resume.stored import choose_step
 from ..save import SavedSteps
 from ..store import patiently
 
@@ -94,9 +95,15 @@ class Keeper:
         with self._lock:
             return tuple(sorted(step for step, by in self._kept if by == owner))
 
-    def keep(self, step: int, owner: str) -> None:
+    def keep(self, step: int, owner: str, *, saves_live: bool = True) -> None:
         """
         Keep *step*. If it is the present step and not saved, save it now.
+
+        Args:
+            step: The present step or an earlier one.
+            owner: A word in small letters.
+            saves_live: Whether the live state may be saved, if none is held. False after other code than that of the
+                step may have changed the live state.
 
         Raises:
             ValueError: *step* is not trained yet, or *owner* is no word.
@@ -110,7 +117,7 @@ class Keeper:
             self._kept.add((step, owner))
         if self._phase.now is Phase.LEFT_BEHIND:
             self._fail(step, owner, "the other ranks have left, and this rank saves nothing any more")
-        elif step == present and (reason := self._save(step)) is not None:
+        elif step == present and (reason := self._save(step, saves_live)) is not None:
             self._fail(step, owner, reason)
         elif self._pusher.is_abandoned(step):
             self._fail(step, owner, "it could not be stored")
@@ -118,15 +125,40 @@ class Keeper:
             is_saving = not self._pusher.has_ended(step)
             self._pusher.ask(KeepRequest(step=step, owner=owner, keeps=True, is_saving=is_saving))
 
-    def _save(self, step: int) -> str | None:
+    def hold(self, step: int) -> None:
+        """Copy the state of *step*, the present one, so that it can be kept until the next step."""
+        if self._phase.now is not Phase.LEFT_BEHIND:
+            self._way_out.hold(step)
+
+    def forget_held(self) -> None:
+        """Let the next :meth:`keep` of the present step save the live state."""
+        if self._phase.now is not Phase.PAUSED:
+            self._saved_steps.release()
+
+    def state_of(self, step: int) -> dict[str, Any]:
+        """
+        Read the whole state of a committed step, as one process would get it. A kept step is preferred.
+
+        Raises:
+            ConfigError: The store does not have the step.
+            CorruptCheckpointError, IncompatibleCheckpointError, StoreError: It cannot be read.
+        """
+        from ..resume.reader import StepReader  # the import takes half a second, which is not always needed
+
+        store = self._run.store
+        marked = {mark.step_id for mark in patiently(lambda: list(kept_steps(store))) if mark.is_committed}
+        committed = choose_step(store, step, kept=any(each.step == step for each in marked))
+        return StepReader(store, self._run.local, committed, SingleRank(), lambda name, shape: None).read().state
+
+    def _save(self, step: int, saves_live: bool) -> str | None:
         """Save *step*, unless it is saved. Return the reason if it cannot be."""
         if self._saved_steps.has(step):
             return None
         if self._way_out.save_held(step):
             self._measurements.on_saved(step)
             return None
-        if self._phase.now is Phase.PAUSED:
-            return "there was no room for its state when the pause began"
+        if self._phase.now is Phase.PAUSED or not saves_live:
+            return "its state was not copied when it was done, because earlier steps were still on their way"
         try:
             if self._saved_steps.save(step, "explicit"):
                 self._measurements.on_saved(step)

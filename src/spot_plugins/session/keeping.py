@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..leave.phase import PhaseTracker
-from .keeper import PROGRAM
+from .keeper import PROGRAM, Keeper
 from .opened import Opened
 
 
@@ -44,6 +44,11 @@ class KeepsSteps:
         """Let *step* be pruned like any other. Call it on every rank. It does nothing if *step* is not kept."""
         self._phase.check("release")
         self._opened.keeper.release(step, owner)
+
+    @property
+    def keeper(self) -> Keeper:
+        """The kept steps of every owner, for hosts."""
+        return self._opened.keeper
 
     @property
     def _opened(self) -> Opened:
