@@ -62,7 +62,7 @@ class Net(LightningModule):
         return elastic_loader(TensorDataset(torch.arange(32.0).view(8, 4) / 32), batch_size=2, seed=3)
 
     def val_dataloader(self):
-        return DataLoader(TensorDataset(torch.ones(2, 4)), batch_size=2) if self.validates else []
+        return DataLoader(TensorDataset(torch.ones(2, 4)), batch_size=2)
 
     def test_dataloader(self):
         return DataLoader(TensorDataset(torch.ones(2, 4)), batch_size=2)
@@ -79,7 +79,7 @@ class Notice(Callback):
             os.kill(os.getpid(), signal.SIGTERM)
 
 
-class Lost(Exception):
+class MachineLostError(Exception):
     """Stands for a SIGKILL: nothing is saved any more."""
 
 
@@ -91,13 +91,13 @@ class Kill(Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.global_step == self.at:
-            raise Lost
+            raise MachineLostError
 
 
-def life(folder, *callbacks, url=None, make=None, net=None, **settings):
+def life(folder, *callbacks, url=None, make=None, **settings):
     """One life of the training. Return its ModelCheckpoint, trainer and module."""
     torch.manual_seed(1)
-    module = net or Net()
+    module = Net(validates=settings.get("limit_val_batches") != 0)
     checkpoint = make(folder) if make else ModelCheckpoint(folder / "best", monitor="score", mode="max", save_top_k=2)
     url = url or str(folder / "run")
     spot = SpotCheckpoint(url, every_steps=3, keep_last=1, grace_seconds=60, local_dir=str(folder / "local"))
@@ -116,7 +116,7 @@ def life(folder, *callbacks, url=None, make=None, net=None, **settings):
 def lives(folder, *stops, **settings):
     """Lives that are preempted at *stops*, each on a new machine, and a last one that ends. See :func:`life`."""
     for stop in stops:
-        with pytest.raises(Lost if isinstance(stop, Kill) else Preempted):
+        with pytest.raises(MachineLostError if isinstance(stop, Kill) else Preempted):
             life(folder, stop, **settings)
         new_machine(folder)
     return life(folder, **settings)
@@ -171,60 +171,61 @@ def test_the_best_outlives_the_machine(stops, tmp_path):
     all bits the one of a training that was left alone, and `ckpt_path="best"` and load_from_checkpoint find it.
     """
     control, trainer, _ = life(tmp_path / "control")
+    best = names(control)
     wanted = trainer.test(ckpt_path="best", verbose=False)
 
     checkpoint, trainer, _ = lives(tmp_path / "spot", *stops)
 
-    assert names(checkpoint) == names(control)
+    assert names(checkpoint) == best
     assert os.path.basename(checkpoint.best_model_path) == os.path.basename(control.best_model_path)
     assert sorted(os.listdir(tmp_path / "spot/best")) == sorted(os.listdir(tmp_path / "control/best"))
-    for name in names(control):
+    for name in best:
         assert_same_file(tmp_path / "spot/best" / name, tmp_path / "control/best" / name)
     assert trainer.test(ckpt_path="best", verbose=False) == wanted
+    assert names(checkpoint) == names(control)  # a test restores the state of callbacks from the file
     assert Net.load_from_checkpoint(checkpoint.best_model_path).hparams == {"width": 3, "validates": True}
     kept = {each.step for each in stored_steps(str(tmp_path / "spot/run")) if each.kept_by == ("lightning",)}
     assert kept == {12, 20}
 
 
 @pytest.mark.parametrize(
-    ("make", "net", "settings"),
+    ("make", "settings"),
     [
-        (lambda folder: ModelCheckpoint(folder / "best", monitor="score", mode="max"), Net(validates=False), {}),
+        (
+            lambda folder: ModelCheckpoint(folder / "best", monitor="score", mode="max"),
+            {"limit_val_batches": 0},
+        ),
         (
             lambda folder: ModelCheckpoint(
                 folder / "best", monitor="score", mode="max", every_n_train_steps=2, save_on_train_epoch_end=False
             ),
-            None,
             {"val_check_interval": 2},
         ),
         (
             lambda folder: ModelCheckpoint(
                 folder / "best", monitor="score", mode="max", filename="best", save_weights_only=True
             ),
-            None,
             {},
         ),
-        (lambda folder: ModelCheckpoint(folder / "best", monitor="score", mode="max", save_top_k=-1), None, {}),
+        (lambda folder: ModelCheckpoint(folder / "best", monitor="score", mode="max", save_top_k=-1), {}),
         (
             lambda folder: ModelCheckpoint(
                 folder / "best", monitor="score", mode="max", save_last=True, save_on_train_epoch_end=False
             ),
-            None,
             {},
         ),
     ],
     ids=["without validation", "steps", "one name", "all", "after validation"],
 )
-def test_every_way_to_write_a_best_file(make, net, settings, tmp_path):
+def test_every_way_to_write_a_best_file(make, settings, tmp_path):
     """At the end of an epoch or in it, with a name that is used again, with all files, with the last one too."""
-    control, trainer, _ = life(tmp_path / "control", make=make, net=net and Net(validates=False), **settings)
+    control, trainer, _ = life(tmp_path / "control", make=make, **settings)
+    best = names(control)
     wanted = trainer.test(ckpt_path="best", verbose=False)
 
-    checkpoint, trainer, _ = lives(
-        tmp_path / "spot", Notice(14), make=make, net=net and Net(validates=False), **settings
-    )
+    checkpoint, trainer, _ = lives(tmp_path / "spot", Notice(14), make=make, **settings)
 
-    assert names(checkpoint) == names(control)
+    assert names(checkpoint) == best
     assert os.path.basename(checkpoint.best_model_path) == os.path.basename(control.best_model_path)
     assert_same_file(checkpoint.best_model_path, control.best_model_path)
     assert trainer.test(ckpt_path="best", verbose=False) == wanted
@@ -291,13 +292,14 @@ def test_a_file_outside_the_directory_is_not_written(tmp_path):
     with pytest.raises(Preempted):
         life(tmp_path / "spot", Notice(14), make=make)
     new_machine(tmp_path / "spot")
-    life(tmp_path / "spot", make=make, max_epochs=4)
+    with pytest.warns(UserWarning, match=r"outside.ckpt' was on another machine"):
+        life(tmp_path / "spot", make=make, max_epochs=4)
 
     assert not (tmp_path / "outside.ckpt").exists()
 
 
 def test_a_best_file_that_is_lost_for_good_is_told(tmp_path):
-    """A ModelCheckpoint without a monitor keeps nothing; if its newest file is lost, the end of the training says so."""
+    """A ModelCheckpoint without a monitor keeps nothing. If its newest file is lost, the end of fit says so."""
 
     def make(folder):
         return ModelCheckpoint(folder / "best", every_n_epochs=3)

@@ -12,13 +12,14 @@ import logging
 import os
 import re
 from collections.abc import Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any, Final
 
 import lightning
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, StochasticWeightAveraging, WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
@@ -64,6 +65,7 @@ class BestFiles:
                 "epoch": trainer.current_epoch,
                 "global_step": trainer.global_step,
                 "fit_loop": internals.fit_loop_state(trainer),
+                "callbacks": {each.state_key: deepcopy(each.state_dict()) for each in self._judges()},
             }
 
         trainer.__dict__["save_checkpoint"] = save_checkpoint
@@ -109,21 +111,29 @@ class BestFiles:
         self._asked = set(self._session.keeper.steps_of(OWNER))
         if not self._trainer.is_global_zero or not self._can_keep:
             return
+        best = {path for each in self._checkpoints() for path in _best_of(each)}
         for path in sorted({path for each in self._checkpoints() for path in _inside(each)}):
             if path in self._files and not os.path.lexists(path):
                 try:
                     self._write(path, module)
                 except (SpotError, OSError) as error:
-                    rank_zero_warn(f"{path} was on another machine and cannot be written again: {error}")
+                    say = rank_zero_warn if path in best else rank_zero_info
+                    say(f"{path} was on another machine and cannot be written again: {error}")
 
-    def saves_at_epoch_end(self) -> bool:
-        """Return whether a file may be written after this epoch, when the live state has changed already."""
+    def hold(self, step: int, *, is_last_batch: bool, validates: bool) -> None:
+        """
+        Copy the state of *step* if a best file may be written after it, when the live state has changed already.
+
+        Files are written after a validation and at the end of an epoch. The training waits for room for the copy, but
+        not longer than the grace, and not after a notice.
+        """
         epoch = self._trainer.current_epoch + 1
-        return self._can_keep and any(
-            each.every_n_epochs and epoch % each.every_n_epochs == 0
+        if self._can_keep and any(
+            validates or (is_last_batch and each.every_n_epochs and epoch % each.every_n_epochs == 0)
             for each in self._checkpoints()
             if each.monitor is not None and each.save_top_k != 0 and _is_local(each.dirpath)
-        )
+        ):
+            self._session.keeper.hold(step)
 
     def keep(self, step: int, *, saves_live: bool = False) -> None:
         """
@@ -177,6 +187,10 @@ class BestFiles:
     def _checkpoints(self) -> list[ModelCheckpoint]:
         return [each for each in self._callbacks() if isinstance(each, ModelCheckpoint)]
 
+    def _judges(self) -> list[Callback]:
+        """Return the callbacks whose state changes after the state of the step was copied, by the validation."""
+        return [each for each in self._callbacks() if isinstance(each, ModelCheckpoint | EarlyStopping)]
+
     def _write(self, path: str, module: LightningModule) -> None:
         """Write the checkpoint *path* as Lightning would, from the state of its step."""
         entry = self._files[path]
@@ -207,7 +221,8 @@ class BestFiles:
             "loops": {"fit_loop": entry["fit_loop"], **loops},
         }
         if not weights_only:
-            checkpoint["callbacks"] = {k: v for k, v in state["callbacks"].items() if k != STATE_KEY}
+            callbacks = {**state["callbacks"], **entry["callbacks"]}
+            checkpoint["callbacks"] = {key: each for key, each in callbacks.items() if key != STATE_KEY}
             checkpoint["optimizer_states"] = [_by_index(each) for each in _numbered(state, "optimizer")]
             checkpoint["lr_schedulers"] = list(_numbered(state, "scheduler"))
             if state["precision"]:

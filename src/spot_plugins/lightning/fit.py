@@ -89,11 +89,11 @@ class Fit:
         self._best.keep(step, saves_live=True)
         if self._trainer.is_last_batch:  # at the end of an epoch other callbacks may prune or average weights
             self.session.fence()
-        if internals.validation_is_due(self._trainer):
+        validates = internals.validation_is_due(self._trainer)
+        self._best.hold(step, is_last_batch=self._trainer.is_last_batch, validates=validates)
+        if validates:
             self._pause = self.session.pause(step)
             self._pause.__enter__()
-        elif self._trainer.is_last_batch and self._best.saves_at_epoch_end():
-            self.session.keeper.hold(step)
 
     def check_pause(self) -> None:
         """Leave if there is a notice and the training stands in a pause."""

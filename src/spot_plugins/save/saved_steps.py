@@ -86,9 +86,11 @@ class SavedSteps:
         """
         Keep the state of *step* in memory until the next step, because weights may be swapped from now on.
 
-        Nothing must be being copied.
+        Nothing must be being copied. A second call for the same step changes nothing.
         """
         self.present = step
+        if self._held is not None and self._held.step == step:
+            return
         self._held = None
         if not self.has(step):
             try:

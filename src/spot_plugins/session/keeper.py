@@ -6,11 +6,9 @@ import logging
 import threading
 from typing import Any, Final, cast
 
-from ..agreement import Agreement
 from ..errors import StoreError
 from ..events import Event, EventBus, KeepFailed, Kept, Released, SaveAbandoned
 from ..format.kept import KeptStep, kept_steps
-from ..leave.measurements import Measurements
 from ..leave.phase import Phase, PhaseTracker
 from ..leave.way_out import WayOut
 from ..push import Pusher
@@ -36,11 +34,10 @@ class Keeper:
         run: The run and its store.
         pusher: Puts and removes the marks.
         saved_steps: The steps of this attempt.
-        measurements: Learns what is saved.
-        agreement: Learns what is saved.
-        way_out: Saves the state of a pause.
+        way_out: Saves the present step, also after a pause.
         phase: The phase of the session.
         bus: Gets the events.
+        grace_s: Longest wait for room in memory.
     """
 
     def __init__(
@@ -50,23 +47,22 @@ class Keeper:
         run: Membership,
         pusher: Pusher,
         saved_steps: SavedSteps,
-        measurements: Measurements,
-        agreement: Agreement,
         way_out: WayOut,
         phase: PhaseTracker,
         bus: EventBus,
+        grace_s: float,
     ) -> None:
         self._job = job
         self._run = run
         self._pusher = pusher
         self._saved_steps = saved_steps
-        self._measurements = measurements
-        self._agreement = agreement
         self._way_out = way_out
         self._phase = phase
         self._bus = bus
+        self._grace_s = grace_s
         self._lock = threading.Lock()
         self._kept: set[tuple[int, str]] = set()
+        self._is_used = False
 
     def resumed(self, *, is_mirror: bool) -> None:
         """
@@ -89,6 +85,12 @@ class Keeper:
             raise StoreError(*problem)
         with self._lock:
             self._kept = {(step, owner) for step, owner in found}
+        self._is_used = bool(found)
+
+    @property
+    def is_used(self) -> bool:
+        """True if a step is kept, or was in this attempt."""
+        return self._is_used
 
     def steps_of(self, owner: str) -> tuple[int, ...]:
         """Return the steps that *owner* keeps, in order."""
@@ -108,16 +110,18 @@ class Keeper:
         Raises:
             ValueError: *step* is not trained yet, or *owner* is no word.
         """
+        self._phase.check("keep")
         present = step if self._saved_steps.present is None else self._saved_steps.present
         if step > present:
             raise ValueError(f"keep({step}): step {step} is not trained yet, the last one is {present}")
         if not (owner.isascii() and owner.isalpha() and owner.islower()):
             raise ValueError(f"owner={owner!r} must be a word in small letters, such as 'program'")
+        self._is_used = True
         with self._lock:
             self._kept.add((step, owner))
         if self._phase.now is Phase.LEFT_BEHIND:
             self._fail(step, owner, "the other ranks have left, and this rank saves nothing any more")
-        elif step == present and (reason := self._save(step, saves_live)) is not None:
+        elif step == present and (reason := self._way_out.save(step, saves_live=saves_live)) is not None:
             self._fail(step, owner, reason)
         elif self._pusher.is_abandoned(step):
             self._fail(step, owner, "it could not be stored")
@@ -126,9 +130,13 @@ class Keeper:
             self._pusher.ask(KeepRequest(step=step, owner=owner, keeps=True, is_saving=is_saving))
 
     def hold(self, step: int) -> None:
-        """Copy the state of *step*, the present one, so that it can be kept until the next step."""
+        """
+        Copy the state of *step*, the present one, so that it can be kept until the next step.
+
+        It waits for room in memory, at most ``grace_s`` and not after a notice.
+        """
         if self._phase.now is not Phase.LEFT_BEHIND:
-            self._way_out.hold(step)
+            self._way_out.hold(step, self._grace_s)
 
     def forget_held(self) -> None:
         """Let the next :meth:`keep` of the present step save the live state."""
@@ -150,25 +158,9 @@ class Keeper:
         committed = choose_step(store, step, kept=any(each.step == step for each in marked))
         return StepReader(store, self._run.local, committed, SingleRank(), lambda name, shape: None).read().state
 
-    def _save(self, step: int, saves_live: bool) -> str | None:
-        """Save *step*, unless it is saved. Return the reason if it cannot be."""
-        if self._saved_steps.has(step):
-            return None
-        if self._way_out.save_held(step):
-            self._measurements.on_saved(step)
-            return None
-        if self._phase.now is Phase.PAUSED or not saves_live:
-            return "its state was not copied when it was done, because earlier steps were still on their way"
-        try:
-            if self._saved_steps.save(step, "explicit"):
-                self._measurements.on_saved(step)
-            self._agreement.saved(step)
-        except StoreError as error:  # training continues without it
-            return error.reason
-        return None
-
     def release(self, step: int, owner: str) -> None:
         """Let *step* be pruned like any other, unless another owner keeps it."""
+        self._phase.check("release")
         with self._lock:
             self._kept.discard((step, owner))
         if self._job.rank == 0 and self._phase.now is not Phase.LEFT_BEHIND:

@@ -16,7 +16,7 @@ class KeepsSteps:
     @property
     def kept(self) -> tuple[int, ...]:
         """The steps that the program keeps, those of earlier attempts included, in order."""
-        return self._opened.keeper.steps_of(PROGRAM)
+        return () if self._it is None else self._it.keeper.steps_of(PROGRAM)
 
     def keep(self, step: int, *, owner: str = PROGRAM) -> None:
         """

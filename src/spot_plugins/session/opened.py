@@ -104,11 +104,10 @@ def join_and_build(
         run=run,
         pusher=pusher,
         saved_steps=saved_steps,
-        measurements=measurements,
-        agreement=agreement,
         way_out=way_out,
         phase=phase,
         bus=bus,
+        grace_s=config.grace_s,
     )
     bus.subscribe(keeper.on_event)
     bus.subscribe(measurements.on_event)

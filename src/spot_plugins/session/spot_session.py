@@ -275,7 +275,10 @@ class SpotSession(KeepsSteps):
             Preempted: Raised by :meth:`Pause.check` and at the end of the block, as by :meth:`after_step`.
         """
         self._phase.check("pause")
-        return Pause(self._opened.way_out, step)
+        it = self._opened
+        if it.keeper.is_used:
+            it.keeper.hold(step)  # it waits for room, because this step may turn out to be worth keeping
+        return Pause(it.way_out, step)
 
     def finish(self, step: int) -> None:
         """
