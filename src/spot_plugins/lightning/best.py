@@ -209,7 +209,7 @@ class BestFiles:
     def _checkpoint(
         self, entry: dict[str, Any], state: dict[str, Any], module: LightningModule, *, weights_only: bool
     ) -> dict[str, Any]:
-        loops = {f"{name}_loop": internals.loop_state(self._trainer, name) for name in ("validate", "test", "predict")}
+        loops = internals.other_loops_state(self._trainer)
         model = state["model"]
         saved = {**model["parameters"], **model["buffers"], **model["extra"]}
         own_names = {clean_name(name): name for name in module.state_dict()}

@@ -161,9 +161,10 @@ def fit_loop_state(trainer: Trainer) -> dict[str, Any]:
     return loops
 
 
-def loop_state(trainer: Trainer, name: str) -> dict[str, Any]:
-    """Return the counters of the loop *name* of *trainer*: ``validate``, ``test`` or ``predict``."""
-    return getattr(trainer, f"{name}_loop").state_dict()  # type: ignore[no-any-return]
+def other_loops_state(trainer: Trainer) -> dict[str, Any]:
+    """Return the counters of all loops but the fit loop, as a checkpoint of Lightning has them."""
+    names = ("validate_loop", "test_loop", "predict_loop")
+    return {name: getattr(trainer, name).state_dict() for name in names}
 
 
 def hyper_parameters(owner: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 import time
-from collections.abc import Callable, Set
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -20,6 +20,7 @@ from ..format.keys import FROZEN_PREFIX, STEPS_PREFIX, StepId, parse_rank_manife
 from ..format.manifest import RankManifest, TensorSlice
 from ..format.retention import prune, removal_groups
 from ..store import ObjectStore
+from .keeping import Marks
 from .messages import PushJob, PushSettings, SealedBlob, manifest_of, seal
 from .speed import Meters
 
@@ -41,6 +42,8 @@ class Ways:
     local: ObjectStore | None = None
     """The store on the local disk, or None for no local copies."""
     meters: Meters = field(default_factory=Meters)
+    marks: Marks | None = None
+    """The marks of kept steps that are still to be put. None if there never are any."""
 
 
 class StepPush:
@@ -61,7 +64,6 @@ class StepPush:
         bus: EventBus,
         frozen: list[SealedBlob] | None = None,
         lower_priority: Callable[[], None] = lambda: None,
-        protected: Callable[[], Set[int]] = frozenset,
     ) -> None:
         """
         Prepare the push. Nothing is pushed before :meth:`run`.
@@ -74,7 +76,6 @@ class StepPush:
             bus: Gets the events.
             frozen: Blobs that were stored before and belong to this step too.
             lower_priority: Called on each thread that does the work.
-            protected: Called before steps are pruned. Returns those whose marks as kept are still to be put.
         """
         self._job = job
         self._settings = settings
@@ -82,7 +83,6 @@ class StepPush:
         self._images = images
         self._stored_before = frozen or []
         self._lower_priority = lower_priority
-        self._protected = protected
         self.frozen: list[SealedBlob] = []
         """The frozen blobs of this job, with their hashes. Complete once the step is committed."""
         self._bus = bus
@@ -244,7 +244,7 @@ class StepPush:
                 settings.attempt,
                 keep_last=settings.keep_last,
                 keep_every=settings.keep_every,
-                protected=self._protected(),
+                protected=frozenset() if (marks := self._ways.marks) is None else marks.protected,
             )
         except SupersededError as error:  # since the commit: the step stays committed
             self._bus.emit(events.Superseded(attempt=error.attempt, newest=error.newest))

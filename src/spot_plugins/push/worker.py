@@ -56,12 +56,13 @@ class Worker:
         self._buffers: dict[int, mmap.mmap] = {}
         body, _ = channel.receive()
         self._settings = settings = PushSettings(**body)
-        self._ways = Ways(
-            store=open_store(settings.url, settings.storage_options),
-            local=None if settings.local_dir is None else LocalStore(settings.local_dir),
-        )
         self._bus = EventBus(lambda event: self._send(messages.encode_event(event)))
-        self._marks = Marks(self._ways.store, settings.attempt, self._bus)
+        store = open_store(settings.url, settings.storage_options)
+        self._ways = Ways(
+            store=store,
+            local=None if settings.local_dir is None else LocalStore(settings.local_dir),
+            marks=Marks(store, settings.attempt, self._bus),
+        )
 
     def run(self) -> None:
         """Serve until the trainer is gone and every step is stored or given up."""
@@ -98,7 +99,8 @@ class Worker:
                     self._frozen = messages.decode_frozen(body)
             case {"keep": _}:
                 with self._changed:
-                    self._marks.add(messages.decode_keep(body))
+                    assert self._ways.marks is not None
+                    self._ways.marks.add(messages.decode_keep(body))
                     self._changed.notify_all()
             case _:
                 job = messages.decode_job(body)
@@ -131,7 +133,6 @@ class Worker:
                 bus=self._bus,
                 frozen=self._frozen_before(job),
                 lower_priority=self._priority.lower,
-                protected=lambda: self._marks.protected,
             )
             self._hasten()
         try:
@@ -149,17 +150,19 @@ class Worker:
 
     def _fulfill_until_next(self) -> None:
         """Mark and release steps until a job waits or none will come. All marks are tried once before the job."""
+        marks = self._ways.marks
+        assert marks is not None
         while True:
-            self._marks.fulfill()
+            marks.fulfill()
             with self._changed:
-                if self._waiting or (self._trainer_gone and self._marks.is_done):
+                if self._waiting or (self._trainer_gone and marks.is_done):
                     return
-                if self._marks.is_done:
-                    self._changed.wait_for(lambda: self._waiting or self._trainer_gone or not self._marks.is_done)
+                if marks.is_done:
+                    self._changed.wait_for(lambda: self._waiting or self._trainer_gone or not marks.is_done)
                 elif self._hopeless:
-                    self._marks.give_up("the trainer is gone and the store did not take the mark in time")
+                    marks.give_up("the trainer is gone and the store did not take the mark in time")
                 else:
-                    self._changed.wait(self._marks.pause_s)
+                    self._changed.wait(marks.pause_s)
 
     def _frozen_before(self, job: PushJob) -> list[SealedBlob]:
         """Return the frozen blobs that are stored and belong to *job*."""

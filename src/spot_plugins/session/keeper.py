@@ -42,7 +42,6 @@ class Keeper:
 
     def __init__(
         self,
-        *,
         job: Job,
         run: Membership,
         pusher: Pusher,

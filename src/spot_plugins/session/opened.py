@@ -99,16 +99,7 @@ def join_and_build(
         departure=departure,
         stack=stack,
     )
-    keeper = Keeper(
-        job=job,
-        run=run,
-        pusher=pusher,
-        saved_steps=saved_steps,
-        way_out=way_out,
-        phase=phase,
-        bus=bus,
-        grace_s=config.grace_s,
-    )
+    keeper = Keeper(job, run, pusher, saved_steps, way_out, phase, bus, config.grace_s)
     bus.subscribe(keeper.on_event)
     bus.subscribe(measurements.on_event)
     bus.subscribe(pacer.on_event)
