@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import MISSING, fields
 from inspect import cleandoc
 from pathlib import Path
+from typing import cast
 
 from spot_plugins.config import SpotConfig
 
@@ -23,7 +24,7 @@ SOURCES = Path(__file__).parents[1] / "src" / "spot_plugins"
 PAGES = Path(__file__).parent / "reference"
 NOTE = "<!-- Made by docs/generate.py from the sources. Change them, then run `make docs`. -->\n\n"
 API = {
-    "spot_plugins": ["prefetch"],
+    "spot_plugins": ["prefetch", "load_weights", "export_weights"],
     "spot_plugins.lightning": ["SpotCheckpoint"],
     "spot_plugins.accelerate": ["SpotHook", "Progress"],
     "spot_plugins.session": ["SpotSession"],
@@ -32,6 +33,8 @@ API = {
     "spot_plugins.state": ["ModelPart", "OptimizerPart", "RngPart"],
     "spot_plugins.testing": ["run_thread_ranks"],
 }
+BASES = {"SpotSession": [("spot_plugins.session.keeping", "KeepsSteps")]}
+"""Bases whose members belong to the page of a class."""
 OF_THE_HOST = re.compile(r"on_|setup$|teardown$")  # hooks that Lightning calls, nobody else
 SECTION = re.compile(r"^(Args|Attributes|Raises|Returns|Yields):$", re.MULTILINE)
 Definition = ast.ClassDef | ast.FunctionDef
@@ -95,10 +98,12 @@ def api() -> str:
 
 
 def members(node: Definition) -> Iterator[str]:
-    """Yield a part for the constructor, and for each documented field, property and method of a class."""
+    """Yield a part for the constructor, and for each documented field, property and method of a class and its base."""
     for name, type_, doc in fields_of(node):
         yield f"\n#### {node.name}.{name}\n\n`{type_}`: {prose(doc)}\n" if doc else ""
     body = node.body if isinstance(node, ast.ClassDef) else []
+    for base in BASES.get(node.name, ()):
+        body = [*body, *cast("ast.ClassDef", find(*base)).body]
     for method in (each for each in body if isinstance(each, ast.FunctionDef) and ast.get_docstring(each)):
         doc = prose(ast.get_docstring(method))
         if method.name == "__init__":

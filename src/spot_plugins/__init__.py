@@ -5,20 +5,30 @@ Start with :class:`spot_plugins.lightning.SpotCheckpoint` (a Lightning callback)
 :class:`spot_plugins.accelerate.SpotHook` (an Accelerate hook). Any other loop uses :class:`SpotSession`.
 
 A name of this package is imported when it is first used. So every process of this package starts fast, and only
-:class:`SpotSession` imports torch.
+:class:`SpotSession` and :func:`load_weights` import torch.
 """
 
 from __future__ import annotations
 
 __version__ = "0.1.0"
 
-__all__ = ["Preempted", "SpotConfig", "SpotSession", "__version__", "prefetch"]
+__all__ = [
+    "Preempted",
+    "SpotConfig",
+    "SpotSession",
+    "__version__",
+    "export_weights",
+    "load_weights",
+    "prefetch",
+]
 
 TYPE_CHECKING = False  # type checkers take it for that of typing, whose import takes longer than this package
 if TYPE_CHECKING:
     from .config import SpotConfig
     from .errors import Preempted
     from .resume.prefetch import prefetch
+    from .resume.tensors import load_weights
+    from .resume.weights import export_weights
     from .session import SpotSession
 else:  # a type checker would accept any name from a __getattr__
 
@@ -29,6 +39,8 @@ else:  # a type checker would accept any name from a __getattr__
             "Preempted": ".errors",
             "SpotConfig": ".config",
             "SpotSession": ".session",
+            "export_weights": ".resume.weights",
+            "load_weights": ".resume.tensors",
             "prefetch": ".resume.prefetch",
         }
         if name not in modules:

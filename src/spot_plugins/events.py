@@ -216,6 +216,34 @@ class Pruned:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Kept:
+    """A checkpoint is marked in the store, so that it is not pruned until it is released. Rank 0 emits this event."""
+
+    step: int
+    attempt: int
+    """The attempt that saved the checkpoint."""
+    owner: str
+    """``program``, or the host that keeps it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeepFailed:
+    """A step that should be kept is not in the store, or cannot be marked. A warning in the log says the same."""
+
+    step: int
+    owner: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Released:
+    """The mark of a kept step was removed. The step is pruned like any other. Rank 0 emits this event."""
+
+    step: int
+    owner: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class LastSecondsPlanned:
     """The plan for the time until the deadline, with its numbers. It is emitted again if the plan changes."""
 
@@ -277,6 +305,9 @@ Event: TypeAlias = (
     | SaveAbandoned
     | Superseded
     | Pruned
+    | Kept
+    | KeepFailed
+    | Released
     | LastSecondsPlanned
     | Leaving
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,9 +13,15 @@ import time
 from pathlib import Path
 
 import pytest
-from hearing import until
+import torch
+from hearing import Heard, until
+from safetensors.torch import load_file
+from steps import Holder
 
+from spot_plugins.config import SpotConfig
+from spot_plugins.events import Kept
 from spot_plugins.notices.file import FileSource
+from spot_plugins.session import SpotSession
 
 SPOT = [sys.executable, "-m", "spot_plugins.cli"]
 
@@ -38,6 +45,11 @@ def spot(*words, **environ):
         (["notice", "http://host/notice"], 2, "only its server can change it"),
         (["notice", "/no/such/folder/notice"], 2, "No such file or directory"),
         (["notice", "x", "--grace-seconds", "-5"], 2, "above 0"),
+        (["show"], 2, "Missing argument"),
+        (["show", "/no/such/run"], 2, "spot show: there is no committed step at this directory"),
+        (["show", "nonsense://key:secret@bucket/run"], 2, "unknown scheme 'nonsense'"),
+        (["export", "/no/such/run"], 2, "Missing argument"),
+        (["export", "/no/such/run", "out"], 2, "spot export: there is no committed step at this directory"),
         (["fly"], 2, "fly"),
     ],
     ids=str,
@@ -50,6 +62,8 @@ def test_what_cannot_work_is_refused_at_once(words, code, says):
 
     assert done.returncode == code
     assert says in done.stderr
+    assert "secret" not in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_script_that_names_no_interpreter_is_refused(tmp_path):
@@ -242,3 +256,32 @@ def test_a_notice_is_one_for_whoever_watches_the_file(grace_s, place, tmp_path):
         assert math.isclose(left_s, grace_s or 60.0, abs_tol=3.0)
     assert json.loads(file.read_text()) == ({} if grace_s is None else {"grace_seconds": grace_s})
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_run_is_shown_and_its_weights_are_exported(tmp_path):
+    """
+    The steps come as a table, the weights as a file with the names of the model. Neither command imports torch.
+    """
+    url, out = str(tmp_path / "run"), tmp_path / "weights.safetensors"
+    state = {"parameters": {"weight": torch.ones(2, 3)}, "buffers": {}, "extra": {}}
+    with SpotSession(SpotConfig(url=url, every_steps=1), on_event=(heard := Heard())) as session:
+        session.register("model", Holder(state), replicated=("parameters",))
+        session.resume()
+        session.after_step(1)
+        session.keep(1)
+        heard.wait(Kept, step=1)
+        session.finish(2)
+
+    shown = spot("show", url)
+    exported = spot("export", url, str(out), "--kept", PYTHONPROFILEIMPORTTIME="1")
+    again = spot("export", url, str(out), "--step", "2")
+    missing = spot("export", url, str(tmp_path / "other"), "--step", "9")
+
+    rows = [line.split() for line in shown.stdout.splitlines()]
+    assert (shown.returncode, rows[0]) == (0, ["STEP", "ATTEMPT", "RANKS", "MB", "KEPT", "STARTED"])
+    assert [(row[0], row[1], row[2], row[4]) for row in rows[1:]] == [("2", "1", "1", "-"), ("1", "1", "1", "program")]
+    assert (exported.returncode, exported.stdout) == (0, f"wrote 1 tensors of step 1 to {out}\n")
+    assert not re.search(r"\| +torch$", exported.stderr, re.MULTILINE)
+    assert torch.equal(load_file(out)["weight"], torch.ones(2, 3))
+    assert (again.returncode, "exists already" in again.stderr) == (2, True)
+    assert (missing.returncode, "which are: 2, 1" in missing.stderr) == (2, True)

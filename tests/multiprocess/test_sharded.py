@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from launching import exit_codes, launch
 from ports import free_port
+from safetensors.torch import load_file
+
+from spot_plugins import export_weights
 
 SIMPLE = ("ddp", "fsdp1", "fsdp1-flat", "fsdp2")
 SAVERS = [(wrapper, world) for world in (1, 2, 3, 4) for wrapper in SIMPLE] + [
@@ -60,3 +64,19 @@ def test_training_goes_on_as_if_it_had_not_stopped(wrapper, world, saved, tmp_pa
     On the same ranks, three steps, a new process and two steps more are five steps, bit for bit.
     """
     run_ranks(tmp_path, world, "go_on", wrapper, *saved(wrapper, world)[:2], str(tmp_path / "unbroken"))
+
+
+@pytest.mark.parametrize(("wrapper", "world"), SAVERS, ids=[f"{wrapper} on {world}" for wrapper, world in SAVERS])
+def test_exported_weights_are_the_gathered_ones(wrapper, world, saved, tmp_path):
+    """
+    One process writes the whole weights of any job to a usual file: the names, types and bits that torch gathers.
+    """
+    url, gathered, _ = saved(wrapper, world)
+
+    export_weights(url, tmp_path / "weights.safetensors")
+
+    found, model = load_file(tmp_path / "weights.safetensors"), torch.load(gathered)["model"]
+    assert found.keys() == model.keys()
+    for name, tensor in model.items():
+        assert found[name].dtype == tensor.dtype, name
+        assert torch.equal(found[name], tensor), name

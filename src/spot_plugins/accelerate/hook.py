@@ -319,6 +319,39 @@ class SpotHook:
         """
         self._steps.check_pause()
 
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """Steps that :meth:`keep` has kept, those of earlier processes included, in order. Empty before the resume."""
+        return self._session.kept
+
+    def keep(self, step: int | None = None) -> None:
+        """
+        Keep a step in the store until :meth:`release`, whatever ``keep_last`` says. Call it on every rank.
+
+        For the best step by validation, call it in :meth:`pause` or right after it. If the present step is not saved,
+        it is saved now, with the state from the beginning of the pause. Later processes keep the step as well.
+        :func:`spot_plugins.load_weights` reads the weights of a kept step.
+
+        Training does not end because of this call. If the step cannot be kept, the event
+        :class:`~spot_plugins.events.KeepFailed` and a warning say so.
+
+        Args:
+            step: The present step or an earlier one that is in the store. None: the present step.
+
+        Raises:
+            ValueError: *step* is not trained yet.
+            RuntimeError: No step is done yet, or :meth:`resume` was not called.
+        """
+        self._check_resumed()
+        if not self._steps.number:
+            raise RuntimeError("keep() before the first step: there is nothing to keep yet")
+        self._steps.keep(self._steps.number if step is None else step)
+
+    def release(self, step: int) -> None:
+        """Let a kept step be pruned like any other. Call it on every rank. It does nothing if *step* is not kept."""
+        self._check_resumed()
+        self._session.release(step)
+
     def _then_fence(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Fence after the loop, because the program may swap weights there, for example to validate."""
         try:

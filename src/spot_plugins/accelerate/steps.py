@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from ..data import end_shielded_workers
 from ..errors import Preempted
-from ..session import Pause, SpotSession
+from ..session import PROGRAM, Pause, SpotSession
 
 
 class Steps:
@@ -71,6 +71,11 @@ class Steps:
         if pause is not None:
             with workers_end_first():
                 pause.__exit__(None, None, None)
+
+    def keep(self, step: int) -> None:
+        """Keep *step*. In the middle of a step the live state is not saved, because it belongs to no step."""
+        is_between = not self._is_open and self._accelerator.sync_gradients
+        self._session.keeper.keep(step, PROGRAM, saves_live=is_between)
 
     def _on_optimizer_step(self, *args: Any) -> None:
         self._is_open = True

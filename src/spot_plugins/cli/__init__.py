@@ -19,7 +19,7 @@ def main() -> None:
         import typer
     except ImportError:
         sys.exit("spot needs typer: pip install 'spot_plugins[cli]'")
-    from . import notice, run
+    from . import export, notice, run, show
 
     app = typer.Typer(
         add_completion=False,
@@ -37,4 +37,6 @@ def main() -> None:
 
     app.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(run.run)
     app.command("notice")(notice.notice)
+    app.command("show")(show.show)
+    app.command("export")(export.export)
     app(prog_name="spot")

@@ -69,6 +69,11 @@ class TrackedLoader:
             return float("inf")
         return 0 if self.position.ended else max(min(length, limit) - self.position.num_done, 0)
 
+    def numbers(self) -> tuple[int, ...]:
+        """Return the position as numbers, see :meth:`.LoaderPosition.numbers`, after the number of passes."""
+        num_yielded = 0 if self._iterator is None else self._iterator.num_yielded
+        return self.num_passes, *self.position.numbers(num_yielded)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the position after the batches that the present iterator has yielded."""
         if self._iterator is None:

@@ -13,10 +13,12 @@ RUN_KEY: Final = "run.json"
 ATTEMPTS_PREFIX: Final = "attempts/"
 STEPS_PREFIX: Final = "steps/"
 FROZEN_PREFIX: Final = "frozen/"
+KEEP_PREFIX: Final = "keep/"
 
 _STEP_DIR = re.compile(r"steps/(\d{10,})-(\d{6,})/")
 _RANK_MANIFEST = re.compile(r"steps/(\d{10,})-(\d{6,})/rank-(\d{5,})-of-(\d{5,})\.json")
 _ATTEMPT = re.compile(r"attempts/(\d{6,})\.json")
+_KEEP = re.compile(r"keep/(\d{10,})-(\d{6,})/([a-z]+)\.json")
 
 
 class StepId(NamedTuple):
@@ -41,6 +43,14 @@ class RankManifestKey(NamedTuple):
     step_id: StepId
     rank: int
     world_size: int
+
+
+class KeepKey(NamedTuple):
+    """The fields of a key that marks a kept checkpoint."""
+
+    step_id: StepId
+    owner: str
+    """The word for whoever keeps the checkpoint. It stays until every owner has released it."""
 
 
 def attempt_key(attempt: int) -> str:
@@ -86,3 +96,14 @@ def parse_rank_manifest_key(key: str) -> RankManifestKey | None:
     if match is None:
         return None
     return RankManifestKey(StepId(int(match[1]), int(match[2])), int(match[3]), int(match[4]))
+
+
+def keep_key(step_id: StepId, owner: str) -> str:
+    """Return the key by which *owner*, a word in small letters, marks a checkpoint as kept."""
+    return f"{KEEP_PREFIX}{step_id.step:010d}-{step_id.attempt:06d}/{owner}.json"
+
+
+def parse_keep_key(key: str) -> KeepKey | None:
+    """Return the fields of *key*, or None if *key* does not mark a kept checkpoint."""
+    match = _KEEP.fullmatch(key)
+    return KeepKey(StepId(int(match[1]), int(match[2])), match[3]) if match else None

@@ -46,7 +46,9 @@ CALLS: Final[dict[str, frozenset[Phase]]] = {
     "handle_signals": frozenset({Phase.NEW, Phase.JOINED, Phase.TRAINING, Phase.PAUSED, Phase.LEFT_BEHIND}),
     "after_step": _STEPPING,
     "save": _STEPPING,
+    "keep": _STEPPING | {Phase.PAUSED},
     "pause": _STEPPING,
+    "release": _STEPPING | {Phase.PAUSED},
     "finish": _STEPPING,
 }
 """The phases in which each call of :class:`~spot_plugins.session.SpotSession` is allowed. All others always are."""

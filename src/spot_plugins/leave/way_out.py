@@ -16,7 +16,7 @@ from typing import Final
 
 from ..agreement import Agreement, Decision
 from ..data import end_shielded_workers
-from ..errors import Preempted
+from ..errors import Preempted, StoreError
 from ..launch import roster
 from ..ranks import Job
 from ..save import SavedSteps, Saver
@@ -103,9 +103,48 @@ class WayOut:
         """Continue training, or leave with the step of the pause. Raises as :meth:`leave`."""
         self._obey(self._agreement.exit_pause())
         with self._departure.held_off():  # a departure that leaves this rank behind is complete, or will not begin
-            self._saved_steps.release()
             if self._phase.now is Phase.PAUSED:
                 self._phase.move(Phase.TRAINING)
+
+    def hold(self, step: int, wait_s: float) -> None:
+        """
+        Stage *step*, so that it can still be saved after other code has changed the live state.
+
+        It waits for room, at most *wait_s* and not after a notice. Without room nothing is staged.
+        """
+        deadline = time.monotonic() + wait_s
+        while not (self._saver.has_room or self._agreement.notice) and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+        with self._departure.held_off():
+            self._saver.fence()
+            self._saved_steps.hold(step)
+
+    def save(self, step: int, *, saves_live: bool) -> str | None:
+        """
+        Save *step*, the present one, unless it is saved. A state that was held since the step is preferred.
+
+        Args:
+            step: The step.
+            saves_live: Whether the live state may be saved if none is held. In a pause it never is.
+
+        Returns:
+            The reason if it cannot be saved.
+        """
+        with self._departure.held_off():  # in a pause, a departure may be about to save the same state
+            if self._saved_steps.has(step):
+                return None
+            if self._saved_steps.save_held(step):
+                self._measurements.on_saved(step)
+                return None
+        if self._phase.now is Phase.PAUSED or not saves_live:
+            return "its state was not copied when it was done, because earlier steps were still on their way"
+        try:
+            if self._saved_steps.save(step, "explicit"):
+                self._measurements.on_saved(step)
+        except StoreError as error:
+            return error.reason
+        self._agreement.saved(step)
+        return None
 
     def _hold(self, step: int) -> None:
         try:

@@ -153,6 +153,11 @@ class SpotCheckpoint(Callback):
             self._fit.handle_signals()
             self._fit.start()
 
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the best checkpoints that were written at the end of the epoch before."""
+        if self._fit is not None:
+            self._fit.begin_epoch()
+
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """End the pause, if validation has run without a batch."""
         if self._fit is not None:

@@ -12,6 +12,7 @@ from ..data.internals import has_persistent_iterator
 from ..session import Pause, SpotSession
 from ..state import ModelPart, RngPart, register_optimizers
 from . import internals
+from .best import BestFiles
 from .loops import LoopsPart
 from .metrics import MetricsPart
 from .parts import CallbacksPart, CheckpointHooksPart, DeferredPart, FrozenPart
@@ -38,6 +39,7 @@ class Fit:
         self._position = PositionPart(trainer)
         self._rng = DeferredPart(RngPart())
         self._loops = LoopsPart(trainer, self._position, keep_batch=keep_batch)
+        self._best = BestFiles(trainer, session)
         self._last_step = 0
         self._num_batches = 0  # since the last step
         self._pause: Pause | None = None
@@ -63,6 +65,8 @@ class Fit:
 
             internals.ignore_ckpt_path(trainer, warn)
         self._last_step = trainer.global_step
+        if step is not None:
+            self._best.restore(pl_module)
 
     def start(self) -> None:
         """Restore the position in the data, the loops, and last of all the random streams."""
@@ -70,6 +74,10 @@ class Fit:
         self._position.apply()
         self._loops.apply()
         self._rng.apply()
+
+    def begin_epoch(self) -> None:
+        """Keep the best files that were written since the last step."""
+        self._best.keep(self._last_step)
 
     def end_batch(self) -> None:
         """Report the step to the session, if the batch completed one, and begin a pause if validation is next."""
@@ -80,9 +88,12 @@ class Fit:
         self._last_step = step
         num_batches, self._num_batches = self._num_batches, 0
         self.session.after_step(step, position=self._position.numbers(), num_batches=num_batches)
+        self._best.keep(step, saves_live=True)
         if self._trainer.is_last_batch:  # at the end of an epoch other callbacks may prune or average weights
             self.session.fence()
-        if internals.validation_is_due(self._trainer):
+        validates = internals.validation_is_due(self._trainer)
+        self._best.hold(step, is_last_batch=self._trainer.is_last_batch, validates=validates)
+        if validates:
             self._pause = self.session.pause(step)
             self._pause.__enter__()
 
@@ -93,12 +104,14 @@ class Fit:
 
     def end_pause(self) -> None:
         """End the pause, if there is one. Leave if there is a notice."""
+        self._best.keep(self._last_step)
         pause, self._pause = self._pause, None
         if pause is not None:
             pause.__exit__(None, None, None)
 
     def finish(self) -> None:
         """Save the end of the training and wait until it is stored."""
+        self._best.finish(self._trainer.global_step)
         self.end_pause()
         self.session.finish(self._trainer.global_step)
 
@@ -106,6 +119,7 @@ class Fit:
         """Close the session and give the trainer its own methods back."""
         self.session.close()
         self._position.close()
+        self._best.close()
         internals.allow_sigterm_broadcast(self._trainer)
         internals.allow_ckpt_path(self._trainer)
 
@@ -116,7 +130,7 @@ class Fit:
         session.register("model", ModelPart(model))
         session.register("frozen", FrozenPart(pl_module))
         # Before the optimizers, because a callback may make groups in one.
-        session.register("callbacks", CallbacksPart(trainer, pl_module, own))
+        session.register("callbacks", CallbacksPart(trainer, pl_module, own, self._best))
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
         register_optimizers(session.register, model, trainer.optimizers, schedulers)
         session.register("precision", trainer.precision_plugin)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any, Final
 
 from lightning.fabric.utilities.data import sized_len
@@ -160,6 +161,32 @@ def end_batch(trainer: Trainer) -> None:
     epoch_loop = trainer.fit_loop.epoch_loop
     epoch_loop.update_lr_schedulers("step", update_plateau_schedulers=True)
     epoch_loop._batches_that_stepped += 1
+
+
+def fit_loop_state(trainer: Trainer) -> dict[str, Any]:
+    """Return the counters of the fit loop as a checkpoint of Lightning has them now, without the loaders."""
+    loops = deepcopy(trainer.fit_loop.state_dict())
+    loops["state_dict"] = {name: value for name, value in loops["state_dict"].items() if name != "combined_loader"}
+    return loops
+
+
+def other_loops_state(trainer: Trainer) -> dict[str, Any]:
+    """Return the counters of all loops but the fit loop, as a checkpoint of Lightning has them."""
+    names = ("validate_loop", "test_loop", "predict_loop")
+    return {name: getattr(trainer, name).state_dict() for name in names}
+
+
+def hyper_parameters(owner: Any) -> dict[str, Any]:
+    """Return what a checkpoint has about the hyperparameters of a module or data module, or of none."""
+    if owner is None or not owner.hparams:
+        return {}
+    is_plain = not type(owner.hparams).__module__.startswith("omegaconf")
+    found = {owner.CHECKPOINT_HYPER_PARAMS_KEY: dict(owner.hparams) if is_plain else owner.hparams}
+    if hasattr(owner, "_hparams_name"):
+        found[owner.CHECKPOINT_HYPER_PARAMS_NAME] = owner._hparams_name
+    if not is_plain:
+        found[owner.CHECKPOINT_HYPER_PARAMS_TYPE] = type(owner.hparams)
+    return found
 
 
 # ---- training loaders

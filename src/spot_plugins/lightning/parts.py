@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import BaseFinetuning
 from torch import nn
 
 from ..state import ShardedPart, clean_name, is_flat
+from .best import STATE_KEY, BestFiles
 from .internals import is_flat_parameter
 
 
@@ -74,21 +75,25 @@ class FrozenPart:
 class CallbacksPart:
     """The state of the other callbacks. A callback that is new to the run begins fresh, as in Lightning."""
 
-    def __init__(self, trainer: Trainer, pl_module: LightningModule, own: Callback) -> None:
+    def __init__(self, trainer: Trainer, pl_module: LightningModule, own: Callback, best: BestFiles) -> None:
         self._trainer = trainer
         self._module = pl_module
         self._callbacks = [callback for callback in trainer.callbacks if callback is not own]  # type: ignore[attr-defined]
+        self._best = best
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of every callback that has any, by its ``state_key``."""
         states = {callback.state_key: callback.state_dict() for callback in self._callbacks}
+        states[STATE_KEY] = self._best.state_dict()
         return {key: state for key, state in states.items() if state}
 
     def load_state_dict(self, states: dict[str, Any]) -> None:
         """Restore every callback whose state was saved."""
+        self._best.load_state_dict(states.get(STATE_KEY, {}))
         for callback in self._callbacks:
             if callback.state_key in states:
-                callback.load_state_dict(states[callback.state_key])
+                state = self._best.in_this_directory(callback, states[callback.state_key])
+                callback.load_state_dict(state)
                 if isinstance(callback, BaseFinetuning):
                     # This hook makes the groups of the optimizer from that state. Lightning called it before.
                     callback.on_fit_start(self._trainer, self._module)

@@ -36,6 +36,7 @@ class PositionPart:
         self._waits = False  # for apply()
         self._continues = False  # in the middle of an epoch
         self._ahead: dict[str, Any] | None = None
+        self._numbers_ahead: tuple[int, ...] = ()
         self._resharded = False
         strategy = trainer.strategy
         original = strategy.process_dataloader
@@ -84,8 +85,9 @@ class PositionPart:
 
     def numbers(self) -> tuple[int, ...]:
         """Return epoch and progress in each loader as numbers. This takes a microsecond, unlike a position."""
-        num_trained = internals.num_fetched(self._trainer) - len(internals.batches_ahead(self._trainer))
-        return tuple(number for position in self._positions for number in position.numbers(num_trained))
+        if self._ahead is not None:
+            return self._numbers_ahead
+        return tuple(number for loader in self._loaders for number in loader.numbers())
 
     def apply(self) -> None:
         """Make the iterators of a resumed epoch, right before the first batch."""
@@ -160,6 +162,8 @@ class PositionPart:
 
     def _before_fetch(self) -> None:
         if internals.fetches_ahead(self._trainer):
+            self._ahead = None
+            self._numbers_ahead = self.numbers()
             self._ahead = {"streams": streams_state(), "loaders": self._after_fetched()}
 
     def _bind_samplers(self, loader: Any) -> None:

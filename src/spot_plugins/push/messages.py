@@ -39,6 +39,9 @@ _PUSHER_EVENTS: Final = (
     events.SaveAbandoned,
     events.Superseded,
     events.Pruned,
+    events.Kept,
+    events.KeepFailed,
+    events.Released,
 )
 _EVENT_TYPES: Final = {kind.__name__: kind for kind in _PUSHER_EVENTS}
 
@@ -173,6 +176,28 @@ def decode_frozen(body: dict[str, Any]) -> StoredFrozen:
 
 def _decode_slice(entry: dict[str, Any]) -> TensorSlice:
     return TensorSlice(**{**entry, **{name: tuple(entry[name]) for name in ("shape", "offsets", "lengths")}})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeepRequest:
+    """The wish to keep a step, or to release it. An event of the process answers it."""
+
+    step: int
+    owner: str
+    keeps: bool
+    """False to release it."""
+    is_saving: bool = False
+    """True if this attempt is just saving the step. See :func:`spot_plugins.format.kept.keep`."""
+
+
+def encode_keep(request: KeepRequest) -> dict[str, Any]:
+    """Return *request* as a message body."""
+    return {"keep": asdict(request)}
+
+
+def decode_keep(body: dict[str, Any]) -> KeepRequest:
+    """Read what :func:`encode_keep` wrote."""
+    return KeepRequest(**body["keep"])
 
 
 def encode_event(event: Event) -> dict[str, Any]:

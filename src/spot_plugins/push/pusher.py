@@ -13,8 +13,9 @@ from ..events import Event, EventBus
 from . import messages
 from .ledger import MAX_TRIES, Ledger, Lent
 from .lifecycle import StepState
-from .messages import PushJob, PushSettings
+from .messages import KeepRequest, PushJob, PushSettings
 from .process import PusherProcess
+from .wishes import Wishes
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class Pusher:
         self._process: PusherProcess | None = None
         self._hurries = False
         self._is_closed = False
+        self._wishes = Wishes()
 
     def open(self) -> None:
         """
@@ -106,6 +108,24 @@ class Pusher:
                 with contextlib.suppress(OSError):
                     process.send({"hurry": True})
 
+    def ask(self, request: KeepRequest) -> None:
+        """Let the process keep or release a step. An event answers. Never waits for disk or network."""
+        with self._sending:
+            try:
+                process: PusherProcess | None = self._reach_process()
+            except OSError as error:
+                logger.warning("%s: %s", _NO_START, error)
+                process = None
+            self._wishes.add(request)
+            if process is not None:
+                with contextlib.suppress(OSError):  # it goes to the next process
+                    process.send(messages.encode_keep(request))
+
+    @property
+    def has_wishes(self) -> bool:
+        """True if a wish to keep or release a step has no answer yet."""
+        return bool(self._wishes)
+
     def has_ended(self, step: int) -> bool:
         """Return whether *step* is committed or abandoned on this rank. So it is if it was never submitted."""
         return self.ledger.has_ended(step)
@@ -155,9 +175,11 @@ class Pusher:
             process = PusherProcess(self._settings, self._on_message, self._on_end)
             process.start()
             self._process = process
-            if self._hurries:
-                with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):
+                if self._hurries:
                     process.send({"hurry": True})
+                for request in self._wishes.again():
+                    process.send(messages.encode_keep(request))
             if self._is_closed:  # meanwhile, and close() has not seen this process
                 process.close()
         return process
@@ -171,6 +193,7 @@ class Pusher:
             case _:
                 event = messages.decode_event(body)
                 self.ledger.on_event(event)
+                self._wishes.on_event(event)
                 self._emit(event)
 
     def _emit(self, event: Event) -> None:
@@ -186,11 +209,16 @@ class Pusher:
         with self._sending:
             if self._process is process:
                 self._process = None
-            lost = self.ledger.lose(process)
+            lost, unanswered = self.ledger.lose(process), self._wishes.lose(reason)
             failure = None
             if lost.again is not None:
                 logger.warning("step %s goes to another pusher process", lost.again)
                 failure = self._hand_over(lost.again)
+            if self._wishes and self._process is None:
+                with contextlib.suppress(OSError):  # the next process gets them
+                    self._reach_process()
+        for event in unanswered:
+            self._emit(event)
         for step in lost.abandoned:
             self._emit(events.SaveAbandoned(step=step, reason=reason))
         self.ledger.release(lost.buffers)

@@ -20,6 +20,7 @@ from ..format.keys import FROZEN_PREFIX, STEPS_PREFIX, StepId, parse_rank_manife
 from ..format.manifest import RankManifest, TensorSlice
 from ..format.retention import prune, removal_groups
 from ..store import ObjectStore
+from .keeping import Marks
 from .messages import PushJob, PushSettings, SealedBlob, manifest_of, seal
 from .speed import Meters
 
@@ -41,6 +42,8 @@ class Ways:
     local: ObjectStore | None = None
     """The store on the local disk, or None for no local copies."""
     meters: Meters = field(default_factory=Meters)
+    marks: Marks | None = None
+    """The marks of kept steps that are still to be put. None if there never are any."""
 
 
 class StepPush:
@@ -237,7 +240,11 @@ class StepPush:
         settings = self._settings
         try:
             removed = prune(
-                self._ways.store, settings.attempt, keep_last=settings.keep_last, keep_every=settings.keep_every
+                self._ways.store,
+                settings.attempt,
+                keep_last=settings.keep_last,
+                keep_every=settings.keep_every,
+                protected=frozenset() if (marks := self._ways.marks) is None else marks.protected,
             )
         except SupersededError as error:  # since the commit: the step stays committed
             self._bus.emit(events.Superseded(attempt=error.attempt, newest=error.newest))

@@ -26,6 +26,7 @@ from ..format.keys import StepId
 from ..format.manifest import ManifestError
 from ..store import open_local, open_store
 from . import messages
+from .keeping import Marks
 from .messages import Channel, FrozenUse, PushJob, PushSettings, SealedBlob, StoredFrozen
 from .priority import Priority
 from .step_push import StepPush, Ways
@@ -55,11 +56,13 @@ class Worker:
         self._buffers: dict[int, mmap.mmap] = {}
         body, _ = channel.receive()
         self._settings = settings = PushSettings(**body)
-        self._ways = Ways(
-            store=open_store(settings.url, settings.storage_options),
-            local=None if settings.local_dir is None else open_local(settings.local_dir),
-        )
         self._bus = EventBus(lambda event: self._send(messages.encode_event(event)))
+        store = open_store(settings.url, settings.storage_options)
+        self._ways = Ways(
+            store=store,
+            local=None if settings.local_dir is None else open_local(settings.local_dir),
+            marks=Marks(store, settings.attempt, self._bus),
+        )
 
     def run(self) -> None:
         """Serve until the trainer is gone and every step is stored or given up."""
@@ -78,6 +81,7 @@ class Worker:
         with self._changed:
             self._hopeless = True
             self._hasten()
+            self._changed.notify_all()
         pusher.join()
 
     def _on_message(self, body: dict[str, Any], fd: int | None) -> None:
@@ -93,6 +97,11 @@ class Worker:
             case {"frozen": int()}:
                 with self._changed:
                     self._frozen = messages.decode_frozen(body)
+            case {"keep": _}:
+                with self._changed:
+                    assert self._ways.marks is not None
+                    self._ways.marks.add(messages.decode_keep(body))
+                    self._changed.notify_all()
             case _:
                 job = messages.decode_job(body)
                 # Looked up now: the trainer may drop a buffer as soon as it has handed over the step.
@@ -111,8 +120,8 @@ class Worker:
 
     def _push_next(self) -> tuple[int, bool] | None:
         """Push the job that has waited longest. Return its step and whether it is committed, None if none will come."""
+        self._fulfill_until_next()
         with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._trainer_gone)
             if not self._waiting:
                 return None
             job, images = self._waiting.popleft()
@@ -138,6 +147,22 @@ class Worker:
                 self._send(messages.encode_frozen(frozen))
             self._send({"released": job.buffers})
         return job.step, push.is_committed
+
+    def _fulfill_until_next(self) -> None:
+        """Mark and release steps until a job waits or none will come. All marks are tried once before the job."""
+        marks = self._ways.marks
+        assert marks is not None
+        while True:
+            marks.fulfill()
+            with self._changed:
+                if self._waiting or (self._trainer_gone and marks.is_done):
+                    return
+                if marks.is_done:
+                    self._changed.wait_for(lambda: self._waiting or self._trainer_gone or not marks.is_done)
+                elif self._hopeless:
+                    marks.give_up("the trainer is gone and the store did not take the mark in time")
+                else:
+                    self._changed.wait(marks.pause_s)
 
     def _frozen_before(self, job: PushJob) -> list[SealedBlob]:
         """Return the frozen blobs that are stored and belong to *job*."""

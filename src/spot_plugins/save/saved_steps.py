@@ -27,6 +27,8 @@ class SavedSteps:
     """
     Remembers which steps were saved, so that none is saved twice, and keeps the state staged at the start of a pause.
 
+    The staged state stays until the next step, because a step may turn out to be worth keeping only after the pause.
+
     Args:
         saver: Stages steps.
         pusher: Pushes them.
@@ -40,10 +42,18 @@ class SavedSteps:
         self._held: StagedStep | None = None
         self.last: int | None = None
         """The step that was saved last, or resumed from."""
+        self.present: int | None = None
+        """The step that was reported last, or resumed from. None if there is none yet."""
 
     def resumed(self, step: int | None) -> None:
         """Record the step from which training continues."""
         self.last = step
+        self.present = step
+
+    def reached(self, step: int) -> None:
+        """Record that *step* is done. A state that was held belongs to an earlier step."""
+        self.present = step
+        self._held = None
 
     def has(self, step: int) -> bool:
         """Return whether *step* is stored or on its way. Then it must not be saved again, as it may be visible."""
@@ -65,6 +75,8 @@ class SavedSteps:
             self._saver.wait_copied(deadline)  # a copy of this step may still fail
         if self.has(step):
             return False
+        self.present = step
+        self._held = None  # its memory may be used for this save
         try:
             if trigger == "end":
                 self._saver.push(self._saver.stage(step, trigger, deadline))
@@ -78,10 +90,14 @@ class SavedSteps:
 
     def hold(self, step: int) -> None:
         """
-        Keep the state of *step* in memory until :meth:`release`, because weights may be swapped from now on.
+        Keep the state of *step* in memory until the next step, because weights may be swapped from now on.
 
-        Nothing must be being copied.
+        Nothing must be being copied. A second call for the same step changes nothing.
         """
+        self.present = step
+        if self._held is not None and self._held.step == step:
+            return
+        self._held = None
         if not self.has(step):
             try:
                 self._held = self._saver.stage(step, "pause", deadline=0.0)
@@ -93,6 +109,15 @@ class SavedSteps:
     def release(self) -> None:
         """Let go of the state that :meth:`hold` has kept."""
         self._held = None
+
+    def save_held(self, step: int) -> bool:
+        """Save the state of *step* that :meth:`hold` has kept. Return whether there is one."""
+        held, self._held = self._held, None
+        if held is None or held.step != step:
+            return False
+        self._saver.push(held)
+        self.last = step
+        return True
 
     def push_last(self, step: int, leave_by: Callable[[], float], *, is_paused: bool) -> bool:
         """
@@ -120,12 +145,13 @@ class SavedSteps:
         return self._pusher.wait_ended(last, 0.0) in _STORED
 
     def _save_last(self, step: int, deadline: float, is_paused: bool) -> None:
-        if self._held is not None:
-            self._saver.push(self._held)
-        elif is_paused:
-            raise StoreError("put", "", "it was not staged before the pause, and weights may be swapped since", False)
-        else:
-            self._saver.push(self._saver.stage(step, "notice", deadline))
+        if is_paused:
+            if not self.save_held(step):
+                reason = "it was not staged before the pause, and weights may be swapped since"
+                raise StoreError("put", "", reason, False)
+            return
+        self._held = None  # its memory may be used for this save
+        self._saver.push(self._saver.stage(step, "notice", deadline))
         self.last = step
 
 

@@ -9,6 +9,7 @@ the wrong phase is an error with a remedy. Begin with :mod:`.spot_session`.
 from __future__ import annotations
 
 from ..leave.way_out import Pause
+from .keeper import PROGRAM
 from .spot_session import SpotSession
 
-__all__ = ["Pause", "SpotSession"]
+__all__ = ["PROGRAM", "Pause", "SpotSession"]

@@ -23,6 +23,7 @@ from ..resume.join import Membership, join_run
 from ..save import SavedSteps, Saver
 from ..schedule import Pacer, Preemptions, recent_preemptions
 from ..state.registry import Registry
+from .keeper import Keeper
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +40,7 @@ class Opened:
     listener: Listener
     way_out: WayOut
     fingerprints: Recorder
+    keeper: Keeper
 
 
 def join_and_build(
@@ -103,6 +105,8 @@ def join_and_build(
         departure=departure,
         stack=stack,
     )
+    keeper = Keeper(job, run, pusher, saved_steps, way_out, phase, bus, config.grace_s)
+    bus.subscribe(keeper.on_event)
     bus.subscribe(measurements.on_event)
     bus.subscribe(pacer.on_event)
     bus.subscribe(CommitAge(clock).on_event)
@@ -111,7 +115,9 @@ def join_and_build(
     stack.callback(saver.close)  # before the pusher, which gets what is being copied
     stack.callback(agreement.close)
     stack.callback(listener.close)
-    return Opened(job, run, pusher, saver, saved_steps, measurements, agreement, listener, way_out, fingerprints)
+    return Opened(
+        *(job, run, pusher, saver, saved_steps, measurements, agreement, listener, way_out, fingerprints, keeper)
+    )
 
 
 def _pacer(config: SpotConfig, run: Membership, job: Job, clock: Clock, bus: EventBus) -> Pacer:

@@ -34,6 +34,7 @@ from ..resume.restore import restore
 from ..schedule import Trigger
 from ..state.part import Part
 from ..state.registry import Registry, register_model
+from .keeping import KeepsSteps
 from .opened import Opened, join_and_build
 
 __all__ = ["Pause", "SpotSession"]
@@ -44,7 +45,7 @@ FINISH_WAIT_S: Final = 600.0
 """Longest wait in seconds for the last push of a training that ended well. The pusher continues after it."""
 
 
-class SpotSession:
+class SpotSession(KeepsSteps):
     """
     One attempt of one run: saves on triggers, leaves after a notice, and resumes at its start.
 
@@ -88,7 +89,6 @@ class SpotSession:
         self._phase = PhaseTracker()
         self._stack = ExitStack()
         self._it: Opened | None = None
-        self._pause_step = 0  # of meaning in a pause only
         self._is_prepared = False
         self._last_committed_step: int | None = None
         self._resumed_from: int | None = None
@@ -215,6 +215,8 @@ class SpotSession:
         it.saved_steps.resumed(step)
         it.measurements.on_saved(step or 0)
         it.agreement.saved(step or 0)
+        if step is not None:
+            it.keeper.resumed(is_mirror=is_mirror)
         self._phase.move(Phase.TRAINING)
         return step
 
@@ -240,6 +242,7 @@ class SpotSession:
         it = self._opened
         it.fingerprints.record(step, position, num_batches)
         it.measurements.on_step()
+        it.saved_steps.reached(step)
         decision = it.agreement.at_boundary(step)
         if decision is None:
             if not self._is_prepared:  # not before: an optimizer has no state before its first step
@@ -280,7 +283,10 @@ class SpotSession:
             Preempted: Raised by :meth:`Pause.check` and at the end of the block, as by :meth:`after_step`.
         """
         self._phase.check("pause")
-        return Pause(self._opened.way_out, step)
+        it = self._opened
+        if it.keeper.is_used:
+            it.keeper.hold(step)  # it waits for room, because this step may turn out to be worth keeping
+        return Pause(it.way_out, step)
 
     def finish(self, step: int) -> None:
         """
@@ -300,6 +306,7 @@ class SpotSession:
         if it.saver.has_room and not it.pusher.is_superseded:
             self._save(step, "end")
         it.way_out.wait(lambda: it.pusher.has_ended(step), step, deadline)
+        it.way_out.wait(lambda: not it.pusher.has_wishes, step, time.monotonic() + self._config.grace_s)
         it.job.meet(time.monotonic() + self._config.grace_s)
         is_left_behind = self._phase.now is Phase.LEFT_BEHIND
         has_ended, is_stored = it.pusher.has_ended(step), it.saved_steps.has(step)
@@ -332,12 +339,6 @@ class SpotSession:
         """Stop. What is staged is still pushed, by the pusher process. A second call does nothing."""
         self._phase.move(Phase.CLOSED)
         self._stack.close()
-
-    @property
-    def _opened(self) -> Opened:
-        if self._it is None:
-            raise RuntimeError("the session is not open: call open(), or use it in a `with` block")
-        return self._it
 
     def _on_event(self, event: Event) -> None:
         match event:

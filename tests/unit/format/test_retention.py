@@ -94,6 +94,63 @@ def test_never_too_much_and_never_too_little(committed, partial, keep_last, keep
     assert removed == sorted(removed)
 
 
+@given(
+    committed=st.sets(step_ids),
+    partial=st.sets(step_ids),
+    marked=st.sets(step_ids),
+    keep_last=st.integers(1, 4),
+)
+def test_a_marked_checkpoint_never_goes_and_never_counts(committed, partial, marked, keep_last):
+    """
+    What is marked stays, whole or not. Of the others as many stay as if the marked ones were not there.
+    """
+    in_order = sorted(committed, reverse=True)
+
+    removed = removable(in_order, committed | partial, keep_last=keep_last, keep_every=None, marked=marked)
+
+    assert marked.isdisjoint(removed)
+    counted = [step_id for step_id in in_order if step_id not in marked]
+    assert set(counted[:keep_last]).isdisjoint(removed)
+    last_attempt = max((step_id.attempt for step_id in committed), default=0)
+    of_last = [step_id for step_id in counted if step_id.attempt == last_attempt]
+    assert set(removed) & committed == set(counted) - {*counted[:keep_last], *of_last[:keep_last]}
+
+
+def test_a_listing_that_fails_removes_nothing():
+    """
+    If the marks cannot be listed, nobody knows what is kept, so everything stays.
+    """
+
+    class Blind(MemoryStore):
+        def keys(self, prefix):
+            if prefix.startswith("keep/"):
+                raise StoreError("list", prefix, "the service is busy")
+            return super().keys(prefix)
+
+    store = Blind()
+    claim_attempt(store, b"")
+    for step in (1, 2, 3):
+        save(step, store, keep_last=9)
+
+    with pytest.raises(StoreError):
+        prune(store, 1, keep_last=1, keep_every=None)
+
+    assert numbers(store) == [3, 2, 1]
+
+
+def test_a_step_whose_mark_is_still_to_be_put_stays():
+    """
+    The store has not taken the mark yet; the process that is to put it prunes nothing of that step.
+    """
+    store = MemoryStore()
+    claim_attempt(store, b"")
+    for step in (1, 2, 3):
+        save(step, store, keep_last=9)
+
+    assert prune(store, 1, keep_last=1, keep_every=None, protected={1}) == ids(2)
+    assert prune(store, 1, keep_last=1, keep_every=None) == ids(1)
+
+
 class Stopping(MemoryStore):
     """Refuses deletes after some."""
 

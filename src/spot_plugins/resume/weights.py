@@ -1,0 +1,304 @@
+"""
+The weights of a committed step, joined from the shards of all ranks, without torch and without running any code.
+
+Everything that is read comes from a bucket, so every byte is compared with its hash, and every number is checked before
+it is used. The names of tensors go into the result only, never into a path.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import xxhash
+
+from .. import __version__
+from ..errors import GONE, ConfigError, CorruptCheckpointError
+from ..format.boxes import Box
+from ..format.commit import NUM_GETS
+from ..format.keys import StepId
+from ..format.manifest import Json, RankManifest, TensorSlice
+from ..store import ObjectStore, patiently
+from .stored import choose_step, manifests_of, open_run
+
+if TYPE_CHECKING:
+    import numpy as np
+
+ITEM_BYTES: Final = {
+    **dict.fromkeys(("F64", "I64", "U64", "C64"), 8),
+    **dict.fromkeys(("F32", "I32", "U32"), 4),
+    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
+    **dict.fromkeys(("F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL"), 1),
+}
+"""Bytes of one element, by the name of the dtype in a safetensors file."""
+
+_KINDS: Final = ("parameters", "buffers", "extra")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Weight:
+    """One tensor of a module: its name there, and the stored pieces that make it up."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    pieces: tuple[tuple[RankManifest, TensorSlice], ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the whole tensor."""
+        return prod(self.shape) * ITEM_BYTES[self.dtype]
+
+
+class Weights:
+    """
+    The weights of one committed step.
+
+    Args:
+        store: The store of the run.
+        step_id: The step.
+        manifests: The manifests of all ranks.
+        part: The name of the model in the state, such as ``model-1``. None: the only one.
+
+    Raises:
+        ConfigError: There is no such model, or *part* is None and there are several.
+        CorruptCheckpointError: The manifests make no sense.
+    """
+
+    def __init__(self, store: ObjectStore, step_id: StepId, manifests: list[RankManifest], part: str | None) -> None:
+        self._store = store
+        self.step_id = step_id
+        """The step."""
+        self.part = part = _choose_part(manifests, part)
+        """The name of the model in the state."""
+        self.left_out: list[str] = []
+        """Names of extra state that is no tensor, and that a file of tensors cannot hold."""
+        self._pieces: defaultdict[str, dict[Box, tuple[RankManifest, TensorSlice]]] = defaultdict(dict)
+        for manifest in manifests:
+            for piece in manifest.tensors:
+                if piece.shared or manifest.rank == 0:
+                    self._pieces[piece.name].setdefault(Box(piece.offsets, piece.lengths), (manifest, piece))
+        self.tensors = list(self._tensors(manifests, part))
+        """The tensors, parameters before buffers."""
+
+    def read(self) -> Iterator[tuple[Weight, memoryview]]:
+        """
+        Yield each tensor with its bytes, row by row. A few tensors are read ahead, in parallel.
+
+        Raises:
+            CorruptCheckpointError: Bytes are damaged or missing.
+            StoreError: The store does not answer.
+        """
+        with ThreadPoolExecutor(NUM_GETS, thread_name_prefix="spot-get") as pool:
+            left = iter(self.tensors)
+            reads = [(each, pool.submit(self._join, each)) for each in islice(left, NUM_GETS)]
+            while reads:
+                weight, joined = reads.pop(0)
+                reads += [(each, pool.submit(self._join, each)) for each in islice(left, 1)]
+                yield weight, joined.result()
+
+    def _tensors(self, manifests: list[RankManifest], part: str) -> Iterator[Weight]:
+        seen: set[str] = set()
+        for manifest in manifests:  # a rank may hold no share of a tensor, and then does not name it
+            document = _entry(manifest.state, part)
+            for kind in _KINDS:
+                for name, value in _items(_entry(document, kind)):
+                    if name in seen:
+                        continue
+                    seen.add(name)
+                    stored = value.get("$tensor") if isinstance(value, dict) else None
+                    if isinstance(stored, str):
+                        yield self._weight(name, stored)
+                    elif kind == "extra":
+                        self.left_out.append(name)
+                    else:
+                        raise ConfigError(f"{name} has a type that no safetensors file can hold, such as complex128")
+
+    def _weight(self, name: str, stored: str) -> Weight:
+        pieces = tuple(self._pieces[stored].values())
+        if not pieces or name == "__metadata__":
+            raise self._corrupt(f"has no tensor {stored!r}")
+        first = pieces[0][1]
+        alike = {(piece.dtype, piece.shape) for _, piece in pieces} == {(first.dtype, first.shape)}
+        possible = alike and all(_is_possible(piece, manifest) for manifest, piece in pieces)
+        if not possible or sum(prod(piece.lengths) for _, piece in pieces) != prod(first.shape):
+            raise self._corrupt(f"makes no sense: not all of {stored!r} is there")
+        return Weight(name=name, dtype=first.dtype, shape=first.shape, pieces=pieces)
+
+    def _join(self, weight: Weight) -> memoryview:
+        import numpy as np
+
+        item = ITEM_BYTES[weight.dtype]
+        parts = [(piece, self._fetch(manifest, piece)) for manifest, piece in weight.pieces]
+        if len(parts) == 1:
+            return memoryview(parts[0][1])
+        whole = np.zeros((*weight.shape, item), dtype=np.uint8)
+        is_there = np.zeros(weight.shape, dtype=np.bool_)
+        for piece, image in parts:
+            box = tuple(slice(first, first + n) for first, n in zip(piece.offsets, piece.lengths, strict=True))
+            whole[box] = _array(image).reshape((*piece.lengths, item))
+            is_there[box] = True
+        if not is_there.all():
+            raise self._corrupt(f"makes no sense: the slices of {weight.name!r} overlap")
+        return whole.reshape(-1).data
+
+    def _fetch(self, manifest: RankManifest, piece: TensorSlice) -> bytearray:
+        key = manifest.blobs[piece.blob].key
+        image = bytearray(piece.stop - piece.start)
+        try:
+            count = patiently(lambda: self._store.get_into(key, piece.start, [memoryview(image)])) if image else 0
+        except KeyError:
+            raise CorruptCheckpointError(self.step_id.step, key, GONE) from None
+        if count != len(image):
+            raise CorruptCheckpointError(self.step_id.step, key, f"has no {len(image)} bytes from {piece.start}")
+        if xxhash.xxh3_128_hexdigest(image) != piece.xxh3_128:
+            reason = "has changed since it was written: its hash differs"
+            raise CorruptCheckpointError(self.step_id.step, key, reason)
+        return image
+
+    def _corrupt(self, reason: str) -> CorruptCheckpointError:
+        return CorruptCheckpointError(self.step_id.step, self.step_id.prefix, reason)
+
+
+def open_weights(
+    url: str,
+    step: int | None = None,
+    *,
+    kept: bool = False,
+    part: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Weights:
+    """Return the weights of a committed step, which are read later. See :func:`export_weights`."""
+    store = open_run(url, storage_options)
+    committed = choose_step(store, step, kept=kept)
+    return Weights(store, committed.step_id, manifests_of(store, committed), part)
+
+
+def export_weights(
+    url: str,
+    out: str | os.PathLike[str],
+    step: int | None = None,
+    *,
+    kept: bool = False,
+    part: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Weights:
+    """
+    Write the weights of a committed step to *out*, a safetensors file. It needs no GPU and no model.
+
+    The names are those of the module's ``state_dict()``, without the words of DDP, FSDP and ``torch.compile``. Tensors
+    that were spread over ranks are whole. Nothing of the checkpoint is run.
+
+    Args:
+        url: URL of the run.
+        out: Path of the file. It must not exist.
+        step: Number of a committed step. None: the newest.
+        kept: Whether only steps count that are kept. Then *step* may be None if one step is kept.
+        part: Name of the model, such as ``model-1``, if the program trains several.
+        storage_options: Options of the fsspec file system.
+
+    Returns:
+        The weights that were written. ``left_out`` has the names of extra state that is no tensor.
+
+    Raises:
+        ConfigError: There is no such step or model, or *out* cannot be written.
+        CorruptCheckpointError, IncompatibleCheckpointError: The step cannot be read.
+        StoreError: The store does not answer.
+    """
+    path = Path(out)
+    if path.exists():
+        raise ConfigError(f"out={str(path)!r} exists already: give the path of a new file")
+    weights = open_weights(url, step, kept=kept, part=part, storage_options=storage_options)
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with unfinished.open("xb") as file:
+            file.write(_header(weights))
+            for _, image in weights.read():
+                file.write(image)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except OSError as error:
+        raise ConfigError(f"out={str(path)!r} cannot be written: {error.strerror}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return weights
+
+
+def _header(weights: Weights) -> bytes:
+    entries: dict[str, Any] = {
+        "__metadata__": {
+            "format": "pt",  # transformers reads no file without it
+            "step": str(weights.step_id.step),
+            "attempt": str(weights.step_id.attempt),
+            "software": f"spot_plugins {__version__}",
+        }
+    }
+    position = 0
+    for each in weights.tensors:
+        offsets = [position, position + each.num_bytes]
+        entries[each.name] = {"dtype": each.dtype, "shape": list(each.shape), "data_offsets": offsets}
+        position += each.num_bytes
+    text = json.dumps(entries).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _choose_part(manifests: list[RankManifest], part: str | None) -> str:
+    state = manifests[0].state
+    models = [name for name, value in _items(state) if set(_KINDS) <= {key for key, _ in _items(value)}]
+    listed = ", ".join(models) or "none"
+    if part is not None and part not in models:
+        raise ConfigError(f"part={part!r} is not among the models of this run, which are: {listed}")
+    if part is None and len(models) != 1:
+        raise ConfigError(f"this run has these models: {listed}. Name one by part")
+    return models[0] if part is None else part
+
+
+def _entry(document: Json, key: str) -> Json:
+    return document.get(key) if isinstance(document, dict) else None
+
+
+def _items(document: Json) -> Iterator[tuple[str, Json]]:
+    """Yield the entries of a stored dict in their order. See "State" in docs/format.md."""
+    if not isinstance(document, dict):
+        return
+    inner = document.get("$ordered_dict", document)
+    document = inner if isinstance(inner, dict) else {}
+    if isinstance(pairs := document.get("$dict"), list):
+        for pair in pairs:
+            if isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], str):
+                yield pair[0], pair[1]
+        return
+    keys = sorted(document.keys() - {"$order"})
+    order = document.get("$order")
+    if isinstance(order, list) and sorted(map(str, order)) == sorted(map(str, range(len(keys)))):
+        keys = [keys[int(str(position))] for position in order]
+    yield from ((key, document[key]) for key in keys)
+
+
+def _is_possible(piece: TensorSlice, manifest: RankManifest) -> bool:
+    """Return whether *piece* lies inside its blob and its tensor."""
+    dimensions = (piece.shape, piece.offsets, piece.lengths)
+    return (
+        piece.dtype in ITEM_BYTES
+        and 0 <= piece.blob < len(manifest.blobs)
+        and 0 <= piece.start <= piece.stop <= manifest.blobs[piece.blob].num_bytes
+        and len({len(each) for each in dimensions}) == 1
+        and all(0 <= first <= first + n <= extent for extent, first, n in zip(*dimensions, strict=True))
+        and prod(piece.lengths) * ITEM_BYTES[piece.dtype] == piece.stop - piece.start
+    )
+
+
+def _array(image: bytearray) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    import numpy as np
+
+    return np.frombuffer(image, dtype=np.uint8)
