@@ -157,6 +157,7 @@ def apply_state(loaded: LoadedStep, parts: list[tuple[str, ShardedPart]], rank: 
     """
     step = loaded.step_id.step
     expected, present = {name for name, _ in parts}, set(loaded.state)
+    expected -= {name for name, part in parts if part.is_optional and name not in present}
     if expected != present:
         raise IncompatibleCheckpointError(
             step,
@@ -164,6 +165,8 @@ def apply_state(loaded: LoadedStep, parts: list[tuple[str, ShardedPart]], rank: 
             f"Register the same parts as when it was saved, or start anew at another URL",
         )
     for name, part in parts:
+        if name not in expected:
+            continue
         state = loaded.state[name]
         try:
             if rank >= loaded.world_size:

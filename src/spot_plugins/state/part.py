@@ -50,6 +50,14 @@ class ShardedPart(Part):
     The ranks share the work of storing these tensors. By default each rank stores all of its tensors itself.
     """
 
+    is_optional = False
+    """True if a checkpoint that has nothing of this part is loaded all the same. The part is then left as it is."""
+
+    @property
+    def subject(self) -> Any:
+        """The object of the program whose state this part is. By default the part itself."""
+        return self
+
     def trained_memory(self) -> Set[int]:
         """Return the addresses, as of :func:`~.shard.memory_of`, of memory that only an optimizer's step changes."""
         return frozenset()
@@ -98,6 +106,11 @@ class PlainPart(ShardedPart):
 
     def __init__(self, plain: Part) -> None:
         self._plain = plain
+
+    @property
+    def subject(self) -> Any:
+        """The object itself."""
+        return self._plain
 
     def state_dict(self) -> Any:
         """Return the state of the object."""
