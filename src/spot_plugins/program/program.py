@@ -17,7 +17,7 @@ PART: Final = "program"
 
 class Program:
     """
-    What the program of this attempt has built, as it was before the resume.
+    The facts about the program of this attempt, as they were before the resume.
 
     A host describes what a session cannot see: its settings, its loaders, its version. Describe before the resume what
     exists by then. Loaders that are made later are described later, and compared at once.
