@@ -17,7 +17,7 @@ NAMES_A_LIFE = ("run.json", "attempts/")
 """The objects that hold times, the name of a host and the version of this package. They differ by their nature."""
 
 PROGRAM = "program"
-"""The part that describes the program. It is younger than the data, and holds versions, which differ by their nature."""
+"""The part that describes the program. It is younger than the data and holds versions, which differ by nature."""
 
 OF_THE_HOSTS = ("loops", "callbacks", "metrics", "optimizer", "scheduler", "precision")
 """The beginnings of the names of parts whose state torch or Lightning lays out. Another version may add a key."""
