@@ -193,6 +193,12 @@ def _own_class(module: nn.Module) -> type | None:
 
 def describe_loader(loader: Any) -> Facts:
     """Return the facts about a training loader: its data, its batches and its workers."""
+    with suppress(Exception):
+        return _loader(loader)
+    return {"is": "loader"}
+
+
+def _loader(loader: Any) -> Facts:
     loader = getattr(loader, "base_dataloader", loader)  # as Accelerate wraps some of them
     facts: Facts = {"is": "loader", "class": _bare_name(loader)}
     dataset = getattr(loader, "dataset", None)
