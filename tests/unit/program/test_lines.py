@@ -36,6 +36,8 @@ def shown(nothing_set_up, capsys):
     """A function that says three lines, and returns what stderr got."""
 
     def say(*, rank=0, host_level=None):
+        root = logging.getLogger()  # pytest adds its handlers after the fixtures
+        root.handlers[:] = [each for each in root.handlers if not type(each).__module__.startswith("_pytest")]
         lines = Lines(rank, host_level)
         lines.say("resumed")
         lines.say_first("the same on all")
