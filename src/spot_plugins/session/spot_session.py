@@ -170,6 +170,8 @@ class SpotSession:
                 storing them.
         """
         self._phase.check("register")
+        if name == PART:
+            raise ValueError(f"{name!r} is the name of this package's own part: choose another name")
         self._registry.add(name, part, replicated)
 
     def register_model(
