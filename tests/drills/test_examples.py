@@ -85,4 +85,4 @@ def test_a_preempted_torchrun_recipe_goes_on_on_other_ranks(tmp_path):
     left = (192 - 4 * done) // 6  # two samples on each rank
     assert [int(step) for step, _ in rows(tmp_path)] == [*range(1, done + left + 1)]
     assert "exitcode  : 143" in (tmp_path / "output.txt").read_text()
-    assert f"resumed from step {done}," in (tmp_path / "output.txt").read_text()
+    assert f"resumed from step {done} of " in (tmp_path / "output.txt").read_text()

@@ -16,7 +16,7 @@ from spot_plugins.format.manifest import canonical_json
 NAMES_A_LIFE = ("run.json", "attempts/")
 """The objects that hold times, the name of a host and the version of this package. They differ by their nature."""
 
-NEW_PARTS = {"fingerprints"}
+NEW_PARTS = {"fingerprints", "program"}
 """Parts that the earlier version did not have. They are state alone, without tensors, so no blob differs by them."""
 
 OF_THE_HOSTS = ("loops", "callbacks", "metrics", "optimizer", "scheduler", "precision")

@@ -17,7 +17,7 @@ from ..events import Subscriber, subscribers_of
 from ..session import SpotSession
 from ..state import RngPart
 from ..state.part import Part
-from . import internals
+from . import facts, internals
 from .position import PositionPart, StreamsPart
 from .prepared import NamedPart, check_supported, num_prepared, prepared_parts
 from .progress import Progress
@@ -127,7 +127,7 @@ class SpotHook:
         )
         self._accelerator = accelerator
         self._keep_batch = config.elastic_batch == "keep"
-        self._session = SpotSession(config, on_event=subscribers_of(on_event, hooks))
+        self._session = SpotSession(config, on_event=subscribers_of(on_event, hooks), host_level=facts.host_level)
         self._registered: list[Any] = []
         self._streams = StreamsPart()
         self._position = PositionPart(accelerator, self._streams)
@@ -215,6 +215,8 @@ class SpotHook:
         for named in parts:
             self._session.register(named.name, named.part)
         self._steps.follow(internals.optimizers(self._accelerator))
+        facts.describe(self._session.program, self._accelerator)
+        self._session.program.epoch = lambda: self._position.epoch
         self._steps.number = self._session.resume() or 0
         self._num_prepared = num_prepared(self._accelerator)
         return self.progress

@@ -8,10 +8,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Final
 
 from ..agreement import Agreement, Notice
 from ..config import SpotConfig
+from ..errors import Preempted
 from ..events import EventBus, Leaving
+from ..program import Lines
 from ..push import Pusher
 from ..ranks import Job
 from ..save import SavedSteps
@@ -19,7 +22,7 @@ from .listener import Listener
 from .measurements import Measurements
 from .phase import PhaseTracker
 
-logger = logging.getLogger(__name__)
+_LEAVES: Final = f"leaving with code {Preempted.EXIT_CODE}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,7 @@ class Departure:
         listener: Listener,
         phase: PhaseTracker,
         bus: EventBus,
+        lines: Lines,
     ) -> None:
         self._config = config
         self._job = job
@@ -64,6 +68,7 @@ class Departure:
         self._listener = listener
         self._phase = phase
         self._bus = bus
+        self._lines = lines
         self._lock = threading.Lock()
         self._outcomes: dict[int, Outcome] = {}
 
@@ -99,13 +104,7 @@ class Departure:
         is_durable = self._saved_steps.push_last(step, self.leave_by, is_paused=is_paused)
         saved, notice = self._saved_steps.last, self._notice()  # an earlier end may have become known
         left_s = notice.deadline - time.monotonic()
-        logger.warning(
-            "notice by %s: step %s is %s, %.1f s left",
-            notice.source,
-            saved,
-            "stored" if is_durable else "NOT stored yet",
-            left_s,
-        )
+        self._say(saved, is_durable, left_s)
         self._bus.emit(Leaving(step=saved, durable=is_durable, left_s=left_s))
         self._job.meet(self.leave_by())
         if is_durable and self._config.acknowledge_notice:
@@ -113,8 +112,22 @@ class Departure:
         stays = self._config.on_notice == "continue" and self._agreement.stay()
         if stays:
             self._phase.leave_behind()  # with the lock, so that a pause that ends now sees it
-            logger.warning("this rank stays: it continues after step %s, and saves nothing from now on", step)
+            text = f"this rank stays: it continues after step {step}, and saves nothing from now on"
+            self._lines.say(text, logging.WARNING)
+        elif self._config.on_notice == "continue":
+            self._lines.say(_LEAVES)
         return Outcome(saved, is_durable, stays)
+
+    def _say(self, step: int | None, is_durable: bool, left_s: float) -> None:
+        """Show whether *step* is stored. All ranks leave with one step, so only rank 0 says that all is well."""
+        ending = "" if self._config.on_notice == "continue" else f"; {_LEAVES}"
+        if is_durable:
+            self._lines.say_first(f"step {step} is stored{ending}")
+        elif step is None:
+            self._lines.say(f"nothing is saved yet{ending}", logging.WARNING)
+        else:
+            text = f"step {step} is NOT stored yet, {left_s:.1f} s left{ending}. The pusher process continues to try"
+            self._lines.say(text, logging.WARNING)
 
     def _notice(self) -> Notice:
         notice = self._agreement.notice

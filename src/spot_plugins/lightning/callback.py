@@ -19,7 +19,7 @@ from ..data import end_shielded_workers
 from ..errors import ConfigError, Preempted
 from ..events import Subscriber, subscribers_of
 from ..session import SpotSession
-from . import internals
+from . import facts, internals
 from .fit import Fit
 
 
@@ -131,7 +131,7 @@ class SpotCheckpoint(Callback):
         # A new list, because Lightning iterates over the old one during this call.
         others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
         trainer.callbacks = [*others, self]  # type: ignore[attr-defined]
-        session = SpotSession(self._config, on_event=self._on_event)
+        session = SpotSession(self._config, on_event=self._on_event, host_level=facts.host_level)
         self._fit = Fit(trainer, session, self._config.url, keep_batch=self._config.elastic_batch == "keep")
         session.open()
         self._fit.handle_signals()
@@ -202,6 +202,8 @@ class SpotCheckpoint(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Close."""
+        if self._fit is not None:
+            self._fit.tell_if_skipped()
         self._close(pl_module)
 
     def _wrap_module_hook(self, fit: Fit, pl_module: LightningModule) -> None:

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from ..data.internals import has_persistent_iterator
 from ..session import Pause, SpotSession
 from ..state import ModelPart, RngPart, register_optimizers
-from . import internals
+from . import facts, internals
 from .best import BestFiles
 from .loops import LoopsPart
 from .metrics import MetricsPart
@@ -43,6 +43,7 @@ class Fit:
         self._last_step = 0
         self._num_batches = 0  # since the last step
         self._pause: Pause | None = None
+        self._has_started = False
         internals.stop_sigterm_broadcast(trainer)
 
     def handle_signals(self) -> None:
@@ -54,7 +55,9 @@ class Fit:
         """Restore everything that exists by now. :meth:`start` restores data and random streams later."""
         trainer = self._trainer
         self._register(pl_module, own)
+        facts.describe(self.session.program, trainer, pl_module)
         step = self.session.resume()
+        facts.tell_if_finished(self.session.program, trainer, step)
         if step is not None:
 
             def warn(ckpt_path: str) -> None:
@@ -71,6 +74,8 @@ class Fit:
     def start(self) -> None:
         """Restore the position in the data, the loops, and last of all the random streams."""
         _start_persistent_validation_workers(self._trainer)
+        self._has_started = True
+        facts.describe_loaders(self.session.program, self._trainer)
         self._position.apply()
         self._loops.apply()
         self._rng.apply()
@@ -114,6 +119,11 @@ class Fit:
         self._best.finish(self._trainer.global_step)
         self.end_pause()
         self.session.finish(self._trainer.global_step)
+
+    def tell_if_skipped(self) -> None:
+        """Say that nothing was left to train, if the training has ended without a start. An early stop is restored."""
+        if not self._has_started and (step := self.session.resumed_from) is not None:
+            self.session.program.tell_finished(step)
 
     def close(self) -> None:
         """Close the session and give the trainer its own methods back."""

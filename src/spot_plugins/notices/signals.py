@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import threading
@@ -9,6 +10,9 @@ import time
 from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any, Final
+
+AGAIN_S: Final = 1.0
+"""Shortest time in seconds between two calls of ``on_again``. Launchers send a signal twice in a row."""
 
 CLOSE_WAIT_S: Final = 5.0
 """Longest wait in seconds for the thread that calls back. It takes that long only if other ranks hang."""
@@ -23,16 +27,24 @@ class SignalNotices:
     no handler while the main thread is in a long C call. Therefore the thread reads the signal number from Python's
     wakeup descriptor, to which the handler in C writes at once.
 
-    Later signals are ignored, because the process already leaves after the first one. A forked child restores the
+    Later signals are no notices, because the process already leaves after the first one. A forked child restores the
     default, so that ``Process.terminate()`` ends the child and is no notice to its parent.
 
     Args:
         on_notice: Called with the name of the signal and the monotonic time at which it was received.
         others: Signals that are notices beside SIGTERM, unless the program has a handler for them.
+        on_again: Called with the name of a later signal, at most once in :data:`AGAIN_S` seconds.
     """
 
-    def __init__(self, on_notice: Callable[[str, float], None], others: Iterable[signal.Signals] = ()) -> None:
+    def __init__(
+        self,
+        on_notice: Callable[[str, float], None],
+        others: Iterable[signal.Signals] = (),
+        *,
+        on_again: Callable[[str], None] = lambda name: None,
+    ) -> None:
         self._on_notice = on_notice
+        self._on_again = on_again
         self._others = tuple(others)
         self._previous_handlers: dict[int, Any] = {}
         self._previous_fd = -1
@@ -100,15 +112,18 @@ class SignalNotices:
             signal.raise_signal(signum)
 
     def _read_signals(self) -> None:
-        has_called_back = False
+        called_back_at = math.nan
         while True:
             numbers = os.read(self._read_fd, 64)
             if self._previous_fd != -1 and (signals := numbers.replace(b"\0", b"")):
                 os.write(self._previous_fd, signals)  # an event loop of the program reads them too
             received = [number for number in numbers if number in self._previous_handlers]
-            if received and not has_called_back:
-                has_called_back = True
-                self._on_notice(signal.Signals(received[0]).name, time.monotonic())
+            if received and math.isnan(called_back_at):
+                called_back_at = time.monotonic()
+                self._on_notice(signal.Signals(received[0]).name, called_back_at)
+            elif received and time.monotonic() - called_back_at >= AGAIN_S:
+                called_back_at = time.monotonic()
+                self._on_again(signal.Signals(received[0]).name)
             if 0 in numbers:
                 return
 

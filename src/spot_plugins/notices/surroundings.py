@@ -74,21 +74,32 @@ class Surroundings:
     advice: str | None
     """A change that makes the launcher forward signals and wait for the whole grace period. None if none is needed."""
 
-    def log(self, sources: Sequence[str]) -> None:
-        """Log what was found. *sources* are the names of all notice sources that are polled."""
-        where = ", ".join(self.providers) or "an unknown provider"
+    def summary(self, sources: Sequence[str]) -> str | None:
+        """
+        Return the providers, who is asked, and the time to plan for. None if there is no notice to plan for.
+
+        *sources* are the names of all notice sources that are polled.
+        """
+        if self.grace_s == 0:
+            return None
+        senders = ", ".join(("SIGTERM", *sources))
+        grace = f"The grace period is {self.grace_s:.0f} s ({self.limited_by})"
+        return f"runs on {self._where}. Notices come from {senders}. {grace}"
+
+    def warn(self) -> None:
+        """Log what was found and costs the training something."""
         if self.grace_s == 0:
             logger.warning(
                 "runs on %s: %s gives no usable notice, so only periodic saves protect this training",
-                where,
+                self._where,
                 self.limited_by,
             )
-        else:
-            senders = ", ".join(("SIGTERM", *sources))
-            text = "runs on %s. Notices come from %s. The grace period is %.0f s (%s)"
-            logger.info(text, where, senders, self.grace_s, self.limited_by)
         if self.advice is not None:
             logger.warning("%s", self.advice)
+
+    @property
+    def _where(self) -> str:
+        return ", ".join(self.providers) or "an unknown provider"
 
 
 def look_around(

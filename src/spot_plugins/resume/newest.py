@@ -166,6 +166,8 @@ def apply_state(loaded: LoadedStep, parts: list[tuple[str, ShardedPart]], rank: 
             f"Register the same parts as when it was saved, or start anew at another URL",
         )
     for name, part in parts:
+        if name not in expected:
+            continue
         state = loaded.state[name]
         try:
             if rank >= loaded.world_size:

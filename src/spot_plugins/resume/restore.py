@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import time
+from collections.abc import Callable, Mapping
+from typing import Any
 
+from ..errors import IncompatibleCheckpointError
 from ..events import EventBus, Resumed
 from ..ranks import Job
 from ..state.registry import Registry
@@ -13,10 +15,16 @@ from .newest import apply_state, check_alike, load_newest
 from .prefetch import stop_prefetch
 from .salvage import salvage
 
-logger = logging.getLogger(__name__)
 
-
-def restore(registry: Registry, membership: Membership, job: Job, bus: EventBus, *, is_mirror: bool) -> int | None:
+def restore(
+    registry: Registry,
+    membership: Membership,
+    job: Job,
+    bus: EventBus,
+    *,
+    is_mirror: bool,
+    check: Callable[[Mapping[str, Any]], str | None] = lambda state: None,
+) -> int | None:
     """
     Load the newest committed step that is intact into the parts of *registry*. Every rank calls this.
 
@@ -28,6 +36,8 @@ def restore(registry: Registry, membership: Membership, job: Job, bus: EventBus,
         job: The ranks of the job.
         bus: Gets the events of the resume.
         is_mirror: Whether the store is a folder to which another program copies a remote store meanwhile.
+        check: Called with the state by name of the part, before any part is changed. Returns the reason why this
+            program cannot use it, or None.
 
     Returns:
         The step after which training continues, or None on a first run.
@@ -45,6 +55,9 @@ def restore(registry: Registry, membership: Membership, job: Job, bus: EventBus,
     loaded = load_newest(membership.store, membership.local, membership.url, job, bus, wanted, is_mirror=is_mirror)
     if loaded is None:
         return None
+    for refusal in job.exchange("resume/check", check(loaded.state)):
+        if refusal is not None:
+            raise IncompatibleCheckpointError(loaded.step_id.step, str(refusal))
     apply_state(loaded, list(registry.items()), job.rank)
     event = Resumed(
         step=loaded.step_id.step,
@@ -54,6 +67,5 @@ def restore(registry: Registry, membership: Membership, job: Job, bus: EventBus,
         from_local_bytes=loaded.from_local_bytes,
         load_s=time.monotonic() - started,
     )
-    logger.info("resumed from step %s, %.1f s, %s bytes", event.step, event.load_s, event.num_bytes)
     bus.emit(event)
     return event.step

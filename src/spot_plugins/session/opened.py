@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from ..leave.measurements import Measurements
 from ..leave.participant import TrainingParticipant
 from ..leave.phase import PhaseTracker
 from ..leave.way_out import WayOut
+from ..program import Lines
 from ..push import Pusher, PushSettings
 from ..ranks import Job, Ranks
 from ..resume.join import Membership, join_run
@@ -31,6 +33,7 @@ class Opened:
     """The objects of an open session."""
 
     job: Job
+    lines: Lines
     run: Membership
     pusher: Pusher
     saver: Saver
@@ -51,6 +54,7 @@ def join_and_build(
     clock: Clock,
     phase: PhaseTracker,
     stack: ExitStack,
+    host_level: Callable[[], int] | None = None,
 ) -> Opened:
     """
     Join the run and build the objects of a session. Nothing but the board and the store is used yet.
@@ -63,12 +67,14 @@ def join_and_build(
         clock: The clock of the time trigger.
         phase: The phase of the session.
         stack: Closes what is built, in reverse order, also if this raises.
+        host_level: Returns the lowest level of logging that the host shows.
 
     Raises:
         ConfigError, StoreError: See :func:`~spot_plugins.resume.join.join_run`.
     """
     job = Job(ranks, ranks.open_board())
     stack.callback(job.board.close)
+    lines = Lines(job.rank, host_level)
     run = join_run(config, job)
     pusher = Pusher(_push_settings(config, run, job), bus)
     saver = Saver(registry, job.ranks, pusher, bus, config.buffer_bytes)
@@ -82,7 +88,7 @@ def join_and_build(
     agreement: Agreement = Solo(pacer.trigger, participant)
     if job.world_size > 1:
         agreement = Group(job, pacer.trigger, participant)
-    listener = Listener(config, agreement, bus, is_first=job.rank == 0)
+    listener = Listener(config, agreement, bus, lines, phase, is_first=job.rank == 0)
     departure = Departure(
         config=config,
         job=job,
@@ -93,6 +99,7 @@ def join_and_build(
         listener=listener,
         phase=phase,
         bus=bus,
+        lines=lines,
     )
     participant.way_out = way_out = WayOut(
         phase=phase,
@@ -116,7 +123,7 @@ def join_and_build(
     stack.callback(agreement.close)
     stack.callback(listener.close)
     return Opened(
-        *(job, run, pusher, saver, saved_steps, measurements, agreement, listener, way_out, fingerprints, keeper)
+        *(job, lines, run, pusher, saver, saved_steps, measurements, agreement, listener, way_out, fingerprints, keeper)
     )
 
 

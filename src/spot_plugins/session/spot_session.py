@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Final
@@ -16,25 +16,20 @@ from ..agreement import Notice
 from ..clock import Clock, SystemClock
 from ..config import SpotConfig
 from ..errors import CommitError, Preempted
-from ..events import (
-    AttemptStarted,
-    Committed,
-    Event,
-    EventBus,
-    Hook,
-    Resumed,
-    Subscriber,
-    subscribers_of,
-)
+from ..events import AttemptStarted, EventBus, Hook, Subscriber, subscribers_of
 from ..leave.phase import Phase, PhaseTracker
 from ..leave.way_out import Pause
 from ..locations import is_local
+from ..program import Program
+from ..program.program import PART, ProgramPart
 from ..ranks import Ranks, current_ranks
 from ..resume.restore import restore
 from ..schedule import Trigger
 from ..state.part import Part
 from ..state.registry import Registry, register_model
+from .banner import show_banner
 from .keeping import KeepsSteps
+from .milestones import Milestones
 from .opened import Opened, join_and_build
 
 __all__ = ["Pause", "SpotSession"]
@@ -70,6 +65,7 @@ class SpotSession(KeepsSteps):
         on_event: Called with every :data:`~spot_plugins.events.Event` of this rank. One function or several.
         hooks: The old name of *on_event*, accepted until 1.0.
         clock: The clock of the time trigger. None: that of the system.
+        host_level: Returns the lowest level of logging that a host shows. None: there is no host.
     """
 
     def __init__(
@@ -80,9 +76,11 @@ class SpotSession(KeepsSteps):
         on_event: Subscriber | Sequence[Subscriber] = (),
         hooks: Sequence[Hook] | None = None,
         clock: Clock | None = None,
+        host_level: Callable[[], int] | None = None,
     ) -> None:
         self._config = config
-        self._bus = EventBus(self._on_event, *subscribers_of(on_event, hooks))
+        self._milestones = Milestones()
+        self._bus = EventBus(self._milestones.on_event, *subscribers_of(on_event, hooks))
         self._ranks = ranks
         self._clock = clock or SystemClock()
         self._registry = Registry()
@@ -90,8 +88,8 @@ class SpotSession(KeepsSteps):
         self._stack = ExitStack()
         self._it: Opened | None = None
         self._is_prepared = False
-        self._last_committed_step: int | None = None
-        self._resumed_from: int | None = None
+        self._host_level = host_level
+        self._program = Program()
 
     def __enter__(self) -> SpotSession:
         self._open_if_new()
@@ -126,6 +124,7 @@ class SpotSession(KeepsSteps):
                 self._clock,
                 self._phase,
                 self._stack,
+                self._host_level,
             )
             it.pusher.open()
             self._phase.move(Phase.JOINED)
@@ -149,24 +148,31 @@ class SpotSession(KeepsSteps):
     @property
     def last_committed_step(self) -> int | None:
         """The newest step of which this attempt has stored the part of this rank, or None."""
-        return self._last_committed_step
+        return self._milestones.last_committed_step
 
     @property
     def resumed_from(self) -> int | None:
         """The step that this attempt resumed from, or None."""
-        return self._resumed_from
+        return self._milestones.resumed_from
+
+    @property
+    def program(self) -> Program:
+        """The facts about this program. A host adds to them what a session cannot see, before :meth:`resume`."""
+        return self._program
 
     def register(self, name: str, part: Part, *, replicated: tuple[str, ...] = ()) -> None:
         """
         Add something to save and restore, before :meth:`resume`.
 
         Args:
-            name: A word, the same in every attempt.
+            name: A word, the same in every attempt. The word ``program`` is taken.
             part: An object with ``state_dict()`` and ``load_state_dict()``.
             replicated: Top-level keys of its state whose tensors are equal on all ranks. The ranks share the work of
                 storing them.
         """
         self._phase.check("register")
+        if name == PART:
+            raise ValueError(f"{name!r} is the name of this package's own part: choose another name")
         self._registry.add(name, part, replicated)
 
     def register_model(
@@ -198,6 +204,8 @@ class SpotSession(KeepsSteps):
 
         A newer step that lies on the local disks of all ranks, and never reached the store, is committed first.
 
+        On rank 0 it shows where training starts, and what differs from the program that saved the step.
+
         Returns:
             The step after which training continues, or None on a first run.
 
@@ -210,7 +218,16 @@ class SpotSession(KeepsSteps):
         self._open_if_new()
         it = self._opened
         is_mirror = is_local(it.run.url) and "sagemaker" in it.listener.providers  # of its S3 prefix
-        step = restore(self._registry, it.run, it.job, self._bus, is_mirror=is_mirror)
+        self._program.gather({name: part.subject for name, part in self._registry.items()})
+        self._registry.add(PART, ProgramPart(self._program))
+        step = restore(
+            self._registry,
+            it.run,
+            it.job,
+            self._bus,
+            is_mirror=is_mirror,
+            check=lambda state: self._program.check(state.get(PART)),
+        )
         it.fingerprints.begin(step, [part for _, part in self._registry.items()])
         it.saved_steps.resumed(step)
         it.measurements.on_saved(step or 0)
@@ -218,6 +235,7 @@ class SpotSession(KeepsSteps):
         if step is not None:
             it.keeper.resumed(is_mirror=is_mirror)
         self._phase.move(Phase.TRAINING)
+        show_banner(it, self._program, self._milestones.resumed)
         return step
 
     def after_step(self, step: int, *, position: tuple[int, ...] = (), num_batches: int = 1) -> None:
@@ -299,6 +317,9 @@ class SpotSession(KeepsSteps):
         """
         self._phase.check("finish")
         it = self._opened
+        if step == self.resumed_from:
+            self._program.tell_finished(step)
+        it.listener.awaits = f"waiting until step {step} is stored"
         if it.way_out.is_pressed:
             it.way_out.leave(step)
         deadline = time.monotonic() + FINISH_WAIT_S
@@ -339,13 +360,6 @@ class SpotSession(KeepsSteps):
         """Stop. What is staged is still pushed, by the pusher process. A second call does nothing."""
         self._phase.move(Phase.CLOSED)
         self._stack.close()
-
-    def _on_event(self, event: Event) -> None:
-        match event:
-            case Committed(step=step):
-                self._last_committed_step = max(step, self._last_committed_step or 0)
-            case Resumed(step=step):
-                self._resumed_from = step
 
     def _open_if_new(self) -> None:
         if self._phase.now is Phase.NEW:

@@ -36,6 +36,11 @@ class ModelPart(ShardedPart):
     def __init__(self, module: nn.Module) -> None:
         self._module = plain_module(module)
 
+    @property
+    def subject(self) -> nn.Module:
+        """The module without the wrappers of data parallelism."""
+        return self._module
+
     def state_dict(self) -> dict[str, Any]:
         """
         Return ``{"parameters": ..., "buffers": ..., "extra": ...}``, each by name.

@@ -35,6 +35,11 @@ class OptimizerPart(ShardedPart):
         self._optimizer = plain_optimizer(optimizer)
         self._module = plain_module(module)
 
+    @property
+    def subject(self) -> torch.optim.Optimizer:
+        """The optimizer without the wrappers of a host."""
+        return self._optimizer
+
     def state_dict(self) -> dict[str, Any]:
         """
         Return ``{"state": {name: {...}}, "param_groups": [{..., "params": [name, ...]}, ...]}``.

@@ -51,7 +51,12 @@ class ShardedPart(Part):
     """
 
     is_optional: bool = False
-    """True if a checkpoint that lacks this part can be restored. The part is then left as it is."""
+    """True if a checkpoint that has nothing of this part is loaded all the same. The part is then left as it is."""
+
+    @property
+    def subject(self) -> Any:
+        """The object of the program whose state this part is. By default the part itself."""
+        return self
 
     def trained_memory(self) -> Set[int]:
         """Return the addresses, as of :func:`~.shard.memory_of`, of memory that only an optimizer's step changes."""
@@ -101,6 +106,11 @@ class PlainPart(ShardedPart):
 
     def __init__(self, plain: Part) -> None:
         self._plain = plain
+
+    @property
+    def subject(self) -> Any:
+        """The object itself."""
+        return self._plain
 
     def state_dict(self) -> Any:
         """Return the state of the object."""

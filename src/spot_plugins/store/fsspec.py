@@ -6,7 +6,8 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from ..errors import StoreError
+from ..errors import ConfigError, StoreError
+from ..locations import EXAMPLES
 from .base import scatter
 from .object_names import check_object_key, is_object_key
 from .put_if_absent import ConditionalPuts
@@ -16,6 +17,8 @@ from .store_errors import Secrets, as_store_errors, error_code, raise_if_no_buck
 _S3: Final = frozenset({"s3", "s3a"})
 OBJECT_STORES: Final = _S3 | {"gs", "gcs", "abfs", "abfss", "az"}
 """Schemes of services that show an object whole or not at all, and have put-if-absent."""
+
+"""URLs that can hold a run, for messages."""
 
 
 class FsspecStore:
@@ -122,13 +125,28 @@ class FsspecStore:
 
                 is_s3 = self._scheme in _S3
                 options = s3_options(self._options) if is_s3 else self._options
-                file_system, root = url_to_fs(self._url, **options, skip_instance_cache=True)
-                # No listing is cached, because another process may have written since.
-                file_system.dircache.use_listings_cache = False
+                try:
+                    file_system, root = url_to_fs(self._url, **options, skip_instance_cache=True)
+                except (AttributeError, TypeError) as error:  # a missing argument, or a URL of another form
+                    raise self._unusable(f"{type(error).__name__}: {error}") from error
+                self._forget_listings(file_system)
                 if is_s3:
                     prepare(file_system)
                 self._opened = file_system, root
             return self._opened
+
+    def _forget_listings(self, file_system: Any) -> None:
+        """Let *file_system* cache no listing, because another process may have written since."""
+        from fsspec.dircache import DirCache
+
+        cache = getattr(file_system, "dircache", None)
+        if not isinstance(cache, DirCache):
+            raise self._unusable(f"{type(file_system).__name__} keeps old listings, so new checkpoints stay unseen")
+        cache.use_listings_cache = False
+
+    def _unusable(self, reason: str) -> ConfigError:
+        text = f"url={self._secrets.hide(self._url)!r} cannot hold a run: {self._secrets.hide(reason)}"
+        return ConfigError(f"{text}. Give a URL such as {EXAMPLES}, or the storage_options that it needs")
 
     def _create(self, key: str, data: bytes) -> bool:
         """Write *data* if the object does not exist. Return whether it was written."""

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
 
-from ..errors import StoreError
+from ..errors import ConfigError, StoreError
 from .obstore_errors import obstore_answer, obstore_text
 
 _REJECTED: Final = "the service rejects these credentials; give valid ones in storage_options or the environment"
@@ -35,6 +35,7 @@ _PERMANENT_TYPES: Final = (
     PermissionError,
     FileNotFoundError,
     NotADirectoryError,
+    IsADirectoryError,
     ImportError,
     NotImplementedError,
     TypeError,
@@ -113,10 +114,10 @@ def http_status(error: BaseException) -> int | None:
 
 @contextmanager
 def as_store_errors(operation: str, key: str, secrets: Secrets) -> Iterator[None]:
-    """Raise every error of the ``with`` block as a :exc:`StoreError` without *secrets*."""
+    """Raise every error of the ``with`` block as a :exc:`StoreError` without *secrets*, but a :exc:`ConfigError`."""
     try:
         yield
-    except StoreError:
+    except (StoreError, ConfigError):
         raise
     except BaseException as error:  # because every file system raises errors of its own
         # A panic in the Rust code of obstore is a BaseException in Python.

@@ -110,22 +110,22 @@ def test_no_notice_is_said_aloud(look, caplog):
     """
     Where only periodic saves help, a warning says so.
     """
-    look({"VAST_CONTAINERLABEL": "C.1"}).log(())
+    found = look({"VAST_CONTAINERLABEL": "C.1"})
+    found.warn()
+
+    assert found.summary(()) is None
 
     assert "vast gives no usable notice, so only periodic saves" in caplog.text
     assert caplog.records[0].levelno == logging.WARNING
 
 
-def test_what_was_found_is_said(look, caplog):
+def test_what_was_found_is_said(look):
     """
     Providers, who is asked, the time to plan for and what limits it.
     """
-    caplog.set_level(logging.INFO)
-    look(EKS, AWS).log(("aws", "file"))
-
     assert (
-        "runs on kubernetes, aws. Notices come from SIGTERM, aws, file. The grace period is 30 s (grace_seconds)"
-        in caplog.text
+        look(EKS, AWS).summary(("aws", "file"))
+        == "runs on kubernetes, aws. Notices come from SIGTERM, aws, file. The grace period is 30 s (grace_seconds)"
     )
 
 
@@ -181,7 +181,7 @@ def test_a_launcher_that_kills_too_early_is_told_of(look, caplog):
     With what to set; and no more is planned for than it gives.
     """
     found = look(ELASTIC, grace_seconds=120, launcher="torchrun train.py")
-    found.log(())
+    found.warn()
 
     assert (found.grace_s, found.limited_by, found.signal_grace_s) == (30, "the launcher's timeout", 30)
     (warning,) = [record for record in caplog.records if record.levelno == logging.WARNING]
@@ -195,7 +195,7 @@ def test_a_launcher_that_waits_long_enough_is_not(look, caplog, grace_s):
     The default grace and torchrun's default timeout are the same.
     """
     found = look(ELASTIC, grace_seconds=grace_s)
-    found.log(())
+    found.warn()
 
     assert found.signal_grace_s == grace_s
     assert not [record for record in caplog.records if record.levelno == logging.WARNING]
@@ -226,7 +226,7 @@ def test_a_launcher_that_passes_nothing_on_is_told_of(launcher, pid, environ, sa
     """
     Once, with what to start it with; not where the launcher passes signals on, nor behind ``spot run``.
     """
-    look(environ, launcher=launcher, launcher_pid=pid).log(())
+    look(environ, launcher=launcher, launcher_pid=pid).warn()
 
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == (says is not None)
@@ -252,7 +252,7 @@ def test_spot_run_kills_too(environ, timeout_s, says, look, caplog):
     first: spot run's grace, of which torchrun's timeout is made.
     """
     found = look(environ, grace_seconds=110, launcher="torchrun train.py")
-    found.log(())
+    found.warn()
 
     assert found.signal_grace_s == timeout_s
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]

@@ -1,0 +1,33 @@
+"""The lines at the start of every attempt: a new run or a resumed one, what differs, and who is asked for notices."""
+
+from __future__ import annotations
+
+from ..config import printable_url
+from ..events import Resumed
+from ..program import Program
+from .opened import Opened
+
+
+def show_banner(it: Opened, program: Program, resumed: Resumed | None) -> None:
+    """Show where training starts, the differences from the checkpoint, and the notices. On rank 0, after the resume."""
+    world_size = it.job.world_size
+    url = printable_url(it.run.url)
+    facts = [f"attempt {it.run.attempt}"]
+    if resumed is not None and program.epoch is not None:
+        facts.insert(0, f"epoch {program.epoch()}")
+    if resumed is not None and resumed.from_world_size != world_size:
+        facts.append(f"{_ranks(world_size)}, saved by {resumed.from_world_size}")
+    elif world_size > 1:
+        facts.append(_ranks(world_size))
+    if resumed is None:
+        text = f"no checkpoint at {url}, starting {program.start}"
+    else:
+        text = f"resumed from step {resumed.step} of {url}, {resumed.load_s:.1f} s"
+    it.lines.say_first(f"{text} ({', '.join(facts)})")
+    program.tell(it.lines)
+    if (notices := it.listener.summary) is not None:
+        it.lines.say_first(notices)
+
+
+def _ranks(number: int) -> str:
+    return "1 rank" if number == 1 else f"{number} ranks"

@@ -1,0 +1,101 @@
+"""A small training with any host, and no set-up of logging. Started by tests/unit/session/test_visible_lines.py."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import warnings
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+STEPS = 4
+
+
+def pieces():
+    """Return the model, the optimizer and the loader."""
+    torch.manual_seed(0)
+    model = nn.Linear(2, 1)
+    loader = DataLoader(TensorDataset(torch.arange(8.0).view(4, 2)))
+    return model, torch.optim.SGD(model.parameters(), lr=0.1), loader
+
+
+def in_step(step, stop):
+    """Get a SIGTERM in the middle of step *stop*, which is long."""
+    if step + 1 == stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.3)
+        print("still in the step", file=sys.stderr, flush=True)
+
+
+def bare(url, stop):
+    from spot_plugins import SpotConfig, SpotSession
+
+    model, optimizer, _ = pieces()
+    with SpotSession(SpotConfig(url=url, every_steps=100)) as session:
+        session.handle_signals()
+        session.register_model(model, [optimizer])
+        step = session.resume() or 0
+        while step < STEPS:
+            model(torch.ones(1, 2)).sum().backward()
+            in_step(step, stop)
+            optimizer.step()
+            step += 1
+            session.after_step(step)
+        session.finish(step)
+
+
+def lightning(url, stop):
+    from lightning.pytorch import LightningModule, Trainer
+
+    from spot_plugins.lightning import SpotCheckpoint
+
+    class Net(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.optimizer, self.loader = pieces()
+
+        def training_step(self, batch, batch_idx):
+            in_step(self.global_step, stop)
+            return self.layer(batch[0]).sum()
+
+        def configure_optimizers(self):
+            return self.optimizer
+
+        def train_dataloader(self):
+            return self.loader
+
+    quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
+    callbacks = [SpotCheckpoint(url, every_steps=100)]
+    Trainer(accelerator="cpu", callbacks=callbacks, max_epochs=1, **quiet).fit(Net())
+
+
+def accelerate(url, stop):
+    from accelerate import Accelerator
+
+    from spot_plugins.accelerate import SpotHook
+
+    accelerator = Accelerator(cpu=True)
+    with SpotHook(accelerator, url, every_steps=100) as spot:
+        model, optimizer, loader = accelerator.prepare(*pieces())
+        spot.resume()
+        for _ in spot.epochs(1):
+            for batch in spot.batches(loader):
+                accelerator.backward(model(batch[0]).sum())
+                in_step(spot.progress.step, stop)
+                optimizer.step()
+                optimizer.zero_grad()
+                spot.after_step()
+
+
+def main(host, url, stop):
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    {"bare": bare, "lightning": lightning, "accelerate": accelerate}[host](url, stop)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
