@@ -51,7 +51,8 @@ def _check_interrupted(number, life, due):
         assert (life.resumed_from, life.last_committed_step) != (None, None)  # a step that is stored is not stored twice
         names = [type(event).__name__ for event in life.events]
         assert names[0] == "AttemptStarted"
-        assert [name for name in names if name in ("NoticeReceived", "Leaving")] == ["NoticeReceived", "Leaving"]
+        assert names.count("Leaving") == 1
+        assert names.count("NoticeReceived") <= 1  # of several ranks, one has received it
 
 
 def _check_rows(situation, control, lives):

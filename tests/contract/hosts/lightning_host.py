@@ -45,7 +45,7 @@ class Module(LightningModule):
 
     def validation_step(self, batch, batch_idx):
         loss = training.loss_of(self.net, batch)
-        self.log("val_loss", loss)
+        self.log("val_loss", loss, sync_dist=self.program.num_ranks > 1)
         if not self.trainer.sanity_checking:
             self.probe.validated(self.current_epoch, self.trainer.global_step, batch_idx, loss)
 

@@ -20,7 +20,7 @@ from spot_plugins.errors import Preempted, SpotError
 HOSTS = ("bare", "lightning", "accelerate")
 """Each is a module ``NAME_host`` with ``train(program, url, probe)``, which returns the final state."""
 
-NOT_OURS = ("does not have many workers", "Skipping val loop", "LeafSpec", "set_vital", "GPU available", "lr_scheduler.step()")
+NOT_OURS = ("does not have many workers", "Skipping val loop", "OMP_NUM_THREADS", "LeafSpec", "set_vital", "GPU available", "lr_scheduler.step()")
 """Words of warnings that the hosts and torch give in any training."""
 
 
@@ -28,9 +28,12 @@ def live(host, program, folder, interruption=None):
     """Run one life of *program* on one rank, and return its outcome."""
     if program.num_workers > 0:  # a process whose workers were ended at a notice has no use for workers any more
         return live_apart(host, program, folder, interruption)[0]
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # another number adds in another order, and all lives have to add in the same
     try:
         return live_here(host, program, folder, interruption)
     finally:
+        torch.set_num_threads(num_threads)
         torch.utils.data._utils.python_exit_status = False  # a notice sets it, and this process lives on
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from contract.hosts.situation import Interruption
 
-from spot_plugins.events import NoticeReceived
+from spot_plugins.events import Committed, NoticeReceived
 
 
 class KilledError(Exception):
@@ -32,6 +32,7 @@ class Probe:
     def __post_init__(self):
         self._times = {"batch": 0, "validation": 0, "epoch end": 0}
         self._noticed = threading.Event()
+        self._committed = threading.Event()
 
     def come_to(self, place):
         """Interrupt the life if its interruption is here. Places: ``batch``, ``validation`` and ``epoch end``."""
@@ -41,13 +42,15 @@ class Probe:
             return
         if due.kind == "crash":
             raise KilledError
+        if due.kind == "SIGKILL":
+            assert self._committed.wait(30), "nothing was committed"  # so that there is something to resume from
         for _ in range(2 if due.kind == "two notices" else 1):
             os.kill(os.getpid(), signal.SIGKILL if due.kind == "SIGKILL" else signal.SIGTERM)
         assert self._noticed.wait(30), "the notice was not received"
 
     def trained(self, epoch, step, samples, rates, loss):
         """Record a batch. *step* is the number of optimizer steps before it, as the host counts them."""
-        self.rows.append([epoch, step, samples.tolist(), list(rates), float(loss).hex()])
+        self.rows.append([epoch, step, samples.tolist(), list(rates), float(loss.detach()).hex()])
 
     def validated(self, epoch, step, number, loss):
         """Record a batch of a validation."""
@@ -58,3 +61,5 @@ class Probe:
         self.events.append(event)
         if isinstance(event, NoticeReceived):
             self._noticed.set()
+        if isinstance(event, Committed):
+            self._committed.set()
