@@ -48,7 +48,10 @@ def _check_interrupted(number, life, due):
     assert life.end == expected, (f"life {number}", life.end, life.message)
     assert life.exit_code == {"preempted": 143, "killed": -9 if due.kind == "SIGKILL" else 1}[life.end]
     if due.is_notice:
-        assert (life.resumed_from, life.last_committed_step) != (None, None)  # a step that is stored is not stored twice
+        assert (life.resumed_from, life.last_committed_step) != (
+            None,
+            None,
+        )  # a step that is stored is not stored twice
         names = [type(event).__name__ for event in life.events]
         assert names[0] == "AttemptStarted"
         assert names.count("Leaving") == 1

@@ -20,7 +20,15 @@ from spot_plugins.errors import Preempted, SpotError
 HOSTS = ("bare", "lightning", "accelerate")
 """Each is a module ``NAME_host`` with ``train(program, url, probe)``, which returns the final state."""
 
-NOT_OURS = ("does not have many workers", "Skipping val loop", "OMP_NUM_THREADS", "LeafSpec", "set_vital", "GPU available", "lr_scheduler.step()")
+NOT_OURS = (
+    "does not have many workers",
+    "Skipping val loop",
+    "OMP_NUM_THREADS",
+    "LeafSpec",
+    "set_vital",
+    "GPU available",
+    "lr_scheduler.step()",
+)
 """Words of warnings that the hosts and torch give in any training."""
 
 

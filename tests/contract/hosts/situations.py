@@ -124,11 +124,17 @@ SEVERAL_LIVES = [
     situation("a notice and a crash", notice(number=3), crash(number=3)),
     situation("a crash and a notice", crash(number=8), notice(number=2)),
     situation("a crash loop before anything is saved", crash(number=1), crash(number=1), crash(number=1)),
-    situation("notices in training, in a validation, at an end",
-        notice(number=3), notice("validation", 2), notice("epoch end", 1), validate="epoch", schedule="epoch"),
+    situation(
+        "notices in training, in a validation, at an end",
+        notice(number=3),
+        notice("validation", 2),
+        notice("epoch end", 1),
+        validate="epoch",
+        schedule="epoch",
+    ),
     situation("the same validation twice", notice("validation", 2), notice("validation", 2), validate="epoch"),
     situation("a notice in each accumulation", *(notice(number=2),) * 3, accumulate=2, num_loaders=2),
-]  # fmt: skip
+]
 
 CHANGES = [
     situation("more epochs after the end", changed={"num_epochs": 3}),
@@ -139,43 +145,110 @@ CHANGES = [
     situation("more epochs after the end, accumulated", accumulate=4, changed={"num_epochs": 3}),
     situation("more epochs after a notice", notice(number=4), changed={"num_epochs": 3}),
     situation("more epochs after a notice at the end", notice("epoch end", 2), changed={"num_epochs": 3}),
-    situation("fewer epochs than trained", changed={"num_epochs": 1}, expected="told", says="epoch", unknown_to=("bare",)),
+    situation(
+        "fewer epochs than trained", changed={"num_epochs": 1}, expected="told", says="epoch", unknown_to=("bare",)
+    ),
     situation("saves at other steps", notice(number=4), changed={"every_steps": 1}),
-    situation("other validations", notice(number=4), validate="epoch", changed={"validate": "never"}, expected="samples"),
+    situation(
+        "other validations", notice(number=4), validate="epoch", changed={"validate": "never"}, expected="samples"
+    ),
     situation("larger batches", notice(number=3), changed={"batch_size": 8}, num_samples=32, expected="samples"),
-    situation("larger batches in the second epoch", notice(number=11), changed={"batch_size": 8}, num_samples=32,
-        expected="samples"),
+    situation(
+        "larger batches in the second epoch",
+        notice(number=11),
+        changed={"batch_size": 8},
+        num_samples=32,
+        expected="samples",
+    ),
     situation("smaller batches", notice(number=3), changed={"batch_size": 2}, expected="samples"),
-    situation("larger batches, counted", notice(number=3), loader="counted", changed={"batch_size": 8}, expected="told",
-        says="batch.size"),
+    situation(
+        "larger batches, counted",
+        notice(number=3),
+        loader="counted",
+        changed={"batch_size": 8},
+        expected="told",
+        says="batch.size",
+    ),
     situation("more workers, elastic", notice(number=4), is_noisy=True, changed={"num_workers": 2}),
     situation("no workers, elastic", notice(number=4), is_noisy=True, num_workers=2, changed={"num_workers": 0}),
-    situation("more workers, stateful", notice(number=4), loader="stateful", changed={"num_workers": 2},
-        expected="refused", says="num_workers"),
+    situation(
+        "more workers, stateful",
+        notice(number=4),
+        loader="stateful",
+        changed={"num_workers": 2},
+        expected="refused",
+        says="num_workers",
+    ),
     situation("another learning rate", notice(number=4), changed={"lr": 0.02}, expected="told", says=r"\blr\b"),
-    situation("another optimizer", notice(number=4), changed={"optimizers": ("sgd",)}, expected="refused", says="optimizer"),
-    situation("one optimizer more", notice(number=4), changed={"optimizers": ("adam", "sgd")}, expected="refused",
-        says="optimizer"),
-    situation("one optimizer fewer", notice(number=4), optimizers=("adam", "sgd"), changed={"optimizers": ("adam",)},
-        expected="refused", says="optimizer"),
+    situation(
+        "another optimizer", notice(number=4), changed={"optimizers": ("sgd",)}, expected="refused", says="optimizer"
+    ),
+    situation(
+        "one optimizer more",
+        notice(number=4),
+        changed={"optimizers": ("adam", "sgd")},
+        expected="refused",
+        says="optimizer",
+    ),
+    situation(
+        "one optimizer fewer",
+        notice(number=4),
+        optimizers=("adam", "sgd"),
+        changed={"optimizers": ("adam",)},
+        expected="refused",
+        says="optimizer",
+    ),
     situation("a schedule more", notice(number=4), changed={"schedule": "step"}, expected="refused", says="schedule"),
-    situation("a schedule fewer", notice(number=4), schedule="step", changed={"schedule": "none"}, expected="refused",
-        says="schedule"),
-    situation("another kind of schedule", notice(number=4), schedule="step", changed={"schedule": "epoch"},
-        expected="told", says="schedule|StepLR"),
+    situation(
+        "a schedule fewer",
+        notice(number=4),
+        schedule="step",
+        changed={"schedule": "none"},
+        expected="refused",
+        says="schedule",
+    ),
+    situation(
+        "another kind of schedule",
+        notice(number=4),
+        schedule="step",
+        changed={"schedule": "epoch"},
+        expected="told",
+        says="schedule|StepLR",
+    ),
     situation("a wider model", notice(number=4), changed={"width": 20}, expected="refused", says="16"),
-    situation("another kind of loader", notice(number=4), changed={"loader": "counted"}, expected="refused", says="kind"),
+    situation(
+        "another kind of loader", notice(number=4), changed={"loader": "counted"}, expected="refused", says="kind"
+    ),
     situation("another seed of the data", notice(number=4), changed={"data_seed": 8}, expected="refused", says="seed"),
-    situation("more samples, elastic", notice(number=4), changed={"num_samples": 32}, expected="refused", says="samples"),
-    situation("more samples, counted", notice(number=4), loader="counted", changed={"num_samples": 32}, expected="told",
-        says=r"num_samples|\d samples|length"),
-    situation("other accumulation", notice(number=4), changed={"accumulate": 2}, expected="told", says="accumulat",
-        unknown_to=("bare",)),
-    situation("one loader more", notice(number=4), changed={"num_loaders": 2}, expected="told",
-        says="loader|place"),
-    situation("one loader fewer", notice(number=4), num_loaders=2, changed={"num_loaders": 1}, expected="told",
-        says="loader|place"),
-]  # fmt: skip
+    situation(
+        "more samples, elastic", notice(number=4), changed={"num_samples": 32}, expected="refused", says="samples"
+    ),
+    situation(
+        "more samples, counted",
+        notice(number=4),
+        loader="counted",
+        changed={"num_samples": 32},
+        expected="told",
+        says=r"num_samples|\d samples|length",
+    ),
+    situation(
+        "other accumulation",
+        notice(number=4),
+        changed={"accumulate": 2},
+        expected="told",
+        says="accumulat",
+        unknown_to=("bare",),
+    ),
+    situation("one loader more", notice(number=4), changed={"num_loaders": 2}, expected="told", says="loader|place"),
+    situation(
+        "one loader fewer",
+        notice(number=4),
+        num_loaders=2,
+        changed={"num_loaders": 1},
+        expected="told",
+        says="loader|place",
+    ),
+]
 
 SITUATIONS = [*PLACES, *VALIDATIONS, *ACCUMULATIONS, *LOADERS, *OPTIMIZERS, *SEVERAL_LIVES, *CHANGES]
 
@@ -188,7 +261,13 @@ KILLED_FOR_REAL = [
 TWO_RANKS = [
     situation("a notice on rank 1", notice(number=4, rank=1), num_ranks=2, num_samples=48),
     situation("a notice on rank 0 within an accumulation", notice(number=4), num_ranks=2, num_samples=48, accumulate=2),
-    situation("a notice on rank 1 in a validation", notice("validation", 2, rank=1), num_ranks=2, num_samples=48,
-        validate="epoch", schedule="step"),
+    situation(
+        "a notice on rank 1 in a validation",
+        notice("validation", 2, rank=1),
+        num_ranks=2,
+        num_samples=48,
+        validate="epoch",
+        schedule="step",
+    ),
     situation("a notice on rank 1, counted", notice(number=8, rank=1), num_ranks=2, num_samples=48, loader="counted"),
-]  # fmt: skip
+]
