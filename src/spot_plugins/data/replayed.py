@@ -68,6 +68,11 @@ class Replayed:
         """Return the position after *batches* batches, or the loaded position if no epoch has begun since."""
         if self._loaded is not None:
             return dict(self._loaded)
+        if self._interrupted is not None and batches > 0:
+            raise RuntimeError(
+                "training continued in the middle of an epoch, but its iterator was not brought to the position, so "
+                "other samples were trained on. Call position.fast_forward(iterator) right after iter(loader)"
+            )
         return {
             "batches": self._before + batches,
             "batch_size": self._samples_per_step,

@@ -626,3 +626,21 @@ def test_accelerates_processes_resume_together(world, split_batches):
         first, state = life(stop=stop)
         rest, _ = life(state=state)
         assert first + rest == whole
+
+
+@pytest.mark.parametrize("kind", [DataLoader, StatefulDataLoader])
+def test_an_iterator_that_was_not_brought_to_the_position_is_noticed(kind):
+    """
+    Else a loop of the user's own would train on other samples, or with other random numbers, in silence.
+    """
+    first = LoaderPosition(loader := kind(range(8), batch_size=2, shuffle=True), 1)
+    first.begin_epoch(0)
+    next(iter(loader))
+    position = LoaderPosition(loader := kind(range(8), batch_size=2, shuffle=True), 1)
+    position.load_state_dict(first.state_dict(1))
+    position.begin_epoch(0)
+
+    next(iter(loader))
+
+    with pytest.raises(RuntimeError, match="fast_forward"):
+        position.state_dict(1)
