@@ -26,6 +26,7 @@ from ..events import (
     Subscriber,
     subscribers_of,
 )
+from ..guard import Guard, Host
 from ..leave.phase import Phase, PhaseTracker
 from ..leave.way_out import Pause
 from ..ranks import Ranks, current_ranks
@@ -69,6 +70,7 @@ class SpotSession:
         on_event: Called with every :data:`~spot_plugins.events.Event` of this rank. One function or several.
         hooks: The old name of *on_event*, accepted until 1.0.
         clock: The clock of the time trigger. None: that of the system.
+        host: The view of a host on its training. None: a loop that calls the session itself.
     """
 
     def __init__(
@@ -79,6 +81,7 @@ class SpotSession:
         on_event: Subscriber | Sequence[Subscriber] = (),
         hooks: Sequence[Hook] | None = None,
         clock: Clock | None = None,
+        host: Host | None = None,
     ) -> None:
         self._config = config
         self._bus = EventBus(self._on_event, *subscribers_of(on_event, hooks))
@@ -88,7 +91,7 @@ class SpotSession:
         self._phase = PhaseTracker()
         self._stack = ExitStack()
         self._it: Opened | None = None
-        self._pause_step = 0  # of meaning in a pause only
+        self._guard = Guard(host or Host(), self._registry)
         self._is_prepared = False
         self._last_committed_step: int | None = None
         self._resumed_from: int | None = None
@@ -132,6 +135,8 @@ class SpotSession:
             it.agreement.open()
             self._bus.emit(AttemptStarted(attempt=it.run.attempt, world_size=it.job.world_size))
             it.listener.open()
+            self._stack.callback(self._guard.close)
+            self._guard.open(speaks=it.job.rank == 0)
         except BaseException:
             self.close()
             raise
@@ -215,6 +220,7 @@ class SpotSession:
         it.measurements.on_saved(step or 0)
         it.agreement.saved(step or 0)
         self._phase.move(Phase.TRAINING)
+        self._guard.begin(step)
         return step
 
     def after_step(self, step: int) -> None:
@@ -227,10 +233,12 @@ class SpotSession:
         Raises:
             Preempted: There was a notice, and all is safe or the time is up.
             UnsafeStateError: Some state has no pickle-free form.
-            ConfigError: The state does not fit into ``buffer_bytes``.
+            ConfigError: The state does not fit into ``buffer_bytes``, *step* is not higher than the step before, or
+                nothing that is trained is saved.
         """
         self._phase.check("after_step")
         it = self._opened
+        self._guard.before_step(step)
         it.measurements.on_step()
         decision = it.agreement.at_boundary(step)
         if decision is None:
@@ -241,6 +249,7 @@ class SpotSession:
             it.way_out.leave(step)
         else:
             self._save(step, decision.trigger)
+        self._guard.after_step()
 
     def save(self, step: int) -> None:
         """
@@ -272,6 +281,7 @@ class SpotSession:
             Preempted: Raised by :meth:`Pause.check` and at the end of the block, as by :meth:`after_step`.
         """
         self._phase.check("pause")
+        self._guard.pause()
         return Pause(self._opened.way_out, step)
 
     def finish(self, step: int) -> None:

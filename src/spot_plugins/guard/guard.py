@@ -1,0 +1,141 @@
+"""The guard of one session: what it is told, and what it says."""
+
+from __future__ import annotations
+
+import linecache
+import sys
+import threading
+import warnings
+from typing import Final
+
+from torch.optim import Optimizer
+
+from ..state.registry import Registry
+from .host import Host
+from .optimizer_steps import OptimizerSteps
+from .places import is_library_file, program_frames
+from .search import Search
+from .step_numbers import StepNumbers
+
+STEPS_WITHOUT_REPORT: Final = 3
+"""Optimizer steps until a bare loop is told that it never reports a step, if no file of it has that call."""
+STEPS_BEFORE_REPORT: Final = 1000
+"""The same, if some file of the program has that call."""
+CALLS_TO_COMPARE: Final = 50
+"""Reported steps after which they are compared with the steps of optimizers."""
+
+
+class Guard:
+    """
+    Compares what a training does with what is saved, and says so once.
+
+    A session opens it with itself, tells it of every step, and closes it. All methods run on the training thread.
+    """
+
+    def __init__(self, host: Host, registry: Registry) -> None:
+        self._host = host
+        self._registry = registry
+        self._steps: OptimizerSteps | None = None
+        self._search: Search | None = None
+        self._numbers: StepNumbers | None = None
+        self._thread = 0
+        self._speaks = True
+        self._num_reported = 0
+        self._num_steps_at_begin = 0
+        self._is_unreported = True  # no step was reported, and nothing was said about that
+
+    def open(self, *, speaks: bool) -> None:
+        """Count the steps of optimizers. *speaks* is True on the rank that warns."""
+        self._thread = threading.get_ident()
+        self._speaks = speaks
+        self._steps = OptimizerSteps(self._on_optimizer_step)
+
+    def begin(self, resumed_from: int | None) -> None:
+        """Begin the training, which continues after *resumed_from* or begins anew."""
+        assert self._steps is not None
+        self._num_steps_at_begin = self._steps.total
+        self._search = Search(self._host, self._registry, self._steps, speaks=self._speaks)
+        if self._host.is_bare:
+            self._numbers = StepNumbers(resumed_from)
+
+    def before_step(self, step: int) -> None:
+        """
+        Check the number of *step*, before it is saved.
+
+        Raises:
+            ConfigError: See :meth:`.StepNumbers.check`.
+        """
+        self._is_unreported = False
+        if self._search is not None:
+            self._search.before_step()
+        if self._numbers is not None:
+            message = self._numbers.check(step)
+            if message is not None and self._speaks:
+                self._warn(message)
+
+    def after_step(self) -> None:
+        """
+        Look for things that the training changes and no save holds, if it is time to.
+
+        Raises:
+            ConfigError: Nothing that is trained is saved.
+        """
+        self._num_reported += 1
+        if self._search is not None:
+            self._search.after_step()
+        if self._num_reported == CALLS_TO_COMPARE and self._host.is_bare:
+            self._compare_calls()
+
+    def pause(self) -> None:
+        """Expect that loaders are read that the training does not depend on."""
+        if self._search is not None:
+            self._search.pause()
+
+    def close(self) -> None:
+        """Look no more. A second call does nothing."""
+        if self._steps is not None:
+            self._steps.close()
+        if self._search is not None:
+            self._search.close()
+        self._search = None
+
+    def _on_optimizer_step(self, optimizer: Optimizer) -> None:
+        if not self._is_unreported or self._steps is None or threading.get_ident() != self._thread:
+            return
+        num_steps = self._steps.total
+        if num_steps not in (STEPS_WITHOUT_REPORT, STEPS_BEFORE_REPORT) or not self._host.is_bare:
+            return
+        if num_steps == STEPS_WITHOUT_REPORT and _program_mentions("after_step"):
+            return
+        self._is_unreported = False
+        if self._speaks:
+            call = "after_step(step)" if self._search is not None else "resume() and after_step(step)"
+            self._warn(
+                f"{num_steps} optimizer steps, and session.{call} was not called: nothing is saved, and a notice is not "
+                f"obeyed. Call resume() before the first step, and after_step(step) after each optimizer step"
+            )
+
+    def _compare_calls(self) -> None:
+        assert self._steps is not None
+        num_steps = self._steps.total - self._num_steps_at_begin
+        if self._speaks and 0 < num_steps <= self._num_reported // 2:
+            self._warn(
+                f"after_step() was called {self._num_reported} times, and optimizers made {num_steps} steps: a save "
+                f"between two optimizer steps loses the gradients that were accumulated so far. Call it only after "
+                f"optimizer.step()"
+            )
+
+    def _warn(self, message: str) -> None:
+        where = next(program_frames(sys._getframe(1)), sys._getframe(1))
+        registry = where.f_globals.setdefault("__warningregistry__", {})
+        warnings.warn_explicit(message, UserWarning, where.f_code.co_filename, where.f_lineno, registry=registry)
+
+
+def _program_mentions(word: str) -> bool:
+    """Return True if some file of the program has *word* in its text."""
+    files = {frame.f_code.co_filename for frame in program_frames(sys._getframe(1))}
+    for module in list(sys.modules.values()):
+        file = getattr(module, "__file__", None)
+        if isinstance(file, str) and file.endswith(".py") and not is_library_file(file):
+            files.add(file)
+    return any(word in line for file in files for line in linecache.getlines(file))
