@@ -5,19 +5,16 @@ from __future__ import annotations
 import gc
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any, Final
 
 import torch
 from torch import nn
-from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader
 
 from ..data import LoaderPosition
 from . import internals
-
-_HOSTS: Final = ("torch", "lightning", "pytorch_lightning", "accelerate", "transformers", "spot_plugins")
-_UNKNOWN: Final = object()
 
 
 @dataclass(slots=True)
@@ -43,23 +40,19 @@ class Census:
 
 
 def take_census() -> Census:
-    """Look at all objects that the garbage collector knows. It takes about 0.1 s for two million objects."""
+    """
+    Look at all objects that the garbage collector knows.
+
+    All passes over them run in C. Two million objects take about 0.15 s.
+    """
+    lists: dict[type, str] = {}
+    for name, base in _BASES.items():
+        lists |= dict.fromkeys(_subclasses(base), name)
     census = Census()
-    lists: dict[int, list[Any] | None] = {}
-    for thing in gc.get_objects():
-        cls = type(thing)
-        found = lists.get(id(cls), _UNKNOWN)
-        if found is _UNKNOWN:
-            found = lists[id(cls)] = _list_for(cls, census)
-        if found is not None:
-            found.append(thing)  # type: ignore[attr-defined]
+    everything = gc.get_objects()
+    for thing in compress(everything, map(lists.__contains__, map(type, everything))):
+        getattr(census, lists[type(thing)]).append(thing)
     return census
-
-
-def optimizer_of(scheduler: Any) -> Optimizer | None:
-    """Return the optimizer whose learning rate *scheduler* changes, or None if it has none."""
-    found = getattr(scheduler, "__dict__", {}).get("optimizer")
-    return found if isinstance(found, Optimizer) else None
 
 
 def own_tensors(module: nn.Module) -> Iterator[torch.Tensor]:
@@ -71,29 +64,24 @@ def own_tensors(module: nn.Module) -> Iterator[torch.Tensor]:
             yield buffer
 
 
-def _list_for(cls: type, census: Census) -> list[Any] | None:
-    if issubclass(cls, nn.Module):
-        return census.modules
-    if issubclass(cls, torch.amp.GradScaler):
-        return census.scalers
-    if issubclass(cls, DataLoader):
-        return census.loaders
-    if issubclass(cls, LoaderPosition):
-        return census.positions
-    if internals.is_loader_iterator(cls):
-        return census.iterators
-    if issubclass(cls, LRScheduler) or _looks_like_scheduler(cls):
-        return census.schedulers
-    return None
+_BASES: Final[dict[str, type]] = {
+    "modules": nn.Module,
+    "schedulers": LRScheduler,
+    "scalers": torch.amp.GradScaler,
+    "iterators": internals.LoaderIterator,
+    "loaders": DataLoader,
+    "positions": LoaderPosition,
+}
 
 
-def _looks_like_scheduler(cls: type) -> bool:
-    """Return True for a class of other people with ``step()`` and ``state_dict()``, that is not an optimizer."""
-    package = getattr(cls, "__module__", None)
-    if not isinstance(package, str) or package.partition(".")[0] in _HOSTS or issubclass(cls, (Optimizer, type)):
-        return False
-    names = {name for base in cls.__mro__ for name in vars(base)}
-    return {"step", "state_dict", "load_state_dict"} <= names
+def _subclasses(base: type) -> set[type]:
+    found, waiting = set(), [base]
+    while waiting:
+        cls = waiting.pop()
+        if cls not in found:
+            found.add(cls)
+            waiting.extend(type.__subclasses__(cls))
+    return found
 
 
 def loaders_in(position: LoaderPosition) -> list[Any]:

@@ -73,18 +73,20 @@ class Guard:
             if message is not None and self._speaks:
                 self._warn(message)
 
-    def after_step(self) -> None:
+    def after_step(self) -> bool:
         """
         Look for things that the training changes and no save holds, if it is time to.
+
+        Returns:
+            True if this took time that belongs to no step.
 
         Raises:
             ConfigError: Nothing that is trained is saved.
         """
         self._num_reported += 1
-        if self._search is not None:
-            self._search.after_step()
         if self._num_reported == CALLS_TO_COMPARE and self._host.is_bare:
             self._compare_calls()
+        return self._search is not None and self._search.after_step()
 
     def pause(self) -> None:
         """Expect that loaders are read that the training does not depend on."""
@@ -111,8 +113,8 @@ class Guard:
         if self._speaks:
             call = "after_step(step)" if self._search is not None else "resume() and after_step(step)"
             self._warn(
-                f"{num_steps} optimizer steps, and session.{call} was not called: nothing is saved, and a notice is not "
-                f"obeyed. Call resume() before the first step, and after_step(step) after each optimizer step"
+                f"{num_steps} optimizer steps, and session.{call} was not called: nothing is saved, and a notice is "
+                f"not obeyed. Call resume() before the first step, and after_step(step) after each optimizer step"
             )
 
     def _compare_calls(self) -> None:

@@ -12,12 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from torch.utils.data.dataloader import _BaseDataLoaderIter
+from torch.utils.data.dataloader import _BaseDataLoaderIter as LoaderIterator
 
-
-def is_loader_iterator(cls: type) -> bool:
-    """Return True if instances of *cls* are iterators of a ``DataLoader``."""
-    return issubclass(cls, _BaseDataLoaderIter)
+__all__ = ["LoaderIterator", "dataset_of", "global_generators", "index_sampler", "num_yielded", "transient_buffers"]
 
 
 def num_yielded(iterator: Any) -> int:

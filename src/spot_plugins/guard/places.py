@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from types import CellType, FrameType, FunctionType, MethodType, ModuleType
 from typing import Any, Final
@@ -31,8 +32,8 @@ MAX_DEPTH: Final = 7
 MAX_ENTRIES: Final = 256
 
 _CLOSED: Final = sys.stdlib_module_names | {
-    "torch", "torchdata", "torchmetrics", "numpy", "lightning", "pytorch_lightning", "lightning_fabric", "lightning_utilities",
-    "accelerate", "datasets", "pyarrow", "pandas", "fsspec", "spot_plugins", "pytest", "_pytest", "pluggy", "hypothesis",
+    "torch", "torchdata", "torchmetrics", "numpy", "lightning", "pytorch_lightning", "lightning_utilities",
+    "accelerate", "datasets", "pyarrow", "pandas", "fsspec", "spot_plugins", "pytest", "_pytest", "pluggy",
 }  # fmt: skip
 """Packages whose objects are not entered: their state is their own affair, or known in another way."""
 
@@ -48,6 +49,8 @@ class Places:
     generators: list[Any] = field(default_factory=list)
     containers: list[Any] = field(default_factory=list)
     """Lists and dicts of tensors, at least two in each."""
+    schedulers: list[Any] = field(default_factory=list)
+    """Objects of any class that step, have state and hold an optimizer."""
 
     def name_of(self, thing: object) -> str:
         """Return the class of *thing* and its name, if one is known."""
@@ -88,6 +91,15 @@ def find_places(frames: Iterable[FrameType], roots: Iterable[tuple[str, object]]
     return places
 
 
+def optimizer_of(thing: object) -> Optimizer | None:
+    """Return the attribute ``optimizer`` of *thing*, if it is one and *thing* is none."""
+    if isinstance(thing, (Optimizer, nn.Module, type)):
+        return None
+    attributes = getattr(thing, "__dict__", None)
+    found = attributes.get("optimizer") if isinstance(attributes, dict) else None
+    return found if isinstance(found, Optimizer) else None
+
+
 @lru_cache(maxsize=4096)
 def is_library_file(path: str) -> bool:
     """Return True if *path* belongs to an installed package, to Python or to this package."""
@@ -111,15 +123,21 @@ def _sort(thing: object, places: Places) -> None:
         values = thing.values() if isinstance(thing, dict) else thing
         if all(isinstance(value, torch.Tensor) for value in values) and all(map(is_plain, values)):
             places.containers.append(thing)
+    elif optimizer_of(thing) is not None and not _is_closed(type(thing)) and _has_methods(thing, "step", "state_dict"):
+        places.schedulers.append(thing)
+
+
+def _has_methods(thing: object, *names: str) -> bool:
+    return all(callable(getattr(type(thing), name, None)) for name in names)
 
 
 def _inside(name: str, thing: Any) -> Iterator[tuple[str, object]]:
     """Yield the names and values in *thing* that the walk enters."""
     if isinstance(thing, dict):
-        for key, value in list(thing.items())[:MAX_ENTRIES]:
+        for key, value in list(islice(thing.items(), MAX_ENTRIES)):
             yield f"{name}[{key!r}]" if isinstance(key, (str, int)) else f"{name}[...]", value
     elif isinstance(thing, (list, tuple, set, frozenset, deque)):
-        for number, value in enumerate(list(thing)[:MAX_ENTRIES]):
+        for number, value in enumerate(list(islice(thing, MAX_ENTRIES))):
             yield f"{name}[{number}]", value
     elif isinstance(thing, FunctionType):
         yield from _closure(name, thing)

@@ -17,11 +17,12 @@ from torch import nn
 from ..data.unwrap import plain_loader
 from ..errors import ConfigError
 from ..state.registry import Registry
+from ..state.wrappers import plain_optimizer
 from . import internals
-from .census import Census, loaders_in, optimizer_of, take_census
+from .census import Census, loaders_in, take_census
 from .host import Host, Kind
 from .optimizer_steps import OptimizerSteps
-from .places import Places, find_places, program_frames
+from .places import Places, find_places, optimizer_of, program_frames
 from .recording import Recording
 from .samples import is_plain, memory, state_of
 from .suspects import (
@@ -37,7 +38,7 @@ from .suspects import (
 
 logger = logging.getLogger(__name__)
 
-LOOKS: Final = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)
+LOOKS: Final = (1, 3, 10, 30, 300, 3000)
 """Calls of ``after_step()`` after which the search looks at everything. Later it does not look any more."""
 FEED_STEPS: Final = 8
 """Steps after a look in which untracked iterators of loaders are watched."""
@@ -81,13 +82,15 @@ class Search:
         if self._num_calls == 0:
             self._registry.record = self._record
 
-    def after_step(self) -> None:
-        """Look, if it is time to."""
+    def after_step(self) -> bool:
+        """Look, if it is time to. Return True if it was."""
         self._num_calls += 1
         if self._feeds:
             self._check_feeds()
-        if self._num_calls in LOOKS:
+        is_due = self._num_calls in LOOKS
+        if is_due:
             self._look()
+        return is_due
 
     def pause(self) -> None:
         """Expect that other loaders are read before the next step, for example to validate."""
@@ -186,9 +189,9 @@ class Search:
         in_units = {memory(tensor) for tensor in units}
         for optimizer in self._steps.seen():
             self._find_optimizer(optimizer, places, in_units, copied)
-        for scheduler in census.schedulers:
-            optimizer = optimizer_of(scheduler)
-            if optimizer is not None and self._steps.of(optimizer):
+        for scheduler in (*census.schedulers, *places.schedulers):
+            changed = optimizer_of(scheduler)
+            if changed is not None and self._steps.of(plain_optimizer(changed)):
                 self._suspect(Kind.SCHEDULER, scheduler, places, look_at_scheduler(scheduler))
         for scaler in census.scalers:
             self._suspect(Kind.SCALER, scaler, places, look_at_scaler(scaler))
@@ -207,16 +210,13 @@ class Search:
                 yield from tensors
                 if module is not root and id(module) not in places.names and id(root) in places.names:
                     places.names[id(module)] = f"{places.names[id(root)]}.{path}"
-                look = look_at_module([weakref.ref(tensor) for tensor in tensors])
-                self._suspect(
-                    Kind.MODULE,
-                    module,
-                    places,
-                    look,
-                    lambda tensors=tuple(weakref.ref(each) for each in tensors): all(  # type: ignore[misc]
-                        is_saved(tensor) for each in tensors if (tensor := each()) is not None and is_plain(tensor)
-                    ),
-                )
+                held = [weakref.ref(tensor) for tensor in tensors]
+
+                def all_saved(held: list[weakref.ref[torch.Tensor]] = held) -> bool:
+                    live = [tensor for each in held if (tensor := each()) is not None]
+                    return all(is_saved(tensor) for tensor in live if is_plain(tensor))
+
+                self._suspect(Kind.MODULE, module, places, look_at_module(held), all_saved)
 
     def _find_optimizer(self, optimizer: Any, places: Places, in_units: set[int], copied: set[int]) -> None:
         held, steps = weakref.ref(optimizer), self._steps
@@ -268,7 +268,7 @@ class Search:
         return is_saved
 
     def _find_containers(self, census: Census, places: Places, trained: list[torch.Tensor], in_units: set[int]) -> None:
-        """Suspect lists and dicts of tensors that look like averaged weights: in number and shapes as what is trained."""
+        """Suspect lists and dicts of tensors that look like averaged weights, by the number and shapes of tensors."""
         if not places.containers:
             return
         saved_modules = [root for root in census.roots() if any(True for _ in root.parameters())]

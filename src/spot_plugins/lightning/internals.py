@@ -215,6 +215,12 @@ def fetch_ahead_again(trainer: Trainer) -> None:
         fetcher.batches.append(_DataFetcher.__next__(fetcher))
 
 
+def training_loaders(trainer: Trainer) -> list[Any]:
+    """Return the training loaders that exist by now."""
+    combined = trainer.fit_loop._combined_loader
+    return [] if combined is None else list(combined.flattened)
+
+
 def validation_loaders(trainer: Trainer) -> list[Any]:
     """Return the validation loaders that exist by now."""
     combined = trainer.fit_loop.epoch_loop.val_loop._combined_loader

@@ -249,7 +249,8 @@ class SpotSession:
             it.way_out.leave(step)
         else:
             self._save(step, decision.trigger)
-        self._guard.after_step()
+        if self._guard.after_step():
+            it.measurements.on_interlude()
 
     def save(self, step: int) -> None:
         """
