@@ -8,7 +8,7 @@ profile function of Python listens while the parts are asked for their states.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from types import FrameType
 from typing import Any, Final
 
@@ -57,11 +57,15 @@ class Recording:
         """Return True if a plain *tensor* is saved: its memory, or a copy that its module was asked for."""
         return memory(tensor) in self._memory or id(tensor) in self._cloned
 
-    def has_copy_of(self, tensor: torch.Tensor) -> bool:
-        """Return True if a saved tensor has the values of a plain *tensor*. Ask only right after the recording."""
+    def has_copy_of(self, tensor: torch.Tensor, trained: Set[int]) -> bool:
+        """
+        Return True if a saved tensor has the values of a plain *tensor*. Ask only right after the recording.
+
+        Memory in *trained* is not that of a copy.
+        """
         local = local_tensor(tensor).detach()
         return any(
-            other.dtype == local.dtype and torch.equal(other.to(local.device), local)
+            other.dtype == local.dtype and memory(other) not in trained and torch.equal(other.to(local.device), local)
             for other in self._copies.get(local.shape, ())
         )
 

@@ -182,7 +182,8 @@ class Search:
         recording = self._recording
         assert recording is not None
         trained = [parameter for optimizer in self._steps.seen() for parameter in _parameters_of(optimizer)]
-        copied = {id(each) for each in trained if not recording.has(each) and recording.has_copy_of(each)}
+        of_trained = {memory(each) for each in trained}
+        copied = {id(each) for each in trained if not recording.has(each) and recording.has_copy_of(each, of_trained)}
         units = list(self._find_modules(census, places, copied))
         if self._num_calls == LOOKS[0]:
             self._loses_all = self._trains_only_unsaved()
@@ -343,7 +344,10 @@ class Search:
         recording = self._recording
         assert recording is not None
         trained = [each for optimizer in self._steps.seen() for each in _parameters_of(optimizer)]
-        return bool(trained) and not any(recording.has(each) or recording.has_copy_of(each) for each in trained)
+        memories = {memory(each) for each in trained}
+        return bool(trained) and not any(
+            recording.has(each) or recording.has_copy_of(each, memories) for each in trained
+        )
 
 
 def _parameters_of(optimizer: Any) -> list[torch.Tensor]:
