@@ -173,7 +173,8 @@ def _attributes(thing: Any) -> Iterator[tuple[str, object]]:
             yield from ((key, value) for key, value in attributes.items() if key not in _OF_EVERY_MODULE)
         yield from thing.named_children()
     elif isinstance(thing, (DataLoader, Sampler)):  # their own generators depend on the epoch, by LoaderPosition
-        yield from ((key, value) for key, value in attributes.items() if key != "generator")
+        hidden = ("generator", "__")  # Lightning keeps the arguments of a loader under names with underscores
+        yield from ((key, value) for key, value in attributes.items() if not key.startswith(hidden))
     elif isinstance(thing, Dataset) or not _is_closed(type(thing)):
         yield from attributes.items()
         for base in type(thing).__mro__:
