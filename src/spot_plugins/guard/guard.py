@@ -5,7 +5,6 @@ from __future__ import annotations
 import linecache
 import sys
 import threading
-import warnings
 from typing import Final
 
 from torch.optim import Optimizer
@@ -16,11 +15,14 @@ from .optimizer_steps import OptimizerSteps
 from .places import is_library_file, program_frames
 from .search import Search
 from .step_numbers import StepNumbers
+from .warn import warn
 
 STEPS_WITHOUT_REPORT: Final = 3
 """Optimizer steps until a bare loop is told that it never reports a step, if no file of it has that call."""
 STEPS_BEFORE_REPORT: Final = 1000
 """The same, if some file of the program has that call."""
+STEPS_OF_NEW: Final = 3
+"""Steps after which an optimizer that begins late counts as one that stays."""
 CALLS_TO_COMPARE: Final = 50
 """Reported steps after which they are compared with the steps of optimizers."""
 
@@ -71,7 +73,7 @@ class Guard:
         if self._numbers is not None:
             message = self._numbers.check(step)
             if message is not None and self._speaks:
-                self._warn(message)
+                warn(message)
 
     def after_step(self) -> bool:
         """
@@ -102,7 +104,11 @@ class Guard:
         self._search = None
 
     def _on_optimizer_step(self, optimizer: Optimizer) -> None:
-        if not self._is_unreported or self._steps is None or threading.get_ident() != self._thread:
+        if self._steps is None or threading.get_ident() != self._thread:
+            return
+        if self._search is not None and self._steps.of(optimizer) == STEPS_OF_NEW:
+            self._search.expect_new()
+        if not self._is_unreported:
             return
         num_steps = self._steps.total
         if num_steps not in (STEPS_WITHOUT_REPORT, STEPS_BEFORE_REPORT) or not self._host.is_bare:
@@ -112,7 +118,7 @@ class Guard:
         self._is_unreported = False
         if self._speaks:
             call = "after_step(step)" if self._search is not None else "resume() and after_step(step)"
-            self._warn(
+            warn(
                 f"{num_steps} optimizer steps, and session.{call} was not called: nothing is saved, and a notice is "
                 f"not obeyed. Call resume() before the first step, and after_step(step) after each optimizer step"
             )
@@ -121,16 +127,11 @@ class Guard:
         assert self._steps is not None
         num_steps = self._steps.total - self._num_steps_at_begin
         if self._speaks and 0 < num_steps <= self._num_reported // 2:
-            self._warn(
+            warn(
                 f"after_step() was called {self._num_reported} times, and optimizers made {num_steps} steps: a save "
                 f"between two optimizer steps loses the gradients that were accumulated so far. Call it only after "
                 f"optimizer.step()"
             )
-
-    def _warn(self, message: str) -> None:
-        where = next(program_frames(sys._getframe(1)), sys._getframe(1))
-        registry = where.f_globals.setdefault("__warningregistry__", {})
-        warnings.warn_explicit(message, UserWarning, where.f_code.co_filename, where.f_lineno, registry=registry)
 
 
 def _program_mentions(word: str) -> bool:

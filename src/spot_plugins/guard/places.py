@@ -31,7 +31,7 @@ MAX_PLACES: Final = 20_000
 MAX_DEPTH: Final = 7
 MAX_ENTRIES: Final = 256
 
-_CLOSED: Final = sys.stdlib_module_names | {
+_CLOSED: Final = (sys.stdlib_module_names - {"types", "argparse", "collections"}) | {
     "torch", "torchdata", "torchmetrics", "numpy", "lightning", "pytorch_lightning", "lightning_utilities",
     "accelerate", "datasets", "pyarrow", "pandas", "fsspec", "spot_plugins", "pytest", "_pytest", "pluggy",
 }  # fmt: skip

@@ -10,17 +10,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import internals
 from .census import own_tensors
 from .host import Kind
 from .samples import is_plain, plain_values, samples_of, state_of
 
 
-@dataclass(slots=True)
+@dataclass(kw_only=True, slots=True, eq=False)
 class Suspect:
     """One thing that is not saved, as far as is known."""
 
     kind: Kind
+    key: int
+    """``id()`` of the thing."""
     name: str
     """The class and the place, for the warning."""
     born: int
@@ -86,51 +87,16 @@ def look_at_generator(generator: Any) -> Callable[[], object]:
     return look
 
 
-def look_at_container(container: Any) -> Callable[[], object]:
-    """Return a function that samples the tensors in *container*, as long as there are as many."""
-    num_tensors = len(container)
-
-    def look() -> object:
-        values = list(container.values() if isinstance(container, dict) else container)
-        is_same = len(values) == num_tensors and all(
-            isinstance(each, torch.Tensor) and is_plain(each) for each in values
-        )
-        return samples_of(values) if is_same else None
-
-    return look
-
-
-@dataclass(slots=True)
-class Feed:
-    """One iterator of a loader whose position is perhaps not saved, and the intervals in which it has yielded."""
-
-    iterator: weakref.ref[Any]
-    name: str
-    num_yielded: int
-    num_intervals: int = 0
-
-    def count(self, *, was_paused: bool) -> bool:
-        """Return True if batches came from it between two steps, at least twice."""
-        live = self.iterator()
-        if live is None:
-            return False
-        now, before = internals.num_yielded(live), self.num_yielded
-        self.num_yielded = now
-        if now > before and not was_paused:
-            self.num_intervals += 1
-        return self.num_intervals >= 2
-
-
 def unsaved_units(
-    root: nn.Module, is_saved: Callable[[torch.Tensor], bool], name: str
+    root: nn.Module, is_saved: Callable[[torch.Tensor], bool]
 ) -> list[tuple[str, nn.Module, list[torch.Tensor]]]:
     """
-    Return the largest submodules of *root* of which nothing is saved, with their names and tensors.
+    Return the largest submodules of *root* of which nothing is saved, with their names in it and their tensors.
 
     A module of which some parts are saved is divided into its children.
     """
     units: list[tuple[str, nn.Module, list[torch.Tensor]]] = []
-    waiting = [(name, root)]
+    waiting = [("", root)]
     seen: set[int] = set()
     while waiting:
         path, module = waiting.pop()

@@ -383,3 +383,48 @@ def test_an_inner_optimizer_of_one_step_is_not_named(session):
             optimizer.step()
 
     assert train(session, training, inner) == []
+
+
+def test_a_second_optimizer_that_begins_late_is_named(session):
+    """Also if nothing is saved for a while: the next save shows that the optimizer is not in it."""
+    training, other = Training(), Training()
+    session.register_model(training.model, [training.optimizer])
+    steps = iter(range(1, 41))
+
+    def each_step():
+        step = next(steps)
+        if step > 15:
+            other.step()
+        if step == 25:
+            session.save(25)
+
+    told = train(session, training, each_step, num_steps=40)
+    assert ["optimizer SGD `other.optimizer`" in each for each in told] == [False, True]
+    assert "module Sequential `other.model`" in told[0]
+
+
+def test_an_averaged_dict_that_is_made_anew_is_named(session):
+    training = Training()
+    holder = SimpleNamespace(ema={name: value.clone() for name, value in training.model.state_dict().items()})
+    session.register_model(training.model, [training.optimizer])
+
+    def each_step():
+        state = training.model.state_dict()
+        holder.ema = {name: 0.9 * value + 0.1 * state[name] for name, value in holder.ema.items()}
+
+    [told] = train(session, training, each_step)
+    assert "tensors dict `holder.ema`" in told
+
+
+def test_lists_that_are_made_for_each_step_are_not_named(session):
+    """Old weights, gradients and batches that a step puts aside."""
+    training = Training()
+    session.register_model(training.model, [training.optimizer])
+    holder = SimpleNamespace()
+
+    def each_step():
+        holder.old = [value.detach().clone() for value in training.model.parameters()]
+        holder.gradients = [value.grad for value in training.model.parameters()]
+        holder.batch = [torch.ones(2, 4) * 3, torch.ones(2)]
+
+    assert train(session, training, each_step) == []
