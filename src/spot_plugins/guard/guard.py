@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import linecache
+import re
 import sys
 import threading
 from typing import Final
@@ -75,6 +76,10 @@ class Guard:
             if message is not None and self._speaks:
                 warn(message)
 
+    def save(self) -> None:
+        """Take note that the program saves by itself."""
+        self._is_unreported = False
+
     def after_step(self) -> bool:
         """
         Look for things that the training changes and no save holds, if it is time to.
@@ -113,7 +118,7 @@ class Guard:
         num_steps = self._steps.total
         if num_steps not in (STEPS_WITHOUT_REPORT, STEPS_BEFORE_REPORT) or not self._host.is_bare:
             return
-        if num_steps == STEPS_WITHOUT_REPORT and _program_mentions("after_step"):
+        if num_steps == STEPS_WITHOUT_REPORT and _program_reports():
             return
         self._is_unreported = False
         if self._speaks:
@@ -134,11 +139,14 @@ class Guard:
             )
 
 
-def _program_mentions(word: str) -> bool:
-    """Return True if some file of the program has *word* in its text."""
+def _program_reports() -> bool:
+    """Return True if some file of the program calls ``after_step()``, or a ``save()`` other than torch's."""
     files = {frame.f_code.co_filename for frame in program_frames(sys._getframe(1))}
     for module in list(sys.modules.values()):
         file = getattr(module, "__file__", None)
         if isinstance(file, str) and file.endswith(".py") and not is_library_file(file):
             files.add(file)
-    return any(word in line for file in files for line in linecache.getlines(file))
+    return any(_REPORT.search(line) for file in files for line in linecache.getlines(file))
+
+
+_REPORT: Final = re.compile(r"after_step|(?<!torch)\.save\(")

@@ -22,7 +22,7 @@ from .warn import warn
 
 logger = logging.getLogger(__name__)
 
-LOOKS: Final = (1, 3, 10, 30, 300, 3000)
+LOOKS: Final = (1, 3, 30, 300, 3000)
 """Calls of ``after_step()`` with a look. After the last one there are only extra looks."""
 MAX_EXTRA_LOOKS: Final = 3
 SCHEDULER_STEPS: Final = 16

@@ -263,6 +263,7 @@ class SpotSession:
             StoreError: Two earlier saves are still being pushed and did not end within the grace.
         """
         self._phase.check("save")
+        self._guard.save()
         self._save(step, "explicit")
 
     def fence(self) -> None:

@@ -112,7 +112,7 @@ def test_micro_batches_that_are_reported_as_steps_are_told(tmp_path, accumulate)
 
 @pytest.mark.parametrize("resumes", [True, False])
 def test_steps_that_are_never_reported_are_told(tmp_path, resumes, monkeypatch):
-    monkeypatch.setattr(guard, "_program_mentions", lambda word: False)  # this file has the word
+    monkeypatch.setattr(guard, "_program_reports", lambda: False)  # this file does
     life = Life(f"file://{tmp_path}/run")
     try:
         life.session.open()
