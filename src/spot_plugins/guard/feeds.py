@@ -34,22 +34,22 @@ class Feeds:
     def __init__(self) -> None:
         self._feeds: list[_Feed] = []
         self._steps_left = 0
-        self._was_paused = False
+        self._skips_interval = False
 
     def pause(self) -> None:
         """Leave out what is read until the next step."""
-        self._was_paused = True
+        self._skips_interval = True
 
     def after_step(self) -> list[str]:
         """Return the names of the loaders that turn out to feed the training, each once."""
         if not self._feeds:
             return []
-        was_paused, self._was_paused = self._was_paused, False
+        skips, self._skips_interval = self._skips_interval, False
         names = []
         for feed in list(self._feeds):
             live = feed.iterator()
             num_before, feed.num_yielded = feed.num_yielded, internals.num_yielded(live)
-            if feed.num_yielded > num_before and not was_paused:
+            if feed.num_yielded > num_before and not skips:
                 feed.num_intervals += 1
             if live is None or feed.num_intervals >= 2:
                 self._feeds.remove(feed)
