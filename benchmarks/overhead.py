@@ -22,7 +22,9 @@ from torch.utils.data import DataLoader
 
 from spot_plugins.events import EventBus
 from spot_plugins.fingerprints import Recorder, RingId
+from spot_plugins.guard import Guard, Host
 from spot_plugins.state import OptimizerPart
+from spot_plugins.state.registry import Registry, register_model
 
 from . import ranks
 from .report import Column, Report, mean_and_interval
@@ -51,6 +53,7 @@ def run(arguments):
     report = Report("overhead", settings, COLUMNS)
     measured = {"session, tight loop": (_call_session, arguments.ranks), "session": (_in_plain_loop, arguments.ranks)}
     measured |= {"fingerprints, tight loop": (_take_fingerprints, arguments.ranks)}
+    measured |= {"guard, tight loop": (_call_guard, 1)}
     measured |= {"Lightning SpotCheckpoint": (_in_lightning, 1), "Accelerate SpotHook": (_in_accelerate, 1)}
     with tempfile.TemporaryDirectory(prefix="spot-bench-") as folder:
         for name, (measure, world_size) in measured.items():
@@ -90,6 +93,29 @@ def _take_fingerprints(folder, arguments):
         rounds.append((time.perf_counter() - started) / arguments.steps * 1e6)
         ranks.gather(None)
     recorder.close()
+    added, interval = mean_and_interval(rounds)
+    return {"added_us": added, "interval_us": interval, "step_us": added}
+
+
+def _call_guard(folder, arguments):
+    """Time all that the guard does for a step of one optimizer, on its own. Every host has the same guard."""
+    module = nn.Linear(64, 64)
+    optimizer = torch.optim.SGD(module.parameters())
+    registry = Registry()
+    register_model(registry.add, module, [optimizer])
+    rounds = []
+    for _ in range(arguments.saves):
+        guard = Guard(Host(), registry)
+        guard.open(speaks=True)
+        guard.begin(None)
+        steps = guard._steps
+        started = time.perf_counter()
+        for step in range(1, arguments.steps + 1):
+            guard.before_step(step)
+            steps._count(optimizer, (), {})  # as torch's hook does; it calls the guard
+            guard.after_step()
+        rounds.append((time.perf_counter() - started) / arguments.steps * 1e6)
+        guard.close()
     added, interval = mean_and_interval(rounds)
     return {"added_us": added, "interval_us": interval, "step_us": added}
 

@@ -18,6 +18,7 @@ from ..session import SpotSession
 from ..state import RngPart
 from ..state.part import Part
 from . import facts, internals
+from .guarded import host_of
 from .position import PositionPart, StreamsPart
 from .prepared import NamedPart, check_supported, num_prepared, prepared_parts
 from .progress import Progress
@@ -127,10 +128,15 @@ class SpotHook:
         )
         self._accelerator = accelerator
         self._keep_batch = config.elastic_batch == "keep"
-        self._session = SpotSession(config, on_event=subscribers_of(on_event, hooks), host_level=facts.host_level)
         self._registered: list[Any] = []
         self._streams = StreamsPart()
         self._position = PositionPart(accelerator, self._streams)
+        self._session = SpotSession(
+            config,
+            on_event=subscribers_of(on_event, hooks),
+            host=host_of(accelerator, self._position),
+            host_level=facts.host_level,
+        )
         self._num_prepared: int | None = None  # None: not resumed yet
         self._steps = Steps(accelerator, self._session)
 

@@ -135,6 +135,11 @@ class PositionPart:
         """True if :meth:`batches` has yielded a batch, in this or an earlier process."""
         return self._last_yielded is not None
 
+    def begun_loaders(self) -> list[Any]:
+        """Return the loaders that :meth:`batches` was called with, or all loaders as long as it was not called."""
+        begun = [tracked.loader for tracked in self._tracked.values() if tracked.begun_epoch is not None]
+        return begun or internals.loaders(self._accelerator)
+
     def enter_epoch(self, epoch: int) -> None:
         """
         Let the training come to *epoch*.

@@ -51,6 +51,12 @@ class Measurements:
         """Measure the step that has ended. Call it on the training thread."""
         self._step_ends.append(time.monotonic())
 
+    def on_interlude(self) -> None:
+        """Leave out the time since the last step, because it belongs to no step."""
+        if self._step_ends:
+            passed = time.monotonic() - self._step_ends[-1]
+            self._step_ends = deque((end + passed for end in self._step_ends), maxlen=NUM_STEPS + 1)
+
     def on_pause(self) -> None:
         """Forget the times of steps, because the time of a pause is not the time of a step."""
         self._step_ends.clear()

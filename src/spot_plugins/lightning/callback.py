@@ -21,6 +21,7 @@ from ..events import Subscriber, subscribers_of
 from ..session import SpotSession
 from . import facts, internals
 from .fit import Fit
+from .guarded import host_of
 
 
 class SpotCheckpoint(Callback):
@@ -131,7 +132,12 @@ class SpotCheckpoint(Callback):
         # A new list, because Lightning iterates over the old one during this call.
         others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
         trainer.callbacks = [*others, self]  # type: ignore[attr-defined]
-        session = SpotSession(self._config, on_event=self._on_event, host_level=facts.host_level)
+        session = SpotSession(
+            self._config,
+            on_event=self._on_event,
+            host=host_of(trainer, pl_module),
+            host_level=facts.host_level,
+        )
         self._fit = Fit(trainer, session, self._config.url, keep_batch=self._config.elastic_batch == "keep")
         session.open()
         self._fit.handle_signals()

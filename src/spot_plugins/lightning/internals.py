@@ -323,6 +323,12 @@ def fetches_ahead(trainer: Trainer) -> bool:
     return isinstance(fetcher, _PrefetchDataFetcher) and fetcher.length is None
 
 
+def training_loaders(trainer: Trainer) -> list[Any]:
+    """Return the training loaders that exist by now."""
+    combined = trainer.fit_loop._combined_loader
+    return [] if combined is None else list(combined.flattened)
+
+
 def validation_loaders(trainer: Trainer) -> list[Any]:
     """Return the validation loaders that exist by now."""
     combined = trainer.fit_loop.epoch_loop.val_loop._combined_loader

@@ -17,6 +17,7 @@ from ..clock import Clock, SystemClock
 from ..config import SpotConfig
 from ..errors import CommitError, Preempted
 from ..events import AttemptStarted, EventBus, Hook, Subscriber, subscribers_of
+from ..guard import Guard, Host
 from ..leave.phase import Phase, PhaseTracker
 from ..leave.way_out import Pause
 from ..locations import is_local
@@ -65,6 +66,7 @@ class SpotSession(KeepsSteps):
         on_event: Called with every :data:`~spot_plugins.events.Event` of this rank. One function or several.
         hooks: The old name of *on_event*, accepted until 1.0.
         clock: The clock of the time trigger. None: that of the system.
+        host: The view of a host on its training. None: a loop that calls the session itself.
         host_level: Returns the lowest level of logging that a host shows. None: there is no host.
     """
 
@@ -76,6 +78,7 @@ class SpotSession(KeepsSteps):
         on_event: Subscriber | Sequence[Subscriber] = (),
         hooks: Sequence[Hook] | None = None,
         clock: Clock | None = None,
+        host: Host | None = None,
         host_level: Callable[[], int] | None = None,
     ) -> None:
         self._config = config
@@ -87,6 +90,7 @@ class SpotSession(KeepsSteps):
         self._phase = PhaseTracker()
         self._stack = ExitStack()
         self._it: Opened | None = None
+        self._guard = Guard(host or Host(), self._registry)
         self._is_prepared = False
         self._host_level = host_level
         self._program = Program()
@@ -131,6 +135,8 @@ class SpotSession(KeepsSteps):
             it.agreement.open()
             self._bus.emit(AttemptStarted(attempt=it.run.attempt, world_size=it.job.world_size))
             it.listener.open()
+            self._stack.callback(self._guard.close)
+            self._guard.open(speaks=it.job.rank == 0)
         except BaseException:
             self.close()
             raise
@@ -235,6 +241,7 @@ class SpotSession(KeepsSteps):
         if step is not None:
             it.keeper.resumed(is_mirror=is_mirror)
         self._phase.move(Phase.TRAINING)
+        self._guard.begin(step)
         show_banner(it, self._program, self._milestones.resumed)
         return step
 
@@ -254,10 +261,12 @@ class SpotSession(KeepsSteps):
         Raises:
             Preempted: There was a notice, and all is safe or the time is up.
             UnsafeStateError: Some state has no pickle-free form.
-            ConfigError: The state does not fit into ``buffer_bytes``.
+            ConfigError: The state does not fit into ``buffer_bytes``, *step* is not higher than the step before, or
+                nothing that is trained is saved.
         """
         self._phase.check("after_step")
         it = self._opened
+        self._guard.before_step(step)
         it.fingerprints.record(step, position, num_batches)
         it.measurements.on_step()
         it.saved_steps.reached(step)
@@ -270,6 +279,8 @@ class SpotSession(KeepsSteps):
             it.way_out.leave(step)
         else:
             self._save(step, decision.trigger)
+        if self._guard.after_step():
+            it.measurements.on_interlude()
 
     def save(self, step: int) -> None:
         """
@@ -282,6 +293,7 @@ class SpotSession(KeepsSteps):
             StoreError: Two earlier saves are still being pushed and did not end within the grace.
         """
         self._phase.check("save")
+        self._guard.save()
         self._save(step, "explicit")
 
     def fence(self) -> None:
@@ -302,6 +314,7 @@ class SpotSession(KeepsSteps):
         """
         self._phase.check("pause")
         it = self._opened
+        self._guard.pause()
         if it.keeper.is_used:
             it.keeper.hold(step)  # it waits for room, because this step may turn out to be worth keeping
         return Pause(it.way_out, step)

@@ -32,6 +32,8 @@ class Registry:
         self._parts: dict[str, ShardedPart] = {}
         self._by_segment: dict[str, ShardedPart] = {}
         self._replicated: dict[str, set[str]] = {}
+        self.record: Callable[[Callable[[], dict[str, Any]]], dict[str, Any]] | None = None
+        """Called with a function that takes the states of all parts. It returns these states. None: nobody listens."""
 
     def add(self, name: str, part: Part, replicated: tuple[str, ...] = ()) -> None:
         """
@@ -113,7 +115,10 @@ class Registry:
         return want
 
     def _encode(self) -> tuple[Json, dict[str, torch.Tensor | Shard]]:
-        return encode({name: part.state_dict() for name, part in self._parts.items()})
+        return encode(self._states() if self.record is None else self.record(self._states))
+
+    def _states(self) -> dict[str, Any]:
+        return {name: part.state_dict() for name, part in self._parts.items()}
 
     def _known_memory(self) -> KnownMemory:
         trained: set[int] = set()

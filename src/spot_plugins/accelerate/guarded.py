@@ -1,0 +1,36 @@
+"""The view of Accelerate on a training, for the guard that looks for things that are not saved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from accelerate import Accelerator
+
+from ..guard import Host, Kind
+from . import internals
+from .position import PositionPart
+
+_OBJECT: Final = "pass {} to accelerator.prepare() or to spot.register(name, object), before spot.resume()"
+_STATE: Final = "keep {} in an object with state_dict() and load_state_dict(), and spot.register() it"
+
+REMEDIES: Final = {
+    Kind.OPTIMIZER: _OBJECT.format("optimizers"),
+    Kind.SCHEDULER: _OBJECT.format("schedulers"),
+    Kind.MODULE: _OBJECT.format("modules"),
+    Kind.TENSORS: _STATE.format("tensors"),
+    Kind.GENERATOR: _STATE.format("generators"),
+    Kind.SCALER: "let the Accelerator scale gradients (mixed_precision='fp16'), or spot.register('scaler', scaler)",
+    Kind.LOADER: "pass the loader to accelerator.prepare(), and iterate over spot.batches(loader)",
+}
+
+
+def host_of(accelerator: Accelerator, position: PositionPart) -> Host:
+    """Return the view on a loop whose objects *accelerator* prepares and whose loaders *position* tracks."""
+
+    def roots() -> Iterator[tuple[str, object]]:
+        for name, found in (("model", internals.models), ("loader", internals.loaders)):
+            for index, each in enumerate(found(accelerator)):
+                yield f"{name} {index}", each
+
+    return Host(remedies=REMEDIES, roots=roots, loaders=position.begun_loaders, is_bare=False)

@@ -1,0 +1,174 @@
+"""One look at all objects of the process: the things that no save holds, as far as the newest recording shows."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from ..state.wrappers import plain_optimizer
+from . import internals
+from .census import Census
+from .host import Host, Kind
+from .optimizer_steps import OptimizerSteps
+from .places import Places, optimizer_of
+from .recording import Recording
+from .samples import is_plain, memory, state_of
+from .suspects import (
+    Suspect,
+    look_at_generator,
+    look_at_module,
+    look_at_scaler,
+    look_at_scheduler,
+    unsaved_units,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Look:
+    """Everything that one look goes by."""
+
+    host: Host
+    steps: OptimizerSteps
+    census: Census
+    places: Places
+    recording: Callable[[], Recording]
+    """Returns the newest recording, also later."""
+    number: int
+    """Number of the call of ``after_step()`` in which it is made."""
+    known: set[int] = field(default_factory=set)
+    """``id()`` of the things that an earlier look has judged."""
+
+    def suspects(self) -> Iterator[Suspect]:
+        """Yield the things of which nothing is saved, and add to :attr:`known` all that were looked at."""
+        for suspect in self._candidates():
+            if suspect.key not in self.known:
+                self.known.add(suspect.key)
+                if not suspect.is_saved():
+                    suspect.before = suspect.look()
+                    yield suspect
+
+    def trains_only_unsaved(self) -> bool:
+        """Return True if optimizers have stepped, and none of their parameters is saved."""
+        return bool(self.trained) and not any(map(self._is_saved, self.trained))
+
+    @cached_property
+    def trained(self) -> list[torch.Tensor]:
+        """The parameters of all optimizers that have stepped."""
+        return [each for optimizer in self.steps.seen() for each in _parameters_of(optimizer)]
+
+    @cached_property
+    def unsaved_memory(self) -> set[int]:
+        """The memory of the modules of which nothing is saved."""
+        return {memory(tensor) for _, _, _, tensors in self._units for tensor in tensors}
+
+    @cached_property
+    def _copied(self) -> set[int]:
+        """``id()`` of the trained parameters of which a part returned a copy."""
+        recording, memories = self.recording(), {memory(each) for each in self.trained}
+        return {id(each) for each in self.trained if not recording.has(each) and recording.has_copy_of(each, memories)}
+
+    def _is_saved(self, tensor: torch.Tensor) -> bool:
+        return self.recording().has(tensor) or id(tensor) in self._copied
+
+    @cached_property
+    def _units(self) -> list[tuple[nn.Module, str, nn.Module, list[torch.Tensor]]]:
+        return [
+            (root, path, module, tensors)
+            for root in self.census.roots()
+            for path, module, tensors in unsaved_units(root, self._is_saved)
+        ]
+
+    def _candidates(self) -> Iterator[Suspect]:
+        for optimizer in self.steps.seen():
+            yield from self._of_optimizer(optimizer)
+        for scheduler in (*self.census.schedulers, *self.places.schedulers):
+            changed = optimizer_of(scheduler)
+            if changed is not None and self.steps.of(plain_optimizer(changed)):
+                yield self._suspect(Kind.SCHEDULER, scheduler, look_at_scheduler(scheduler))
+        for scaler in self.census.scalers:
+            yield self._suspect(Kind.SCALER, scaler, look_at_scaler(scaler))
+        for root, path, module, tensors in self._units:
+            yield self._of_module(root, path, module, tensors)
+        yield from self._of_generators()
+
+    def _of_optimizer(self, optimizer: Optimizer) -> Iterator[Suspect]:
+        if id(optimizer) in self.known:
+            return
+        held, steps, state = weakref.ref(optimizer), self.steps, id(optimizer.state)
+
+        def count() -> object:
+            live = held()
+            return None if live is None else steps.of(live)
+
+        recording = self.recording
+        yield self._suspect(Kind.OPTIMIZER, optimizer, count, lambda: state in recording().optimizer_states)
+        lost = [
+            each
+            for each in _parameters_of(optimizer)
+            if not self._is_saved(each) and memory(each) not in self.unsaved_memory
+        ]
+        if lost:
+            name = f"{len(lost)} parameters that {self.places.name_of(optimizer)} trains"
+            yield self._suspect(Kind.TENSORS, lost[0], look_at_module([weakref.ref(each) for each in lost]), name=name)
+
+    def _of_module(self, root: nn.Module, path: str, module: nn.Module, tensors: list[torch.Tensor]) -> Suspect:
+        names = self.places.names
+        if module is not root and id(module) not in names and id(root) in names:
+            names[id(module)] = f"{names[id(root)]}.{path}"
+        held, recording = [weakref.ref(tensor) for tensor in tensors], self.recording
+
+        def is_saved() -> bool:
+            live = [tensor for each in held if (tensor := each()) is not None]
+            return all(recording().has(tensor) for tensor in live if is_plain(tensor))
+
+        return self._suspect(Kind.MODULE, module, look_at_module(held), is_saved)
+
+    def _of_generators(self) -> Iterator[Suspect]:
+        streams = internals.global_generators()
+        ours = {id(stream) for _, stream in streams}
+        for generator in self.places.generators:
+            if id(generator) not in ours:
+                is_saved = self._has_state(generator)
+                yield self._suspect(Kind.GENERATOR, generator, look_at_generator(generator), is_saved)
+        if self.host.is_bare:
+            for name, stream in streams:
+                is_saved = self._has_state(stream, by_value=True)
+                yield self._suspect(Kind.GENERATOR, stream, look_at_generator(stream), is_saved, name=name)
+
+    def _has_state(self, generator: Any, *, by_value: bool = False) -> Callable[[], bool]:
+        """Return a function to be called right after a recording."""
+        recording = self.recording
+
+        def is_saved() -> bool:
+            was_asked = id(generator) in recording().owners and not by_value
+            return was_asked or recording().has_generator_state(state_of(generator))
+
+        return is_saved
+
+    def _suspect(
+        self,
+        kind: Kind,
+        thing: object,
+        look: Callable[[], object],
+        is_saved: Callable[[], bool] | None = None,
+        *,
+        name: str = "",
+    ) -> Suspect:
+        key, recording = id(thing), self.recording
+
+        def was_asked() -> bool:
+            return key in recording().owners
+
+        name = name or self.places.name_of(thing)
+        return Suspect(kind=kind, key=key, name=name, born=self.number, look=look, is_saved=is_saved or was_asked)
+
+
+def _parameters_of(optimizer: Optimizer) -> list[torch.Tensor]:
+    return [each for group in optimizer.param_groups for each in group["params"] if is_plain(each)]
