@@ -29,6 +29,7 @@ from ..events import (
 from ..leave.phase import Phase, PhaseTracker
 from ..leave.way_out import Pause
 from ..ranks import Ranks, current_ranks
+from ..resume.peek import Peeked, peek
 from ..resume.restore import restore
 from ..schedule import Trigger
 from ..state.part import Part
@@ -81,7 +82,8 @@ class SpotSession:
         clock: Clock | None = None,
     ) -> None:
         self._config = config
-        self._bus = EventBus(self._on_event, *subscribers_of(on_event, hooks))
+        self._milestones = _Milestones()
+        self._bus = EventBus(self._milestones.on_event, *subscribers_of(on_event, hooks))
         self._ranks = ranks
         self._clock = clock or SystemClock()
         self._registry = Registry()
@@ -90,8 +92,6 @@ class SpotSession:
         self._it: Opened | None = None
         self._pause_step = 0  # of meaning in a pause only
         self._is_prepared = False
-        self._last_committed_step: int | None = None
-        self._resumed_from: int | None = None
 
     def __enter__(self) -> SpotSession:
         self._open_if_new()
@@ -149,12 +149,12 @@ class SpotSession:
     @property
     def last_committed_step(self) -> int | None:
         """The newest step of which this attempt has stored the part of this rank, or None."""
-        return self._last_committed_step
+        return self._milestones.last_committed_step
 
     @property
     def resumed_from(self) -> int | None:
         """The step that this attempt resumed from, or None."""
-        return self._resumed_from
+        return self._milestones.resumed_from
 
     def register(self, name: str, part: Part, *, replicated: tuple[str, ...] = ()) -> None:
         """
@@ -191,6 +191,23 @@ class SpotSession:
         self._opened.listener.handle_signals()
 
     watch_signals = handle_signals  # the old name, accepted until 1.0
+
+    def peek(self, path: Sequence[str] = ()) -> Peeked | None:
+        """
+        Find the step from which :meth:`resume` will continue, on all ranks, and load nothing. It opens a new session.
+
+        Args:
+            path: Keys that lead to a plain value in the saved state, beginning with the name of the part.
+
+        Returns:
+            The step, with the value at *path* on rank 0, or None on a first run.
+
+        Raises:
+            IncompatibleCheckpointError, StoreError: See :func:`spot_plugins.resume.peek.peek`.
+        """
+        self._phase.check("peek")
+        self._open_if_new()
+        return peek(self._opened.run, self._opened.job, self._bus, path)
 
     def resume(self) -> int | None:
         """
@@ -331,13 +348,6 @@ class SpotSession:
             raise RuntimeError("the session is not open: call open(), or use it in a `with` block")
         return self._it
 
-    def _on_event(self, event: Event) -> None:
-        match event:
-            case Committed(step=step):
-                self._last_committed_step = max(step, self._last_committed_step or 0)
-            case Resumed(step=step):
-                self._resumed_from = step
-
     def _open_if_new(self) -> None:
         if self._phase.now is Phase.NEW:
             self.open()
@@ -347,3 +357,19 @@ class SpotSession:
         if self._phase.now is not Phase.LEFT_BEHIND and it.saved_steps.save(step, trigger):
             it.measurements.on_saved(step, because_of_notice=trigger == "notice")
         it.agreement.saved(step)
+
+
+class _Milestones:
+    """The steps of an attempt that were named by events."""
+
+    def __init__(self) -> None:
+        self.last_committed_step: int | None = None
+        self.resumed_from: int | None = None
+
+    def on_event(self, event: Event) -> None:
+        """Take note of *event*."""
+        match event:
+            case Committed(step=step):
+                self.last_committed_step = max(step, self.last_committed_step or 0)
+            case Resumed(step=step):
+                self.resumed_from = step
