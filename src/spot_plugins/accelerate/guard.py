@@ -99,6 +99,7 @@ class LoopGuard:
         self.handouts.confirm()
         if self._total == self._at_hand_out or not self._accelerator.sync_gradients:
             return
+        self._at_hand_out = self._total
         self._num_unreported += 1
         is_forgotten = self._calls is None and (self._at_step > 0 or self._num_unreported >= NUM_FORGOTTEN)
         if is_forgotten:

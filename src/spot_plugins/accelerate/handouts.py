@@ -74,7 +74,8 @@ class HandOuts:
         self.since_step: Counter[int] = Counter()
         """Batches that were handed out after the last step, by loader."""
         self._told = told
-        self._first: dict[int, list[int]] = {}  # batches before each of the first steps, by loader
+        self._first: dict[int, list[int]] = {}  # batches before each of the first steps, until a loader ends
+        self._has_ended = False  # any loader
         self._ended: set[int] = set()  # loaders that have ended after the last step
         self._short: int | None = None  # a resumed loader that has ended beside another
         self._steps_after_short = 0
@@ -89,6 +90,7 @@ class HandOuts:
     def end(self, index: int, *, is_resumed: bool) -> None:
         """Take note that loader *index* has ended, in an epoch that may have been resumed in its middle."""
         self._ended.add(index)
+        self._has_ended = True
         if is_resumed and any(other != index for other in self.since_step):
             self._short, self._steps_after_short = index, 0
 
@@ -96,6 +98,7 @@ class HandOuts:
         """Take note that a loop was left before its loader has ended, after it has trained on its last batch or not."""
         # A zip() leaves the longer of its loaders. It would do so again.
         self._is_left_at_foot |= is_trained and not self._ended
+        self._has_ended = True
 
     def end_step(self) -> None:
         """Take note that a step has ended, and warn of a loop that a resume could not repeat."""
@@ -104,7 +107,7 @@ class HandOuts:
             self._told(NO_BATCH, 5)
         for index, number in self.since_step.items():
             first = self._first.setdefault(index, [])
-            if len(first) < NUM_FIRST:
+            if len(first) < NUM_FIRST and not self._has_ended:
                 first.append(number)
                 if first == [2, *[1] * (NUM_FIRST - 1)]:
                     self._told(AHEAD, 5)

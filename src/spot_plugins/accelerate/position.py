@@ -106,8 +106,8 @@ class PositionPart:
             return Batches(generator, index=index, start=0, length=None, handouts=guard.handouts)
         if tracked.begun_epoch == self.epochs.present:
             raise RuntimeError(
-                f"batches() was called twice with one loader in epoch {self.epochs.present}. Let every pass over the data "
-                f"be an epoch of spot.epochs(), or call batches(loader, repeat=True)"
+                f"batches() was called twice with one loader in epoch {self.epochs.present}. Let every pass over the "
+                f"data be an epoch of spot.epochs(), or call batches(loader, repeat=True)"
             )
         start = tracked.num_before(self.epochs.present)
         length = _num_left(loader, start, limit)
