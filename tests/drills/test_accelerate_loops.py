@@ -7,7 +7,6 @@ import warnings
 import pytest
 import torch
 from loops import Life, Numbers, assert_exact, live
-from torch import nn
 from torch.utils.data import DataLoader
 
 from spot_plugins.data import elastic_loader

@@ -132,6 +132,7 @@ class LoopGuard:
                 return False
             if self.handouts.since_step and self._total == self._at_hand_out:
                 self.told(ORDER, 4)
+                self.handouts.is_told = True
         elif not stepped:
             self._is_within = True
             return False
@@ -149,6 +150,8 @@ class LoopGuard:
         self.handouts.confirm()
         if self._total == self._at_step or self._is_within or not self._accelerator.sync_gradients:
             return
+        if self.handouts.total == 0:
+            self.told(UNREPORTED, 5, number=self._total)
         if self._total > self._at_hand_out:
             self._num_unreported += 1
         self._end_for_loop()
@@ -169,7 +172,8 @@ class LoopGuard:
 
     def _end_for_loop(self) -> None:
         number, self._num_unreported = max(self._num_unreported, 1), 0
-        self.told(FORGOTTEN if self._calls is None else RARE, 5, number=number)
+        if self.handouts.total > 0:
+            self.told(FORGOTTEN if self._calls is None else RARE, 5, number=number)
         self._trainers.name_unsaved()
         self._end()
         self._end_steps(number)

@@ -74,6 +74,8 @@ class HandOuts:
         self.since_step: Counter[int] = Counter()
         """Batches that were handed out after the last step, by loader."""
         self._told = told
+        self.is_told = False
+        """True if the program was told of a mistake that makes it look as if it fetched batches ahead."""
         self._first: dict[int, list[int]] = {}  # batches before each of the first steps, until a loader ends
         self._has_ended = False  # any loader
         self._ended: set[int] = set()  # loaders that have ended after the last step
@@ -107,7 +109,7 @@ class HandOuts:
             self._told(NO_BATCH, 5)
         for index, number in self.since_step.items():
             first = self._first.setdefault(index, [])
-            if len(first) < NUM_FIRST and not self._has_ended:
+            if len(first) < NUM_FIRST and not (self._has_ended or self.is_told):
                 first.append(number)
                 if first == [2, *[1] * (NUM_FIRST - 1)]:
                     self._told(AHEAD, 5)

@@ -184,7 +184,8 @@ class Schedules:
         saved = [getattr(each, "scheduler", each) for each in internals.schedulers(self._accelerator)]
         for holder in (*internals.custom_objects(self._accelerator), *self._registered):
             saved += [holder, *getattr(holder, "__dict__", {}).values()]
-        candidates = [each for each in gc.get_objects() if isinstance(each, LRScheduler)]
+        # type(), because isinstance() would also ask lazy objects of other libraries, which then import something.
+        candidates = [each for each in gc.get_objects() if issubclass(type(each), LRScheduler)]
         inner = {id(each) for outer in candidates for each in internals.inner_schedulers(outer)}
         known = {id(each) for each in saved} | inner
         found = []
