@@ -172,8 +172,8 @@ class LoopGuard:
 
     def _end_for_loop(self) -> None:
         number, self._num_unreported = max(self._num_unreported, 1), 0
-        if self.handouts.total > 0:
-            self.told(FORGOTTEN if self._calls is None else RARE, 5, number=number)
+        if self.handouts.total > 0 and self._calls is None:
+            self.told(FORGOTTEN, 5, number=number)
         self._trainers.name_unsaved()
         self._end()
         self._end_steps(number)
