@@ -115,12 +115,14 @@ with spot:
     for _ in spot.epochs(args.epochs):
         for batch in spot.batches(loader):
             numbers = batch.pop("number")
-            loss = model(**batch).loss
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad()
+            with accelerator.accumulate(model):  # makes up for another number of processes after a resume
+                loss = model(**batch).loss
+                accelerator.backward(loss)
+                if accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(model.parameters(), 1.0)
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad()
             step = spot.progress.step + 1
             if accelerator.is_main_process:
                 if step % 10 == 0:

@@ -14,13 +14,16 @@ from accelerate import Accelerator
 from ..config import ElasticBatch, EverySeconds, NoticeSources, OnNotice, Seconds, from_environment
 from ..errors import ConfigError
 from ..events import Subscriber, subscribers_of
+from ..notices.signals import check_signals_free
 from ..session import SpotSession
-from ..state import RngPart
 from ..state.part import Part
 from . import facts, internals
+from .batches import Batches
+from .epochs import StreamsPart
 from .guarded import host_of
-from .position import PositionPart, StreamsPart
-from .prepared import NamedPart, check_supported, num_prepared, prepared_parts
+from .one_hook import claim, release
+from .position import PositionPart
+from .prepared import NamedPart, Prepared, check_supported
 from .progress import Progress
 from .steps import Steps, workers_end_first
 
@@ -47,8 +50,8 @@ class SpotHook:
     After a SIGTERM the state is saved and stored, and :exc:`~spot_plugins.errors.Preempted` (exit code 143) leaves
     the block. Leaving the block at its end saves the end of the training and waits until it is stored.
 
-    A step is a step of Accelerate: :meth:`after_step` counts while ``accelerator.sync_gradients`` is true, also if
-    the scaler left out the update because of an overflow. Nothing is saved within gradient accumulation.
+    A step is one in which an optimizer stepped, also if the scaler left out the update because of an overflow.
+    Nothing is saved within gradient accumulation.
 
     A resumed program runs its loop again from the head of the epoch, with the batches that are left. Code that
     follows :meth:`after_step` in the body is not repeated for the saved step. Code that follows the last batch of an
@@ -130,21 +133,36 @@ class SpotHook:
         self._keep_batch = config.elastic_batch == "keep"
         self._registered: list[Any] = []
         self._streams = StreamsPart()
-        self._position = PositionPart(accelerator, self._streams)
+        self._position = PositionPart(accelerator, self._streams, lambda: self._steps.are_done)
         self._session = SpotSession(
             config,
             on_event=subscribers_of(on_event, hooks),
             host=host_of(accelerator, self._position),
             host_level=facts.host_level,
         )
-        self._num_prepared: int | None = None  # None: not resumed yet
         self._steps = Steps(accelerator, self._session)
+        self._prepared: Prepared | None = None  # None: not resumed yet
+        self._peeked: int | None = None
 
     def __enter__(self) -> SpotHook:
-        """Join the run, start the pusher, and take SIGTERM as a notice if this is the main thread."""
-        self._session.open()
-        if threading.current_thread() is threading.main_thread():
-            self._session.handle_signals()
+        """
+        Join the run, start the pusher, and take SIGTERM as a notice if this is the main thread.
+
+        Raises:
+            ConfigError: Another hook, session or callback of this process is open.
+        """
+        claim(self)
+        try:
+            is_main = threading.current_thread() is threading.main_thread()
+            if is_main:
+                check_signals_free()
+            self._session.open()
+            if is_main:
+                self._session.handle_signals()
+        except BaseException:
+            release(self)
+            self._session.close()
+            raise
         return self
 
     def __exit__(
@@ -152,12 +170,14 @@ class SpotHook:
     ) -> None:
         """Save the end of the training and wait until it is stored. After an error, close."""
         try:
-            with workers_end_first():
-                if exc is not None:
+            if exc is not None:
+                with workers_end_first():
                     self._session.fail(exc)
-                elif self._num_prepared is not None:
-                    self._session.finish(self._steps.number)
+            elif self._prepared is not None:
+                self._steps.finish()
         finally:
+            release(self)
+            self._steps.guard.close()
             self._session.close()
 
     @property
@@ -165,7 +185,7 @@ class SpotHook:
         """Steps, epochs and batches that the training has done."""
         return Progress(
             step=self._steps.number,
-            epoch=self._position.epoch,
+            epoch=self._position.epochs.present,
             batches=self._position.num_batches,
             resumed=self._session.resumed_from is not None,
         )
@@ -198,9 +218,32 @@ class SpotHook:
         self._session.register(name, part)
         self._registered.append(part)
 
+    def peek(self) -> Progress:
+        """
+        Return the progress from which :meth:`resume` will continue, before anything is prepared. Loads no state.
+
+        Call it on every rank, for example to build a model that has grown during the run. ``batches`` is 0, because
+        their number depends on the loader.
+
+        Returns:
+            ``Progress(step=0, epoch=0, batches=0, resumed=False)`` on a first run.
+
+        Raises:
+            NothingToResumeError, IncompatibleCheckpointError, StoreError: See
+                :meth:`spot_plugins.session.SpotSession.peek`.
+        """
+        found = self._session.peek(("position", "epoch"))
+        self._peeked = 0 if found is None else found.step
+        if found is None:
+            return Progress(step=0, epoch=0, batches=0, resumed=False)
+        epoch = found.value if isinstance(found.value, int) else 0
+        return Progress(step=found.step, epoch=epoch, batches=0, resumed=True)
+
     def resume(self) -> Progress:
         """
         Continue from the newest committed step, if there is one. Call it after ``prepare``, once, on every rank.
+
+        Schedulers of torch that are bound to prepared optimizers are restored too, even if they are not prepared.
 
         Returns:
             The progress of the training, ``Progress(step=0, epoch=0, batches=0, resumed=False)`` on a first run.
@@ -210,83 +253,104 @@ class SpotHook:
             NothingToResumeError, IncompatibleCheckpointError, StoreError, UnsafeStateError: See
                 :meth:`spot_plugins.session.SpotSession.resume`.
         """
-        if self._num_prepared is not None:
+        if self._prepared is not None:
             raise RuntimeError("resume() was called already")
-        parts = [
-            *prepared_parts(self._accelerator, self._registered, keep_batch=self._keep_batch),
-            NamedPart("position", self._position),
-            NamedPart("rng", self._streams),
-        ]
+        prepared = Prepared(self._accelerator, self._registered, keep_batch=self._keep_batch)
+        parts = [*prepared.parts(), NamedPart("position", self._position), NamedPart("rng", self._streams)]
         self._position.adopt_loaders()
         for named in parts:
             self._session.register(named.name, named.part)
-        self._steps.follow(internals.optimizers(self._accelerator))
         facts.describe(self._session.program, self._accelerator)
-        self._session.program.epoch = lambda: self._position.epoch
-        self._steps.number = self._session.resume() or 0
-        self._num_prepared = num_prepared(self._accelerator)
+        self._session.program.epoch = lambda: self._position.epochs.present
+        step = self._session.resume() or 0
+        if self._peeked not in (None, step):
+            warnings.warn(
+                f"peek() found step {self._peeked}, which is damaged, so the training continues from step {step}. "
+                f"Start the program again if it was built for step {self._peeked}",
+                stacklevel=2,
+            )
+        prepared.resume(step)
+        self._steps.open(step, self._registered, self._position)
+        self._prepared = prepared
         return self.progress
 
-    def epochs(self, num_epochs: int) -> Iterator[int]:
+    def epochs(self, num_epochs: int | None = None, *, max_steps: int | None = None) -> Iterator[int]:
         """
         Yield the epochs that are not done yet, counted from 0.
 
         The epoch of the saved step comes again, even if all of its batches are done, because the program's own code
         after the batches may not have run.
+
+        Args:
+            num_epochs: Epochs of the whole training. None: as many as *max_steps* takes.
+            max_steps: Optimizer steps of the whole training. After the last one :meth:`batches` yields no more, and
+                this epoch is the last one. A finished training that is started again trains no further step.
+
+        Raises:
+            ConfigError: Neither of the two is given.
         """
         self._check_resumed()
-        for epoch in range(self._position.epoch, num_epochs):
-            self._position.enter_epoch(epoch)
-            yield epoch
-        self._position.enter_epoch(max(self._position.epoch, num_epochs))
+        if num_epochs is None and max_steps is None:
+            raise ConfigError("num_epochs=None and max_steps=None: the training would never end. Give one of them")
+        self._steps.last = max_steps
+        return self._position.epochs.left(num_epochs)
 
-    def batches(self, loader: Any) -> Iterator[Any]:
+    def batches(self, loader: Any, *, limit: int | None = None, repeat: bool = False) -> Batches:
         """
         Yield the batches of *loader* in the present epoch. After a resume, yield those that were not trained on.
 
-        To leave the loop early by ``break``, look at :attr:`progress` at the head of the body, because a counter of
-        the program begins at 0 again.
+        ``len()`` of the result is the number of batches that it yields. Its ``start`` is the number of those that were
+        done before, so that ``enumerate(batches, batches.start)`` counts from the head of the epoch.
+
+        To leave the loop early by ``break``, look at :attr:`progress` at the head of the body, because the foot is not
+        repeated for a saved step. The rest of a loader that was left does not come again in this epoch.
 
         Args:
             loader: A loader that ``accelerator.prepare`` returned. Each loader has its own position and may be
                 iterated once per epoch.
+            limit: Most batches of an epoch, counted from its head, also after a resume.
+            repeat: Begin again after the last batch, without an end. The position of such a loader does not depend on
+                the epochs: each call continues where the loop before has stopped.
 
         Raises:
             ConfigError: *loader* is not prepared, or something was prepared too late to be restored.
             RuntimeError: The calls are out of order.
         """
-        self._check_resumed()
-        num_late = num_prepared(self._accelerator) - (self._num_prepared or 0)
-        if num_late > 0:
-            raise ConfigError(
-                f"{num_late} models, optimizers or schedulers were prepared after spot.resume(), so they are neither "
-                f"restored nor saved. Prepare everything before"
-            )
-        return self._then_fence(self._position.batches(loader))
+        prepared = self._check_resumed()
+        prepared.check_none_is_late()
+        if repeat and limit is not None:
+            raise ConfigError(f"limit={limit} and repeat=True exclude each other: leave out one of them")
+        if limit is not None and limit < 0:
+            raise ConfigError(f"limit={limit} must not be negative")
+        return self._position.batches(loader, self._steps.guard, self._session.fence, limit=limit, repeat=repeat)
 
-    def after_step(self) -> None:
+    def after_step(self, *, stepped: bool | None = None) -> None:
         """
-        End a step. Call it after ``optimizer.step()``, ``scheduler.step()`` and all that belongs to the batch.
+        End a batch. Call it after ``optimizer.step()``, ``scheduler.step()`` and all that belongs to the batch.
 
-        With gradient accumulation call it for every batch. It does nothing until the gradients are applied.
+        With gradient accumulation, by Accelerate or by hand, call it for every batch. It does nothing until an
+        optimizer has stepped. Call it once per batch, also if several optimizers step, or one of them several times.
+
+        Args:
+            stepped: True if the batch has made a step that torch does not know of, for example in a CUDA graph. False
+                if gradients of this batch wait for a step, while another optimizer has stepped. None: find out.
 
         Raises:
             Preempted: There was a notice, and the state is stored or the time is up.
             UnsafeStateError: Some state has no pickle-free form.
         """
-        self._check_resumed()
+        prepared = self._check_resumed()
+        prepared.end_batch()
         self._steps.count_batch()
-        if not self._accelerator.sync_gradients:
+        if not self._steps.guard.after_step(stepped):
             return
-        self._steps.end()
-        self._position.mark_step()
-        if self._steps.number == 1 and not self._position.used and internals.loaders(self._accelerator):
+        if self._steps.number == 0 and not self._position.used and internals.loaders(self._accelerator):
             warnings.warn(
                 "no batch came from spot.batches(loader), so the position in the data is not saved, and a resumed run "
                 "would train on the first samples again. Write `for batch in spot.batches(loader)`",
                 stacklevel=2,
             )
-        self._steps.report(self._position.numbers())
+        self._steps.end()
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -306,17 +370,8 @@ class SpotHook:
             Preempted: There was a notice. As :meth:`after_step`, also at the end of the pause.
         """
         self._check_resumed()
-        streams = RngPart()
-        state = streams.state_dict()
-        self._steps.begin_pause()
-        try:
+        with self._steps.pause():
             yield
-        except Exception:
-            self._steps.end_pause()  # the program may catch the error and continue to train
-            raise
-        finally:
-            streams.load_state_dict(state)
-        self._steps.end_pause()
 
     def check(self) -> None:
         """
@@ -360,13 +415,16 @@ class SpotHook:
         self._check_resumed()
         self._session.release(step)
 
-    def _then_fence(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """Fence after the loop, because the program may swap weights there, for example to validate."""
-        try:
-            yield from batches
-        finally:
-            self._session.fence()
+    def fence(self) -> None:
+        """
+        Wait until no save depends on live state any more.
 
-    def _check_resumed(self) -> None:
-        if self._num_prepared is None:
+        Call it before weights or optimizer state are changed by anything but the step of an optimizer, such as the
+        clipping of weights, or a swap for averaged ones. A pause and the end of a loop over :meth:`batches` include it.
+        """
+        self._session.fence()
+
+    def _check_resumed(self) -> Prepared:
+        if self._prepared is None:
             raise RuntimeError("call spot.resume() first, after accelerator.prepare()")
+        return self._prepared

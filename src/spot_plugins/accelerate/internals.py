@@ -75,3 +75,50 @@ def batches_left(loader: Any, iterator: Iterator[Any]) -> Iterator[Any]:
 def custom_objects(accelerator: Accelerator) -> list[Any]:
     """Return what ``register_for_checkpointing`` was given, in that order."""
     return list(accelerator._custom_objects)
+
+
+def active_loaders(accelerator: Accelerator) -> list[Any]:
+    """Return the loaders whose iteration has begun and not ended. The last one decides the end of a window."""
+    return list(accelerator.gradient_state.dataloader_references)
+
+
+def set_active_loaders(accelerator: Accelerator, active: list[Any]) -> None:
+    """Make *active*, a result of :func:`active_loaders`, the loaders whose iteration has begun and not ended."""
+    accelerator.gradient_state.dataloader_references = active
+
+
+def deactivate(accelerator: Accelerator, loader: Any) -> None:
+    """Let *loader* be none of the active loaders, as if its iteration had ended."""
+    active = active_loaders(accelerator)
+    if any(each is loader for each in active):
+        set_active_loaders(accelerator, [each for each in active if each is not loader])
+
+
+def version_of(tensor: Any) -> int:
+    """Return the number of changes of *tensor* in place, as torch counts them."""
+    return int(tensor._version)
+
+
+def steps_counted(scheduler: Any) -> int | None:
+    """Return the number of steps of torch's *scheduler*, as it counts them itself. None if it does not."""
+    return getattr(scheduler, "_step_count", None)
+
+
+def add_to_steps_counted(scheduler: Any, number: int) -> None:
+    """Add to the steps that torch's *scheduler* has counted, as Accelerate does within accumulation."""
+    scheduler._step_count += number
+
+
+def inner_schedulers(scheduler: Any) -> list[Any]:
+    """Return the schedulers of which torch's *scheduler* consists, or none."""
+    return list(getattr(scheduler, "_schedulers", ()))
+
+
+def last_rates(scheduler: Any) -> list[Any]:
+    """Return the learning rates that torch's *scheduler* has set last."""
+    return list(getattr(scheduler, "_last_lr", ()))
+
+
+def has_scheduler(optimizer: Any) -> bool:
+    """Return True if a scheduler of torch is bound to *optimizer*, or was. torch marks its ``step``."""
+    return hasattr(optimizer.step, "_wrapped_by_lr_sched")

@@ -1,96 +1,25 @@
-"""The position of the training loop in its loaders, and the random streams that belong to it."""
+"""The position of the training loop in its epochs and loaders."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Generator
+from typing import Any, Final
 
 import torch
 from accelerate import Accelerator
+from torch.utils.data import IterableDataset
 
-from ..data import ElasticSampler, LoaderPosition, samplers, shield_workers
+from ..data import ElasticSampler, samplers, shield_workers
 from ..data.unwrap import plain_loader
 from ..errors import ConfigError
-from ..state import RngPart, ShardedPart
 from . import internals
+from .batches import Batches
+from .epochs import Epochs, StreamsPart
+from .guard import LoopGuard
+from .tracked import TrackedLoader
 
-
-class StreamsPart(ShardedPart):
-    """
-    The random streams of this process.
-
-    They are restored twice: on a resume, and by :meth:`restore` at the place where the loop continues. Code between
-    the two, such as the head of an epoch, may draw from them.
-    """
-
-    def __init__(self) -> None:
-        self._part = RngPart()
-        self._loaded: dict[str, Any] | None = None
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the streams as they are now."""
-        return self._part.state_dict()
-
-    def for_new_rank(self, state: dict[str, Any], rank: int) -> dict[str, Any]:
-        """Return the streams of a rank that is new to the run."""
-        return self._part.for_new_rank(state, rank)
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the streams, and keep *state* for :meth:`restore`."""
-        self._loaded = state
-        self.restore()
-
-    def restore(self) -> None:
-        """Restore the streams again, if a state was loaded."""
-        if self._loaded is not None:
-            self._part.load_state_dict(self._loaded)
-
-
-class _TrackedLoader:
-    """One loader that is trained on, with its position."""
-
-    def __init__(self, loader: Any, world_size: int) -> None:
-        self.loader = loader
-        self.position = LoaderPosition(loader, world_size)
-        self.num_trained = 0
-        """Batches of its epoch that were trained on, also by earlier processes."""
-        self.begun_epoch: int | None = None
-        """The epoch of the last iterator that this process made."""
-        self.loaded_epoch: int | None = None
-        """The epoch of a restored position, until an iterator is made from it."""
-        self.num_yielded = 0
-        """Batches that the iterator has yielded."""
-        self._num_before = 0
-        self._at_step: dict[str, Any] | None = None
-
-    def begin(self, epoch: int) -> Iterator[Any]:
-        """Return an iterator of *epoch*, or of what is left of it."""
-        continues = epoch == self.loaded_epoch
-        self._num_before = self.num_trained if continues else 0
-        self.num_yielded = 0
-        self.begun_epoch, self.loaded_epoch = epoch, None
-        self.position.begin_epoch(epoch)
-        self.mark_step()
-        shield_workers(self.loader)
-        iterator: Iterator[Any] = iter(self.loader)
-        self.position.fast_forward(iterator)
-        return internals.batches_left(self.loader, iterator) if continues else iterator
-
-    def mark_step(self) -> None:
-        """Count all batches that were yielded as trained on."""
-        self.num_trained = self._num_before + self.num_yielded
-        self._at_step = self.position.state_dict(self.num_yielded)
-
-    def state_dict(self) -> dict[str, Any] | None:
-        """Return the position at the last :meth:`mark_step`, or None if the loader was never trained on."""
-        return self._at_step
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Let the next iterator continue from *state*, if it is one of the same epoch."""
-        self.position.load_state_dict(state)
-        self.num_trained = self.position.num_done
-        self.loaded_epoch = self.position.epoch
-        self._at_step = state
+MISSING: Final = object()
+"""Default of ``next()`` that stands for an iterator that has ended."""
 
 
 class PositionPart:
@@ -99,16 +28,22 @@ class PositionPart:
 
     A loader is known by its number in the order of ``prepare``. A batch counts once its optimizer step is done. So a
     resumed process sees a batch again if it was only yielded, or if its gradients were still being accumulated.
+
+    Args:
+        accelerator: The accelerator of the loop.
+        streams: The random streams of the process.
+        is_over: Returns True once the training has done as many steps as it was asked for.
     """
 
-    def __init__(self, accelerator: Accelerator, streams: StreamsPart) -> None:
-        self.epoch = 0
-        """The epoch that is trained now, or comes next."""
+    def __init__(self, accelerator: Accelerator, streams: StreamsPart, is_over: Callable[[], bool]) -> None:
+        self.epochs = Epochs(streams, is_over)
         self._accelerator = accelerator
         self._streams = streams
-        self._tracked: dict[int, _TrackedLoader] = {}
-        self._has_entered = False  # an epoch
+        self._is_over = is_over
+        self._tracked: dict[int, TrackedLoader] = {}
+        self._endless: dict[int, Generator[Any]] = {}  # iterators of loaders that are repeated
         self._has_stepped = False
+        self._num_yielded = 0  # batches of all loaders
         self._last_yielded: int | None = None  # number of the loader that yielded the last batch
         self._last_stepped: int | None = None  # the same at the last step
 
@@ -128,33 +63,34 @@ class PositionPart:
         if self._last_stepped is None:
             return 0
         tracked = self._tracked[self._last_stepped]
-        return tracked.num_trained if tracked.position.epoch == self.epoch else 0
+        return tracked.num_trained if tracked.is_repeated or tracked.position.epoch == self.epochs.present else 0
 
     @property
     def used(self) -> bool:
         """True if :meth:`batches` has yielded a batch, in this or an earlier process."""
         return self._last_yielded is not None
 
+    @property
+    def tracked_loaders(self) -> list[Any]:
+        """The loaders whose positions are saved."""
+        return [tracked.loader for tracked in self._tracked.values() if tracked.begun_epoch is not None]
+
     def begun_loaders(self) -> list[Any]:
         """Return the loaders that :meth:`batches` was called with, or all loaders as long as it was not called."""
-        begun = [tracked.loader for tracked in self._tracked.values() if tracked.begun_epoch is not None]
-        return begun or internals.loaders(self._accelerator)
+        return self.tracked_loaders or internals.loaders(self._accelerator)
 
-    def enter_epoch(self, epoch: int) -> None:
-        """
-        Let the training come to *epoch*.
-
-        At the first epoch of the process this restores the streams for the code at its head. A loader that continues
-        in the middle of the epoch restores them once more.
-        """
-        self.epoch = epoch
-        if not self._has_entered:
-            self._has_entered = True
-            self._streams.restore()
-
-    def batches(self, loader: Any) -> Iterator[Any]:
+    def batches(
+        self, loader: Any, guard: LoopGuard, fence: Callable[[], None], *, limit: int | None, repeat: bool
+    ) -> Batches:
         """
         Return an iterator over what is left of the present epoch of *loader*.
+
+        Args:
+            loader: A prepared loader.
+            guard: Compares what is handed out with what is trained.
+            fence: Called after the loop, because the program may swap weights there, for example to validate.
+            limit: Batches of the epoch to yield, counted from its head. None: all.
+            repeat: Begin again after the last batch, without an end.
 
         Raises:
             ConfigError: *loader* is not prepared.
@@ -167,53 +103,134 @@ class PositionPart:
                 f"this {type(loader).__name__} is not prepared, so its position cannot be saved. Pass the loader that "
                 f"accelerator.prepare(loader) returned"
             )
-        if self._track(index).begun_epoch == self.epoch:
+        tracked = self._track(index)
+        tracked.require_repeated(repeat)
+        if repeat:
+            generator = _then(self._repeat(index, guard), fence)
+            return Batches(generator, index=index, start=0, length=None, handouts=guard.handouts)
+        if tracked.begun_epoch == self.epochs.present:
             raise RuntimeError(
-                f"batches() was called twice with one loader in epoch {self.epoch}. Let every pass over the data be "
-                f"an epoch of spot.epochs()"
+                f"batches() was called twice with one loader in epoch {self.epochs.present}. Let every pass over the "
+                f"data be an epoch of spot.epochs(), or call batches(loader, repeat=True)"
             )
-        return self._iterate(index)
+        start = tracked.num_before(self.epochs.present)
+        length = _num_left(loader, start, limit)
+        if tracked.left_epoch == tracked.loaded_epoch == self.epochs.present:
+            length = 0
+        generator = _then(self._iterate(index, guard, limit), fence)
+        return Batches(generator, index=index, start=start, length=length, handouts=guard.handouts)
 
-    def _iterate(self, index: int) -> Iterator[Any]:
-        self.enter_epoch(self.epoch)
+    def _iterate(self, index: int, guard: LoopGuard, limit: int | None) -> Generator[Any]:
+        epoch = self.epochs.present
+        self.epochs.enter(epoch)
         tracked = self._tracked[index]
+        was_left = tracked.left_epoch == tracked.loaded_epoch == epoch
+        is_resumed = tracked.num_before(epoch) > 0
+        try:
+            for batch in self._fetch(tracked, epoch, guard, 0 if was_left else limit):
+                self._last_yielded = index
+                self._num_yielded += 1
+                guard.hand_out(index)
+                yield batch
+        except GeneratorExit:
+            if tracked.begun_epoch == epoch:
+                tracked.leave(self._num_yielded)
+                guard.handouts.leave(is_trained=not tracked.is_ahead)
+            raise
+        finally:
+            if tracked.begun_epoch == epoch:  # else a loop of a later epoch has begun
+                internals.deactivate(self._accelerator, tracked.loader)
+        guard.handouts.end(index, is_resumed=is_resumed)
+
+    def _fetch(
+        self, tracked: TrackedLoader, epoch: int, guard: LoopGuard, limit: int | None, *, is_active: bool = True
+    ) -> Generator[Any]:
+        """Yield what is left of *epoch* of one loader, and restore the streams where they were saved."""
         # If several loaders continue, the last one restores the streams for good, because the first step follows.
-        restores = tracked.loaded_epoch == self.epoch and not self._has_stepped
-        iterator = tracked.begin(self.epoch)
+        restores = tracked.loaded_epoch == epoch and not self._has_stepped
+        internals.deactivate(self._accelerator, tracked.loader)  # of a loop that was left in an earlier epoch
+        iterator = tracked.begin(epoch)
         if restores and tracked.position.kind == "counted":
             # The loader has fetched again all batches that it had fetched when the streams were saved. The next
             # fetch may draw from the streams.
             restores = False
             self._streams.restore()
-        for batch in iterator:
+        while limit is None or tracked.num_handed_out < limit:
+            guard.request()
+            if self._is_over() or (batch := next(iterator, MISSING)) is MISSING:
+                break
             if restores:  # by now other kinds of loaders have fetched the same batches as when the streams were saved
                 restores = False
                 self._streams.restore()
             tracked.num_yielded += 1
-            self._last_yielded = index
+            if not is_active:
+                internals.deactivate(self._accelerator, tracked.loader)
+            if tracked.num_handed_out == limit:
+                tracked.loader.end_of_dataloader = True  # so that Accelerate ends a window of accumulation
             yield batch
+        else:
+            guard.request()  # of a batch that does not come, after the last step
         if restores:  # no batch was left, so the code after the loop runs again and draws the same numbers
             self._streams.restore()
+
+    def _repeat(self, index: int, guard: LoopGuard) -> Generator[Any]:
+        """Yield the batches of one loader without an end. A later iterator continues where this one was left."""
+        if index not in self._endless:
+            self._endless[index] = self._passes(index, guard)
+        while not self._is_over():
+            batch = next(self._endless[index], MISSING)
+            if batch is MISSING:
+                return
+            tracked = self._last_yielded is not None and self._tracked[self._last_yielded]
+            if not tracked or tracked.is_repeated:
+                self._last_yielded = index
+            self._num_yielded += 1
+            guard.hand_out(index)
+            yield batch
+
+    def _passes(self, index: int, guard: LoopGuard) -> Generator[Any]:
+        self.epochs.enter(self.epochs.present)
+        tracked = self._tracked[index]
+        number = tracked.loaded_epoch or 0
+        while True:
+            # An endless loader ends no window of accumulation, so it is not active.
+            yield from self._fetch(tracked, number, guard, None, is_active=False)
+            if tracked.num_handed_out == 0 and not self._is_over():
+                raise ConfigError("a loader without batches cannot be repeated: give it a data set that has samples")
+            if self._is_over():
+                return
+            number += 1
+
+    def finish(self) -> None:
+        """Let the training end here. Unless the epochs have ended, the next process continues in this one."""
+        for tracked in self._tracked.values():
+            if self.epochs.have_ended:
+                tracked.give_up_rest()
+            else:
+                tracked.forget_left()
 
     def mark_step(self) -> None:
         """Count all yielded batches as trained on, because an optimizer step is done."""
         self._has_stepped = True
+        self.epochs.is_cut_short = False
         self._last_stepped = self._last_yielded
         for tracked in self._tracked.values():
             if tracked.begun_epoch is not None:
+                tracked.confirm_left(self._num_yielded)
                 tracked.mark_step()
 
     def numbers(self) -> tuple[int, ...]:
         """Return the epoch, and number, epoch and trained batches of each loader. It takes a microsecond."""
         used = ((index, tracked) for index, tracked in self._tracked.items() if tracked.state_dict() is not None)
         loaders = sorted((index, tracked.position.epoch, tracked.num_trained) for index, tracked in used)
-        return (self.epoch, *(number for numbers in loaders for number in numbers))
+        return (self.epochs.present, *(number for numbers in loaders for number in numbers))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the present epoch, and the positions of all loaders after the last step."""
         states = {str(index): tracked.state_dict() for index, tracked in self._tracked.items()}
         loaders = {index: state for index, state in states.items() if state is not None}
-        return {"epoch": self.epoch, "last": self._last_stepped, "loaders": loaders}
+        ended = {"ended": True} if self.epochs.is_cut_short else {}
+        return {"epoch": self._epoch_of_last_step, "last": self._last_stepped, "loaders": loaders, **ended}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """
@@ -227,14 +244,42 @@ class PositionPart:
             if index >= num_loaders:
                 raise ValueError(f"loader {index} was trained on, and only {num_loaders} are prepared now")
             self._track(index).load_state_dict(state["loaders"][str(index)])
-        self.epoch = state["epoch"]
+        self.epochs.load(state["epoch"], is_cut_short=bool(state.get("ended")))
         self._last_stepped = self._last_yielded = state["last"]
 
-    def _track(self, index: int) -> _TrackedLoader:
+    @property
+    def _epoch_of_last_step(self) -> int:
+        """The present epoch, or an earlier one of which batches still wait for a step."""
+        waiting = [
+            tracked.begun_epoch
+            for tracked in self._tracked.values()
+            if tracked.is_ahead and not tracked.is_repeated and tracked.left_epoch != tracked.begun_epoch
+        ]
+        return min([self.epochs.present, *(epoch for epoch in waiting if epoch is not None)])
+
+    def _track(self, index: int) -> TrackedLoader:
         if index not in self._tracked:
             loader = internals.loaders(self._accelerator)[index]
-            self._tracked[index] = _TrackedLoader(loader, self._accelerator.num_processes)
+            self._tracked[index] = TrackedLoader(loader, self._accelerator.num_processes)
         return self._tracked[index]
+
+
+def _num_left(loader: Any, num_before: int, limit: int | None) -> int | None:
+    """Return the number of batches after the first *num_before*, of *limit* at most. None if it is unknown."""
+    if isinstance(getattr(loader, "dataset", None), IterableDataset):
+        return None
+    try:
+        length = len(loader)
+    except (TypeError, NotImplementedError):
+        return None
+    return max(0, (length if limit is None else min(limit, length)) - num_before)
+
+
+def _then(batches: Generator[Any], fence: Callable[[], None]) -> Generator[Any]:
+    try:
+        yield from batches
+    finally:
+        fence()
 
 
 def _give_own_generator(plain: Any) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -17,8 +15,8 @@ from ..errors import ConfigError
 from ..state import ModelPart, OptimizerPart
 from ..state.part import Part
 from . import internals
-
-logger = logging.getLogger(__name__)
+from .counters import CountersPart
+from .schedules import Schedules
 
 _SUPPORTED: Final = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
 
@@ -52,14 +50,13 @@ def check_supported(accelerator: Accelerator) -> None:
         )
 
 
-def prepared_parts(accelerator: Accelerator, registered: list[Any], *, keep_batch: bool) -> Iterator[NamedPart]:
+def prepared_parts(accelerator: Accelerator, registered: list[Any]) -> Iterator[NamedPart]:
     """
     Yield a part for each model, optimizer and scheduler, in the order in which they were prepared.
 
     Args:
         accelerator: After ``prepare``.
         registered: Parts that the user has registered.
-        keep_batch: Change gradient accumulation so that it makes up for another number of processes.
 
     Raises:
         ConfigError: Nothing was prepared, or something that is trained would not be saved.
@@ -80,71 +77,62 @@ def prepared_parts(accelerator: Accelerator, registered: list[Any], *, keep_batc
         yield NamedPart(f"custom-{index}", custom)
     if accelerator.scaler is not None:
         yield NamedPart("scaler", accelerator.scaler)
-    yield NamedPart("accelerator", CountersPart(accelerator, keep_batch=keep_batch))
 
 
-def num_prepared(accelerator: Accelerator) -> int:
+class Prepared:
+    """
+    Everything that an accelerator has prepared, at the time of the resume.
+
+    Args:
+        accelerator: After ``prepare``.
+        registered: Parts that the user has registered.
+        keep_batch: Change gradient accumulation so that it makes up for another number of processes.
+    """
+
+    def __init__(self, accelerator: Accelerator, registered: list[Any], *, keep_batch: bool) -> None:
+        self._accelerator = accelerator
+        self._registered = registered
+        self._schedules = Schedules(accelerator, registered)
+        self._counters = CountersPart(accelerator, self._schedules, keep_batch=keep_batch)
+        self._number = _num_prepared(accelerator)
+        self._has_ended_batch = False
+
+    def parts(self) -> list[NamedPart]:
+        """
+        Return what there is to save.
+
+        Raises:
+            ConfigError: Nothing was prepared, or something that is trained would not be saved.
+        """
+        parts = [*prepared_parts(self._accelerator, self._registered), NamedPart("accelerator", self._counters)]
+        self._schedules.find()
+        return parts
+
+    def resume(self, step: int) -> None:
+        """Let accumulation and schedules continue after *step*. Call it after everything was loaded."""
+        self._counters.resume(step)
+
+    def end_batch(self) -> None:
+        """Take note that a batch has ended. The first time, look for what was made too late."""
+        self._counters.end_batch()
+        if not self._has_ended_batch:
+            self._has_ended_batch = True
+            self._schedules.name_late()
+
+    def check_none_is_late(self) -> None:
+        """Raise :exc:`ConfigError` if anything was prepared after the resume."""
+        num_late = _num_prepared(self._accelerator) - self._number
+        if num_late > 0:
+            raise ConfigError(
+                f"{num_late} models, optimizers or schedulers were prepared after spot.resume(), so they are neither "
+                f"restored nor saved. Prepare everything before"
+            )
+
+
+def _num_prepared(accelerator: Accelerator) -> int:
     """Return the number of objects whose state has to be saved. Loaders do not count."""
     kinds = (internals.models, internals.optimizers, internals.schedulers, internals.custom_objects)
     return sum(len(kind(accelerator)) for kind in kinds)
-
-
-class CountersPart:
-    """
-    The counters of Accelerate: batches within gradient accumulation, and passes over each loader.
-
-    The number of passes decides the order of a loader that shuffles, for example of a validation loader that is used
-    without ``spot.batches``.
-
-    If the number of processes has changed and *keep_batch* is true, gradient accumulation is changed too, so that an
-    optimizer step is made of as many batches over all processes as before. This needs a number that divides.
-    """
-
-    def __init__(self, accelerator: Accelerator, *, keep_batch: bool) -> None:
-        self._accelerator = accelerator
-        self._keep_batch = keep_batch
-        self._configured = accelerator.gradient_accumulation_steps
-        self._batches_per_step = self._configured * accelerator.num_processes
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the counters."""
-        iterations = [getattr(loader, "iteration", 0) for loader in internals.loaders(self._accelerator)]
-        return {
-            "step": self._accelerator.step,
-            "iterations": iterations,
-            "configured": self._configured,
-            "batches_per_step": self._batches_per_step,
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the counters. A loader that is new to the run keeps its own."""
-        self._accelerator.step = state["step"]
-        for loader, iteration in zip(internals.loaders(self._accelerator), state["iterations"], strict=False):
-            loader.iteration = iteration
-        if self._keep_batch and state["configured"] == self._configured:
-            self._keep_batches_per_step(state["batches_per_step"])
-
-    def _keep_batches_per_step(self, before: int) -> None:
-        here, num_processes = self._batches_per_step, self._accelerator.num_processes
-        self._batches_per_step = before
-        if before == here:
-            return
-        self._accelerator.step = 0  # the batches counted so far belong to a window of another size
-        if before % num_processes:
-            warnings.warn(
-                f"an optimizer step is made of {here} batches now instead of {before}, which do not divide over "
-                f"{num_processes} processes",
-                stacklevel=2,
-            )
-            return
-        self._accelerator.gradient_accumulation_steps = before // num_processes
-        if self._accelerator.is_main_process:
-            logger.info(
-                "gradient_accumulation_steps=%s on %s processes: an optimizer step is made of %s batches, as before",
-                before // num_processes,
-                num_processes,
-                before,
-            )
 
 
 def _model_of(optimizer: Any, accelerator: Accelerator) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,52 +12,94 @@ from accelerate import Accelerator
 from ..data import end_shielded_workers
 from ..errors import Preempted
 from ..session import PROGRAM, Pause, SpotSession
+from ..state import RngPart
+from . import internals
+from .guard import LoopGuard
+from .position import PositionPart
 
 
 class Steps:
-    """The steps of a loop. It counts them, reports them to the session, and knows if one is under way."""
+    """The steps of a loop. It counts them, reports them to the session, and stands still in pauses."""
 
     def __init__(self, accelerator: Accelerator, session: SpotSession) -> None:
         self.number = 0
         """Optimizer steps done, over all processes of the run."""
+        self.last: int | None = None
+        """The step after which the training is done. None: the program decides that."""
+        self.guard = LoopGuard(accelerator, self.end)
         self._accelerator = accelerator
         self._session = session
         self._num_batches = 0  # since the last step
-        self._is_open = False  # an optimizer has stepped, and end() was not called after it
         self._pause: Pause | None = None
+        self._position: PositionPart | None = None
 
-    def follow(self, optimizers: Iterable[Any]) -> None:
-        """Notice every step of Accelerate's *optimizers*."""
-        for optimizer in optimizers:
-            optimizer.optimizer.register_step_post_hook(self._on_optimizer_step)
+    @property
+    def are_done(self) -> bool:
+        """True if the training has made as many steps as it was asked for."""
+        return self.last is not None and self.number >= self.last
+
+    def open(self, number: int, registered: list[Any], position: PositionPart) -> None:
+        """Begin to count after step *number*. *position* moves on with the steps."""
+        self.number = number
+        self._position = position
+        self.guard.open(registered)
+
+    def end(self, count: int = 1, *, reports: bool = True) -> None:
+        """
+        Count *count* steps, with everything that the program does for them, and let the session save or leave.
+
+        Args:
+            count: Steps that have ended.
+            reports: False: let the session do nothing, because it finishes the training next.
+        """
+        self.number += count
+        if self._position is not None:
+            self._position.mark_step()
+            self.guard.name_active(self._position.tracked_loaders)
+        if reports:
+            with workers_end_first():
+                self._report()
+
+    def finish(self) -> None:
+        """Save the end of the training and wait until it is stored."""
+        self.guard.finish()
+        if self._position is not None:
+            self._position.finish()
+        with workers_end_first():
+            self._session.finish(self.number)
 
     def count_batch(self) -> None:
         """Count a batch, whether a step ends with it or not."""
         self._num_batches += 1
 
-    def end(self) -> None:
-        """Count a step. The program has done everything that belongs to it."""
-        self._is_open = False
-        self.number += 1
-
-    def report(self, position: tuple[int, ...]) -> None:
-        """Report the last step to the session, which may save it or leave. *position* is part of its fingerprint."""
+    def _report(self) -> None:
+        """Report the last step. The position in the data and the batches since the step before are its fingerprint."""
+        position = () if self._position is None else self._position.numbers()
         num_batches, self._num_batches = self._num_batches, 0
-        with workers_end_first():
-            self._session.after_step(self.number, position=position, num_batches=num_batches)
+        self._session.after_step(self.number, position=position, num_batches=num_batches)
 
-    def begin_pause(self) -> None:
-        """Begin a pause, or warn in the middle of a step. The warning points at the caller of ``spot.pause``."""
-        if self._is_open or not self._accelerator.sync_gradients:
-            warnings.warn(
-                "pause() in the middle of a step: the state cannot be saved here, so a notice has to wait for the next "
-                "after_step(). Enter it after after_step(), while accelerator.sync_gradients is True",
-                stacklevel=4,
-            )
-            return
-        pause = self._session.pause(self.number)
-        pause.__enter__()
-        self._pause = pause
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """
+        Stand still. What belongs to training and not to the pause is afterwards as it was before.
+
+        This holds for the random streams, and for the loaders that Accelerate believes to be in use: a validation that
+        is left by ``break`` would leave its loader there, and gradients would be accumulated past the end of an epoch.
+        """
+        streams = RngPart()
+        state, active = streams.state_dict(), internals.active_loaders(self._accelerator)
+        num_steps = self.guard.num_optimizer_steps
+        self._begin_pause()
+        try:
+            yield
+        except Exception:
+            self._end_pause()  # the program may catch the error and continue to train
+            raise
+        finally:
+            streams.load_state_dict(state)
+            internals.set_active_loaders(self._accelerator, active)
+            self.guard.skip_pause(num_steps)
+        self._end_pause()
 
     def check_pause(self) -> None:
         """Leave if there is a notice and the training stands in a pause."""
@@ -65,7 +107,21 @@ class Steps:
             with workers_end_first():
                 self._pause.check()
 
-    def end_pause(self) -> None:
+    def _begin_pause(self) -> None:
+        """Begin a pause, or warn in the middle of a step. The warning points at the caller of ``spot.pause``."""
+        self.guard.handouts.confirm()
+        if self.guard.is_within_step:
+            warnings.warn(
+                "pause() in the middle of a step: the state cannot be saved here, so a notice has to wait for the next "
+                "after_step(). Enter it after after_step(), while accelerator.sync_gradients is True",
+                stacklevel=6,
+            )
+            return
+        pause = self._session.pause(self.number)
+        pause.__enter__()
+        self._pause = pause
+
+    def _end_pause(self) -> None:
         """End the pause, if there is one. Leave if there is a notice."""
         pause, self._pause = self._pause, None
         if pause is not None:
@@ -74,11 +130,7 @@ class Steps:
 
     def keep(self, step: int) -> None:
         """Keep *step*. In the middle of a step the live state is not saved, because it belongs to no step."""
-        is_between = not self._is_open and self._accelerator.sync_gradients
-        self._session.keeper.keep(step, PROGRAM, saves_live=is_between)
-
-    def _on_optimizer_step(self, *args: Any) -> None:
-        self._is_open = True
+        self._session.keeper.keep(step, PROGRAM, saves_live=not self.guard.is_within_step)
 
 
 @contextmanager

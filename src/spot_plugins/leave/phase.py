@@ -42,6 +42,7 @@ _STEPPING: Final = frozenset({Phase.TRAINING, Phase.LEFT_BEHIND})
 CALLS: Final[dict[str, frozenset[Phase]]] = {
     "open": frozenset({Phase.NEW}),
     "register": frozenset({Phase.NEW, Phase.JOINED}),
+    "peek": frozenset({Phase.NEW, Phase.JOINED}),
     "resume": frozenset({Phase.NEW, Phase.JOINED}),
     "handle_signals": frozenset({Phase.NEW, Phase.JOINED, Phase.TRAINING, Phase.PAUSED, Phase.LEFT_BEHIND}),
     "after_step": _STEPPING,

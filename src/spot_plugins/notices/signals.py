@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any, Final
 
+from ..errors import ConfigError
+
 AGAIN_S: Final = 1.0
 """Shortest time in seconds between two calls of ``on_again``. Launchers send a signal twice in a row."""
 
@@ -54,9 +56,14 @@ class SignalNotices:
         self._thread: threading.Thread | None = None
 
     def install(self) -> None:
-        """Take over the signals, on the main thread. :meth:`uninstall` restores the old handlers."""
+        """
+        Take over the signals, on the main thread. :meth:`uninstall` restores the old handlers.
+
+        Raises:
+            ConfigError: Another object of this kind has taken them.
+        """
         global _active
-        assert not self._installed and _active is None, "SIGTERM is already handled in this process"
+        check_signals_free()
         self._read_fd, self._write_fd = os.pipe()
         os.set_blocking(self._write_fd, False)
         free = [number for number in self._others if signal.getsignal(number) == signal.SIG_DFL]
@@ -129,6 +136,21 @@ class SignalNotices:
 
 
 _active: SignalNotices | None = None
+
+
+def check_signals_free() -> None:
+    """
+    Check that nothing in this process takes SIGTERM as a notice.
+
+    Raises:
+        ConfigError: A session does. Both would save and leave at the same signal, each for itself.
+    """
+    if _active is not None:
+        raise ConfigError(
+            "SIGTERM is a notice to another SpotHook, SpotCheckpoint or SpotSession of this process, which is still "
+            "open. Let one end before the next one begins, and use one run for everything that is trained at the same "
+            "time"
+        )
 
 
 class _Forking(threading.local):

@@ -24,6 +24,7 @@ from ..locations import is_local
 from ..program import Program
 from ..program.program import PART, ProgramPart
 from ..ranks import Ranks, current_ranks
+from ..resume.peek import Peeked, peek
 from ..resume.restore import restore
 from ..schedule import Trigger
 from ..state.part import Part
@@ -203,6 +204,23 @@ class SpotSession(KeepsSteps):
         self._opened.listener.handle_signals()
 
     watch_signals = handle_signals  # the old name, accepted until 1.0
+
+    def peek(self, path: Sequence[str] = ()) -> Peeked | None:
+        """
+        Find the step from which :meth:`resume` will continue, on all ranks, and load nothing. It opens a new session.
+
+        Args:
+            path: Keys that lead to a plain value in the saved state, beginning with the name of the part.
+
+        Returns:
+            The step, with the value at *path* on rank 0, or None on a first run.
+
+        Raises:
+            IncompatibleCheckpointError, StoreError: See :func:`spot_plugins.resume.peek.peek`.
+        """
+        self._phase.check("peek")
+        self._open_if_new()
+        return peek(self._opened.run, self._opened.job, self._bus, path)
 
     def resume(self) -> int | None:
         """

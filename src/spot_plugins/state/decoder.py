@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..format.manifest import Json, ManifestError
+from .composed import compose
 from .dtypes import ARRAY_DTYPES
 from .leaves import LEAF_DECODERS, index_of, items_of
 from .tags import FACTORIES
@@ -65,6 +66,13 @@ class Decoder:
 
     def _tensor(self, content: Any) -> torch.Tensor:
         return self._tensors[content]
+
+    def _composed(self, content: Any) -> Any:
+        parts, about = (self.decode(item) for item in items_of(content))
+        module, name, context, size, stride = about
+        if not (isinstance(parts, dict) and all(isinstance(part, torch.Tensor) for part in parts.values())):
+            raise ValueError("the parts of a composed tensor are no tensors")
+        return compose(module, name, parts, context, size, stride)
 
     def _complex128(self, content: Any) -> torch.Tensor:
         pairs = self._tensors[content]
@@ -121,6 +129,7 @@ class Decoder:
 _DECODERS: Final[dict[str, Callable[[Decoder, Any], Any]]] = {
     "$tensor": Decoder._tensor,
     "$complex128": Decoder._complex128,
+    "$composed": Decoder._composed,
     "$numpy": Decoder._array,
     "$complex": Decoder._complex,
     "$tuple": Decoder._tuple,

@@ -7,6 +7,7 @@ Every other value becomes an object whose only key is a *tag*, which begins with
 ====================  ==================================================================================
 ``$tensor``           name of a tensor; the same memory again (tied weights) has the same name
 ``$complex128``       name of a float64 tensor with one dimension more, of size 2
+``$composed``         ``[parts, [module, class, context, size, stride]]`` of a tensor that consists of others
 ``$numpy``            ``[dtype, tensor]``, for example ``["<f4", {"$tensor": "a/b"}]``
 ``$numpy_scalar``     ``[type, bytes]``, hexadecimal and little-endian
 ``$int``              hexadecimal; integers that need more than 64 bits

@@ -12,6 +12,7 @@ import torch
 
 from ..errors import UnsafeStateError
 from ..format.manifest import Json, canonical_json
+from .composed import is_composed
 from .dtypes import ARRAY_DTYPES, ENCODABLE_DTYPES
 from .leaves import LEAF_ENCODERS, MAX_INT, MIN_INT
 from .shard import Shard, is_dtensor, shard_of
@@ -45,6 +46,8 @@ class Encoder:
             return leaf(value)
         if is_dtensor(value):
             return self._dtensor(value, path)
+        if is_composed(value):
+            return self._composed(value, path)
         raise UnsafeStateError(path, _type_name(kind))
 
     def _child(self, value: Any, path: str, key: str | int) -> Json:
@@ -118,6 +121,13 @@ class Encoder:
         except ValueError as error:
             raise UnsafeStateError(path, f"DTensor of which {error}") from error
         return self._named(id(value), shard, path)
+
+    def _composed(self, value: Any, path: str) -> Json:
+        names, context = value.__tensor_flatten__()
+        kind = type(value)
+        parts = {name: getattr(value, name) for name in names}
+        content = [kind.__module__, kind.__qualname__, context, list(value.size()), list(value.stride())]
+        return {"$composed": [self.encode(parts, path), self.encode(content, path)]}
 
     def _shard(self, shard: Shard, path: str) -> Json:
         return self._named(id(shard), shard, path)

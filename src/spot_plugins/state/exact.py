@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from .composed import is_composed
 from .shard import is_dtensor, local_tensor, relabelled
 
 
@@ -47,6 +48,8 @@ def exact(saved: Any, live: Any, parameter: torch.Tensor) -> Any:
 def _exact_tensor(saved: torch.Tensor, live: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     if saved.shape != live.shape:
         return live
+    if is_composed(saved):
+        return saved.to(live.device)
     if is_dtensor(live):
         return relabelled(live, _exact_tensor(local_tensor(saved), local_tensor(live), local_tensor(parameter)))
     # An optimizer makes its state in the memory layout of the parameter. A checkpoint has only the values.

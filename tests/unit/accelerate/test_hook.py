@@ -275,6 +275,7 @@ def test_workers_of_a_loader_that_is_prepared_late_are_shielded_too(url):
         assert os.getpgid(0) not in groups
 
 
+@pytest.mark.filterwarnings("ignore:the loop over spot.batches")  # the program leaves it to be stopped, and goes on
 def test_a_data_set_may_draw_from_the_global_stream_if_the_training_does_not(url):
     """
     Any loader, no worker, no dropout: augmentation is repeated while the loader is wound forward, and goes on then.

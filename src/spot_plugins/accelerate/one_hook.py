@@ -1,0 +1,33 @@
+"""The one hook of this process that is open."""
+
+from __future__ import annotations
+
+from weakref import ReferenceType, ref
+
+from ..errors import ConfigError
+
+_open: ReferenceType[object] | None = None
+
+
+def claim(hook: object) -> None:
+    """
+    Make *hook* the one that is open.
+
+    Raises:
+        ConfigError: Another hook is open. Both would count the steps of all optimizers of the process as their own.
+    """
+    global _open
+    other = None if _open is None else _open()
+    if other is not None and other is not hook:
+        raise ConfigError(
+            "another SpotHook is open in this process, and its `with` block has not ended. Let one block end before "
+            "the next one begins, and use one run for everything that is trained at the same time"
+        )
+    _open = ref(hook)
+
+
+def release(hook: object) -> None:
+    """Let another hook be opened, if *hook* is the one that is open."""
+    global _open
+    if _open is not None and _open() is hook:
+        _open = None
