@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from collections.abc import Callable
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -10,12 +12,18 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from ..data.internals import has_persistent_iterator
 from ..session import Pause, SpotSession
-from ..state import ModelPart, RngPart, register_optimizers
+from ..state import ModelPart, Part, RngPart, register_optimizers
 from . import internals
+from .attributes import AttributesPart
+from .checkpoint_hooks import CheckpointHooksPart
+from .epoch_start import call_epoch_start_hooks, may_change_data
+from .gradients import PendingGradients
+from .kept import KeptPart
 from .loops import LoopsPart
 from .metrics import MetricsPart
-from .parts import CallbacksPart, CheckpointHooksPart, DeferredPart, FrozenPart
+from .parts import CallbacksPart, DeferredPart, FrozenPart
 from .position import PositionPart
+from .steps import Steps
 
 
 class Fit:
@@ -38,8 +46,9 @@ class Fit:
         self._position = PositionPart(trainer)
         self._rng = DeferredPart(RngPart())
         self._loops = LoopsPart(trainer, self._position, keep_batch=keep_batch)
-        self._last_step = 0
-        self._pause: Pause | None = None
+        self._kept: list[KeptPart] = []
+        self._steps = Steps(trainer)
+        self._pauses = Pauses(trainer, session, self._steps)
         internals.stop_sigterm_broadcast(trainer)
 
     def handle_signals(self) -> None:
@@ -61,73 +70,178 @@ class Fit:
                 )
 
             internals.ignore_ckpt_path(trainer, warn)
-        self._last_step = trainer.global_step
+        self._steps.begin(step)
 
-    def start(self) -> None:
-        """Restore the position in the data, the loops, and last of all the random streams."""
+    def start(self, pl_module: LightningModule, own: Callback) -> None:
+        """
+        Restore the position in the data, the loops, and last of all the random streams, right before the first batch.
+
+        All hooks that a new process calls are called before that. If the epoch continues after one of its batches,
+        these are also the hooks of the beginning of an epoch, which Lightning leaves out. What they change in saved
+        state is undone.
+        """
         _start_persistent_validation_workers(self._trainer)
-        self._position.apply()
-        self._loops.apply()
-        self._rng.apply()
+
+        def begin(begin_epoch: Callable[[], None]) -> None:
+            is_mid_epoch = self._loops.is_mid_epoch
+            if is_mid_epoch:
+                begin_epoch()
+            self._attributes.mark()
+            if is_mid_epoch:
+                call_epoch_start_hooks(self._trainer, pl_module, own)
+                # The iterator of the first epoch is older than the hooks, also in an uninterrupted training.
+                if self._trainer.current_epoch > 0 and may_change_data(self._trainer, pl_module, own):
+                    self._position.begin_again()
+            self._restore_again()
+            if not is_mid_epoch:
+                begin_epoch()
+
+        internals.replace_first_epoch_start(self._trainer, begin)
 
     def begin_epoch(self) -> None:
         """Begin the position of the next epoch, before its iterator is made."""
         self._position.begin_epoch()
 
+    def begin_sanity_check(self) -> None:
+        """Begin the pause of the validation before the training."""
+        self._pauses.begin_sanity_check()
+
+    def begin_batch(self) -> None:
+        """End the pause, unless it lasts until the next step."""
+        self._pauses.begin_batch()
+
     def end_batch(self) -> None:
         """Report the step to the session, if the batch completed one, and begin a pause if validation is next."""
-        step = self._trainer.global_step
-        if step == self._last_step:  # with gradient accumulation several batches have the same step
+        if not self._steps.end_batch():  # with gradient accumulation several batches have the same step
             return
-        self._last_step = step
-        self.session.after_step(step)
+        self._pauses.end()
+        self.session.after_step(self._steps.number)
         if self._trainer.is_last_batch:  # at the end of an epoch other callbacks may prune or average weights
             self.session.fence()
-        if internals.validation_is_due(self._trainer):
-            self._pause = self.session.pause(step)
-            self._pause.__enter__()
+        self._pauses.begin_after_step()
 
     def check_pause(self) -> None:
         """Leave if there is a notice and the training stands in a pause."""
-        if self._pause is not None:
-            self._pause.check()
+        self._pauses.check()
 
-    def end_pause(self) -> None:
-        """End the pause, if there is one. Leave if there is a notice."""
-        pause, self._pause = self._pause, None
-        if pause is not None:
-            pause.__exit__(None, None, None)
+    def end_validation(self) -> None:
+        """End the pause, unless it lasts longer than the validation. Leave if there is a notice."""
+        self._pauses.end_validation()
 
     def finish(self) -> None:
         """Save the end of the training and wait until it is stored."""
-        self.end_pause()
-        self.session.finish(self._trainer.global_step)
+        self._pauses.end()
+        self.session.finish(self._steps.number)
 
     def close(self) -> None:
         """Close the session and give the trainer its own methods back."""
         self.session.close()
+        self._steps.close()
         self._position.close()
+        internals.keep_first_epoch_start(self._trainer)
         internals.allow_sigterm_broadcast(self._trainer)
         internals.allow_ckpt_path(self._trainer)
+
+    def _restore_again(self) -> None:
+        self._position.apply()
+        self._callbacks.restore_again()  # first, because a callback may make groups in an optimizer
+        for part in self._kept:
+            part.restore_again()
+        self._attributes.apply()
+        self._gradients.apply()
+        self._loops.apply()
+        self._rng.apply()
 
     def _register(self, pl_module: LightningModule, own: Callback) -> None:
         trainer, session = self._trainer, self.session
         model = trainer.strategy.model  # FSDP's own wrapper holds the flat parameters
         assert model is not None
-        session.register("model", ModelPart(model))
-        session.register("frozen", FrozenPart(pl_module))
+        self._attributes = AttributesPart(trainer, pl_module, own)
+        self._gradients = PendingGradients(trainer, pl_module, self._steps)
+        self._callbacks = CallbacksPart(trainer, pl_module, own)
+        self._loops.add("attributes", self._attributes)
+        self._loops.add("gradients", self._gradients)
+        self._register_kept("model", ModelPart(model))
+        self._register_kept("frozen", FrozenPart(pl_module))
         # Before the optimizers, because a callback may make groups in one.
-        session.register("callbacks", CallbacksPart(trainer, pl_module, own))
+        session.register("callbacks", self._callbacks)
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        register_optimizers(session.register, model, trainer.optimizers, schedulers)
-        session.register("precision", trainer.precision_plugin)
+        register_optimizers(self._register_kept, model, trainer.optimizers, schedulers)
+        self._register_kept("precision", trainer.precision_plugin)
         session.register("loops", self._loops)
-        session.register("checkpoint-hooks", CheckpointHooksPart(trainer, pl_module, own))
-        session.register("metrics", MetricsPart(trainer, pl_module))
+        self._register_kept("checkpoint-hooks", CheckpointHooksPart(trainer, pl_module, own))
+        self._register_kept("metrics", MetricsPart(trainer, pl_module))
         if trainer.datamodule is not None:  # type: ignore[attr-defined]
-            session.register("datamodule", trainer.datamodule)  # type: ignore[attr-defined]
+            self._register_kept("datamodule", trainer.datamodule)  # type: ignore[attr-defined]
         session.register("position", self._position)
         session.register("rng", self._rng)
+
+    def _register_kept(self, name: str, part: Part) -> None:
+        kept = KeptPart(part)
+        self._kept.append(kept)
+        self.session.register(name, kept)
+
+
+class Pauses:
+    """
+    The pauses of one ``fit``, in which no step is made for long: validation, and what comes around it.
+
+    A pause begins right after a step. It ends when the validation ends; after the last batch of an epoch it ends at the
+    next batch; and if the validation comes before the batches of the next step are complete, it ends with that step.
+    """
+
+    def __init__(self, trainer: Trainer, session: SpotSession, steps: Steps) -> None:
+        self._trainer = trainer
+        self._session = session
+        self._steps = steps
+        self._pause: Pause | None = None
+        self._until_step = False
+        self._step_ended = time.monotonic()
+
+    def begin_sanity_check(self) -> None:
+        """Begin the pause of the validation before the training."""
+        self._begin(until_step=False)
+
+    def begin_after_step(self) -> None:
+        """Begin a pause if validation comes before the next step."""
+        now = time.monotonic()
+        step_s, self._step_ended = now - self._step_ended, now
+        window = max(self._trainer.accumulate_grad_batches, self._steps.longest)
+        if internals.validation_is_due(self._trainer):
+            self._begin(until_step=False)
+        elif internals.validation_is_near(self._trainer, window, step_s):
+            self._begin(until_step=True)
+
+    def check(self) -> None:
+        """Leave if there is a notice and the training stands in a pause."""
+        if self._pause is not None:
+            self._pause.check()
+
+    def begin_batch(self) -> None:
+        """End the pause, unless it lasts until the next step."""
+        if self._until_step:
+            self.check()
+        else:
+            self.end()
+
+    def end_validation(self) -> None:
+        """End the pause, unless more comes before the next batch."""
+        is_between_epochs = self._trainer.is_last_batch and not self._trainer.sanity_checking
+        if self._until_step or is_between_epochs:
+            self.check()
+        else:
+            self.end()
+
+    def end(self) -> None:
+        """End the pause, if there is one. Leave if there is a notice."""
+        pause, self._pause, self._until_step = self._pause, None, False
+        if pause is not None:
+            pause.__exit__(None, None, None)
+
+    def _begin(self, *, until_step: bool) -> None:
+        self._until_step = until_step
+        self._pause = self._session.pause(self._steps.number)
+        self._pause.__enter__()
 
 
 def _start_persistent_validation_workers(trainer: Trainer) -> None:

@@ -16,6 +16,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_info
 
+from ..state import Part
 from . import internals
 from .position import PositionPart
 
@@ -27,17 +28,29 @@ class LoopsPart:
         self._trainer = trainer
         self._position = position
         self._keep_batch = keep_batch
+        self._others: dict[str, Part] = {}
         self._restored = False
         self._accumulate_grad_batches = 1
         self._configured = trainer.accumulate_grad_batches
         # Over all ranks, in the first process that had this setting.
         self._batches_per_step: int | None = None
 
+    def add(self, key: str, part: Part) -> None:
+        """Save *part* under *key* in the state of this one, unless its state is empty. Older checkpoints have none."""
+        self._others[key] = part
+
+    @property
+    def is_mid_epoch(self) -> bool:
+        """True before :meth:`apply`, if the restored epoch continues after one of its batches."""
+        return self._restored and bool(self._trainer.fit_loop.restarted_mid_epoch)
+
     def state_dict(self) -> dict[str, Any]:
         """Return the counters. :class:`~.position.PositionPart` saves the positions of loaders."""
         loops = self._trainer.fit_loop.state_dict()
         loops["state_dict"] = {k: v for k, v in loops["state_dict"].items() if k != "combined_loader"}
+        others = {key: state for key, part in self._others.items() if (state := part.state_dict())}
         return {
+            **others,
             "fit_loop": loops,
             "should_stop": self._trainer.should_stop,
             "accumulate_grad_batches": self._trainer.accumulate_grad_batches,
@@ -47,6 +60,8 @@ class LoopsPart:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the counters as they are at the end of the batch."""
+        for key, part in self._others.items():
+            part.load_state_dict(state.get(key, {}))
         fit_loop = self._trainer.fit_loop
         fit_loop.load_state_dict(state["fit_loop"])
         self._trainer.should_stop = state["should_stop"]
@@ -72,6 +87,7 @@ class LoopsPart:
         if self._has_accumulation_schedule:
             # The schedule sets this number at the beginning of an epoch, and refuses to start with any but 1.
             self._trainer.accumulate_grad_batches = self._accumulate_grad_batches
+        internals.forget_earlier_validation(self._trainer)
         internals.keep_logged_values(self._trainer)
         internals.end_restart(self._trainer)
         if internals.validation_is_due(self._trainer):

@@ -29,6 +29,7 @@ class PositionPart:
         self._positions: list[LoaderPosition] = []
         self._made: list[LoaderPosition] = []
         self._restored: list[dict[str, Any]] = []
+        self._kept: list[dict[str, Any]] = []
         self._ahead: dict[str, Any] | None = None
         self._streams: dict[str, Any] | None = None
         self._resharded = False
@@ -53,6 +54,7 @@ class PositionPart:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep the positions until the loaders exist. Loaders that exist already are made again."""
         self._restored, self._streams = state["loaders"], state["streams"]
+        self._kept = self._restored
         self._resharded = state["replicas"] != self.num_replicas
         self._made = []
         internals.make_training_loaders_again(self._trainer)
@@ -88,6 +90,16 @@ class PositionPart:
             if self._streams is not None:
                 load_streams_state(self._streams)
             internals.fetch_ahead_again(self._trainer)
+
+    def begin_again(self) -> None:
+        """Make the iterators of a restored epoch anew, because a hook may have changed what the loaders read."""
+        self._adopt()
+        for position, state in zip(self._positions, self._kept, strict=False):
+            position.load_state_dict(state)
+            position.begin_epoch(self._epoch)
+        if self._streams is not None and any(position.kind != "counted" for position in self._positions):
+            load_streams_state(self._streams)
+        internals.make_iterators_again(self._trainer)
 
     def begin_epoch(self) -> None:
         """Begin a new epoch, unless its iterator exists already."""
