@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
+from weakref import WeakKeyDictionary
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from torch.utils.data import TensorDataset
 
 from spot_plugins.data import elastic_loader
 from spot_plugins.errors import Preempted
+from spot_plugins.events import Committed
 from spot_plugins.lightning import SpotCheckpoint
 
 NUM_SAMPLES = 40
@@ -23,6 +26,9 @@ class Killed(Exception):
     """The machine is gone: nothing is saved on the way out."""
 
 
+TRACES = WeakKeyDictionary()  # by module, because attributes of a module are restored
+
+
 class Net(LightningModule):
     """Records what each batch saw, in a list outside of the module."""
 
@@ -31,7 +37,11 @@ class Net(LightningModule):
         torch.manual_seed(0)
         self.layer = nn.Linear(4, 1)
         self.drop = nn.Dropout(0.25)
-        object.__setattr__(self, "recorded", trace)
+        TRACES[self] = trace
+
+    @property
+    def recorded(self):
+        return TRACES[self]
 
     def forward(self, x):
         return self.layer(self.drop(x)).squeeze(1)
@@ -44,7 +54,7 @@ class Net(LightningModule):
 
     def record(self, number, *values):
         key = (self.trainer.current_epoch, self.trainer.fit_loop.epoch_loop.batch_idx)
-        self.recorded[key] = [number.tolist(), *(float(value) for value in values)]
+        self.recorded[key] = [number.tolist(), *(float(value.detach()) for value in values)]
 
     def training_step(self, batch, batch_idx):
         return self.compute(batch)
@@ -67,10 +77,16 @@ class Interrupt(Callback):
 
     def __init__(self, at, how):
         self.at, self.how = at, how
+        self.committed = threading.Event()
+
+    def on_event(self, event):
+        if isinstance(event, Committed):
+            self.committed.set()
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.fit_loop.epoch_loop.total_batch_idx + 1 == self.at:
             if self.how == "kill":
+                assert self.committed.wait(30)
                 raise Killed
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -97,8 +113,11 @@ class Lives:
         trace = {}
         torch.manual_seed(1)
         module, callbacks = self._make(trace)
-        spot = SpotCheckpoint(str(self._folder / url), every_steps=self._every_steps, grace_seconds=20)
         others = [interrupt] if interrupt else []
+        on_event = [interrupt.on_event] if interrupt else []
+        spot = SpotCheckpoint(
+            str(self._folder / url), every_steps=self._every_steps, grace_seconds=20, on_event=on_event
+        )
         trainer = make_trainer(self._folder, *others, spot, *callbacks, **(self._settings | settings))
         if interrupt is None:
             trainer.fit(module)

@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import (
     Timer,
     TQDMProgressBar,
 )
-from lightning_lives import BATCH, Lives, Net, data
+from lightning_lives import BATCH, Interrupt, Lives, Net, data
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -39,7 +39,7 @@ class Losses(Net):
 
     def on_train_epoch_end(self):
         mean = torch.stack(self.losses).mean()
-        self.recorded["mean", self.current_epoch] = float(mean)
+        self.recorded["mean", self.current_epoch] = float(mean.detach())
         self.layer.bias.data.add_(mean.detach())
 
 
@@ -165,6 +165,7 @@ class Attributes(Net):
         return loss
 
 
+@pytest.mark.filterwarnings("ignore:fetching .* batches again")
 @pytest.mark.parametrize("interrupts", [NOTICE, KILL, [(7, "notice"), (9, "kill"), (20, "notice")]])
 @pytest.mark.parametrize("net", [Losses, Weighted, InPlace, TellsBatches, Attributes])
 def test_an_epoch_that_continues_is_the_same_as_one_that_was_never_interrupted(net, interrupts, tmp_path):
@@ -216,12 +217,13 @@ CALLBACKS = {
 }
 
 
-@pytest.mark.parametrize("at", [13, 16, 17, 21])
+@pytest.mark.filterwarnings("ignore:The provided params to be frozen already exist")  # by Lightning, from epoch 2 on
+@pytest.mark.parametrize("at", [13, 17])
 @pytest.mark.parametrize("name", CALLBACKS)
 def test_callbacks_set_up_a_continued_epoch_too(name, at, tmp_path):
     """Those of the program, and those of Lightning that begin an epoch with something of their own."""
     make = lambda trace: (Backbone(trace), [CALLBACKS[name]()])  # noqa: E731
-    Lives(tmp_path, make, every_steps=3, max_epochs=4).compare((at, "notice"))
+    Lives(tmp_path, make, every_steps=3, max_epochs=4, enable_progress_bar=True).compare((at, "notice"))
 
 
 class Other:
@@ -239,11 +241,10 @@ class Lost(Net):
         return self.compute(batch)
 
 
+@pytest.mark.filterwarnings("ignore:Lost.bank has changed")
 def test_what_cannot_be_restored_is_named(tmp_path):
     """At the save if it is too large, and after the resume if it is missing."""
-    lives = Lives(tmp_path, lambda trace: (Lost(trace), []))
-    from lightning_lives import Interrupt
-
+    lives = Lives(tmp_path, lambda trace: (Lost(trace), []), every_steps=11)
     with pytest.warns(UserWarning, match=r"Lost\.bank has changed in training and is larger than 64 MiB.*register_buf"):
         lives.run("run", Interrupt(13, "notice"))
     with pytest.warns(UserWarning, match=r"Lost\.other had changed in the middle of the epoch.*Set it up in on_train"):
@@ -259,8 +260,6 @@ def test_a_setting_of_the_new_process_stays(tmp_path):
 
         def training_step(self, batch, batch_idx):
             return self.compute(batch) * self.factor
-
-    from lightning_lives import Interrupt
 
     def make(trace, factor):
         module = Configured(trace)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType
@@ -141,9 +142,12 @@ def _holders(trainer: Trainer, pl_module: LightningModule, own: Callback) -> Ite
     for name, module in pl_module.named_modules():
         if _root(module) in (root, "torch") and not isinstance(module, Metric):
             yield f"module.{clean_name(name)}" if name else "module", module
-    for number, callback in enumerate(trainer.callbacks):  # type: ignore[attr-defined]
+    seen: Counter[str] = Counter()
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
         if callback is not own and _is_of_the_program(callback):
-            yield f"callback.{number}.{type(callback).__name__}", callback
+            name = type(callback).__qualname__
+            yield f"callback.{name}.{seen[name]}", callback
+            seen[name] += 1
     if trainer.datamodule is not None:  # type: ignore[attr-defined]
         yield "datamodule", trainer.datamodule  # type: ignore[attr-defined]
 
