@@ -40,7 +40,7 @@ class Losses(Net):
     def on_train_epoch_end(self):
         mean = torch.stack(self.losses).mean()
         self.recorded["mean", self.current_epoch] = float(mean.detach())
-        self.layer.bias.data.add_(mean.detach())
+        self.layer.bias.data.sub_(mean.detach() * 0.01)
 
 
 class Weighted(Net):
@@ -184,7 +184,7 @@ class Keeps(Callback):
         self.losses.append(outputs["loss"])
 
     def on_train_epoch_end(self, trainer, pl_module):
-        pl_module.layer.bias.data.add_(torch.stack(self.losses).mean())
+        pl_module.layer.bias.data.sub_(torch.stack(self.losses).mean() * 0.01)
 
 
 class Backbone(Net):

@@ -6,11 +6,17 @@ from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
 from typing import Any, Final
 
 import lightning.pytorch as pl
+from lightning.fabric.utilities import AttributeDict as FabricAttributeDict
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities import AttributeDict
 
-from ..state import is_flat
+from ..state import is_flat, register_dict_kind
 from . import internals
 from .kept import is_same_state
+
+# Kinds of self.hparams, which a hook may put into a checkpoint. Both have no state but their items.
+register_dict_kind("lightning.fabric.AttributeDict", FabricAttributeDict)
+register_dict_kind("lightning.pytorch.AttributeDict", AttributeDict)
 
 _NOT_MADE: Final = object()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 
 import torch
@@ -11,7 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from ..data.internals import has_persistent_iterator
-from ..session import Pause, SpotSession
+from ..session import SpotSession
 from ..state import ModelPart, Part, RngPart, register_optimizers
 from . import internals
 from .attributes import AttributesPart
@@ -22,8 +21,9 @@ from .kept import KeptPart
 from .loops import LoopsPart
 from .metrics import MetricsPart
 from .parts import CallbacksPart, DeferredPart, FrozenPart
+from .pauses import Pauses
 from .position import PositionPart
-from .steps import Steps
+from .steps import Steps, own_optimizers
 
 
 class Fit:
@@ -118,6 +118,9 @@ class Fit:
         self.session.after_step(self._steps.number)
         if self._trainer.is_last_batch:  # at the end of an epoch other callbacks may prune or average weights
             self.session.fence()
+        if self._loops.is_ended and not self._trainer.is_last_batch:
+            # A longer training continues in the middle of this epoch, so the end of this one must not be all there is.
+            self.session.save(self._steps.number)
         self._pauses.begin_after_step()
 
     def check_pause(self) -> None:
@@ -166,7 +169,8 @@ class Fit:
         # Before the optimizers, because a callback may make groups in one.
         session.register("callbacks", self._callbacks)
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        register_optimizers(self._register_kept, model, trainer.optimizers, schedulers)
+        optimizers = [*trainer.optimizers, *own_optimizers(trainer, pl_module)]
+        register_optimizers(self._register_kept, model, optimizers, schedulers)
         self._register_kept("precision", trainer.precision_plugin)
         session.register("loops", self._loops)
         self._register_kept("checkpoint-hooks", CheckpointHooksPart(trainer, pl_module, own))
@@ -180,68 +184,6 @@ class Fit:
         kept = KeptPart(part)
         self._kept.append(kept)
         self.session.register(name, kept)
-
-
-class Pauses:
-    """
-    The pauses of one ``fit``, in which no step is made for long: validation, and what comes around it.
-
-    A pause begins right after a step. It ends when the validation ends; after the last batch of an epoch it ends at the
-    next batch; and if the validation comes before the batches of the next step are complete, it ends with that step.
-    """
-
-    def __init__(self, trainer: Trainer, session: SpotSession, steps: Steps) -> None:
-        self._trainer = trainer
-        self._session = session
-        self._steps = steps
-        self._pause: Pause | None = None
-        self._until_step = False
-        self._step_ended = time.monotonic()
-
-    def begin_sanity_check(self) -> None:
-        """Begin the pause of the validation before the training."""
-        self._begin(until_step=False)
-
-    def begin_after_step(self) -> None:
-        """Begin a pause if validation comes before the next step."""
-        now = time.monotonic()
-        step_s, self._step_ended = now - self._step_ended, now
-        window = max(self._trainer.accumulate_grad_batches, self._steps.longest)
-        if internals.validation_is_due(self._trainer):
-            self._begin(until_step=False)
-        elif internals.validation_is_near(self._trainer, window, step_s):
-            self._begin(until_step=True)
-
-    def check(self) -> None:
-        """Leave if there is a notice and the training stands in a pause."""
-        if self._pause is not None:
-            self._pause.check()
-
-    def begin_batch(self) -> None:
-        """End the pause, unless it lasts until the next step."""
-        if self._until_step:
-            self.check()
-        else:
-            self.end()
-
-    def end_validation(self) -> None:
-        """End the pause, unless more comes before the next batch."""
-        is_between_epochs = self._trainer.is_last_batch and not self._trainer.sanity_checking
-        if self._until_step or is_between_epochs:
-            self.check()
-        else:
-            self.end()
-
-    def end(self) -> None:
-        """End the pause, if there is one. Leave if there is a notice."""
-        pause, self._pause, self._until_step = self._pause, None, False
-        if pause is not None:
-            pause.__exit__(None, None, None)
-
-    def _begin(self, *, until_step: bool) -> None:
-        self._until_step = until_step
-        self._pause = self._session.pause(self._steps.number)
-        self._pause.__enter__()
 
 
 def _start_persistent_validation_workers(trainer: Trainer) -> None:

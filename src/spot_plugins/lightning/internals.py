@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loops.evaluation_loop import RestartStage as EvaluationRestart
 from lightning.pytorch.utilities import CombinedLoader
 
@@ -37,6 +38,7 @@ TRAINER_ATTRIBUTES: Final = (
     "_logger_connector._callback_metrics",
     "_logger_connector._first_loop_iter",
     "_signal_connector._sigterm_notifier_fn",
+    "fit_loop._can_stop_early",
     "fit_loop._combined_loader",
     "fit_loop._data_fetcher",
     "fit_loop._restarting",
@@ -127,6 +129,16 @@ def validation_is_due(trainer: Trainer) -> bool:
     fit_loop = trainer.fit_loop
     assert fit_loop._data_fetcher is not None
     return fit_loop.epoch_loop._should_check_val_fx(fit_loop._data_fetcher)
+
+
+def can_stop(trainer: Trainer) -> bool:
+    """Return True if ``min_epochs`` and ``min_steps`` are reached."""
+    return trainer.fit_loop._can_stop_early
+
+
+def duration(timer: Timer) -> float | None:
+    """Return the seconds after which *timer* ends the training."""
+    return timer._duration
 
 
 def validation_is_near(trainer: Trainer, num_batches: int, seconds: float) -> bool:

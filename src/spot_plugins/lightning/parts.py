@@ -7,7 +7,7 @@ from copy import deepcopy
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import BaseFinetuning
+from lightning.pytorch.callbacks import BaseFinetuning, EarlyStopping
 from torch import nn
 
 from ..state import ShardedPart, clean_name
@@ -103,7 +103,10 @@ class CallbacksPart:
                 self._load(callback, state)
 
     def _load(self, callback: Callback, state: Any) -> None:
+        patience = callback.patience if isinstance(callback, EarlyStopping) else None
         callback.load_state_dict(deepcopy(state))
+        if isinstance(callback, EarlyStopping) and patience is not None:
+            callback.patience = patience  # a setting, although Lightning saves it with the state
         if isinstance(callback, BaseFinetuning):
             # This hook makes the groups of the optimizer from that state. Lightning called it before.
             callback.on_fit_start(self._trainer, self._module)

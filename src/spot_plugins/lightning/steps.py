@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch.optim import Optimizer
 
 from ..guard import OptimizerSteps
@@ -68,3 +68,15 @@ class Steps:
     def _note(self, optimizer: Optimizer) -> None:
         if not any(known is optimizer for known in self._stepped):
             self._stepped.append(optimizer)
+
+
+def own_optimizers(trainer: Trainer, pl_module: LightningModule) -> list[Optimizer]:
+    """Return the optimizers in attributes of *pl_module* that ``configure_optimizers`` does not return."""
+    found: list[Optimizer] = []
+    for value in vars(pl_module).values():
+        values = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
+        for each in values:
+            is_known = any(each is known for known in (*trainer.optimizers, *found))
+            if isinstance(each, Optimizer) and not is_known:
+                found.append(each)
+    return found

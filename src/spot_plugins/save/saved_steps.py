@@ -82,6 +82,13 @@ class SavedSteps:
             except StoreError:  # training never waits for the store, not even here
                 logger.warning("two saves are still on their way: a notice in this pause cannot save %s", step)
 
+    def save_held(self, step: int) -> None:
+        """Save *step* with the state that :meth:`hold` keeps, unless it is saved already or nothing is held."""
+        if self._held is not None and not self.has(step):
+            self._saver.push(self._held)
+            self.last = step
+            self._held = None
+
     def release(self) -> None:
         """Let go of the state that :meth:`hold` has kept."""
         self._held = None

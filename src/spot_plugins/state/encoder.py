@@ -5,6 +5,10 @@ from __future__ import annotations
 import math
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
+from dataclasses import is_dataclass
+from datetime import date
+from datetime import time as clock_time
+from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
@@ -13,9 +17,9 @@ import torch
 from ..errors import UnsafeStateError
 from ..format.manifest import Json, canonical_json
 from .dtypes import ARRAY_DTYPES, ENCODABLE_DTYPES
-from .leaves import LEAF_ENCODERS, MAX_INT, MIN_INT
+from .leaves import LEAF_ENCODERS, MAX_INT, MIN_INT, encode_text_array
 from .shard import Shard, is_dtensor, shard_of
-from .tags import FACTORIES
+from .tags import DICT_KINDS, FACTORIES
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -45,6 +49,9 @@ class Encoder:
             return leaf(value)
         if is_dtensor(value):
             return self._dtensor(value, path)
+        for name, known in DICT_KINDS.items():
+            if kind is known:
+                return {"$dict_kind": [name, self._dict(value, path)]}
         raise UnsafeStateError(path, _type_name(kind))
 
     def _child(self, value: Any, path: str, key: str | int) -> Json:
@@ -159,6 +166,8 @@ class Encoder:
         return name
 
     def _array(self, value: np.ndarray[Any, Any], path: str) -> Json:
+        if value.dtype.kind in "US":
+            return encode_text_array(value)
         if value.dtype.str not in ARRAY_DTYPES:
             raise UnsafeStateError(path, f"numpy.ndarray of dtype {value.dtype}")
         native = value.astype(value.dtype.newbyteorder("="), copy=False)
@@ -208,4 +217,16 @@ def segments(name: str) -> list[str]:
 
 
 def _type_name(kind: type) -> str:
+    return _plain_name(kind) + next((hint for test, hint in _HINTS if test(kind)), "")
+
+
+_HINTS: Final[tuple[tuple[Callable[[type], bool], str], ...]] = (
+    (lambda kind: issubclass(kind, Enum), " (an Enum; save its .value)"),
+    (is_dataclass, " (a dataclass; save dataclasses.asdict() of it)"),
+    (lambda kind: issubclass(kind, (date, clock_time)), " (save its .isoformat())"),
+)
+"""What can be saved in place of a value of some type."""
+
+
+def _plain_name(kind: type) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
