@@ -169,7 +169,9 @@ class Fit:
         # Before the optimizers, because a callback may make groups in one.
         session.register("callbacks", self._callbacks)
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        optimizers = [*trainer.optimizers, *own_optimizers(trainer, pl_module)]
+        # What Lightning puts in the place of no optimizer has no state, not even an empty one.
+        returned = [optimizer for optimizer in trainer.optimizers if optimizer.state_dict()]
+        optimizers = [*returned, *own_optimizers(trainer, pl_module)]
         register_optimizers(self._register_kept, model, optimizers, schedulers)
         self._register_kept("precision", trainer.precision_plugin)
         session.register("loops", self._loops)

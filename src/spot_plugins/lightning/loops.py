@@ -97,6 +97,9 @@ class LoopsPart:
             _set_all(fit_loop.epoch_loop.batch_progress.current, num_batches)
         self._keep_batches_per_step()
         if not fit_loop.restarted_mid_epoch:
+            # With max_steps Lightning takes every restart for one in an epoch, and leaves out the next epoch.
+            internals.end_restart(self._trainer)
+            fit_loop.epoch_loop.restarting = False
             return
         # Lightning gives this advice because it knows only loaders that keep their own state.
         warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
