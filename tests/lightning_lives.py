@@ -22,7 +22,7 @@ NUM_SAMPLES = 40
 BATCH = 5
 
 
-class Killed(Exception):
+class Killed(Exception):  # noqa: N818 - not an error of the program
     """The machine is gone: nothing is saved on the way out."""
 
 

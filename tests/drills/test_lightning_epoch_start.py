@@ -171,7 +171,7 @@ class Attributes(Net):
 def test_an_epoch_that_continues_is_the_same_as_one_that_was_never_interrupted(net, interrupts, tmp_path):
     """With everything that the module set up in on_train_epoch_start, and kept in attributes since."""
     Lives(tmp_path, lambda trace: (net(trace), []), every_steps=3).compare(*interrupts)
-    assert (LOW, HIGH) == (Stage(0.5), Stage(2.0)), "a constant of the program must not be changed"
+    assert (Stage(0.5), Stage(2.0)) == (LOW, HIGH), "a constant of the program must not be changed"
 
 
 class Keeps(Callback):

@@ -316,8 +316,6 @@ def test_hyperparameters_and_arrays_of_strings_are_saved(tmp_path):
     assert raw.tolist() == [b"a", b"\xff\x01"]
 
 
-
-
 class Stops(Validated):
     """Logs a validation loss that never becomes better."""
 
@@ -348,7 +346,9 @@ def test_an_ended_training_continues_as_a_longer_one_would_have_gone(
 
     def make(patience):
         def module_and_callbacks(trace):
-            stopping = [] if patience is None else [EarlyStopping("worse", patience=patience, check_on_train_epoch_end=False)]
+            stopping = (
+                [] if patience is None else [EarlyStopping("worse", patience=patience, check_on_train_epoch_end=False)]
+            )
             return Stops(trace), stopping
 
         return module_and_callbacks

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, ItemsView, Iterator, KeysView, ValuesView
+from functools import partial
+from importlib.metadata import version
 from typing import Any, Final
 
-import lightning.pytorch as pl
 from lightning.fabric.utilities import AttributeDict as FabricAttributeDict
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import AttributeDict
@@ -63,7 +64,7 @@ class CheckpointHooksPart:
         makers: dict[str, Callable[[], Any]] = {
             "epoch": lambda: trainer.current_epoch,
             "global_step": lambda: trainer.global_step,
-            "pytorch-lightning_version": lambda: pl.__version__,
+            "pytorch-lightning_version": lambda: version("lightning"),
             # FSDP1 would gather all weights on every rank.
             "state_dict": lambda: {} if is_flat(module) else module.state_dict(),
             "loops": lambda: internals.loops_state(trainer),
@@ -76,8 +77,8 @@ class CheckpointHooksPart:
         for holder in (module, datamodule):
             if holder is not None and holder.hparams:
                 hparams = holder.hparams
-                makers |= {key: lambda value=value: value for key, value in internals.hparams_names(holder).items()}
-                makers[holder.CHECKPOINT_HYPER_PARAMS_KEY] = lambda hparams=hparams: dict(hparams)
+                makers |= {key: partial(str, name) for key, name in internals.hparams_names(holder).items()}
+                makers[holder.CHECKPOINT_HYPER_PARAMS_KEY] = partial(dict, hparams)
         if datamodule is not None and (state := datamodule.state_dict()):
             makers[type(datamodule).__qualname__] = lambda: state
         return makers
@@ -120,7 +121,7 @@ class UsualCheckpoint(dict[str, Any]):
         """Iterate over the keys. With this method, ``dict(checkpoint)`` asks for each value."""
         return super().__iter__()
 
-    def keys(self) -> KeysView[str]:
+    def keys(self) -> KeysView[str]:  # type: ignore[override]
         """Return the keys."""
         return KeysView(self)
 

@@ -31,8 +31,7 @@ def may_change_data(trainer: Trainer, pl_module: LightningModule, own: Callback)
     if type(pl_module).on_train_epoch_start is not LightningModule.on_train_epoch_start:
         return True
     return any(
-        HOOK in vars(callback)
-        or not _defining_module(callback).startswith("lightning.")
+        HOOK in vars(callback) or not _defining_module(callback).startswith("lightning.")
         for callback in _callbacks(trainer, own)
     )
 

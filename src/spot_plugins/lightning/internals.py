@@ -150,9 +150,9 @@ def validation_is_near(trainer: Trainer, num_batches: int, seconds: float) -> bo
     epoch_loop = trainer.fit_loop.epoch_loop
     if num_batches < 2 or not epoch_loop._should_check_val_epoch():
         return False
-    interval_s = trainer._val_check_time_interval
+    interval_s = trainer._val_check_time_interval  # type: ignore[attr-defined]
     if interval_s is not None:
-        return time.monotonic() - trainer._last_val_time + 2 * seconds >= interval_s
+        return bool(time.monotonic() - trainer._last_val_time + 2 * seconds >= interval_s)  # type: ignore[attr-defined]
     every, done = trainer.val_check_batch, epoch_loop.batch_idx + 1
     if every is None or every == float("inf"):
         return False

@@ -187,7 +187,7 @@ def restored(holder: Any, name: str, record: dict[str, Any], device: torch.devic
     elif kind == "fields":
         if type(present).__qualname__ != record["type"]:
             return False
-        if is_dataclass(present) and present.__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        if is_dataclass(present) and _is_frozen(present):
             present = copy(present)  # others may use it as a constant
             vars(holder)[name] = present
         vars(present).clear()
@@ -224,6 +224,10 @@ def _set(holder: Any, name: str, present: Any, value: Any) -> None:
         vars(holder)[name] = value
 
 
+def _is_frozen(value: Any) -> bool:
+    return bool(value.__dataclass_params__.frozen)
+
+
 def _identity(value: Any) -> Any:
     length = len(value) if isinstance(value, (list, dict, set, deque)) else None
     return "identity", id(value), length, tensor_version(value)
@@ -234,8 +238,7 @@ def _is_uniform(values: list[Any]) -> bool:
         return False
     first = values[0]
     return all(
-        type(item) is torch.Tensor
-        and (item.shape, item.dtype, item.device) == (first.shape, first.dtype, first.device)
+        type(item) is torch.Tensor and (item.shape, item.dtype, item.device) == (first.shape, first.dtype, first.device)
         for item in values
     )
 

@@ -5,10 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
-from dataclasses import is_dataclass
-from datetime import date
-from datetime import time as clock_time
-from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import numpy as np
@@ -217,16 +213,4 @@ def segments(name: str) -> list[str]:
 
 
 def _type_name(kind: type) -> str:
-    return _plain_name(kind) + next((hint for test, hint in _HINTS if test(kind)), "")
-
-
-_HINTS: Final[tuple[tuple[Callable[[type], bool], str], ...]] = (
-    (lambda kind: issubclass(kind, Enum), " (an Enum; save its .value)"),
-    (is_dataclass, " (a dataclass; save dataclasses.asdict() of it)"),
-    (lambda kind: issubclass(kind, (date, clock_time)), " (save its .isoformat())"),
-)
-"""What can be saved in place of a value of some type."""
-
-
-def _plain_name(kind: type) -> str:
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"

@@ -19,7 +19,6 @@ from spot_plugins.errors import ConfigError, UnsafeStateError
 from spot_plugins.events import Committed
 from spot_plugins.lightning import SpotCheckpoint
 
-
 STEPS = Counter()  # of this process, by module; an attribute of the module would continue after a resume
 
 
