@@ -135,7 +135,7 @@ class UsualCheckpoint(dict[str, Any]):
 
     def get(self, key: str, default: Any = None) -> Any:
         """Return the value of *key*, or *default*."""
-        return self[key] if key in self else default
+        return self[key] if key in self else default  # noqa: SIM401 - that would be this method
 
     def setdefault(self, key: str, default: Any = None) -> Any:
         """Return the value of *key*, after setting it to *default* if it is missing."""

@@ -24,7 +24,7 @@ from .internals import tensor_version
 MAX_BYTES: Final = 64 * 2**20
 """Most bytes of tensors and arrays in one attribute. Whatever is larger is data, or should be a buffer."""
 MAX_ITEMS: Final = 100_000
-"""Most items in one attribute, counted through all levels, because each save writes them down on the training thread."""
+"""Most items in one attribute, at all levels together. Each save writes them down on the training thread."""
 MAX_TENSORS: Final = 4096
 """Most tensors in one attribute, unless it is a list of tensors of one shape."""
 
