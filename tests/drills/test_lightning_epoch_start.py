@@ -166,7 +166,7 @@ class Attributes(Net):
 
 
 @pytest.mark.filterwarnings("ignore:fetching .* batches again")
-@pytest.mark.parametrize("interrupts", [NOTICE, KILL, [(7, "notice"), (9, "kill"), (20, "notice")]])
+@pytest.mark.parametrize("interrupts", [NOTICE, KILL, [(7, "notice"), (12, "kill"), (20, "notice")]])
 @pytest.mark.parametrize("net", [Losses, Weighted, InPlace, TellsBatches, Attributes])
 def test_an_epoch_that_continues_is_the_same_as_one_that_was_never_interrupted(net, interrupts, tmp_path):
     """With everything that the module set up in on_train_epoch_start, and kept in attributes since."""
