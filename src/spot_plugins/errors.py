@@ -155,6 +155,14 @@ class SupersededError(SpotError):
         )
 
 
+_ORIGINS: Final = {
+    "checkpoint-hooks": "on_save_checkpoint() of the module or a callback",
+    "callbacks": "state_dict() of the callback",
+    "datamodule": "state_dict() of the data module",
+}
+"""The method from which a piece of state comes, by the name of its part."""
+
+
 class UnsafeStateError(SpotError):
     """
     A piece of state has no pickle-free form, so it cannot be saved.
@@ -170,10 +178,11 @@ class UnsafeStateError(SpotError):
         self.type_name = type_name
 
     def __str__(self) -> str:
+        first = self.path.partition("/")[0]
         return (
             f"state {self.path!r} is a {self.type_name}, which cannot be saved without pickle. "
-            f"Return tensors, arrays, numbers, strings, or dicts and lists of them from its "
-            f"state_dict()."
+            f"Return tensors, arrays, numbers, strings, or dicts and lists of them from "
+            f"{_ORIGINS.get(first, 'its state_dict()')}."
         )
 
 

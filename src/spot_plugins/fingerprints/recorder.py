@@ -9,10 +9,12 @@ from collections.abc import Iterable
 from typing import Any, ClassVar, Final
 from weakref import WeakSet
 
+from torch.optim import Optimizer
+
 from ..errors import ConfigError
 from ..events import EventBus
 from ..ranks import Job
-from ..state import OptimizerPart, ShardedPart
+from ..state import ShardedPart
 from ..store import scratch_directory
 from .earlier import Comparison, earlier_steps, remove_all
 from .history import History
@@ -83,7 +85,7 @@ class Recorder(ShardedPart):
             step: The step from which training continues. None on a first run.
             parts: The parts of the training, of which the optimizers are looked at.
         """
-        self._rates = Rates(part.optimizer for part in parts if isinstance(part, OptimizerPart))
+        self._rates = Rates(part.subject for part in parts if isinstance(part.subject, Optimizer))
         if len(self._recording) > 1:
             self._streams = None
         last = self._history.last

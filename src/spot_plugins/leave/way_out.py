@@ -99,6 +99,11 @@ class WayOut:
         """Leave with the step of the pause if there is a notice. Raises as :meth:`leave`."""
         self._obey(self._agreement.in_pause())
 
+    def save_pause(self) -> None:
+        """Save the step of the pause, with its state at the beginning of the pause."""
+        with self._departure.held_off():
+            self._saved_steps.save_held(self._pause_step)
+
     def exit_pause(self) -> None:
         """Continue training, or leave with the step of the pause. Raises as :meth:`leave`."""
         self._obey(self._agreement.exit_pause())
@@ -240,3 +245,11 @@ class Pause:
             Preempted: There was a notice, and all is safe or the time is up.
         """
         self._way_out.check_pause()
+
+    def save(self) -> None:
+        """
+        Save the step now, with the state that it had when the pause began. Every rank calls it in the same pause.
+
+        It does nothing if the step is saved already, or if its state is not held.
+        """
+        self._way_out.save_pause()

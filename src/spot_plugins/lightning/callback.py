@@ -127,10 +127,13 @@ class SpotCheckpoint(Callback):
         """Check the settings against the store before anything is built, and take SIGTERM as a notice."""
         if stage != "fit" or trainer.fast_dev_run:  # type: ignore[attr-defined]
             return  # a trial of a few batches must not become the beginning of the run
+        _check_packages(trainer, pl_module)
         _check_strategy(trainer)
         internals.check(trainer)
         # A new list, because Lightning iterates over the old one during this call.
         others = [callback for callback in trainer.callbacks if callback is not self]  # type: ignore[attr-defined]
+        if any(isinstance(callback, SpotCheckpoint) for callback in others) or len(others) < len(trainer.callbacks) - 1:  # type: ignore[attr-defined]
+            raise ConfigError("callbacks= has more than one SpotCheckpoint. Keep one, because a training has one run")
         trainer.callbacks = [*others, self]  # type: ignore[attr-defined]
         session = SpotSession(
             self._config,
@@ -152,12 +155,18 @@ class SpotCheckpoint(Callback):
         """Install our SIGTERM handler again, because Lightning has just installed its own around it."""
         if self._fit is not None:
             self._fit.handle_signals()
+            self._fit.begin_sanity_check()
+
+    def on_sanity_check_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End the pause of the sanity check. Leave if there is a notice."""
+        if self._fit is not None:
+            self._fit.end_validation()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Restore data, loops and, last of all, the random streams."""
+        """Restore data, loops and, last of all, the random streams, once all hooks of the start have run."""
         if self._fit is not None:
             self._fit.handle_signals()
-            self._fit.start()
+            self._fit.start(pl_module, self)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the best checkpoints that were written at the end of the epoch before."""
@@ -165,9 +174,9 @@ class SpotCheckpoint(Callback):
             self._fit.begin_epoch()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """End the pause, if validation has run without a batch."""
+        """End the pause of the validation before, and of the end of the epoch before."""
         if self._fit is not None:
-            self._fit.end_pause()
+            self._fit.begin_batch()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -185,8 +194,13 @@ class SpotCheckpoint(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Leave if there is a notice. Otherwise continue training."""
+        if self._fit is not None and not trainer.sanity_checking:
+            self._fit.end_validation()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave if there is a notice, after the hooks of the other callbacks."""
         if self._fit is not None:
-            self._fit.end_pause()
+            self._fit.check_pause()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the end of the training and wait until it is stored."""
@@ -231,6 +245,18 @@ class SpotCheckpoint(Callback):
             fit.close()
             self._last_committed_step = fit.session.last_committed_step
             self._resumed_from = fit.session.resumed_from
+
+
+def _check_packages(trainer: Trainer, pl_module: LightningModule) -> None:
+    """Raise :exc:`ConfigError` if anything comes from the package ``pytorch_lightning``, which has the same names."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    for each in (trainer, pl_module, trainer.datamodule, *callbacks):  # type: ignore[attr-defined]
+        if any(base.__module__.partition(".")[0] == "pytorch_lightning" for base in type(each).__mro__):
+            raise ConfigError(
+                f"{type(each).__name__} comes from the package pytorch_lightning, but SpotCheckpoint is a callback of "
+                f"the package lightning. They are two packages whose classes do not know each other. Import all of "
+                f"them from lightning.pytorch, for example with `import lightning.pytorch as pl`"
+            )
 
 
 def _check_strategy(trainer: Trainer) -> None:

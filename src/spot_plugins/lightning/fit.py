@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from ..data.internals import has_persistent_iterator
-from ..session import Pause, SpotSession
-from ..state import ModelPart, RngPart, register_optimizers
+from ..session import SpotSession
+from ..state import ModelPart, Part, RngPart, register_optimizers
 from . import facts, internals
+from .attributes import AttributesPart
 from .best import BestFiles
+from .checkpoint_hooks import CheckpointHooksPart
+from .epoch_start import call_epoch_start_hooks
+from .gradients import PendingGradients
+from .kept import KeptPart
 from .loops import LoopsPart
 from .metrics import MetricsPart
-from .parts import CallbacksPart, CheckpointHooksPart, DeferredPart, FrozenPart
+from .parts import CallbacksPart, DeferredPart, FrozenPart
+from .pauses import Pauses
 from .position import PositionPart
+from .steps import Steps, own_optimizers
 
 
 class Fit:
@@ -40,10 +48,11 @@ class Fit:
         self._rng = DeferredPart(RngPart())
         self._loops = LoopsPart(trainer, self._position, keep_batch=keep_batch)
         self._best = BestFiles(trainer, session)
-        self._last_step = 0
         self._num_batches = 0  # since the last step
-        self._pause: Pause | None = None
         self._has_started = False
+        self._kept: list[KeptPart] = []
+        self._steps = Steps(trainer)
+        self._pauses = Pauses(trainer, session, self._steps)
         internals.stop_sigterm_broadcast(trainer)
 
     def handle_signals(self) -> None:
@@ -67,58 +76,84 @@ class Fit:
                 )
 
             internals.ignore_ckpt_path(trainer, warn)
-        self._last_step = trainer.global_step
+        self._steps.begin(step)
         if step is not None:
             self._best.restore(pl_module)
 
-    def start(self) -> None:
-        """Restore the position in the data, the loops, and last of all the random streams."""
+    def start(self, pl_module: LightningModule, own: Callback) -> None:
+        """
+        Restore the position in the data, the loops, and last of all the random streams, right before the first batch.
+
+        All hooks that a new process calls are called before that. If the epoch continues after one of its batches,
+        these are also the hooks of the beginning of an epoch, which Lightning leaves out. What they change in saved
+        state is undone.
+        """
         _start_persistent_validation_workers(self._trainer)
         self._has_started = True
         facts.describe_loaders(self.session.program, self._trainer)
-        self._position.apply()
-        self._loops.apply()
-        self._rng.apply()
+
+        def begin(begin_epoch: Callable[[], None]) -> None:
+            is_mid_epoch = self._loops.is_mid_epoch
+            if is_mid_epoch:
+                begin_epoch()
+            self._attributes.mark()
+            if is_mid_epoch:
+                # Lightning makes the iterators of the first epoch before these hooks, and those of a later one after.
+                if self._trainer.current_epoch == 0:
+                    self._position.apply()
+                call_epoch_start_hooks(self._trainer, pl_module, own)
+            self._restore_again()
+            if not is_mid_epoch:
+                begin_epoch()
+
+        internals.replace_first_epoch_start(self._trainer, begin)
 
     def begin_epoch(self) -> None:
         """Keep the best files that were written since the last step."""
-        self._best.keep(self._last_step)
+        self._best.keep(self._steps.number)
+
+    def begin_sanity_check(self) -> None:
+        """Begin the pause of the validation before the training."""
+        self._pauses.begin_sanity_check()
+
+    def begin_batch(self) -> None:
+        """End the pause, unless it lasts until the next step."""
+        self._best.keep(self._steps.number)
+        self._pauses.begin_batch()
 
     def end_batch(self) -> None:
         """Report the step to the session, if the batch completed one, and begin a pause if validation is next."""
-        step = self._trainer.global_step
         self._num_batches += 1
-        if step == self._last_step:  # with gradient accumulation several batches have the same step
+        if not self._steps.end_batch():  # with gradient accumulation several batches have the same step
             return
-        self._last_step = step
+        self._pauses.end()
+        step = self._steps.number
         num_batches, self._num_batches = self._num_batches, 0
         self.session.after_step(step, position=self._position.numbers(), num_batches=num_batches)
         self._best.keep(step, saves_live=True)
-        if self._trainer.is_last_batch:  # at the end of an epoch other callbacks may prune or average weights
+        is_last_batch = self._trainer.is_last_batch
+        if is_last_batch:  # at the end of an epoch other callbacks may prune or average weights
             self.session.fence()
-        validates = internals.validation_is_due(self._trainer)
-        self._best.hold(step, is_last_batch=self._trainer.is_last_batch, validates=validates)
-        if validates:
-            self._pause = self.session.pause(step)
-            self._pause.__enter__()
+        if self._loops.is_ended and not is_last_batch:
+            # A longer training continues in the middle of this epoch, so the end of this one must not be all there is.
+            self.session.save(step)
+        self._best.hold(step, is_last_batch=is_last_batch, validates=internals.validation_is_due(self._trainer))
+        self._pauses.begin_after_step()
 
     def check_pause(self) -> None:
         """Leave if there is a notice and the training stands in a pause."""
-        if self._pause is not None:
-            self._pause.check()
+        self._pauses.check()
 
-    def end_pause(self) -> None:
-        """End the pause, if there is one. Leave if there is a notice."""
-        self._best.keep(self._last_step)
-        pause, self._pause = self._pause, None
-        if pause is not None:
-            pause.__exit__(None, None, None)
+    def end_validation(self) -> None:
+        """End the pause, unless it lasts longer than the validation. Leave if there is a notice."""
+        self._best.keep(self._steps.number)
+        self._pauses.end_validation()
 
     def finish(self) -> None:
         """Save the end of the training and wait until it is stored."""
-        self._best.finish(self._trainer.global_step)
-        self.end_pause()
-        self.session.finish(self._trainer.global_step)
+        self._best.finish(self._steps.number)
+        self._pauses.end()
+        self.session.finish(self._steps.number)
 
     def tell_if_skipped(self) -> None:
         """Say that nothing was left to train, if the training has ended without a start. An early stop is restored."""
@@ -128,29 +163,54 @@ class Fit:
     def close(self) -> None:
         """Close the session and give the trainer its own methods back."""
         self.session.close()
+        self._steps.close()
         self._position.close()
         self._best.close()
+        internals.keep_first_epoch_start(self._trainer)
         internals.allow_sigterm_broadcast(self._trainer)
         internals.allow_ckpt_path(self._trainer)
+
+    def _restore_again(self) -> None:
+        self._position.apply()
+        self._callbacks.restore_again()  # first, because a callback may make groups in an optimizer
+        for part in self._kept:
+            part.restore_again()
+        self._attributes.apply()
+        self._gradients.apply()
+        self._loops.apply()
+        self._rng.apply()
 
     def _register(self, pl_module: LightningModule, own: Callback) -> None:
         trainer, session = self._trainer, self.session
         model = trainer.strategy.model  # FSDP's own wrapper holds the flat parameters
         assert model is not None
-        session.register("model", ModelPart(model))
-        session.register("frozen", FrozenPart(pl_module))
+        self._attributes = AttributesPart(trainer, pl_module, own)
+        self._gradients = PendingGradients(trainer, pl_module, self._steps)
+        self._callbacks = CallbacksPart(trainer, pl_module, own, self._best)
+        self._loops.add("attributes", self._attributes)
+        self._loops.add("gradients", self._gradients)
+        self._register_kept("model", ModelPart(model))
+        self._register_kept("frozen", FrozenPart(pl_module))
         # Before the optimizers, because a callback may make groups in one.
-        session.register("callbacks", CallbacksPart(trainer, pl_module, own, self._best))
+        session.register("callbacks", self._callbacks)
         schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        register_optimizers(session.register, model, trainer.optimizers, schedulers)
-        session.register("precision", trainer.precision_plugin)
+        # What Lightning puts in the place of no optimizer has no state, not even an empty one.
+        returned = [optimizer for optimizer in trainer.optimizers if optimizer.state_dict()]
+        optimizers = [*returned, *own_optimizers(trainer, pl_module)]
+        register_optimizers(self._register_kept, model, optimizers, schedulers)
+        self._register_kept("precision", trainer.precision_plugin)
         session.register("loops", self._loops)
-        session.register("checkpoint-hooks", CheckpointHooksPart(trainer, pl_module, own))
-        session.register("metrics", MetricsPart(trainer, pl_module))
+        self._register_kept("checkpoint-hooks", CheckpointHooksPart(trainer, pl_module, own))
+        self._register_kept("metrics", MetricsPart(trainer, pl_module))
         if trainer.datamodule is not None:  # type: ignore[attr-defined]
-            session.register("datamodule", trainer.datamodule)  # type: ignore[attr-defined]
+            self._register_kept("datamodule", trainer.datamodule)  # type: ignore[attr-defined]
         session.register("position", self._position)
         session.register("rng", self._rng)
+
+    def _register_kept(self, name: str, part: Part) -> None:
+        kept = KeptPart(part)
+        self._kept.append(kept)
+        self.session.register(name, kept)
 
 
 def _start_persistent_validation_workers(trainer: Trainer) -> None:

@@ -8,12 +8,16 @@ attribute that an installed version lacks. The drills in ``tests/drills`` pin wh
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, Final
 
+import torch
 from lightning.fabric.utilities.data import sized_len
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.loops.evaluation_loop import RestartStage as EvaluationRestart
 from lightning.pytorch.utilities import CombinedLoader
 
@@ -36,11 +40,13 @@ _FILES_OF_FINDERS: Final = (".lr_find_", ".scale_batch_size_")
 
 TRAINER_ATTRIBUTES: Final = (
     "_checkpoint_connector._ckpt_path",
+    "_checkpoint_connector._get_loops_state_dict",
     "_checkpoint_connector._loaded_checkpoint",
     "_checkpoint_connector.resume_start",
     "_logger_connector._callback_metrics",
     "_logger_connector._first_loop_iter",
     "_signal_connector._sigterm_notifier_fn",
+    "fit_loop._can_stop_early",
     "fit_loop._combined_loader",
     "fit_loop._data_fetcher",
     "fit_loop._last_train_dl_reload_epoch",
@@ -49,8 +55,10 @@ TRAINER_ATTRIBUTES: Final = (
     "fit_loop.epoch_loop._batches_that_stepped",
     "fit_loop.epoch_loop._on_before_fetch",
     "fit_loop.epoch_loop._results",
+    "fit_loop.epoch_loop._should_check_val_epoch",
     "fit_loop.epoch_loop._should_check_val_fx",
     "fit_loop.epoch_loop.val_loop._combined_loader",
+    "fit_loop.epoch_loop.val_loop._has_run",
     "fit_loop.epoch_loop.val_loop._restart_stage",
 )
 """Attributes of a new trainer that the functions below read or write."""
@@ -134,6 +142,62 @@ def validation_is_due(trainer: Trainer) -> bool:
     return fit_loop.epoch_loop._should_check_val_fx(fit_loop._data_fetcher)
 
 
+def can_stop(trainer: Trainer) -> bool:
+    """Return True if ``min_epochs`` and ``min_steps`` are reached."""
+    return trainer.fit_loop._can_stop_early
+
+
+def duration(timer: Timer) -> float | None:
+    """Return the seconds after which *timer* ends the training."""
+    return timer._duration
+
+
+def validation_is_near(trainer: Trainer, num_batches: int, seconds: float) -> bool:
+    """
+    Return True if validation may come before *num_batches* more batches are trained on, which take about *seconds*.
+
+    Batches after the end of the epoch do not count, because the last batch of an epoch completes a step.
+    """
+    epoch_loop = trainer.fit_loop.epoch_loop
+    if num_batches < 2 or not epoch_loop._should_check_val_epoch():
+        return False
+    interval_s = trainer._val_check_time_interval  # type: ignore[attr-defined]
+    if interval_s is not None:
+        return bool(time.monotonic() - trainer._last_val_time + 2 * seconds >= interval_s)  # type: ignore[attr-defined]
+    every, done = trainer.val_check_batch, epoch_loop.batch_idx + 1
+    if every is None or every == float("inf"):
+        return False
+    left = min(num_batches - 1, trainer.num_training_batches - done - 1)
+    counted = epoch_loop.total_batch_idx + 1 if trainer.check_val_every_n_epoch is None else done
+    return left > 0 and counted // every < (counted + left) // every
+
+
+def replace_first_epoch_start(trainer: Trainer, call: Callable[[Callable[[], None]], None]) -> None:
+    """Run *call* in place of the first ``on_advance_start`` of the fit loop, with that method as its argument."""
+    fit_loop = trainer.fit_loop
+    original = fit_loop.on_advance_start
+
+    def on_advance_start() -> None:
+        keep_first_epoch_start(trainer)
+        call(original)
+
+    fit_loop.__dict__["on_advance_start"] = on_advance_start
+
+
+def keep_first_epoch_start(trainer: Trainer) -> None:
+    """Undo :func:`replace_first_epoch_start`."""
+    trainer.fit_loop.__dict__.pop("on_advance_start", None)
+
+
+def forget_earlier_validation(trainer: Trainer) -> None:
+    """
+    Let the restored epoch not count as validated because an earlier ``fit`` of the same trainer has validated.
+
+    The epoch would end at once if its last batch had been trained on.
+    """
+    trainer.fit_loop.epoch_loop.val_loop._has_run = False
+
+
 def keep_logged_values(trainer: Trainer) -> None:
     """Let the next batch not count as the first of the epoch, at which Lightning drops what was logged before."""
     trainer._logger_connector._first_loop_iter = True
@@ -187,6 +251,17 @@ def hyper_parameters(owner: Any) -> dict[str, Any]:
     if not is_plain:
         found[owner.CHECKPOINT_HYPER_PARAMS_TYPE] = type(owner.hparams)
     return found
+
+
+def loops_state(trainer: Trainer) -> dict[str, Any]:
+    """Return the counters of all loops, as Lightning saves them."""
+    return trainer._checkpoint_connector._get_loops_state_dict()
+
+
+def hparams_names(holder: Any) -> dict[str, Any]:
+    """Return the entries of a checkpoint that say how to give hyperparameters back to *holder*."""
+    name = getattr(holder, "_hparams_name", None)
+    return {} if name is None else {holder.CHECKPOINT_HYPER_PARAMS_NAME: name}
 
 
 # ---- training loaders
@@ -377,6 +452,31 @@ def make_collector(trainer: Trainer, description: dict[str, Any], *, is_tensor: 
 def set_num_updates(metric: Any, num_updates: int) -> None:
     """Let *metric* believe that it was updated *num_updates* times. Without an update it warns and computes nothing."""
     metric._update_count = num_updates
+
+
+# ---- attributes
+
+
+def own_attribute_names() -> set[str]:
+    """Return the names of attributes that Lightning and torch keep in a module, a data module or a callback."""
+    lightning = {"_hparams", "_hparams_name", "_hparams_initial", "_trainer", "trainer"}
+    return {*vars(LightningModule()), *vars(LightningDataModule()), *lightning}
+
+
+def tensor_version(value: Any) -> int | None:
+    """Return a number that grows each time that the tensor *value* is changed in place. None for anything else."""
+    return value._version if isinstance(value, torch.Tensor) else None
+
+
+@contextmanager
+def in_hook(pl_module: LightningModule, name: str) -> Iterator[None]:
+    """Return the context in which Lightning calls the hook *name*, so that ``self.log`` works in it."""
+    before = pl_module._current_fx_name
+    pl_module._current_fx_name = name
+    try:
+        yield
+    finally:
+        pl_module._current_fx_name = before
 
 
 # ---- FSDP1, checked against torch 2.13

@@ -13,9 +13,10 @@ import warnings
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, Timer
 from lightning.pytorch.utilities import rank_zero_info
 
+from ..state import Part
 from . import internals
 from .position import PositionPart
 
@@ -27,17 +28,38 @@ class LoopsPart:
         self._trainer = trainer
         self._position = position
         self._keep_batch = keep_batch
+        self._others: dict[str, Part] = {}
         self._restored = False
         self._accumulate_grad_batches = 1
         self._configured = trainer.accumulate_grad_batches
         # Over all ranks, in the first process that had this setting.
         self._batches_per_step: int | None = None
 
+    def add(self, key: str, part: Part) -> None:
+        """Save *part* under *key* in the state of this one, unless its state is empty. Older checkpoints have none."""
+        self._others[key] = part
+
+    @property
+    def is_mid_epoch(self) -> bool:
+        """True before :meth:`apply`, if the restored epoch continues after one of its batches."""
+        return self._restored and bool(self._trainer.fit_loop.restarted_mid_epoch)
+
+    @property
+    def is_ended(self) -> bool:
+        """True if the last batch has reached ``max_steps``, or if training was told to stop and may."""
+        loop = self._trainer.fit_loop
+        is_at_limit = loop.max_steps != -1 and self._trainer.global_step >= loop.max_steps
+        return is_at_limit or (self._trainer.should_stop and internals.can_stop(self._trainer))
+
     def state_dict(self) -> dict[str, Any]:
         """Return the counters. :class:`~.position.PositionPart` saves the positions of loaders."""
         loops = self._trainer.fit_loop.state_dict()
         loops["state_dict"] = {k: v for k, v in loops["state_dict"].items() if k != "combined_loader"}
+        ends = {"limits": limits(self._trainer)} if self._trainer.should_stop else {}
+        others = {key: state for key, part in self._others.items() if (state := part.state_dict())}
         return {
+            **others,
+            **ends,
             "fit_loop": loops,
             "should_stop": self._trainer.should_stop,
             "accumulate_grad_batches": self._trainer.accumulate_grad_batches,
@@ -47,9 +69,18 @@ class LoopsPart:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the counters as they are at the end of the batch."""
+        for key, part in self._others.items():
+            part.load_state_dict(state.get(key, {}))
         fit_loop = self._trainer.fit_loop
         fit_loop.load_state_dict(state["fit_loop"])
-        self._trainer.should_stop = state["should_stop"]
+        here = limits(self._trainer)
+        if state["should_stop"]:
+            self._trainer.should_stop = state.get("limits", here) == here
+            what = "training ends at once" if self._trainer.should_stop else "training continues"
+            rank_zero_info(
+                f"the training was told to stop before, by EarlyStopping, max_time or the program; {what}. It "
+                f"continues if max_epochs, max_steps, max_time, min_epochs, min_steps or the patience changes: {here}"
+            )
         self._accumulate_grad_batches = state["accumulate_grad_batches"]
         if state["configured"] == self._configured:
             self._batches_per_step = state["batches_per_step"]
@@ -66,12 +97,16 @@ class LoopsPart:
             _set_all(fit_loop.epoch_loop.batch_progress.current, num_batches)
         self._keep_batches_per_step()
         if not fit_loop.restarted_mid_epoch:
+            # With max_steps Lightning takes every restart for one in an epoch, and leaves out the next epoch.
+            internals.end_restart(self._trainer)
+            fit_loop.epoch_loop.restarting = False
             return
         # Lightning gives this advice because it knows only loaders that keep their own state.
         warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
         if self._has_accumulation_schedule:
             # The schedule sets this number at the beginning of an epoch, and refuses to start with any but 1.
             self._trainer.accumulate_grad_batches = self._accumulate_grad_batches
+        internals.forget_earlier_validation(self._trainer)
         internals.keep_logged_values(self._trainer)
         internals.end_restart(self._trainer)
         if internals.validation_is_due(self._trainer):
@@ -105,6 +140,21 @@ class LoopsPart:
     def _has_accumulation_schedule(self) -> bool:
         callbacks = self._trainer.callbacks  # type: ignore[attr-defined]
         return any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks)
+
+
+def limits(trainer: Trainer) -> dict[str, Any]:
+    """Return the settings that end a training."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    timers = [each for each in callbacks if isinstance(each, Timer) and each.time_remaining() is not None]
+    loop = trainer.fit_loop
+    return {
+        "max_epochs": loop.max_epochs,
+        "min_epochs": loop.min_epochs,
+        "max_steps": loop.max_steps,
+        "min_steps": loop.min_steps,
+        "max_time": [internals.duration(timer) for timer in timers],
+        "patience": [each.patience for each in callbacks if isinstance(each, EarlyStopping)],
+    }
 
 
 def _set_all(progress: object, num_batches: int) -> None:

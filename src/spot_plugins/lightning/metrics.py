@@ -52,6 +52,7 @@ class MetricsPart:
                 _load_metric(metric, saved["state"], saved["updates"])
                 metric.to(device)
         collectors = internals.collectors(self._trainer)
+        collectors.clear()
         for key, saved in state["collectors"].items():
             collectors[key] = self._collector(saved).to(device)
 

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import BaseFinetuning
+from lightning.pytorch.callbacks import BaseFinetuning, EarlyStopping
 from torch import nn
 
-from ..state import ShardedPart, clean_name, is_flat
+from ..state import ShardedPart, clean_name
 from .best import STATE_KEY, BestFiles
 from .internals import is_flat_parameter
+from .kept import is_same_state
 
 
 class DeferredPart(ShardedPart):
@@ -80,6 +82,7 @@ class CallbacksPart:
         self._module = pl_module
         self._callbacks = [callback for callback in trainer.callbacks if callback is not own]  # type: ignore[attr-defined]
         self._best = best
+        self._states: dict[str, Any] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of every callback that has any, by its ``state_key``."""
@@ -90,56 +93,24 @@ class CallbacksPart:
     def load_state_dict(self, states: dict[str, Any]) -> None:
         """Restore every callback whose state was saved."""
         self._best.load_state_dict(states.get(STATE_KEY, {}))
+        self._states = states
         for callback in self._callbacks:
             if callback.state_key in states:
-                state = self._best.in_this_directory(callback, states[callback.state_key])
-                callback.load_state_dict(state)
-                if isinstance(callback, BaseFinetuning):
-                    # This hook makes the groups of the optimizer from that state. Lightning called it before.
-                    callback.on_fit_start(self._trainer, self._module)
+                self._load(callback, states[callback.state_key])
 
-
-class CheckpointHooksPart:
-    """The changes that ``on_save_checkpoint`` of the module and the callbacks make to a checkpoint."""
-
-    def __init__(self, trainer: Trainer, pl_module: LightningModule, own: Callback) -> None:
-        self._trainer = trainer
-        self._module = pl_module
-        self._callbacks = [callback for callback in trainer.callbacks if callback is not own]  # type: ignore[attr-defined]
-
-    def state_dict(self) -> dict[str, Any]:
-        """
-        Call the hooks with a checkpoint that has the usual keys, and return the keys that they added or changed.
-
-        Tensors of the module are not stored twice, because the encoder recognizes them by their memory.
-        """
-        checkpoint = self._usual()
-        before = {**checkpoint, "state_dict": dict(checkpoint["state_dict"])}
+    def restore_again(self) -> None:
+        """Restore the callbacks once more whose state hooks have changed since, and let go of the loaded states."""
+        states, self._states = self._states, {}
         for callback in self._callbacks:
-            callback.on_save_checkpoint(self._trainer, self._module, checkpoint)
-        self._module.on_save_checkpoint(checkpoint)
-        weights = checkpoint["state_dict"]
-        if _same_objects(weights, before["state_dict"]):
-            del checkpoint["state_dict"]
-        return {key: value for key, value in checkpoint.items() if key not in before or key == "state_dict"}
+            state = states.get(callback.state_key)
+            if state is not None and not is_same_state(callback.state_dict(), state):
+                self._load(callback, state)
 
-    def load_state_dict(self, changed: dict[str, Any]) -> None:
-        """Call the hooks that load, if the hooks that save changed anything."""
-        if not changed:
-            return
-        checkpoint = {**self._usual(), **changed}
-        for callback in self._callbacks:
-            callback.on_load_checkpoint(self._trainer, self._module, checkpoint)
-        self._module.on_load_checkpoint(checkpoint)
-
-    def _usual(self) -> dict[str, Any]:
-        return {
-            "epoch": self._trainer.current_epoch,
-            "global_step": self._trainer.global_step,
-            # FSDP1 would gather all weights on every rank.
-            "state_dict": {} if is_flat(self._module) else self._module.state_dict(),
-        }
-
-
-def _same_objects(one: dict[str, Any], other: dict[str, Any]) -> bool:
-    return one.keys() == other.keys() and all(one[key] is other[key] for key in one)
+    def _load(self, callback: Callback, state: Any) -> None:
+        patience = callback.patience if isinstance(callback, EarlyStopping) else None
+        callback.load_state_dict(deepcopy(self._best.in_this_directory(callback, state)))
+        if isinstance(callback, EarlyStopping) and patience is not None:
+            callback.patience = patience  # a setting, although Lightning saves it with the state
+        if isinstance(callback, BaseFinetuning):
+            # This hook makes the groups of the optimizer from that state. Lightning called it before.
+            callback.on_fit_start(self._trainer, self._module)

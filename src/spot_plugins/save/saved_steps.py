@@ -111,9 +111,9 @@ class SavedSteps:
         self._held = None
 
     def save_held(self, step: int) -> bool:
-        """Save the state of *step* that :meth:`hold` has kept. Return whether there is one."""
+        """Save the state of *step* that :meth:`hold` has kept, unless it is saved. Return whether it was saved now."""
         held, self._held = self._held, None
-        if held is None or held.step != step:
+        if held is None or held.step != step or self.has(step):
             return False
         self._saver.push(held)
         self.last = step

@@ -16,6 +16,7 @@ from .part import Part, ShardedPart
 from .registry import register_model, register_optimizers
 from .rng import RngPart
 from .shard import Shard, memory_of
+from .tags import register_dict_kind
 from .wrappers import clean_name
 
 __all__ = [
@@ -32,6 +33,7 @@ __all__ = [
     "is_flat",
     "memory_of",
     "named",
+    "register_dict_kind",
     "register_model",
     "register_optimizers",
 ]

@@ -14,7 +14,7 @@ from ..format.manifest import Json, ManifestError
 from .composed import compose
 from .dtypes import ARRAY_DTYPES
 from .leaves import LEAF_DECODERS, index_of, items_of
-from .tags import FACTORIES
+from .tags import DICT_KINDS, FACTORIES
 
 _MALFORMED: Final = (
     *(ValueError, TypeError, KeyError, OverflowError, struct.error),
@@ -119,6 +119,10 @@ class Decoder:
         name, items = items_of(content)
         return defaultdict(FACTORIES[name], self._instance(items, dict))
 
+    def _dict_kind(self, content: Any) -> dict[str, Any]:
+        name, items = items_of(content)
+        return DICT_KINDS[name](self._instance(items, dict))
+
     def _instance(self, document: Any, kind: type[_T]) -> _T:
         value = self.decode(document)
         if not isinstance(value, kind):
@@ -140,4 +144,5 @@ _DECODERS: Final[dict[str, Callable[[Decoder, Any], Any]]] = {
     "$counter": Decoder._counter,
     "$defaultdict": Decoder._defaultdict,
     "$deque": Decoder._deque,
+    "$dict_kind": Decoder._dict_kind,
 }

@@ -10,6 +10,7 @@ Every other value becomes an object whose only key is a *tag*, which begins with
 ``$composed``         ``[parts, [module, class, context, size, stride]]`` of a tensor that consists of others
 ``$numpy``            ``[dtype, tensor]``, for example ``["<f4", {"$tensor": "a/b"}]``
 ``$numpy_scalar``     ``[type, bytes]``, hexadecimal and little-endian
+``$numpy_text``       ``[dtype, shape, items]``; arrays of strings, or of byte strings in base64
 ``$int``              hexadecimal; integers that need more than 64 bits
 ``$float``            ``inf``, ``-inf``, ``nan``; any other NaN: its bits, hexadecimal and big-endian
 ``$complex``          ``[real, imaginary]``
@@ -20,6 +21,7 @@ Every other value becomes an object whose only key is a *tag*, which begins with
 ``$ordered_dict``     the same as a dict
 ``$counter``          the same as a dict
 ``$defaultdict``      ``[factory, dict]``; the factory is null or one of a few built-in types
+``$dict_kind``        ``[kind, dict]``; a subclass of dict that a host has made known
 ``$deque``            ``[items, maxlen]``
 ``$size``             list of the extents of a ``torch.Size``
 ``$dtype, $device``   as torch prints them, without ``torch.``

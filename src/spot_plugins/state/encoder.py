@@ -14,9 +14,9 @@ from ..errors import UnsafeStateError
 from ..format.manifest import Json, canonical_json
 from .composed import is_composed
 from .dtypes import ARRAY_DTYPES, ENCODABLE_DTYPES
-from .leaves import LEAF_ENCODERS, MAX_INT, MIN_INT
+from .leaves import LEAF_ENCODERS, MAX_INT, MIN_INT, encode_text_array
 from .shard import Shard, is_dtensor, shard_of
-from .tags import FACTORIES
+from .tags import DICT_KINDS, FACTORIES
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
@@ -48,6 +48,9 @@ class Encoder:
             return self._dtensor(value, path)
         if is_composed(value):
             return self._composed(value, path)
+        for name, known in DICT_KINDS.items():
+            if kind is known:
+                return {"$dict_kind": [name, self._dict(value, path)]}
         raise UnsafeStateError(path, _type_name(kind))
 
     def _child(self, value: Any, path: str, key: str | int) -> Json:
@@ -169,6 +172,8 @@ class Encoder:
         return name
 
     def _array(self, value: np.ndarray[Any, Any], path: str) -> Json:
+        if value.dtype.kind in "US":
+            return encode_text_array(value)
         if value.dtype.str not in ARRAY_DTYPES:
             raise UnsafeStateError(path, f"numpy.ndarray of dtype {value.dtype}")
         native = value.astype(value.dtype.newbyteorder("="), copy=False)

@@ -130,6 +130,24 @@ def _decode_timedelta(content: Any) -> timedelta:
     return timedelta(days, seconds, microseconds)
 
 
+def encode_text_array(value: np.ndarray[Any, Any]) -> Json:
+    """Return the JSON of an array of strings or byte strings."""
+    items = value.reshape(-1).tolist()
+    texts = [base64.b64encode(item).decode() for item in items] if value.dtype.kind == "S" else items
+    return {"$numpy_text": [value.dtype.str, [*value.shape], texts]}
+
+
+def _decode_text_array(content: Any) -> Any:
+    name, shape, texts = items_of(content)
+    dtype = np.dtype(name)
+    if dtype.kind not in "US":
+        raise ValueError(f"{name} is not a dtype of strings")
+    items = [base64.b64decode(text, validate=True) for text in items_of(texts)] if dtype.kind == "S" else texts
+    if any(type(item) is not (bytes if dtype.kind == "S" else str) for item in items_of(items)):
+        raise ValueError("an array of strings holds something else")
+    return np.array(items, dtype).reshape([index_of(extent) for extent in items_of(shape)])
+
+
 LEAF_ENCODERS: Final[dict[type, Callable[[Any], Json]]] = {
     **dict.fromkeys((type(None), bool, str), lambda value: value),
     int: _encode_int,
@@ -150,6 +168,7 @@ LEAF_DECODERS: Final[dict[str, Callable[[Any], Any]]] = {
     "$float": _decode_float,
     "$bytes": _decode_bytes,
     "$numpy_scalar": _decode_numpy_scalar,
+    "$numpy_text": _decode_text_array,
     "$size": _decode_size,
     "$dtype": _decode_dtype,
     "$device": _decode_device,

@@ -132,11 +132,6 @@ class OptimizerPart(ShardedPart):
                 self._optimizer.state[parameter] = exact(of_parameter, live, parameter)
 
     @property
-    def optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer itself, without the wrapper of a host."""
-        return self._optimizer
-
-    @property
     def _runs_step_hooks(self) -> bool:
         """True if each step runs torch's hooks, by which :mod:`~spot_plugins.save.copier` holds the step back."""
         return getattr(type(self._optimizer).step, "hooked", False)

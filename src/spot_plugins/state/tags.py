@@ -12,5 +12,12 @@ FACTORIES: Final[dict[str | None, type | None]] = {
     None: None,
     **{kind.__name__: kind for kind in (int, float, str, list, dict, set)},
 }
+DICT_KINDS: Final[dict[str, type[dict[str, object]]]] = {}
+"""Subclasses of dict that hold nothing but their items, by the name in a ``$dict_kind``. Hosts add theirs."""
 FLOATS: Final = {"inf": "7ff0000000000000", "-inf": "fff0000000000000", "nan": "7ff8000000000000"}
 """The bits of floats that JSON cannot write, hexadecimal and big-endian."""
+
+
+def register_dict_kind(name: str, kind: type[dict[str, object]]) -> None:
+    """Save each *kind*, a subclass of dict without state of its own, and give it back. *name* is what is stored."""
+    DICT_KINDS[name] = kind

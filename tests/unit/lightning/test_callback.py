@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections import Counter
 
 import pytest
 import torch
@@ -18,16 +19,21 @@ from spot_plugins.errors import ConfigError, UnsafeStateError
 from spot_plugins.events import Committed
 from spot_plugins.lightning import SpotCheckpoint
 
+STEPS = Counter()  # of this process, by module; an attribute of the module would continue after a resume
+
 
 class Net(LightningModule):
     def __init__(self):
         super().__init__()
         torch.manual_seed(0)
         self.layer = nn.Linear(4, 1)
-        self.num_steps = 0
+
+    @property
+    def num_steps(self):
+        return STEPS[self]
 
     def training_step(self, batch, batch_idx):
-        self.num_steps += 1
+        STEPS[self] += 1
         return self.layer(batch[0]).square().mean()
 
     def validation_step(self, batch, batch_idx):

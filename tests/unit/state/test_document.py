@@ -405,7 +405,7 @@ def self_containing():
         (torch.ones(2, device="meta"), "torch.Tensor (on the meta device, without data)"),
         (torch.ones(2).to(torch.float8_e4m3fnuz), "torch.Tensor (torch.float8_e4m3fnuz)"),
         (np.array([None]), "numpy.ndarray of dtype object"),
-        (np.array(["a"]), "numpy.ndarray of dtype <U1"),
+        (np.array(["a"], dtype=object), "numpy.ndarray of dtype object"),
         (np.array([1], dtype="M8[s]"), "numpy.ndarray of dtype datetime64[s]"),
         (np.zeros(1, dtype=np.longdouble), f"numpy.ndarray of dtype {np.dtype(np.longdouble)}"),
         (np.zeros(1, dtype=[("a", "f4")]), "numpy.ndarray of dtype [('a', '<f4')]"),
