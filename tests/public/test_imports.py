@@ -30,7 +30,15 @@ LIGHT_MODULES = [
 ]
 
 PUBLIC_NAMES = {
-    "spot_plugins": {"Preempted", "SpotConfig", "SpotSession", "__version__", "prefetch"},
+    "spot_plugins": {
+        "Preempted",
+        "SpotConfig",
+        "SpotSession",
+        "__version__",
+        "export_weights",
+        "load_weights",
+        "prefetch",
+    },
     "spot_plugins.accelerate": {"SpotHook"},
     "spot_plugins.data": {"ElasticSampler", "elastic_loader"},
     "spot_plugins.lightning": {"SpotCheckpoint"},

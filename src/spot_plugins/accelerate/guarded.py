@@ -8,7 +8,7 @@ from typing import Final
 from accelerate import Accelerator
 
 from ..guard import Host, Kind
-from . import internals
+from . import facts, internals
 from .position import PositionPart
 
 _OBJECT: Final = "pass {} to accelerator.prepare() or to spot.register(name, object), before spot.resume()"
@@ -33,4 +33,6 @@ def host_of(accelerator: Accelerator, position: PositionPart) -> Host:
             for index, each in enumerate(found(accelerator)):
                 yield f"{name} {index}", each
 
-    return Host(remedies=REMEDIES, roots=roots, loaders=position.begun_loaders, is_bare=False)
+    return Host(
+        remedies=REMEDIES, roots=roots, loaders=position.begun_loaders, log_level=facts.host_level, is_bare=False
+    )

@@ -138,7 +138,6 @@ class SpotHook:
             config,
             on_event=subscribers_of(on_event, hooks),
             host=host_of(accelerator, self._position),
-            host_level=facts.host_level,
         )
         self._steps = Steps(accelerator, self._session)
         self._prepared: Prepared | None = None  # None: not resumed yet

@@ -6,7 +6,8 @@ import linecache
 import re
 import sys
 import threading
-from typing import Final
+from typing import ClassVar, Final
+from weakref import WeakSet
 
 from torch.optim import Optimizer
 
@@ -35,8 +36,12 @@ class Guard:
     A session opens it with itself, tells it of every step, and closes it. All methods run on the training thread.
     """
 
+    _open: ClassVar[WeakSet[Guard]] = WeakSet()
+    """Guards of this process. Several of them are ranks that are threads: each would find the objects of the others."""
+
     def __init__(self, host: Host, registry: Registry) -> None:
-        self._host = host
+        self.host = host
+        """The view of the host on its training."""
         self._registry = registry
         self._steps: OptimizerSteps | None = None
         self._search: Search | None = None
@@ -52,13 +57,14 @@ class Guard:
         self._thread = threading.get_ident()
         self._speaks = speaks
         self._steps = OptimizerSteps(self._on_optimizer_step)
+        self._open.add(self)
 
     def begin(self, resumed_from: int | None) -> None:
         """Begin the training, which continues after *resumed_from* or begins anew."""
         assert self._steps is not None
         self._num_steps_at_begin = self._steps.total
-        self._search = Search(self._host, self._registry, self._steps, speaks=self._speaks)
-        if self._host.is_bare:
+        self._search = Search(self.host, self._registry, self._steps, speaks=self._speaks)
+        if self.host.is_bare:
             self._numbers = StepNumbers(resumed_from)
 
     def before_step(self, step: int) -> None:
@@ -91,9 +97,9 @@ class Guard:
             ConfigError: Nothing that is trained is saved.
         """
         self._num_reported += 1
-        if self._num_reported == CALLS_TO_COMPARE and self._host.is_bare:
+        if self._num_reported == CALLS_TO_COMPARE and self.host.is_bare:
             self._compare_calls()
-        return self._search is not None and self._search.after_step()
+        return self._search is not None and len(self._open) == 1 and self._search.after_step()
 
     def pause(self) -> None:
         """Expect that loaders are read that the training does not depend on."""
@@ -102,6 +108,7 @@ class Guard:
 
     def close(self) -> None:
         """Look no more. A second call does nothing."""
+        self._open.discard(self)
         if self._steps is not None:
             self._steps.close()
         if self._search is not None:
@@ -116,7 +123,7 @@ class Guard:
         if not self._is_unreported:
             return
         num_steps = self._steps.total
-        if num_steps not in (STEPS_WITHOUT_REPORT, STEPS_BEFORE_REPORT) or not self._host.is_bare:
+        if num_steps not in (STEPS_WITHOUT_REPORT, STEPS_BEFORE_REPORT) or not self.host.is_bare:
             return
         if num_steps == STEPS_WITHOUT_REPORT and _program_reports():
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
@@ -47,6 +48,9 @@ class Host:
 
     loaders: Callable[[], Iterable[Any]] = _nothing
     """The loaders whose position is saved."""
+
+    log_level: Callable[[], int] = lambda: logging.NOTSET
+    """Returns the lowest level of logging that the host shows."""
 
     is_bare: bool = True
     """True if the program itself numbers the steps and saves the global random streams."""

@@ -19,7 +19,7 @@ from ..data import end_shielded_workers
 from ..errors import ConfigError, Preempted
 from ..events import Subscriber, subscribers_of
 from ..session import SpotSession
-from . import facts, internals
+from . import internals
 from .fit import Fit
 from .guarded import host_of
 
@@ -139,7 +139,6 @@ class SpotCheckpoint(Callback):
             self._config,
             on_event=self._on_event,
             host=host_of(trainer, pl_module),
-            host_level=facts.host_level,
         )
         self._fit = Fit(trainer, session, self._config.url, keep_batch=self._config.elastic_batch == "keep")
         session.open()

@@ -8,7 +8,7 @@ from typing import Any, Final
 from lightning.pytorch import LightningModule, Trainer
 
 from ..guard import Host, Kind
-from . import internals
+from . import facts, internals
 
 REMEDIES: Final = {
     Kind.OPTIMIZER: "return optimizers from configure_optimizers()",
@@ -35,4 +35,4 @@ def host_of(trainer: Trainer, pl_module: LightningModule) -> Host:
     def loaders() -> list[Any]:
         return [*internals.training_loaders(trainer), *internals.validation_loaders(trainer)]
 
-    return Host(remedies=REMEDIES, roots=roots, loaders=loaders, is_bare=False)
+    return Host(remedies=REMEDIES, roots=roots, loaders=loaders, log_level=facts.host_level, is_bare=False)

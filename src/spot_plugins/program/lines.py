@@ -54,12 +54,12 @@ class Lines:
 
     Args:
         rank: Number of this rank. All but rank 0 name it in their lines.
-        host_level: Returns the lowest level that the host shows. None: there is no host, or it has no level.
+        host_level: Returns the lowest level that the host shows.
     """
 
-    def __init__(self, rank: int, host_level: Callable[[], int] | None = None) -> None:
+    def __init__(self, rank: int, host_level: Callable[[], int]) -> None:
         self._rank = rank
-        self._host_level = host_level or (lambda: logging.NOTSET)
+        self._host_level = host_level
 
     def say(self, text: str, level: int = logging.INFO) -> None:
         """Show *text* as a line of this rank, unless the user has silenced its *level*. It never raises."""

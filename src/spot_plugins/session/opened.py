@@ -54,7 +54,7 @@ def join_and_build(
     clock: Clock,
     phase: PhaseTracker,
     stack: ExitStack,
-    host_level: Callable[[], int] | None = None,
+    host_level: Callable[[], int],
 ) -> Opened:
     """
     Join the run and build the objects of a session. Nothing but the board and the store is used yet.
@@ -113,15 +113,11 @@ def join_and_build(
         stack=stack,
     )
     keeper = Keeper(job, run, pusher, saved_steps, way_out, phase, bus, config.grace_s)
-    bus.subscribe(keeper.on_event)
-    bus.subscribe(measurements.on_event)
-    bus.subscribe(pacer.on_event)
-    bus.subscribe(CommitAge(clock).on_event)
-    stack.callback(listener.release_signals)
-    stack.callback(pusher.close)
-    stack.callback(saver.close)  # before the pusher, which gets what is being copied
-    stack.callback(agreement.close)
-    stack.callback(listener.close)
+    for subscriber in (keeper, measurements, pacer, CommitAge(clock)):
+        bus.subscribe(subscriber.on_event)
+    # Closed from the last to the first: the saver before the pusher, which gets what is being copied.
+    for close in (listener.release_signals, pusher.close, saver.close, agreement.close, listener.close):
+        stack.callback(close)
     return Opened(
         *(job, lines, run, pusher, saver, saved_steps, measurements, agreement, listener, way_out, fingerprints, keeper)
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Final
@@ -68,7 +68,6 @@ class SpotSession(KeepsSteps):
         hooks: The old name of *on_event*, accepted until 1.0.
         clock: The clock of the time trigger. None: that of the system.
         host: The view of a host on its training. None: a loop that calls the session itself.
-        host_level: Returns the lowest level of logging that a host shows. None: there is no host.
     """
 
     def __init__(
@@ -80,7 +79,6 @@ class SpotSession(KeepsSteps):
         hooks: Sequence[Hook] | None = None,
         clock: Clock | None = None,
         host: Host | None = None,
-        host_level: Callable[[], int] | None = None,
     ) -> None:
         self._config = config
         self._milestones = Milestones()
@@ -93,7 +91,6 @@ class SpotSession(KeepsSteps):
         self._it: Opened | None = None
         self._guard = Guard(host or Host(), self._registry)
         self._is_prepared = False
-        self._host_level = host_level
         self._program = Program()
 
     def __enter__(self) -> SpotSession:
@@ -129,7 +126,7 @@ class SpotSession(KeepsSteps):
                 self._clock,
                 self._phase,
                 self._stack,
-                self._host_level,
+                self._guard.host.log_level,
             )
             it.pusher.open()
             self._phase.move(Phase.JOINED)

@@ -38,7 +38,7 @@ def shown(nothing_set_up, capsys):
     def say(*, rank=0, host_level=None):
         root = logging.getLogger()  # pytest adds its handlers after the fixtures
         root.handlers[:] = [each for each in root.handlers if not type(each).__module__.startswith("_pytest")]
-        lines = Lines(rank, host_level)
+        lines = Lines(rank, host_level or (lambda: logging.NOTSET))
         lines.say("resumed")
         lines.say_first("the same on all")
         lines.answer("SIGTERM: waiting")
