@@ -124,7 +124,7 @@ def test_an_answer_waits_for_no_reader():
         stuck = logging.StreamHandler(full)
         LOGGER.addHandler(stuck)
         try:
-            Lines(0).answer("SIGTERM: waiting")
+            Lines(0, lambda: logging.NOTSET).answer("SIGTERM: waiting")
         finally:
             LOGGER.removeHandler(stuck)
         while b"SIGTERM" not in os.read(read_fd, 65536):
