@@ -70,4 +70,6 @@ def test_accelerate_takes_the_configuration(path):
     """Accelerate's own reader takes the file, which refuses keys that it does not know."""
     config = load_config_from_file(str(path))
     assert (config.fsdp_config.get("fsdp_version") == 2) == (path.stem == "fsdp2")
-    assert config.distributed_type.value == {"single_gpu": "NO", "ddp": "MULTI_GPU", "fsdp2": "FSDP"}[path.stem]
+    kinds = {"single_gpu": "NO", "ddp": "MULTI_GPU", "fsdp2": "FSDP", "two_cpus": "MULTI_GPU"}
+    assert config.distributed_type.value == kinds[path.stem]
+    assert config.use_cpu == (path.stem == "two_cpus")
