@@ -35,9 +35,15 @@ debian-venv:
 demo: setup  ## Preempt a real fine-tuning, resume it, compare it with one that was left alone
 	$(bin)/python examples/demo.py
 
-# One test after the other: the drills look at processes, ports and shared memory of the whole machine.
+# Each test of these looks at its own process alone, so they run side by side. The other drills look at processes, ports
+# and shared memory of the whole machine, so they run one after the other.
+programs := user_programs lightning_best lightning_epoch_start lightning_loaders lightning_steps lightning_worked
+programs += accelerate_loaders accelerate_loops accelerate_worked
+beside := tests/unit tests/public tests/contract $(wildcard $(programs:%=tests/drills/test_%.py))
+
 test: setup lint  ## Lint, then all tests but those marked gpu or soak
-	$(bin)/python -m pytest --durations=20
+	$(bin)/python -m pytest -n 2 --dist worksteal --durations=20 $(beside)
+	$(bin)/python -m pytest --durations=20 $(beside:%=--ignore=%) tests
 
 quick: setup lint  ## Lint, then the tests of threads and fakes, side by side: a minute
 	$(bin)/python -m pytest -n 2 --dist worksteal --durations=5 -m 'not gpu and not soak and not long' tests/unit tests/public
