@@ -48,5 +48,8 @@ class Host:
     loaders: Callable[[], Iterable[Any]] = _nothing
     """The loaders whose position is saved."""
 
+    held: Callable[[], Iterable[object]] = _nothing
+    """The objects that are saved as soon as they change, so that a recording of one save need not have them."""
+
     is_bare: bool = True
     """True if the program itself numbers the steps and saves the global random streams."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -154,6 +154,10 @@ class Fit:
         self._best.finish(self._steps.number)
         self._pauses.end()
         self.session.finish(self._steps.number)
+
+    def held(self) -> Iterable[object]:
+        """Return the objects in attributes that are saved as soon as they change."""
+        return self._attributes.held()
 
     def tell_if_skipped(self) -> None:
         """Say that nothing was left to train, if the training has ended without a start. An early stop is restored."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 from lightning.pytorch import LightningModule, Trainer
@@ -21,8 +21,8 @@ REMEDIES: Final = {
 }
 
 
-def host_of(trainer: Trainer, pl_module: LightningModule) -> Host:
-    """Return the view on a ``fit`` of *pl_module* by *trainer*."""
+def host_of(trainer: Trainer, pl_module: LightningModule, held: Callable[[], Iterable[object]]) -> Host:
+    """Return the view on a ``fit`` of *pl_module* by *trainer*, which saves the objects that *held* returns."""
 
     def roots() -> Iterator[tuple[str, object]]:
         yield "module", pl_module
@@ -35,4 +35,4 @@ def host_of(trainer: Trainer, pl_module: LightningModule) -> Host:
     def loaders() -> list[Any]:
         return [*internals.training_loaders(trainer), *internals.validation_loaders(trainer)]
 
-    return Host(remedies=REMEDIES, roots=roots, loaders=loaders, is_bare=False)
+    return Host(remedies=REMEDIES, roots=roots, loaders=loaders, held=held, is_bare=False)
