@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from ..data.internals import has_persistent_iterator
 from ..session import SpotSession
 from ..state import ModelPart, Part, RngPart, register_optimizers
-from . import facts, internals
+from . import facts, internals, loader_internals
 from .attributes import AttributesPart
 from .best import BestFiles
 from .checkpoint_hooks import CheckpointHooksPart
@@ -226,7 +226,7 @@ def _start_persistent_validation_workers(trainer: Trainer) -> None:
     """
     rng = RngPart()
     state = rng.state_dict()
-    for loader in internals.validation_loaders(trainer):
+    for loader in loader_internals.validation_loaders(trainer):
         if (
             isinstance(loader, torch.utils.data.DataLoader)
             and loader.persistent_workers

@@ -8,7 +8,7 @@ from typing import Any, Final
 from lightning.pytorch import LightningModule, Trainer
 
 from ..guard import Host, Kind
-from . import internals
+from . import loader_internals
 
 REMEDIES: Final = {
     Kind.OPTIMIZER: "return optimizers from configure_optimizers()",
@@ -33,6 +33,6 @@ def host_of(trainer: Trainer, pl_module: LightningModule, held: Callable[[], Ite
         yield "train_dataloader", trainer.train_dataloader
 
     def loaders() -> list[Any]:
-        return [*internals.training_loaders(trainer), *internals.validation_loaders(trainer)]
+        return [*loader_internals.training_loaders(trainer), *loader_internals.validation_loaders(trainer)]
 
     return Host(remedies=REMEDIES, roots=roots, loaders=loaders, held=held, is_bare=False)

@@ -53,14 +53,12 @@ class LoopsPart:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counters. :class:`~.position.PositionPart` saves the positions of loaders."""
-        loops = self._trainer.fit_loop.state_dict()
-        loops["state_dict"] = {k: v for k, v in loops["state_dict"].items() if k != "combined_loader"}
         ends = {"limits": limits(self._trainer)} if self._trainer.should_stop else {}
         others = {key: state for key, part in self._others.items() if (state := part.state_dict())}
         return {
             **others,
             **ends,
-            "fit_loop": loops,
+            "fit_loop": internals.fit_loop_state(self._trainer),
             "should_stop": self._trainer.should_stop,
             "accumulate_grad_batches": self._trainer.accumulate_grad_batches,
             "configured": self._configured,
