@@ -46,7 +46,7 @@ class Fit:
         # Made now, because configure_optimizers() may ask for the number of steps, which makes the loaders.
         self._position = PositionPart(trainer)
         self._rng = DeferredPart(RngPart())
-        self._loops = LoopsPart(trainer, self._position, keep_batch=keep_batch)
+        self._loops = LoopsPart(trainer, self._position, session.program, keep_batch=keep_batch)
         self._best = BestFiles(trainer, session)
         self._num_batches = 0  # since the last step
         self._has_started = False
