@@ -53,7 +53,8 @@ class Averages:
 
 def _seen(container: Any, look: Look) -> _Seen:
     recording, owner = look.recording(), look.places.owners.get(id(container), 0)
-    is_saved = owner in recording.owners or any(map(recording.has, _tensors(container)))
+    is_held = id(container) in look.held
+    is_saved = is_held or owner in recording.owners or any(map(recording.has, _tensors(container)))
     return _Seen(id(container), samples_of(_tensors(container)), is_saved)
 
 

@@ -52,5 +52,8 @@ class Host:
     log_level: Callable[[], int] = lambda: logging.NOTSET
     """Returns the lowest level of logging that the host shows."""
 
+    held: Callable[[], Iterable[object]] = _nothing
+    """The objects that are saved as soon as they change, so that a recording of one save need not have them."""
+
     is_bare: bool = True
     """True if the program itself numbers the steps and saves the global random streams."""

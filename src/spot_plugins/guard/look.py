@@ -50,7 +50,7 @@ class Look:
         for suspect in self._candidates():
             if suspect.key not in self.known:
                 self.known.add(suspect.key)
-                if not suspect.is_saved():
+                if suspect.key not in self.held and not suspect.is_saved():
                     suspect.before = suspect.look()
                     yield suspect
 
@@ -62,6 +62,11 @@ class Look:
     def trained(self) -> list[torch.Tensor]:
         """The parameters of all optimizers that have stepped."""
         return [each for optimizer in self.steps.seen() for each in _parameters_of(optimizer)]
+
+    @cached_property
+    def held(self) -> set[int]:
+        """``id()`` of the objects that are saved as soon as they change."""
+        return {id(each) for each in self.host.held()}
 
     @cached_property
     def unsaved_memory(self) -> set[int]:

@@ -30,9 +30,9 @@ class AttributesPart:
     Lightning saves none of them, because it expects to resume at the end of an epoch. In the middle of an epoch a
     program keeps values there that it needs later, for example ``self.losses``, which ``training_step`` appends to.
 
-    Attributes that have not changed are not saved, so that a setting or a path of a new process stays as it is. The
-    comparison begins after ``on_train_start`` and before the first ``on_train_epoch_start`` of this process. An
-    attribute that was restored once is always saved.
+    Attributes that have not changed are not saved, so that a setting or a path of a new process stays as it is. Only
+    generators and objects with ``state_dict()`` are saved in any case. The comparison begins after ``on_train_start``
+    and before the first ``on_train_epoch_start`` of this process. An attribute that was restored once is always saved.
 
     These are saved: numbers, strings, tensors, arrays, and lists, dicts, sets and tuples of them; generators of random
     numbers; objects with ``state_dict()`` and ``load_state_dict()``; and objects of the program's own classes that have
@@ -74,6 +74,13 @@ class AttributesPart:
             if records:
                 state[key] = records
         return state
+
+    def held(self) -> Iterator[object]:
+        """Yield the objects that are saved as soon as they change. A recording of one save need not have them."""
+        recorder = self._recorder()
+        for key, holder in self._holders.items():
+            for _, value in self._attributes(key, holder):
+                yield from recorder.held(value)
 
     def load_state_dict(self, state: dict[str, Records]) -> None:
         """Keep *state* for :meth:`apply`."""

@@ -209,7 +209,6 @@ class BestFiles:
     def _checkpoint(
         self, entry: dict[str, Any], state: dict[str, Any], module: LightningModule, *, weights_only: bool
     ) -> dict[str, Any]:
-        loops = internals.other_loops_state(self._trainer)
         model = state["model"]
         saved = {**model["parameters"], **model["buffers"], **model["extra"]}
         own_names = {clean_name(name): name for name in module.state_dict()}
@@ -218,7 +217,7 @@ class BestFiles:
             "global_step": entry["global_step"],
             "pytorch-lightning_version": lightning.__version__,
             "state_dict": {own_names.get(name, name): value for name, value in saved.items()},
-            "loops": {"fit_loop": entry["fit_loop"], **loops},
+            "loops": {**internals.loops_state(self._trainer), "fit_loop": entry["fit_loop"]},
         }
         if not weights_only:
             callbacks = {**state["callbacks"], **entry["callbacks"]}

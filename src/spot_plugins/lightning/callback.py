@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -138,7 +138,7 @@ class SpotCheckpoint(Callback):
         session = SpotSession(
             self._config,
             on_event=self._on_event,
-            host=host_of(trainer, pl_module),
+            host=host_of(trainer, pl_module, self._held),
         )
         self._fit = Fit(trainer, session, self._config.url, keep_batch=self._config.elastic_batch == "keep")
         session.open()
@@ -236,6 +236,9 @@ class SpotCheckpoint(Callback):
             fit.end_batch()
 
         pl_module.__dict__["on_train_batch_end"] = on_train_batch_end
+
+    def _held(self) -> Iterable[object]:
+        return () if self._fit is None else self._fit.held()
 
     def _close(self, pl_module: LightningModule) -> None:
         fit, self._fit = self._fit, None

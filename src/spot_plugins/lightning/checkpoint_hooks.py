@@ -74,11 +74,8 @@ class CheckpointHooksPart:
         }
         if precision.state_dict():
             makers[type(precision).__qualname__] = precision.state_dict
-        for holder in (module, datamodule):
-            if holder is not None and holder.hparams:
-                hparams = holder.hparams
-                makers |= {key: partial(str, name) for key, name in internals.hparams_names(holder).items()}
-                makers[holder.CHECKPOINT_HYPER_PARAMS_KEY] = partial(dict, hparams)
+        for owner in (module, datamodule):
+            makers |= {key: partial(_hyper_parameter, owner, key) for key in internals.hyper_parameters(owner)}
         if datamodule is not None and (state := datamodule.state_dict()):
             makers[type(datamodule).__qualname__] = lambda: state
         return makers
@@ -105,8 +102,11 @@ class UsualCheckpoint(dict[str, Any]):
         for key, value in super().items():
             if value is _NOT_MADE:
                 continue
-            if key not in self._makers or key == "state_dict" or not is_same_state(value, self._makers[key]()):
-                changed[key] = value
+            if key in self._makers and key != "state_dict":
+                usual = self._makers[key]()
+                if value is usual or is_same_state(value, usual):
+                    continue
+            changed[key] = value
         return changed
 
     def __getitem__(self, key: str) -> Any:
@@ -154,6 +154,10 @@ class UsualCheckpoint(dict[str, Any]):
     def copy(self) -> dict[str, Any]:
         """Return a plain dict with all values."""
         return dict(self.items())
+
+
+def _hyper_parameter(owner: Any, key: str) -> Any:
+    return internals.hyper_parameters(owner)[key]
 
 
 def _same_objects(one: dict[str, Any], other: dict[str, Any]) -> bool:

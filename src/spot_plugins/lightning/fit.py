@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from ..data.internals import has_persistent_iterator
 from ..session import SpotSession
 from ..state import ModelPart, Part, RngPart, register_optimizers
-from . import facts, internals
+from . import facts, internals, loader_internals
 from .attributes import AttributesPart
 from .best import BestFiles
 from .checkpoint_hooks import CheckpointHooksPart
@@ -46,7 +46,7 @@ class Fit:
         # Made now, because configure_optimizers() may ask for the number of steps, which makes the loaders.
         self._position = PositionPart(trainer)
         self._rng = DeferredPart(RngPart())
-        self._loops = LoopsPart(trainer, self._position, keep_batch=keep_batch)
+        self._loops = LoopsPart(trainer, self._position, session.program, keep_batch=keep_batch)
         self._best = BestFiles(trainer, session)
         self._num_batches = 0  # since the last step
         self._has_started = False
@@ -155,6 +155,10 @@ class Fit:
         self._pauses.end()
         self.session.finish(self._steps.number)
 
+    def held(self) -> Iterable[object]:
+        """Return the objects in attributes that are saved as soon as they change."""
+        return self._attributes.held()
+
     def tell_if_skipped(self) -> None:
         """Say that nothing was left to train, if the training has ended without a start. An early stop is restored."""
         if not self._has_started and (step := self.session.resumed_from) is not None:
@@ -222,7 +226,7 @@ def _start_persistent_validation_workers(trainer: Trainer) -> None:
     """
     rng = RngPart()
     state = rng.state_dict()
-    for loader in internals.validation_loaders(trainer):
+    for loader in loader_internals.validation_loaders(trainer):
         if (
             isinstance(loader, torch.utils.data.DataLoader)
             and loader.persistent_workers

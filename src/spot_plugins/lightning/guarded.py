@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final
 
 from lightning.pytorch import LightningModule, Trainer
 
 from ..guard import Host, Kind
-from . import facts, internals
+from . import facts, loader_internals
 
 REMEDIES: Final = {
     Kind.OPTIMIZER: "return optimizers from configure_optimizers()",
@@ -21,8 +21,8 @@ REMEDIES: Final = {
 }
 
 
-def host_of(trainer: Trainer, pl_module: LightningModule) -> Host:
-    """Return the view on a ``fit`` of *pl_module* by *trainer*."""
+def host_of(trainer: Trainer, pl_module: LightningModule, held: Callable[[], Iterable[object]]) -> Host:
+    """Return the view on a ``fit`` of *pl_module* by *trainer*, which saves the objects that *held* returns."""
 
     def roots() -> Iterator[tuple[str, object]]:
         yield "module", pl_module
@@ -33,6 +33,6 @@ def host_of(trainer: Trainer, pl_module: LightningModule) -> Host:
         yield "train_dataloader", trainer.train_dataloader
 
     def loaders() -> list[Any]:
-        return [*internals.training_loaders(trainer), *internals.validation_loaders(trainer)]
+        return [*loader_internals.training_loaders(trainer), *loader_internals.validation_loaders(trainer)]
 
-    return Host(remedies=REMEDIES, roots=roots, loaders=loaders, log_level=facts.host_level, is_bare=False)
+    return Host(remedies=REMEDIES, roots=roots, loaders=loaders, held=held, log_level=facts.host_level, is_bare=False)

@@ -14,8 +14,8 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, Timer
-from lightning.pytorch.utilities import rank_zero_info
 
+from ..program import Program
 from ..state import Part
 from . import internals
 from .position import PositionPart
@@ -24,8 +24,9 @@ from .position import PositionPart
 class LoopsPart:
     """Progress of the fit loop and all loops in it, and the wish to stop."""
 
-    def __init__(self, trainer: Trainer, position: PositionPart, *, keep_batch: bool) -> None:
+    def __init__(self, trainer: Trainer, position: PositionPart, program: Program, *, keep_batch: bool) -> None:
         self._trainer = trainer
+        self._program = program
         self._position = position
         self._keep_batch = keep_batch
         self._others: dict[str, Part] = {}
@@ -53,14 +54,12 @@ class LoopsPart:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the counters. :class:`~.position.PositionPart` saves the positions of loaders."""
-        loops = self._trainer.fit_loop.state_dict()
-        loops["state_dict"] = {k: v for k, v in loops["state_dict"].items() if k != "combined_loader"}
         ends = {"limits": limits(self._trainer)} if self._trainer.should_stop else {}
         others = {key: state for key, part in self._others.items() if (state := part.state_dict())}
         return {
             **others,
             **ends,
-            "fit_loop": loops,
+            "fit_loop": internals.fit_loop_state(self._trainer),
             "should_stop": self._trainer.should_stop,
             "accumulate_grad_batches": self._trainer.accumulate_grad_batches,
             "configured": self._configured,
@@ -77,7 +76,7 @@ class LoopsPart:
         if state["should_stop"]:
             self._trainer.should_stop = state.get("limits", here) == here
             what = "training ends at once" if self._trainer.should_stop else "training continues"
-            rank_zero_info(
+            self._program.say(
                 f"the training was told to stop before, by EarlyStopping, max_time or the program; {what}. It "
                 f"continues if max_epochs, max_steps, max_time, min_epochs, min_steps or the patience changes: {here}"
             )
@@ -129,7 +128,7 @@ class LoopsPart:
             obstacle = f"{before} do not divide over {num_replicas} ranks"
         else:
             self._trainer.accumulate_grad_batches = before // num_replicas
-            rank_zero_info(
+            self._program.say(
                 f"accumulate_grad_batches={before // num_replicas} on {num_replicas} ranks: an optimizer step is made "
                 f"of {before} batches, as before"
             )

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities import CombinedLoader
 from ..data import ElasticSampler, TrackedLoader, samplers, shield_workers
 from ..data.rng import load_streams_state, streams_state
 from ..errors import ConfigError
-from . import internals
+from . import loader_internals
 
 
 class PositionPart:
@@ -48,8 +48,8 @@ class PositionPart:
             return loader
 
         strategy.__dict__["process_dataloader"] = process_dataloader
-        internals.call_with_training_loaders(trainer, self._adopt)
-        internals.call_before_fetch(trainer, self._before_fetch)
+        loader_internals.call_with_training_loaders(trainer, self._adopt)
+        loader_internals.call_before_fetch(trainer, self._before_fetch)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the positions after the present batch."""
@@ -57,7 +57,7 @@ class PositionPart:
             return self._restored
         state = {"replicas": self.num_replicas, **(self._ahead or {"streams": None, "loaders": self._after_fetched()})}
         if self._trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
-            state["loaders_made_in"] = internals.loaders_made_in(self._trainer)
+            state["loaders_made_in"] = loader_internals.loaders_made_in(self._trainer)
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -65,7 +65,7 @@ class PositionPart:
         self._restored = state
         self._waits = True
         self._resharded = state["replicas"] != self.num_replicas
-        internals.make_training_loaders_again(self._trainer)
+        loader_internals.make_training_loaders_again(self._trainer)
 
     @property
     def num_replicas(self) -> int:
@@ -95,18 +95,18 @@ class PositionPart:
             return
         assert self._restored is not None
         self._waits = False
-        internals.make_training_iterators(self._trainer)
+        loader_internals.make_training_iterators(self._trainer)
         if "loaders_made_in" in self._restored:
-            internals.set_loaders_made_in(self._trainer, self._restored["loaders_made_in"])
+            loader_internals.set_loaders_made_in(self._trainer, self._restored["loaders_made_in"])
         self._restored = None
 
     def close(self) -> None:
         """Give the trainer its own methods back."""
         self._trainer.strategy.__dict__.pop("process_dataloader", None)
-        internals.stop_call_with_training_loaders(self._trainer)
-        internals.stop_call_before_fetch(self._trainer)
+        loader_internals.stop_call_with_training_loaders(self._trainer)
+        loader_internals.stop_call_before_fetch(self._trainer)
         if self._combined is not None:
-            internals.restore_iterables(self._combined)
+            loader_internals.restore_iterables(self._combined)
 
     @property
     def _epoch(self) -> int:
@@ -116,9 +116,9 @@ class PositionPart:
     def _adopt(self, combined: CombinedLoader) -> None:
         """Track the loaders of *combined*, which Lightning has just made."""
         if self._combined is not None:
-            internals.restore_iterables(self._combined)
+            loader_internals.restore_iterables(self._combined)
         self._combined = combined
-        self._loaders = [TrackedLoader(loader, self.num_replicas) for loader in internals.loaders_of(combined)]
+        self._loaders = [TrackedLoader(loader, self.num_replicas) for loader in loader_internals.loaders_of(combined)]
         if self._restored is not None:
             states = self._restored["loaders"]
             if len(states) != len(self._loaders):
@@ -128,7 +128,7 @@ class PositionPart:
                 )
             for loader, state in zip(self._loaders, states, strict=True):
                 loader.load_state_dict(state)
-        internals.replace_iterables(combined, self._begin, self._begun)
+        loader_internals.replace_iterables(combined, self._begin, self._begun)
 
     def _begin(self) -> list[Any]:
         """Return what the iterators of the present epoch are made from."""
@@ -145,23 +145,23 @@ class PositionPart:
         if self._restored is None or self._waits:
             return
         completed = [loader.num_passes > 0 for loader in self._loaders]
-        internals.set_progress(combined, num_fetched=self._num_fetched(), completed=completed)
+        loader_internals.set_progress(combined, num_fetched=self._num_fetched(), completed=completed)
         if self._restored["streams"] is not None:
             load_streams_state(self._restored["streams"])  # the batch ahead is fetched next
 
     def _num_fetched(self) -> int:
         """Return the number of batches of this job before the position with which the iterators have begun."""
-        total = internals.num_batches(self._trainer)
+        total = loader_internals.num_batches(self._trainer)
         if total == float("inf"):
             return max(loader.position.num_done for loader in self._loaders if not loader.num_passes)
-        return int(total - internals.num_batches_left(self._trainer, self._loaders))
+        return int(total - loader_internals.num_batches_left(self._trainer, self._loaders))
 
     def _after_fetched(self) -> list[dict[str, Any]]:
         """Return the positions after all batches that the present iterators yielded."""
         return [loader.state_dict() for loader in self._loaders]
 
     def _before_fetch(self) -> None:
-        if internals.fetches_ahead(self._trainer):
+        if loader_internals.fetches_ahead(self._trainer):
             self._ahead = None
             self._numbers_ahead = self.numbers()
             self._ahead = {"streams": streams_state(), "loaders": self._after_fetched()}

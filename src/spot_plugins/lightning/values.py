@@ -64,6 +64,8 @@ class Recorder:
         """
         Return *value* in a form that can be saved, or None if it has not changed since its *fingerprint*.
 
+        Generators and objects with ``state_dict()`` count as changed.
+
         Raises:
             TooLargeError: It has changed and is too large.
             UnsavableError: It has changed and cannot be saved, or is saved with the model or the optimizers.
@@ -75,7 +77,18 @@ class Recorder:
                 return None
             raise
         is_same = isinstance(fingerprint, _Fingerprint) and fingerprint.is_of(document, tensors)
-        return None if is_same and record["kind"] != "stateful" else record
+        return None if is_same and record["kind"] not in ("stateful", "generator") else record
+
+    def held(self, value: Any) -> Iterator[object]:
+        """Yield *value* and all that is in it, if it can be recorded, or if a warning will say that it is too large."""
+        try:
+            self._described(value)
+        except UnsavableError:
+            return
+        except TooLargeError:
+            pass
+        yield from self._inside(vars(value) if self._has_fields(value) else value)
+        yield value
 
     def _described(self, value: Any) -> tuple[dict[str, Any], Any, dict[str, Any]]:
         """Return the record of *value*, and that record as JSON and tensors."""
@@ -102,11 +115,23 @@ class Recorder:
             return {"kind": "stack", "value": stack, "on_device": not value[0].is_cpu}
         if _is_stateful(value):
             return {"kind": "stateful", "value": _state_of(value)}
-        if type(value).__module__.partition(".")[0] == self._root and hasattr(value, "__dict__"):
+        if self._has_fields(value):
             fields = vars(value)
             on_device = self._check(fields, _Budget())
             return {"kind": "fields", "type": type(value).__qualname__, "value": dict(fields), "on_device": on_device}
         return {"kind": "plain", "on_device": self._check(value, _Budget()), "value": value}
+
+    def _has_fields(self, value: Any) -> bool:
+        """Return True if *value* is an object of one of the program's own classes."""
+        return type(value).__module__.partition(".")[0] == self._root and hasattr(value, "__dict__")
+
+    def _inside(self, value: Any) -> Iterator[object]:
+        """Yield the lists, dicts, sets and tuples in *value*, and *value* itself, and what is in all of them."""
+        yield value
+        items = value.values() if isinstance(value, Mapping) else value
+        for each in items if isinstance(value, (Mapping, list, tuple, deque, Set)) else ():
+            if type(each) not in _SCALARS:
+                yield from self._inside(each)
 
     def _check(self, value: Any, budget: _Budget) -> bool:
         """Check that *value* can be saved, and return True if a tensor in it is on a device."""
@@ -230,7 +255,8 @@ def _is_frozen(value: Any) -> bool:
 
 def _identity(value: Any) -> Any:
     length = len(value) if isinstance(value, (list, dict, set, deque)) else None
-    return "identity", id(value), length, tensor_version(value)
+    items = (value.values() if isinstance(value, dict) else value) if length and length <= MAX_ITEMS else ()
+    return "identity", id(value), length, tensor_version(value), [tensor_version(each) for each in items]
 
 
 def _is_uniform(values: list[Any]) -> bool:

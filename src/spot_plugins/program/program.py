@@ -30,7 +30,7 @@ class Program:
         """Returns the epoch of the training after the resume. None if the host knows none."""
         self._facts: dict[str, Facts] = {}
         self._saved: Any = None
-        self._pending: list[str] = []
+        self._pending: list[tuple[str, int]] = []
         self._lines: Lines | None = None
         self._is_finished = False
 
@@ -58,7 +58,7 @@ class Program:
         found = {f"loader-{index}": describe_loader(loader) for index, loader in enumerate(loaders)}
         if self._saved is not None:
             result = compare(self._saved, found)
-            self._pending += result.lines
+            self._pending += [(text, logging.WARNING) for text in result.lines]
         self._facts.update(found)
         if self._lines is not None:
             self.tell(self._lines)
@@ -82,15 +82,22 @@ class Program:
             return None
         result = compare(saved, self._facts)
         self._saved, self._facts = saved, result.facts
-        self._pending += result.lines
+        self._pending += [(text, logging.WARNING) for text in result.lines]
         return "; ".join(result.refusals) or None
 
     def tell(self, lines: Lines) -> None:
-        """Show the differences that were not shown yet, on rank 0. From now on they are shown when they are found."""
+        """Show what was not shown yet, on rank 0. From now on differences are shown when they are found."""
         self._lines = lines
         pending, self._pending = self._pending, []
-        for text in pending:
-            lines.say_first(text, logging.WARNING)
+        for text, level in pending:
+            lines.say_first(text, level)
+
+    def say(self, text: str) -> None:
+        """Show *text* on rank 0, in the course of a resume after its first line."""
+        if self._lines is None:
+            self._pending.append((text, logging.INFO))
+        else:
+            self._lines.say_first(text)
 
     def tell_finished(self, step: int, reason: str = "") -> None:
         """Show, once and on rank 0, that nothing is left to train after the resume from *step*."""

@@ -67,15 +67,18 @@ class Saver:
         """
         Make the first buffers on the copying thread, so that the first save need not.
 
+        The state is taken in any case, because the first step is the first moment at which an optimizer has one.
+
         Raises:
             UnsafeStateError, ConfigError: As :meth:`save`.
         """
-        if self._layouts:
-            return  # there was a save before
+        has_buffers = bool(self._layouts)  # of a save, or of a pause before the first step
         _, active, frozen = self._capture()
         num_bytes = self._layout_of(active, frozen=False).num_bytes
         num_frozen_bytes = self._layout_of(frozen, frozen=True).num_bytes if frozen else 0
         self._buffers.check_size(num_bytes)
+        if has_buffers:
+            return
         self._is_prepared.clear()
 
         def make() -> None:

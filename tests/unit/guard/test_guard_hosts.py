@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import types
 import warnings
 
 import lightning.pytorch as pl
@@ -121,38 +122,91 @@ class Teacher(Module):
 
 
 class ByHand(Module):
-    """A module with an optimizer and a scheduler that Lightning does not know."""
+    """A module with an optimizer and a scheduler that Lightning does not know, in attributes of its own."""
 
     def __init__(self):
         super().__init__()
         self.automatic_optimization = False
         self.head = nn.Linear(1, 1)
-        self.other = torch.optim.Adam(self.head.parameters())
-        self.schedule = torch.optim.lr_scheduler.StepLR(self.other, 2)
+        self.keep(torch.optim.Adam(self.head.parameters()))
+
+    def keep(self, optimizer):
+        self.other = optimizer
+        self.schedule = torch.optim.lr_scheduler.StepLR(optimizer, 2)
+
+    def own(self):
+        return self.other, self.schedule
 
     def training_step(self, batch, index):
-        main = self.optimizers()
+        main, (other, schedule) = self.optimizers(), self.own()
         loss = self.head(self.net(batch[0])).square().mean()
         main.zero_grad()
-        self.other.zero_grad()
+        other.zero_grad()
         self.manual_backward(loss)
         main.step()
-        self.other.step()
-        self.schedule.step()
+        other.step()
+        schedule.step()
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.net.parameters(), lr=1e-2)
 
 
+class HiddenByHand(ByHand):
+    """The same, with both of them in an object that has no state of its own."""
+
+    def keep(self, optimizer):
+        self.box = types.SimpleNamespace(other=optimizer, schedule=torch.optim.lr_scheduler.StepLR(optimizer, 2))
+
+    def own(self):
+        return self.box.other, self.box.schedule
+
+
 class Mixing(Module):
-    """A module that draws from a generator of its own."""
+    """A module that draws from a generator of its own, in batches from *first* on."""
+
+    first = 0
 
     def __init__(self):
         super().__init__()
         self._mix = np.random.default_rng(1)
 
+    def draw(self):
+        return self._mix.random()
+
     def training_step(self, batch, index):
-        return super().training_step([batch[0] * self._mix.random()], index)
+        factor = self.draw() if self.global_step >= self.first else 1.0
+        return super().training_step([batch[0] * factor], index)
+
+
+class LateMixing(Mixing):
+    """The same, from the third batch on."""
+
+    first = 2
+
+
+class HiddenMixing(LateMixing):
+    """The same, with the generator in an attribute of another object."""
+
+    def __init__(self):
+        super().__init__()
+        self._mix = [self._mix]
+
+    def draw(self):
+        return self._mix[0].random()
+
+
+class LateAverage(Module):
+    """A module that keeps averages of its weights in a list, from the third batch on."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+        self.average = [each.detach().clone() for each in self.parameters()]
+
+    def on_train_batch_end(self, *args):
+        if self.global_step > 2:
+            for mine, other in zip(self.average, self.parameters(), strict=True):
+                mine.mul_(0.9).add_(other.detach(), alpha=0.1)
 
 
 class Unlabeled(Module):
@@ -204,8 +258,8 @@ class _Pairs(Dataset):
     ("make", "names"),
     [
         (Teacher, ["module Sequential `module.teachers[0]`"]),
-        (ByHand, ["optimizer Adam `module.other`", "learning rate scheduler StepLR `module.schedule`"]),
-        (Mixing, ["random generator Generator `module._mix`"]),
+        (HiddenByHand, ["optimizer Adam `module.box.other`", "learning rate scheduler StepLR `module.box.schedule`"]),
+        (HiddenMixing, ["random generator Generator `module._mix[0]`"]),
         (Unlabeled, ["position in the data of DataLoader `module.unlabeled`"]),
         (Noisy, ["random generator Generator `train_dataloader.dataset.data.generator`"]),
     ],
@@ -214,6 +268,11 @@ def test_a_module_of_lightning_is_told(tmp_path, make, names):
     [told] = fit(tmp_path, make())
     for name in names:
         assert name in told
+
+
+@pytest.mark.parametrize("make", [ByHand, Mixing, LateMixing, LateAverage])
+def test_a_module_of_lightning_is_told_nothing_of_what_its_attributes_save(tmp_path, make):
+    assert fit(tmp_path, make()) == []
 
 
 class Loop:
