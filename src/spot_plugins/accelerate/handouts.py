@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 import itertools
-import warnings
 from collections import Counter
 from typing import Any, Final
+
+from .told import Told
 
 NUM_FIRST: Final = 4
 """Steps of a loader whose batches are counted one by one, to find loops that fetch a batch ahead."""
@@ -50,19 +51,6 @@ FOOT: Final = (
 
 _RESTARTING: Final[tuple[type, ...]] = (itertools.count, type(iter([])), type(iter(())), type(iter(range(0))))
 """Kinds of iterators that begin anew with the program."""
-
-
-class Told:
-    """The warnings of one loop, each of which is given once."""
-
-    def __init__(self) -> None:
-        self._given: set[str] = set()
-
-    def __call__(self, text: str, stacklevel: int, **values: Any) -> None:
-        """Warn with *text*, in which *values* stand in braces, unless it was given before."""
-        if text not in self._given:
-            self._given.add(text)
-            warnings.warn(text.format(**values) if values else text, stacklevel=stacklevel + 1)
 
 
 class HandOuts:

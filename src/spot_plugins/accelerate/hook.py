@@ -26,6 +26,7 @@ from .position import PositionPart
 from .prepared import NamedPart, Prepared, check_supported
 from .progress import Progress
 from .steps import Steps, workers_end_first
+from .told import Told
 
 
 class SpotHook:
@@ -132,15 +133,16 @@ class SpotHook:
         self._accelerator = accelerator
         self._keep_batch = config.elastic_batch == "keep"
         self._registered: list[Any] = []
+        self._told = Told()
         self._streams = StreamsPart()
         self._position = PositionPart(accelerator, self._streams, lambda: self._steps.are_done)
         self._session = SpotSession(
             config,
             on_event=subscribers_of(on_event, hooks),
-            host=host_of(accelerator, self._position),
+            host=host_of(accelerator, self._position, self._told),
             host_level=facts.host_level,
         )
-        self._steps = Steps(accelerator, self._session)
+        self._steps = Steps(accelerator, self._session, self._told)
         self._prepared: Prepared | None = None  # None: not resumed yet
         self._peeked: int | None = None
 
@@ -255,7 +257,7 @@ class SpotHook:
         """
         if self._prepared is not None:
             raise RuntimeError("resume() was called already")
-        prepared = Prepared(self._accelerator, self._registered, keep_batch=self._keep_batch)
+        prepared = Prepared(self._accelerator, self._registered, self._told, keep_batch=self._keep_batch)
         parts = [*prepared.parts(), NamedPart("position", self._position), NamedPart("rng", self._streams)]
         self._position.adopt_loaders()
         for named in parts:

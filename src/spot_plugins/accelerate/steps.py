@@ -16,17 +16,18 @@ from ..state import RngPart
 from . import internals
 from .guard import LoopGuard
 from .position import PositionPart
+from .told import Told
 
 
 class Steps:
     """The steps of a loop. It counts them, reports them to the session, and stands still in pauses."""
 
-    def __init__(self, accelerator: Accelerator, session: SpotSession) -> None:
+    def __init__(self, accelerator: Accelerator, session: SpotSession, told: Told) -> None:
         self.number = 0
         """Optimizer steps done, over all processes of the run."""
         self.last: int | None = None
         """The step after which the training is done. None: the program decides that."""
-        self.guard = LoopGuard(accelerator, self.end)
+        self.guard = LoopGuard(accelerator, self.end, told)
         self._accelerator = accelerator
         self._session = session
         self._num_batches = 0  # since the last step
@@ -44,21 +45,14 @@ class Steps:
         self._position = position
         self.guard.open(registered)
 
-    def end(self, count: int = 1, *, reports: bool = True) -> None:
-        """
-        Count *count* steps, with everything that the program does for them, and let the session save or leave.
-
-        Args:
-            count: Steps that have ended.
-            reports: False: let the session do nothing, because it finishes the training next.
-        """
+    def end(self, count: int = 1) -> None:
+        """Count *count* steps, with everything that the program does for them, and let the session save or leave."""
         self.number += count
         if self._position is not None:
             self._position.mark_step()
             self.guard.name_active(self._position.tracked_loaders)
-        if reports:
-            with workers_end_first():
-                self._report()
+        with workers_end_first():
+            self._report()
 
     def finish(self) -> None:
         """Save the end of the training and wait until it is stored."""

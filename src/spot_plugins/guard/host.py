@@ -48,5 +48,8 @@ class Host:
     loaders: Callable[[], Iterable[Any]] = _nothing
     """The loaders whose position is saved."""
 
+    named: Callable[[], Iterable[Any]] = _nothing
+    """The things of which the host warns by itself that they are not saved."""
+
     is_bare: bool = True
     """True if the program itself numbers the steps and saves the global random streams."""

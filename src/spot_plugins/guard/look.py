@@ -47,6 +47,7 @@ class Look:
 
     def suspects(self) -> Iterator[Suspect]:
         """Yield the things of which nothing is saved, and add to :attr:`known` all that were looked at."""
+        self.known.update(map(id, self.host.named()))
         for suspect in self._candidates():
             if suspect.key not in self.known:
                 self.known.add(suspect.key)
@@ -101,14 +102,18 @@ class Look:
     def _of_optimizer(self, optimizer: Optimizer) -> Iterator[Suspect]:
         if id(optimizer) in self.known:
             return
-        held, steps, state = weakref.ref(optimizer), self.steps, id(optimizer.state)
+        held, steps = weakref.ref(optimizer), self.steps
 
         def count() -> object:
             live = held()
             return None if live is None else steps.of(live)
 
+        def is_saved() -> bool:
+            live = held()
+            return live is None or recording().has_optimizer(live)
+
         recording = self.recording
-        yield self._suspect(Kind.OPTIMIZER, optimizer, count, lambda: state in recording().optimizer_states)
+        yield self._suspect(Kind.OPTIMIZER, optimizer, count, is_saved)
         lost = [
             each
             for each in _parameters_of(optimizer)
