@@ -19,7 +19,7 @@ from .host import Host, Kind
 from .optimizer_steps import OptimizerSteps
 from .places import Places, optimizer_of
 from .recording import Recording
-from .samples import is_plain, memory, state_of
+from .samples import is_plain, memory, parameters_of, state_of
 from .suspects import (
     Suspect,
     look_at_generator,
@@ -62,7 +62,7 @@ class Look:
     @cached_property
     def trained(self) -> list[torch.Tensor]:
         """The parameters of all optimizers that have stepped."""
-        return [each for optimizer in self.steps.seen() for each in _parameters_of(optimizer)]
+        return [each for optimizer in self.steps.seen() for each in parameters_of(optimizer)]
 
     @cached_property
     def unsaved_memory(self) -> set[int]:
@@ -116,7 +116,7 @@ class Look:
         yield self._suspect(Kind.OPTIMIZER, optimizer, count, is_saved)
         lost = [
             each
-            for each in _parameters_of(optimizer)
+            for each in parameters_of(optimizer)
             if not self._is_saved(each) and memory(each) not in self.unsaved_memory
         ]
         if lost:
@@ -173,7 +173,3 @@ class Look:
 
         name = name or self.places.name_of(thing)
         return Suspect(kind=kind, key=key, name=name, born=self.number, look=look, is_saved=is_saved or was_asked)
-
-
-def _parameters_of(optimizer: Optimizer) -> list[torch.Tensor]:
-    return [each for group in optimizer.param_groups for each in group["params"] if is_plain(each)]
