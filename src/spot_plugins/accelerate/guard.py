@@ -107,7 +107,7 @@ class LoopGuard:
         if is_forgotten:
             self._end_for_loop()
         elif self._num_unreported == NUM_RARE:
-            self.told(RARE, 4, number=NUM_RARE)
+            self.told(RARE, number=NUM_RARE)
 
     def hand_out(self, index: int) -> None:
         """Take note that loader *index* handed out a batch."""
@@ -129,10 +129,10 @@ class LoopGuard:
             if self._total == self._at_step:
                 self._is_within = self._trainers.have_gradients()
                 if self._total == 0 and self._calls == NUM_UNSEEN:
-                    self.told(UNSEEN, 4, number=NUM_UNSEEN)
+                    self.told(UNSEEN, number=NUM_UNSEEN)
                 return False
             if self.handouts.since_step and self._total == self._at_hand_out:
-                self.told(ORDER, 4)
+                self.told(ORDER)
                 self.handouts.is_told = True
         elif not stepped:
             self._is_within = True
@@ -152,7 +152,7 @@ class LoopGuard:
         if self._total == self._at_step or self._is_within or not self._accelerator.sync_gradients:
             return
         if self.handouts.total == 0:
-            self.told(UNREPORTED, 5, number=self._total)
+            self.told(UNREPORTED, number=self._total)
         if self._total > self._at_hand_out:
             self._num_unreported += 1
         self._end_for_loop()
@@ -174,7 +174,7 @@ class LoopGuard:
     def _end_for_loop(self) -> None:
         number, self._num_unreported = max(self._num_unreported, 1), 0
         if self.handouts.total > 0 and self._calls is None:
-            self.told(FORGOTTEN, 5, number=number)
+            self.told(FORGOTTEN, number=number)
         self._end()
         self._end_steps(number)
 
@@ -185,13 +185,13 @@ class LoopGuard:
             known = [*tracked]
             for loader in active:
                 if loader is not None and not any(loader is each for each in known):
-                    self.told(ACTIVE, 4, about=loader, name=name_of(loader))
+                    self.told(ACTIVE, about=loader, name=name_of(loader))
 
     def _on_step(self, optimizer: Optimizer) -> None:
         self._trainers.step(optimizer)
         is_unwatched = self._calls is None and self.handouts.total == 0
         if is_unwatched and self._counts is not None and self._counts.of(optimizer) == NUM_UNREPORTED:
-            self.told(UNREPORTED, 4, number=NUM_UNREPORTED)
+            self.told(UNREPORTED, number=NUM_UNREPORTED)
 
     def _count_tries(self, wrapped: Any) -> None:
         """Count the steps of Accelerate's *wrapped* optimizer, which has a scaler that may leave them out."""

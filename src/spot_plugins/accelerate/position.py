@@ -93,9 +93,13 @@ class PositionPart:
             repeat: Begin again after the last batch, without an end.
 
         Raises:
-            ConfigError: *loader* is not prepared.
+            ConfigError: *loader* is not prepared, or *limit* cannot be.
             RuntimeError: *loader* was iterated in this epoch already.
         """
+        if repeat and limit is not None:
+            raise ConfigError(f"limit={limit} and repeat=True exclude each other: leave out one of them")
+        if limit is not None and limit < 0:
+            raise ConfigError(f"limit={limit} must not be negative")
         prepared = internals.loaders(self._accelerator)
         index = next((number for number, known in enumerate(prepared) if known is loader), None)
         if index is None:

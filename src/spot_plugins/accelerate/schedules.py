@@ -67,13 +67,13 @@ class Schedules:
             if problem is None:
                 self._found[name] = scheduler
             else:
-                self._told(UNSAVED, 4, about=scheduler, kind=type(scheduler).__name__, problem=problem)
+                self._told(UNSAVED, about=scheduler, kind=type(scheduler).__name__, problem=problem)
 
     def name_late(self) -> None:
         """Warn of schedulers that were made after :meth:`find`. Call it after the first step."""
         for _, scheduler in self._unsaved():
             if not any(scheduler is each for each in self._found.values()):
-                self._told(LATE, 5, about=scheduler, kind=type(scheduler).__name__)
+                self._told(LATE, about=scheduler, kind=type(scheduler).__name__)
 
     def begin_anew(self) -> None:
         """Take the schedules as those of this process, because the program has set another accumulation."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 from weakref import WeakSet
+
+from ..guard import warn
 
 
 class Told:
@@ -15,7 +16,7 @@ class Told:
         """The things that a warning was about. No other guard warns of them."""
         self._given: set[str] = set()
 
-    def __call__(self, text: str, stacklevel: int, *, about: Any = None, **values: Any) -> None:
+    def __call__(self, text: str, *, about: Any = None, **values: Any) -> None:
         """Warn with *text*, in which *values* stand in braces, unless it was given before."""
         if about is None and text in self._given:
             return
@@ -24,4 +25,4 @@ class Told:
                 return
             self.things.add(about)
         self._given.add(text)
-        warnings.warn(text.format(**values) if values else text, stacklevel=stacklevel + 1)
+        warn(text.format(**values) if values else text)

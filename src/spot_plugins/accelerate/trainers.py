@@ -43,7 +43,7 @@ class Trainers:
             gradient = _first_gradient(optimizer)
             # The same tensor with other values: nobody has cleared the gradients, and more were added to them.
             if gradient is not None and gradient is waiting[0]() and internals.version_of(gradient) > waiting[1]:
-                self._told(SEVERAL, 5, kind=type(optimizer).__name__)
+                self._told(SEVERAL, kind=type(optimizer).__name__)
 
     def end_step(self) -> None:
         """Take note that a step has ended. Optimizers that did not step in it may wait with gradients."""

@@ -13,5 +13,6 @@ from .guard import Guard
 from .host import Host, Kind
 from .optimizer_steps import OptimizerSteps
 from .places import name_of
+from .warn import warn
 
-__all__ = ["Guard", "Host", "Kind", "OptimizerSteps", "name_of"]
+__all__ = ["Guard", "Host", "Kind", "OptimizerSteps", "name_of", "warn"]
