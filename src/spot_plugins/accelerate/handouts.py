@@ -94,7 +94,7 @@ class HandOuts:
         """Take note that a step has ended, and warn of a loop that a resume could not repeat."""
         self.confirm()
         if self.total > 0 and not self.since_step:
-            self._told(NO_BATCH, 5)
+            self._told(NO_BATCH)
         for index, number in self.since_step.items():
             first = self._first.setdefault(index, [])
             if len(first) < NUM_FIRST and not (self._has_ended or self.is_told):
