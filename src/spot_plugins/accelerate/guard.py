@@ -9,9 +9,10 @@ from typing import Any, Final
 from accelerate import Accelerator
 from torch.optim import Optimizer
 
-from ..guard import OptimizerSteps
+from ..guard import OptimizerSteps, name_of
 from . import internals
-from .handouts import HandOuts, Told
+from .handouts import HandOuts
+from .told import Told
 from .trainers import Trainers
 
 NUM_FORGOTTEN: Final = 8
@@ -44,9 +45,9 @@ ORDER: Final = (
     "so a resumed run would leave that batch out. Call after_step() at the end of the body"
 )
 ACTIVE: Final = (
-    "a prepared {kind} is in use in the middle of training without spot.batches(), so its position is not saved. If "
-    "the loop trains on it, take its batches from spot.batches(loader). If a validation was left by `break`, write it "
-    "into `with spot.pause():`"
+    "a prepared loader is in use in the middle of training without spot.batches(), so the position in the data of "
+    "{name} is not saved. If the loop trains on it, take its batches from spot.batches(loader). If a validation was "
+    "left by `break`, write it into `with spot.pause():`"
 )
 
 
@@ -60,11 +61,12 @@ class LoopGuard:
     Args:
         accelerator: The accelerator of the loop.
         end_steps: Called with a number of steps that the loop has not reported itself.
+        told: The warnings of the loop.
     """
 
-    def __init__(self, accelerator: Accelerator, end_steps: Callable[[int], None]) -> None:
-        self.told = Told()
-        self.handouts = HandOuts(self.told)
+    def __init__(self, accelerator: Accelerator, end_steps: Callable[[int], None], told: Told) -> None:
+        self.told = told
+        self.handouts = HandOuts(told)
         self._accelerator = accelerator
         self._end_steps = end_steps
         self._counts: OptimizerSteps | None = None
@@ -73,12 +75,12 @@ class LoopGuard:
         self._at_hand_out = 0  # the same when the last batch was handed out
         self._calls: int | None = None  # calls of after_step() since the last step; None: never called
         self._num_unreported = 0  # batches on which an optimizer stepped, since the last call of after_step()
-        self._trainers = Trainers(accelerator, self.told)
+        self._trainers = Trainers(accelerator, told)
         self._is_within = False  # gradients of batches before are waiting for a step
 
     def open(self, registered: Iterable[Any]) -> None:
-        """Begin to count. What is prepared and what is *registered* is saved."""
-        self._trainers.save(registered)
+        """Begin to count. The optimizers that train are those that are prepared and those among *registered*."""
+        self._trainers.expect(registered)
         self._counts = OptimizerSteps(self._on_step)
         for each in internals.optimizers(self._accelerator):
             if each.scaler is not None:
@@ -105,7 +107,7 @@ class LoopGuard:
         if is_forgotten:
             self._end_for_loop()
         elif self._num_unreported == NUM_RARE:
-            self.told(RARE, 4, number=NUM_RARE)
+            self.told(RARE, number=NUM_RARE)
 
     def hand_out(self, index: int) -> None:
         """Take note that loader *index* handed out a batch."""
@@ -121,17 +123,16 @@ class LoopGuard:
         """
         self._calls = (self._calls or 0) + 1
         self._num_unreported = 0
-        self._trainers.name_unsaved()
         if stepped is None:
             if not self._accelerator.sync_gradients:
                 return False
             if self._total == self._at_step:
                 self._is_within = self._trainers.have_gradients()
                 if self._total == 0 and self._calls == NUM_UNSEEN:
-                    self.told(UNSEEN, 4, number=NUM_UNSEEN)
+                    self.told(UNSEEN, number=NUM_UNSEEN)
                 return False
             if self.handouts.since_step and self._total == self._at_hand_out:
-                self.told(ORDER, 4)
+                self.told(ORDER)
                 self.handouts.is_told = True
         elif not stepped:
             self._is_within = True
@@ -151,7 +152,7 @@ class LoopGuard:
         if self._total == self._at_step or self._is_within or not self._accelerator.sync_gradients:
             return
         if self.handouts.total == 0:
-            self.told(UNREPORTED, 5, number=self._total)
+            self.told(UNREPORTED, number=self._total)
         if self._total > self._at_hand_out:
             self._num_unreported += 1
         self._end_for_loop()
@@ -173,8 +174,7 @@ class LoopGuard:
     def _end_for_loop(self) -> None:
         number, self._num_unreported = max(self._num_unreported, 1), 0
         if self.handouts.total > 0 and self._calls is None:
-            self.told(FORGOTTEN, 5, number=number)
-        self._trainers.name_unsaved()
+            self.told(FORGOTTEN, number=number)
         self._end()
         self._end_steps(number)
 
@@ -185,13 +185,13 @@ class LoopGuard:
             known = [*tracked]
             for loader in active:
                 if loader is not None and not any(loader is each for each in known):
-                    self.told(ACTIVE, 4, kind=type(loader).__name__)
+                    self.told(ACTIVE, about=loader, name=name_of(loader))
 
     def _on_step(self, optimizer: Optimizer) -> None:
         self._trainers.step(optimizer)
         is_unwatched = self._calls is None and self.handouts.total == 0
         if is_unwatched and self._counts is not None and self._counts.of(optimizer) == NUM_UNREPORTED:
-            self.told(UNREPORTED, 4, number=NUM_UNREPORTED)
+            self.told(UNREPORTED, number=NUM_UNREPORTED)
 
     def _count_tries(self, wrapped: Any) -> None:
         """Count the steps of Accelerate's *wrapped* optimizer, which has a scaler that may leave them out."""

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from ..guard import Host, Kind
 from . import facts, internals
 from .position import PositionPart
+from .told import Told
 
 _OBJECT: Final = "pass {} to accelerator.prepare() or to spot.register(name, object), before spot.resume()"
 _STATE: Final = "keep {} in an object with state_dict() and load_state_dict(), and spot.register() it"
@@ -25,14 +26,23 @@ REMEDIES: Final = {
 }
 
 
-def host_of(accelerator: Accelerator, position: PositionPart) -> Host:
-    """Return the view on a loop whose objects *accelerator* prepares and whose loaders *position* tracks."""
+def host_of(accelerator: Accelerator, position: PositionPart, told: Told) -> Host:
+    """
+    Return the view on a loop.
+
+    Args:
+        accelerator: Prepares the objects of the loop.
+        position: Tracks the loaders of the loop.
+        told: The warnings that the loop gets otherwise.
+    """
 
     def roots() -> Iterator[tuple[str, object]]:
         for name, found in (("model", internals.models), ("loader", internals.loaders)):
             for index, each in enumerate(found(accelerator)):
                 yield f"{name} {index}", each
 
-    return Host(
-        remedies=REMEDIES, roots=roots, loaders=position.begun_loaders, log_level=facts.host_level, is_bare=False
-    )
+    def named() -> list[object]:
+        return list(told.things)
+
+    loaders, log_level = position.begun_loaders, facts.host_level
+    return Host(remedies=REMEDIES, roots=roots, loaders=loaders, named=named, log_level=log_level, is_bare=False)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import gc
 import itertools
-import warnings
 from collections import Counter
 from typing import Any, Final
+
+from .told import Told
 
 NUM_FIRST: Final = 4
 """Steps of a loader whose batches are counted one by one, to find loops that fetch a batch ahead."""
@@ -52,19 +53,6 @@ _RESTARTING: Final[tuple[type, ...]] = (itertools.count, type(iter([])), type(it
 """Kinds of iterators that begin anew with the program."""
 
 
-class Told:
-    """The warnings of one loop, each of which is given once."""
-
-    def __init__(self) -> None:
-        self._given: set[str] = set()
-
-    def __call__(self, text: str, stacklevel: int, **values: Any) -> None:
-        """Warn with *text*, in which *values* stand in braces, unless it was given before."""
-        if text not in self._given:
-            self._given.add(text)
-            warnings.warn(text.format(**values) if values else text, stacklevel=stacklevel + 1)
-
-
 class HandOuts:
     """Counts the batches that each loader handed out, by its number in the order of ``prepare``."""
 
@@ -106,17 +94,17 @@ class HandOuts:
         """Take note that a step has ended, and warn of a loop that a resume could not repeat."""
         self.confirm()
         if self.total > 0 and not self.since_step:
-            self._told(NO_BATCH, 5)
+            self._told(NO_BATCH)
         for index, number in self.since_step.items():
             first = self._first.setdefault(index, [])
             if len(first) < NUM_FIRST and not (self._has_ended or self.is_told):
                 first.append(number)
                 if first == [2, *[1] * (NUM_FIRST - 1)]:
-                    self._told(AHEAD, 5)
+                    self._told(AHEAD)
         if self._short is not None and self.since_step and self._short not in self.since_step:
             self._steps_after_short += 1
             if self._steps_after_short == 2:
-                self._told(SHORT, 5)
+                self._told(SHORT)
         self.since_step.clear()
         self._ended.clear()
 
@@ -124,7 +112,7 @@ class HandOuts:
         """Warn of a loop that was left at the foot of its body, now that no error has left it."""
         if self._is_left_at_foot:
             self._is_left_at_foot = False
-            self._told(FOOT, 5)
+            self._told(FOOT)
 
     def look_at_consumer(self, index: int, batches: Any, start: int) -> None:
         """
@@ -140,14 +128,14 @@ class HandOuts:
         self._checked.add(index)
         for holder in gc.get_referrers(batches):
             if type(holder) is itertools.cycle:
-                self._told(CYCLE, 5)
+                self._told(CYCLE)
             elif type(holder) is itertools.islice:
-                self._told(ISLICE, 5)
+                self._told(ISLICE)
             elif type(holder) is enumerate and start > 0:
                 reduced: Any = holder.__reduce__()
                 if (count := reduced[1][1]) < start:
-                    self._told(ENUMERATE, 5, count=count, start=start)
+                    self._told(ENUMERATE, count=count, start=start)
             elif type(holder) is tuple and any(type(other) is zip for other in gc.get_referrers(holder)):
                 kinds = [type(item).__name__ for item in holder if isinstance(item, _RESTARTING)]
                 if kinds:
-                    self._told(ZIP, 5, kind=kinds[0])
+                    self._told(ZIP, kind=kinds[0])

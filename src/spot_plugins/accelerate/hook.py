@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -14,18 +12,19 @@ from accelerate import Accelerator
 from ..config import ElasticBatch, EverySeconds, NoticeSources, OnNotice, Seconds, from_environment
 from ..errors import ConfigError
 from ..events import Subscriber, subscribers_of
-from ..notices.signals import check_signals_free
 from ..session import SpotSession
 from ..state.part import Part
 from . import facts, internals
 from .batches import Batches
 from .epochs import StreamsPart
 from .guarded import host_of
-from .one_hook import claim, release
+from .one_hook import claim, open_session, release
+from .peek import Peek
 from .position import PositionPart
 from .prepared import NamedPart, Prepared, check_supported
 from .progress import Progress
 from .steps import Steps, workers_end_first
+from .told import Told
 
 
 class SpotHook:
@@ -132,16 +131,17 @@ class SpotHook:
         self._accelerator = accelerator
         self._keep_batch = config.elastic_batch == "keep"
         self._registered: list[Any] = []
+        self._told = Told()
         self._streams = StreamsPart()
         self._position = PositionPart(accelerator, self._streams, lambda: self._steps.are_done)
         self._session = SpotSession(
             config,
             on_event=subscribers_of(on_event, hooks),
-            host=host_of(accelerator, self._position),
+            host=host_of(accelerator, self._position, self._told),
         )
-        self._steps = Steps(accelerator, self._session)
+        self._steps = Steps(accelerator, self._session, self._told)
         self._prepared: Prepared | None = None  # None: not resumed yet
-        self._peeked: int | None = None
+        self._peek = Peek(self._session)
 
     def __enter__(self) -> SpotHook:
         """
@@ -152,12 +152,7 @@ class SpotHook:
         """
         claim(self)
         try:
-            is_main = threading.current_thread() is threading.main_thread()
-            if is_main:
-                check_signals_free()
-            self._session.open()
-            if is_main:
-                self._session.handle_signals()
+            open_session(self._session)
         except BaseException:
             release(self)
             self._session.close()
@@ -231,12 +226,7 @@ class SpotHook:
             NothingToResumeError, IncompatibleCheckpointError, StoreError: See
                 :meth:`spot_plugins.session.SpotSession.peek`.
         """
-        found = self._session.peek(("position", "epoch"))
-        self._peeked = 0 if found is None else found.step
-        if found is None:
-            return Progress(step=0, epoch=0, batches=0, resumed=False)
-        epoch = found.value if isinstance(found.value, int) else 0
-        return Progress(step=found.step, epoch=epoch, batches=0, resumed=True)
+        return self._peek.progress()
 
     def resume(self) -> Progress:
         """
@@ -254,7 +244,7 @@ class SpotHook:
         """
         if self._prepared is not None:
             raise RuntimeError("resume() was called already")
-        prepared = Prepared(self._accelerator, self._registered, keep_batch=self._keep_batch)
+        prepared = Prepared(self._accelerator, self._registered, self._told, keep_batch=self._keep_batch)
         parts = [*prepared.parts(), NamedPart("position", self._position), NamedPart("rng", self._streams)]
         self._position.adopt_loaders()
         for named in parts:
@@ -262,12 +252,7 @@ class SpotHook:
         facts.describe(self._session.program, self._accelerator)
         self._session.program.epoch = lambda: self._position.epochs.present
         step = self._session.resume() or 0
-        if self._peeked not in (None, step):
-            warnings.warn(
-                f"peek() found step {self._peeked}, which is damaged, so the training continues from step {step}. "
-                f"Start the program again if it was built for step {self._peeked}",
-                stacklevel=2,
-            )
+        self._peek.compare(step)
         prepared.resume(step)
         self._steps.open(step, self._registered, self._position)
         self._prepared = prepared
@@ -317,10 +302,6 @@ class SpotHook:
         """
         prepared = self._check_resumed()
         prepared.check_none_is_late()
-        if repeat and limit is not None:
-            raise ConfigError(f"limit={limit} and repeat=True exclude each other: leave out one of them")
-        if limit is not None and limit < 0:
-            raise ConfigError(f"limit={limit} must not be negative")
         return self._position.batches(loader, self._steps.guard, self._session.fence, limit=limit, repeat=repeat)
 
     def after_step(self, *, stepped: bool | None = None) -> None:
@@ -340,16 +321,7 @@ class SpotHook:
         """
         prepared = self._check_resumed()
         prepared.end_batch()
-        self._steps.count_batch()
-        if not self._steps.guard.after_step(stepped):
-            return
-        if self._steps.number == 0 and not self._position.used and internals.loaders(self._accelerator):
-            warnings.warn(
-                "no batch came from spot.batches(loader), so the position in the data is not saved, and a resumed run "
-                "would train on the first samples again. Write `for batch in spot.batches(loader)`",
-                stacklevel=2,
-            )
-        self._steps.end()
+        self._steps.end_batch(stepped)
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -405,9 +377,7 @@ class SpotHook:
             RuntimeError: No step is done yet, or :meth:`resume` was not called.
         """
         self._check_resumed()
-        if not self._steps.number:
-            raise RuntimeError("keep() before the first step: there is nothing to keep yet")
-        self._steps.keep(self._steps.number if step is None else step)
+        self._steps.keep(step)
 
     def release(self, step: int) -> None:
         """Let a kept step be pruned like any other. Call it on every rank. It does nothing if *step* is not kept."""

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from weakref import ReferenceType, ref
 
 from ..errors import ConfigError
+from ..notices.signals import check_signals_free
+from ..session import SpotSession
 
 _open: ReferenceType[object] | None = None
 
@@ -31,3 +34,13 @@ def release(hook: object) -> None:
     global _open
     if _open is not None and _open() is hook:
         _open = None
+
+
+def open_session(session: SpotSession) -> None:
+    """Open *session*. It takes SIGTERM as a notice if this is the main thread."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main:
+        check_signals_free()
+    session.open()
+    if is_main:
+        session.handle_signals()

@@ -16,7 +16,7 @@ from . import internals
 from .batches import Batches
 from .epochs import Epochs, StreamsPart
 from .guard import LoopGuard
-from .tracked import TrackedLoader
+from .training_loader import TrainingLoader
 
 MISSING: Final = object()
 """Default of ``next()`` that stands for an iterator that has ended."""
@@ -40,7 +40,7 @@ class PositionPart:
         self._accelerator = accelerator
         self._streams = streams
         self._is_over = is_over
-        self._tracked: dict[int, TrackedLoader] = {}
+        self._tracked: dict[int, TrainingLoader] = {}
         self._endless: dict[int, Generator[Any]] = {}  # iterators of loaders that are repeated
         self._has_stepped = False
         self._num_yielded = 0  # batches of all loaders
@@ -93,9 +93,13 @@ class PositionPart:
             repeat: Begin again after the last batch, without an end.
 
         Raises:
-            ConfigError: *loader* is not prepared.
+            ConfigError: *loader* is not prepared, or *limit* cannot be.
             RuntimeError: *loader* was iterated in this epoch already.
         """
+        if repeat and limit is not None:
+            raise ConfigError(f"limit={limit} and repeat=True exclude each other: leave out one of them")
+        if limit is not None and limit < 0:
+            raise ConfigError(f"limit={limit} must not be negative")
         prepared = internals.loaders(self._accelerator)
         index = next((number for number, known in enumerate(prepared) if known is loader), None)
         if index is None:
@@ -143,7 +147,7 @@ class PositionPart:
         guard.handouts.end(index, is_resumed=is_resumed)
 
     def _fetch(
-        self, tracked: TrackedLoader, epoch: int, guard: LoopGuard, limit: int | None, *, is_active: bool = True
+        self, tracked: TrainingLoader, epoch: int, guard: LoopGuard, limit: int | None, *, is_active: bool = True
     ) -> Generator[Any]:
         """Yield what is left of *epoch* of one loader, and restore the streams where they were saved."""
         # If several loaders continue, the last one restores the streams for good, because the first step follows.
@@ -257,10 +261,10 @@ class PositionPart:
         ]
         return min([self.epochs.present, *(epoch for epoch in waiting if epoch is not None)])
 
-    def _track(self, index: int) -> TrackedLoader:
+    def _track(self, index: int) -> TrainingLoader:
         if index not in self._tracked:
             loader = internals.loaders(self._accelerator)[index]
-            self._tracked[index] = TrackedLoader(loader, self._accelerator.num_processes)
+            self._tracked[index] = TrainingLoader(loader, self._accelerator.num_processes)
         return self._tracked[index]
 
 

@@ -17,6 +17,7 @@ from ..state.part import Part
 from . import internals
 from .counters import CountersPart
 from .schedules import Schedules
+from .told import Told
 
 _SUPPORTED: Final = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
 
@@ -86,13 +87,14 @@ class Prepared:
     Args:
         accelerator: After ``prepare``.
         registered: Parts that the user has registered.
+        told: The warnings of the loop.
         keep_batch: Change gradient accumulation so that it makes up for another number of processes.
     """
 
-    def __init__(self, accelerator: Accelerator, registered: list[Any], *, keep_batch: bool) -> None:
+    def __init__(self, accelerator: Accelerator, registered: list[Any], told: Told, *, keep_batch: bool) -> None:
         self._accelerator = accelerator
         self._registered = registered
-        self._schedules = Schedules(accelerator, registered)
+        self._schedules = Schedules(accelerator, registered, told)
         self._counters = CountersPart(accelerator, self._schedules, keep_batch=keep_batch)
         self._number = _num_prepared(accelerator)
         self._has_ended_batch = False

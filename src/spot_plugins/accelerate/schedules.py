@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any, Final
-from weakref import WeakSet
 
 from accelerate import Accelerator
 from accelerate.scheduler import AcceleratedScheduler
@@ -19,7 +18,12 @@ from ..errors import UnsafeStateError
 from ..state import encode
 from . import internals
 from .cadence import Cadence, Scale, natural_steps_per_call, steps_per_call
+from .told import Told
 
+UNSAVED: Final = (
+    "{kind} is not prepared and cannot be saved, so the learning rate begins anew with each resume: {problem}. Pass it "
+    "to accelerator.prepare(), or to accelerator.register_for_checkpointing()"
+)
 LATE: Final = (
     "{kind} was made after spot.resume(), so the learning rate begins anew with each resume. Make it before, and pass "
     "it to accelerator.prepare()"
@@ -34,11 +38,11 @@ class Schedules:
     processes each call of a prepared scheduler makes as many steps as the samples since the last call are worth.
     """
 
-    def __init__(self, accelerator: Accelerator, registered: list[Any]) -> None:
+    def __init__(self, accelerator: Accelerator, registered: list[Any], told: Told) -> None:
         self._accelerator = accelerator
         self._registered = registered
+        self._told = told
         self._found: dict[str, Any] = {}
-        self._seen: WeakSet[Any] = WeakSet()
         self._first: Scale | None = None  # None: this process began the run
         self._saved: Scale | None = None  # of the process that saved the step
         self._cadences: dict[int, Cadence] = {}
@@ -55,8 +59,6 @@ class Schedules:
         unsaved = list(self._unsaved())
         names = Counter(name for name, _ in unsaved)
         for name, scheduler in unsaved:
-            self._seen.add(scheduler)
-            kind = type(scheduler).__name__
             problem = "another one of the same class is bound to the same optimizer" if names[name] > 1 else None
             try:
                 encode(scheduler.state_dict())
@@ -65,18 +67,13 @@ class Schedules:
             if problem is None:
                 self._found[name] = scheduler
             else:
-                warnings.warn(
-                    f"{kind} is not prepared and cannot be saved, so the learning rate begins anew with each resume: "
-                    f"{problem}. Pass it to accelerator.prepare(), or to accelerator.register_for_checkpointing()",
-                    stacklevel=4,
-                )
+                self._told(UNSAVED, about=scheduler, kind=type(scheduler).__name__, problem=problem)
 
     def name_late(self) -> None:
         """Warn of schedulers that were made after :meth:`find`. Call it after the first step."""
         for _, scheduler in self._unsaved():
-            if scheduler not in self._seen:
-                self._seen.add(scheduler)
-                warnings.warn(LATE.format(kind=type(scheduler).__name__), stacklevel=5)
+            if not any(scheduler is each for each in self._found.values()):
+                self._told(LATE, about=scheduler, kind=type(scheduler).__name__)
 
     def begin_anew(self) -> None:
         """Take the schedules as those of this process, because the program has set another accumulation."""

@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final
 
 from accelerate import Accelerator
 
 from ..data import end_shielded_workers
 from ..errors import Preempted
+from ..guard import warn
 from ..session import PROGRAM, Pause, SpotSession
 from ..state import RngPart
 from . import internals
 from .guard import LoopGuard
 from .position import PositionPart
+from .told import Told
+
+NO_LOADER: Final = (
+    "no batch came from spot.batches(loader), so the position in the data is not saved, and a resumed run would train "
+    "on the first samples again. Write `for batch in spot.batches(loader)`"
+)
+MIDST: Final = (
+    "pause() in the middle of a step: the state cannot be saved here, so a notice has to wait for the next "
+    "after_step(). Enter it after after_step(), while accelerator.sync_gradients is True"
+)
 
 
 class Steps:
     """The steps of a loop. It counts them, reports them to the session, and stands still in pauses."""
 
-    def __init__(self, accelerator: Accelerator, session: SpotSession) -> None:
+    def __init__(self, accelerator: Accelerator, session: SpotSession, told: Told) -> None:
         self.number = 0
         """Optimizer steps done, over all processes of the run."""
         self.last: int | None = None
         """The step after which the training is done. None: the program decides that."""
-        self.guard = LoopGuard(accelerator, self.end)
+        self.guard = LoopGuard(accelerator, self.end, told)
         self._accelerator = accelerator
         self._session = session
         self._num_batches = 0  # since the last step
@@ -44,21 +54,14 @@ class Steps:
         self._position = position
         self.guard.open(registered)
 
-    def end(self, count: int = 1, *, reports: bool = True) -> None:
-        """
-        Count *count* steps, with everything that the program does for them, and let the session save or leave.
-
-        Args:
-            count: Steps that have ended.
-            reports: False: let the session do nothing, because it finishes the training next.
-        """
+    def end(self, count: int = 1) -> None:
+        """Count *count* steps, with everything that the program does for them, and let the session save or leave."""
         self.number += count
         if self._position is not None:
             self._position.mark_step()
             self.guard.name_active(self._position.tracked_loaders)
-        if reports:
-            with workers_end_first():
-                self._report()
+        with workers_end_first():
+            self._report()
 
     def finish(self) -> None:
         """Save the end of the training and wait until it is stored."""
@@ -68,9 +71,15 @@ class Steps:
         with workers_end_first():
             self._session.finish(self.number)
 
-    def count_batch(self) -> None:
-        """Count a batch, whether a step ends with it or not."""
+    def end_batch(self, stepped: bool | None) -> None:
+        """End a batch, and the step if it makes one. *stepped* is the word of the program. None: find out."""
         self._num_batches += 1
+        if not self.guard.after_step(stepped):
+            return
+        used = self._position is not None and self._position.used
+        if self.number == 0 and not used and internals.loaders(self._accelerator):
+            warn(NO_LOADER)
+        self.end()
 
     def _report(self) -> None:
         """Report the last step. The position in the data and the batches since the step before are its fingerprint."""
@@ -108,14 +117,10 @@ class Steps:
                 self._pause.check()
 
     def _begin_pause(self) -> None:
-        """Begin a pause, or warn in the middle of a step. The warning points at the caller of ``spot.pause``."""
+        """Begin a pause, or warn in the middle of a step."""
         self.guard.handouts.confirm()
         if self.guard.is_within_step:
-            warnings.warn(
-                "pause() in the middle of a step: the state cannot be saved here, so a notice has to wait for the next "
-                "after_step(). Enter it after after_step(), while accelerator.sync_gradients is True",
-                stacklevel=6,
-            )
+            warn(MIDST)
             return
         pause = self._session.pause(self.number)
         pause.__enter__()
@@ -128,8 +133,15 @@ class Steps:
             with workers_end_first():
                 pause.__exit__(None, None, None)
 
-    def keep(self, step: int) -> None:
-        """Keep *step*. In the middle of a step the live state is not saved, because it belongs to no step."""
+    def keep(self, step: int | None) -> None:
+        """
+        Keep *step*, or the present one.
+
+        In the middle of a step the live state is not saved, because it belongs to no step.
+        """
+        if not self.number:
+            raise RuntimeError("keep() before the first step: there is nothing to keep yet")
+        step = self.number if step is None else step
         self._session.keeper.keep(step, PROGRAM, saves_live=not self.guard.is_within_step)
 
 

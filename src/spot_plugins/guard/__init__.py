@@ -12,5 +12,7 @@ from __future__ import annotations
 from .guard import Guard
 from .host import Host, Kind
 from .optimizer_steps import OptimizerSteps
+from .places import name_of
+from .warn import warn
 
-__all__ = ["Guard", "Host", "Kind", "OptimizerSteps"]
+__all__ = ["Guard", "Host", "Kind", "OptimizerSteps", "name_of", "warn"]

@@ -79,7 +79,7 @@ class Feeds:
         self._steps_left = NUM_STEPS
 
     def _tracked(self, look: Look) -> tuple[set[int], set[int]]:
-        """Return ``id()`` of the samplers and data sets of loaders whose position is saved."""
+        """Return ``id()`` of the samplers and data sets of loaders whose position is saved, or that are named."""
         owners = look.recording().owners
         loaders = [*look.host.loaders(), *(loader for loader in look.census.loaders if id(loader) in owners)]
         for position in look.census.positions:
@@ -89,6 +89,7 @@ class Feeds:
                 look.known.add(id(position))
             elif id(position) not in look.known:  # it was made after the recording
                 loaders += loaders_in(position)
+        loaders += [thing for thing in look.host.named() if hasattr(thing, "batch_sampler")]
         plain = [plain_loader(loader) for loader in loaders]
         samplers = {id(internals.index_sampler(loader)) for loader in plain}
         return samplers, {id(getattr(loader, "dataset", None)) for loader in plain}

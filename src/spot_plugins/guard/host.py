@@ -55,5 +55,8 @@ class Host:
     held: Callable[[], Iterable[object]] = _nothing
     """The objects that are saved as soon as they change, so that a recording of one save need not have them."""
 
+    named: Callable[[], Iterable[Any]] = _nothing
+    """The things of which the host warns by itself that they are not saved."""
+
     is_bare: bool = True
     """True if the program itself numbers the steps and saves the global random streams."""

@@ -19,7 +19,7 @@ from .host import Host, Kind
 from .optimizer_steps import OptimizerSteps
 from .places import Places, optimizer_of
 from .recording import Recording
-from .samples import is_plain, memory, state_of
+from .samples import is_plain, memory, parameters_of, state_of
 from .suspects import (
     Suspect,
     look_at_generator,
@@ -47,6 +47,7 @@ class Look:
 
     def suspects(self) -> Iterator[Suspect]:
         """Yield the things of which nothing is saved, and add to :attr:`known` all that were looked at."""
+        self.known.update(map(id, self.host.named()))
         for suspect in self._candidates():
             if suspect.key not in self.known:
                 self.known.add(suspect.key)
@@ -61,7 +62,7 @@ class Look:
     @cached_property
     def trained(self) -> list[torch.Tensor]:
         """The parameters of all optimizers that have stepped."""
-        return [each for optimizer in self.steps.seen() for each in _parameters_of(optimizer)]
+        return [each for optimizer in self.steps.seen() for each in parameters_of(optimizer)]
 
     @cached_property
     def held(self) -> set[int]:
@@ -106,17 +107,21 @@ class Look:
     def _of_optimizer(self, optimizer: Optimizer) -> Iterator[Suspect]:
         if id(optimizer) in self.known:
             return
-        held, steps, state = weakref.ref(optimizer), self.steps, id(optimizer.state)
+        held, steps = weakref.ref(optimizer), self.steps
 
         def count() -> object:
             live = held()
             return None if live is None else steps.of(live)
 
+        def is_saved() -> bool:
+            live = held()
+            return live is None or recording().has_optimizer(live)
+
         recording = self.recording
-        yield self._suspect(Kind.OPTIMIZER, optimizer, count, lambda: state in recording().optimizer_states)
+        yield self._suspect(Kind.OPTIMIZER, optimizer, count, is_saved)
         lost = [
             each
-            for each in _parameters_of(optimizer)
+            for each in parameters_of(optimizer)
             if not self._is_saved(each) and memory(each) not in self.unsaved_memory
         ]
         if lost:
@@ -173,7 +178,3 @@ class Look:
 
         name = name or self.places.name_of(thing)
         return Suspect(kind=kind, key=key, name=name, born=self.number, look=look, is_saved=is_saved or was_asked)
-
-
-def _parameters_of(optimizer: Optimizer) -> list[torch.Tensor]:
-    return [each for group in optimizer.param_groups for each in group["params"] if is_plain(each)]

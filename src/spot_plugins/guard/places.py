@@ -91,6 +91,11 @@ def find_places(frames: Iterable[FrameType], roots: Iterable[tuple[str, object]]
     return places
 
 
+def name_of(thing: object) -> str:
+    """Return the class of *thing* and its name in the program that is running, if a variable leads to it."""
+    return find_places(program_frames(sys._getframe(1)), ()).name_of(thing)
+
+
 def optimizer_of(thing: object) -> Optimizer | None:
     """Return the attribute ``optimizer`` of *thing*, if it is one and *thing* is none."""
     if isinstance(thing, (Optimizer, nn.Module, type)):

@@ -18,7 +18,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from ..state.shard import Shard, local_tensor
-from .samples import comparable, is_plain, memory
+from .samples import comparable, is_plain, memory, parameters_of
 
 _ASKED: Final = frozenset({"state_dict", "get_state", "getstate"})
 _MAX_DEPTH: Final = 12
@@ -30,8 +30,7 @@ class Recording:
     def __init__(self) -> None:
         self.owners: set[int] = set()
         """``id()`` of the objects whose state was returned and is not empty."""
-        self.optimizer_states: set[int] = set()
-        """``id()`` of the ``state`` of the optimizers among them. A wrapper shares it with what it wraps."""
+        self._of_optimizers: set[int] = set()  # id() of the state and of the parameters of the optimizers among them
         self._modules: list[nn.Module] = []
         self._cloned: set[int] = set()  # id() of tensors of modules whose state was returned as copies
         self._memory: set[int] = set()
@@ -56,6 +55,20 @@ class Recording:
     def has(self, tensor: torch.Tensor) -> bool:
         """Return True if a plain *tensor* is saved: its memory, or a copy that its module was asked for."""
         return memory(tensor) in self._memory or id(tensor) in self._cloned
+
+    def has_optimizer(self, optimizer: Optimizer) -> bool:
+        """
+        Return True if the state of *optimizer* is saved, maybe by another optimizer that wraps it.
+
+        The two share the state, or the tensors of the state. Without tensors they train the same parameters.
+        """
+        if id(optimizer.state) in self._of_optimizers:
+            return True
+        states = [state for state in optimizer.state.values() if isinstance(state, Mapping)]
+        tensors = [each for state in states for each in state.values() if is_plain(each)]
+        if tensors:
+            return all(map(self.has, tensors))
+        return all(id(each) in self._of_optimizers for each in parameters_of(optimizer))
 
     def has_copy_of(self, tensor: torch.Tensor, trained: Set[int]) -> bool:
         """
@@ -95,7 +108,8 @@ class Recording:
             return
         self.owners.add(id(owner))
         if isinstance(owner, Optimizer):
-            self.optimizer_states.add(id(owner.state))
+            self._of_optimizers.add(id(owner.state))
+            self._of_optimizers.update(map(id, parameters_of(owner)))
 
     def _add(self, value: Any, depth: int) -> None:
         if isinstance(value, Shard):

@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 from torch import nn
+from torch.optim import Optimizer
 
 from ..state.shard import is_dtensor, local_tensor, memory_of
 
@@ -25,6 +26,11 @@ def is_plain(tensor: Any) -> bool:
         tensor = local_tensor(tensor)
     is_known = type(tensor) in (torch.Tensor, nn.Parameter, nn.Buffer)
     return is_known and tensor.layout is torch.strided and tensor.device.type != "meta" and tensor.numel() > 0
+
+
+def parameters_of(optimizer: Optimizer) -> list[torch.Tensor]:
+    """Return the plain tensors that *optimizer* trains."""
+    return [each for group in optimizer.param_groups for each in group["params"] if is_plain(each)]
 
 
 def memory(tensor: torch.Tensor) -> int:

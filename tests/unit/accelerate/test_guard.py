@@ -175,8 +175,28 @@ def test_an_optimizer_that_is_not_prepared_is_named(url):
         optimizers[1].step()
         spot.after_step()
 
-    with pytest.warns(UserWarning, match="Adam trains, and its state is not saved"):
+    with pytest.warns(UserWarning, match=r"not saved, .*: optimizer Adam `optimizers\[1\]`.*accelerator\.prepare\(\)"):
         loop(url, body)
+
+
+def test_what_the_hook_has_named_is_named_once(url):
+    """
+    The search for things that are not saved leaves out a loader and schedulers that the hook has warned of.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with training(url, loaders=2) as (life, spot, nets, optimizers, loaders):
+            twins = [torch.optim.lr_scheduler.StepLR(optimizers[0].optimizer, size) for size in (2, 3)]
+            spot.resume()
+            late = torch.optim.lr_scheduler.ExponentialLR(optimizers[0].optimizer, 0.9)
+            for (_, x), _ in zip(spot.batches(loaders[0]), loaders[1], strict=True):
+                step_on(life, nets[0], optimizers[0], x)
+                for each in (*twins, late):
+                    each.step()
+                spot.after_step()
+    told = [str(each.message) for each in caught if issubclass(each.category, UserWarning)]
+    told = [each for each in told if "saved" in each or "spot.resume()" in each]
+    assert sorted(each.split(" ")[0] for each in told) == ["ExponentialLR", "StepLR", "StepLR", "a"]
 
 
 def test_an_optimizer_in_another_one_that_is_saved_is_not_named(url):
@@ -295,7 +315,7 @@ def test_a_prepared_loader_beside_batches_is_named(url):
         spot.resume()
         pairs = zip(spot.batches(loaders[0]), loaders[1], strict=True)
         (_, x), _ = next(pairs)
-        with pytest.warns(UserWarning, match=r"in use in the middle of training without spot\.batches"):
+        with pytest.warns(UserWarning, match=r"in use .* without spot\.batches.*DataLoaderShard `loaders\[1\]` is not"):
             stepping(life, spot, nets, optimizers, x)
         for (_, x), _ in pairs:
             stepping(life, spot, nets, optimizers, x)

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, OneC
 
 from spot_plugins.accelerate.counters import CountersPart
 from spot_plugins.accelerate.schedules import Schedules
+from spot_plugins.accelerate.told import Told
 
 BATCHES = 144  # of the data set, over all processes, per epoch
 EPOCHS = 3
@@ -36,7 +37,7 @@ class Ranks:
         self.wrapped, self.scheduler = self.accelerator.prepare(self.optimizer, scheduler)
         self.at_once = 1 if split else processes
         self.per = per
-        self.part = CountersPart(self.accelerator, Schedules(self.accelerator, []), keep_batch=keep)
+        self.part = CountersPart(self.accelerator, Schedules(self.accelerator, [], Told()), keep_batch=keep)
         self.steps = 0
 
     def train(self, first, last):

@@ -26,7 +26,7 @@ def warned(run):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         run()
-    return [str(each.message) for each in caught if "not saved, although" in str(each.message)]
+    return [str(each.message) for each in caught if "not saved" in str(each.message)]
 
 
 class Module(pl.LightningModule):
@@ -313,11 +313,68 @@ def test_a_usual_loop_of_accelerate_is_told_nothing(tmp_path):
     assert warned(loop.run) == []
 
 
-def test_a_scheduler_that_is_not_prepared_is_named(tmp_path):
+def test_a_scheduler_that_is_not_prepared_is_saved(tmp_path):
     loop = Loop(tmp_path)
+    assert warned(lambda: loop.run(without=["schedule"])) == []
+
+
+class Decay:
+    """A scheduler that is none of torch."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+        self.factor = 1.0
+
+    def step(self):
+        self.factor *= 0.9
+
+    def state_dict(self):
+        return {"factor": self.factor}
+
+    def load_state_dict(self, state):
+        self.factor = state["factor"]
+
+
+def test_a_scheduler_that_torch_does_not_know_is_named(tmp_path):
+    loop = Loop(tmp_path)
+    loop.schedule = Decay(loop.optimizer)
     [told] = warned(lambda: loop.run(without=["schedule"]))
-    assert "learning rate scheduler StepLR `self.schedule`" in told
+    assert "learning rate scheduler Decay `self.schedule`" in told
     assert "accelerator.prepare()" in told
+
+
+class Outer(torch.optim.Optimizer):
+    """An optimizer around another one, which saves the state of the inner one in some way, or does not."""
+
+    def __init__(self, inner, saves):
+        self.inner, self.saves = inner, saves
+        super().__init__(inner.param_groups, {})
+        self.param_groups = inner.param_groups
+        if saves == "shares":
+            self.state = inner.state
+
+    def step(self, closure=None):
+        self.inner.step()
+
+    def state_dict(self):
+        if self.saves == "asks":
+            return self.inner.state_dict()
+        if self.saves == "copies":
+            states = [self.inner.state[each] for group in self.param_groups for each in group["params"]]
+            return {"state": dict(enumerate(states)), "param_groups": super().state_dict()["param_groups"]}
+        return super().state_dict()
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("saves", ["asks", "shares", "copies", "forgets"])
+def test_an_optimizer_in_another_one_is_named_if_its_state_is_lost(tmp_path, saves, momentum):
+    loop = Loop(tmp_path)
+    inner = torch.optim.SGD(loop.net.parameters(), lr=1e-2, momentum=momentum)
+    loop.optimizer = Outer(inner, saves)
+    loop.schedule = torch.optim.lr_scheduler.StepLR(loop.optimizer, 2)
+    told = warned(loop.run)
+    is_lost = momentum > 0 and saves in ("shares", "forgets")  # Accelerate lets prepared optimizers share nothing
+    assert ["optimizer SGD `" in each for each in told] == [True] * is_lost
 
 
 @pytest.mark.parametrize("is_registered", [True, False])

@@ -10,7 +10,7 @@ from ..errors import ConfigError
 from . import internals
 
 
-class TrackedLoader:
+class TrainingLoader:
     """
     One loader that is trained on, with its position.
 
