@@ -8,9 +8,10 @@ from typing import Any
 
 from ..errors import ConfigError
 from .internals import has_shuffle_buffer
+from .order import Order, recorded_sampler
 from .replayed import MISSING, Replayed, length_of
 from .rng import load_streams_state
-from .unwrap import streams
+from .unwrap import num_samples, streams
 from .where import Where
 
 
@@ -19,9 +20,38 @@ class Counted(Replayed):
 
     kind = "counted"
 
+    def __init__(self, loader: Any, world_size: int) -> None:
+        super().__init__(loader, world_size)
+        deals_out = world_size > 1 and hasattr(loader, "slice_fn")  # rank 0 alone reads, for all of them
+        self._sampler = None if deals_out else recorded_sampler(loader)
+        self._order = Order()
+        self._is_other_job = False  # the number of ranks or samples differs, so that the batches do too
+
+    def begin(self, epoch: int, number: int) -> None:
+        """Begin a pass, and record the order of its samples if a replay might yield another one."""
+        loaded = self._loaded
+        super().begin(epoch, number)
+        if self._sampler is None:
+            return
+        self._order = Order()
+        self._sampler.record(self._order)
+        if loaded is not None and self._before > 0 and not (self._is_other_job or self.ends_after(0)):
+            self._order.expect(loaded.get("order"), self._tell_other_order)
+
+    def after(self, batches: int) -> dict[str, Any]:
+        """Return the position, with the order of the samples if that is recorded."""
+        is_loaded = self._loaded is not None
+        order = None if is_loaded else self._order.state_dict()
+        return super().after(batches) if order is None else {**super().after(batches), "order": order}
+
     def load(self, at: Mapping[str, Any], *, where: Where) -> None:
         """Keep the position, in batches of this job. A partial batch is trained on twice, not skipped."""
         length = length_of(self._loader)
+        self._is_other_job = (where.world_size, at.get("batch_size"), at.get("num_samples")) != (
+            self._world_size,
+            self._samples_per_step,
+            num_samples(self._loader),
+        )
         batches = length if where.epoch_done and length is not None else self._batches_here(at, where.world_size)
         super().load({**at, "batches": batches}, where=where)
 
@@ -41,6 +71,15 @@ class Counted(Replayed):
                         f"were trained on. Use the same data and batch size as before, or start a new run"
                     )
         super().fast_forward(iterator)
+
+    def _tell_other_order(self) -> None:
+        warnings.warn(
+            f"the batches that were fetched again are not those that were trained on, so some samples of this epoch "
+            f"come twice or never. The order of the samples depends on something that training changes, "
+            f"such as weights by loss. Let it depend on the seed and the epoch alone, or draw it at the begin of an "
+            f"epoch and register it with a state_dict()",
+            stacklevel=2,
+        )
 
     def _advice(self) -> str:
         """Return the way to go to the position at once, which depends on the data."""
