@@ -33,7 +33,7 @@ class Counted(Replayed):
         super().begin(epoch, number)
         if self._sampler is None:
             return
-        self._order = Order()
+        self._order = Order(lambda: self.note_fetch(0))
         self._sampler.record(self._order)
         if loaded is not None and self._before > 0 and not (self._is_other_job or self.ends_after(0)):
             self._order.expect(loaded.get("order"), self._tell_other_order)
@@ -62,8 +62,8 @@ class Counted(Replayed):
                 f"fetching {self._before} batches again to find the position in the training data. {self._advice()}",
                 stacklevel=3,
             )
-            if self._at_fetch is not None:
-                load_streams_state(self._at_fetch)
+            if self._at_fetch is not None or self._is_disturbed:
+                load_streams_state(self._at_fetch or self._at_begin)
             for number in range(self._before):
                 if next(iterator, MISSING) is MISSING:
                     raise ConfigError(

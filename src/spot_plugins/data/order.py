@@ -19,9 +19,15 @@ _PLAIN: Final = (int, float, str, bytes, bool, type(None))
 
 
 class Order:
-    """The number of draws from the sampler of one pass, and a checksum of them."""
+    """
+    The number of draws from the sampler of one pass, and a checksum of them.
 
-    def __init__(self) -> None:
+    Args:
+        on_begin: Called right before the first draw.
+    """
+
+    def __init__(self, on_begin: Callable[[], None] = lambda: None) -> None:
+        self.on_begin = on_begin
         self.num_drawn = 0
         self._sum: Any = xxhash.xxh3_64()
         self._expected: Mapping[str, Any] | None = None
@@ -54,7 +60,7 @@ class Order:
 
 class RecordedSampler(Sampler[Any]):
     """
-    A stand-in for the sampler that a loader fetches by. It adds to an :class:`Order` what its next iterator yields.
+    A stand-in for the sampler that a loader fetches by. It adds to an :class:`Order` what one of its iterators yields.
 
     It has all attributes of that sampler. Iterators that are made beside the pass of a position are not recorded.
     """
@@ -64,13 +70,17 @@ class RecordedSampler(Sampler[Any]):
         self.__dict__["_order"] = None
 
     def record(self, order: Order) -> None:
-        """Add to *order* what the next iterator yields."""
+        """Add to *order* what the next iterator yields that is not only made. With workers torch makes two."""
         self.__dict__["_order"] = order
 
     def __iter__(self) -> Iterator[Any]:
         order, self.__dict__["_order"] = self._order, None
-        iterator = iter(self._recorded)
-        return iterator if order is None else _recorded(iterator, order)
+        if order is not None:
+            order.on_begin()
+        for drawn in self._recorded:  # only now, so that a sampler that draws in __iter__ draws after on_begin()
+            if order is not None:
+                order.add(drawn)
+            yield drawn
 
     def __len__(self) -> int:
         return len(self._recorded)
@@ -113,12 +123,6 @@ def _has_own_batches(loader: Any) -> bool:
     """Return True if a batch sampler of *loader* is a class of the program, which may decide the order itself."""
     found = [getattr(each, "_recorded", each) for each in batch_samplers(plain_loader(loader))]
     return any(type(each).__module__.partition(".")[0] not in ("torch", "accelerate", "lightning") for each in found)
-
-
-def _recorded(iterator: Iterator[Any], order: Order) -> Iterator[Any]:
-    for drawn in iterator:
-        order.add(drawn)
-        yield drawn
 
 
 def _bytes_of(drawn: Any) -> Any:
