@@ -14,7 +14,14 @@ NOTICES = [(6,), (9,), (3, 4)]
 """Batches before which the lives of a program are interrupted."""
 
 OTHER_ORDER = "fetched again are not those that were trained on"
-TOLD = {"SelfPaced-9": OTHER_ORDER, "SelfPaced-3-4": OTHER_ORDER}
+DRAWN = "draws before it takes each batch"
+TOLD = {
+    "SelfPaced-9": OTHER_ORDER,
+    "SelfPaced-3-4": OTHER_ORDER,
+    "RoundRobin-6": DRAWN,
+    "RoundRobin-9": DRAWN,
+    "RoundRobin-3-4": DRAWN,
+}
 """Programs that cannot be exact, by name and notices, and the words by which their user is told at the resume."""
 
 

@@ -10,7 +10,7 @@ from ..errors import ConfigError
 from .internals import has_shuffle_buffer
 from .order import Order, recorded_sampler
 from .replayed import MISSING, Replayed, length_of
-from .rng import load_streams_state
+from .rng import load_streams_state, raw_streams, same_streams, streams_state
 from .unwrap import num_samples, streams
 from .where import Where
 
@@ -25,12 +25,15 @@ class Counted(Replayed):
         deals_out = world_size > 1 and hasattr(loader, "slice_fn")  # rank 0 alone reads, for all of them
         self._sampler = None if deals_out else recorded_sampler(loader)
         self._order = Order()
+        self._has_workers = getattr(self._plain, "num_workers", 0) > 0
+        self._at_ahead: dict[str, Any] | None = None  # streams before a fetch that went ahead and drew from them
         self._is_other_job = False  # the number of ranks or samples differs, so that the batches do too
 
     def begin(self, epoch: int, number: int) -> None:
         """Begin a pass, and record the order of its samples if a replay might yield another one."""
         loaded = self._loaded
         super().begin(epoch, number)
+        self._at_ahead = None if loaded is None or self._before == 0 else loaded.get("at_ahead")
         if self._sampler is None:
             return
         self._order = Order(lambda: self.note_fetch(0))
@@ -39,10 +42,23 @@ class Counted(Replayed):
             self._order.expect(loaded.get("order"), self._tell_other_order)
 
     def after(self, batches: int) -> dict[str, Any]:
-        """Return the position, with the order of the samples if that is recorded."""
-        is_loaded = self._loaded is not None
-        order = None if is_loaded else self._order.state_dict()
-        return super().after(batches) if order is None else {**super().after(batches), "order": order}
+        """Return the position. It has the order of the samples if that is recorded, and streams if those are needed."""
+        position = super().after(batches)
+        if self._loaded is not None:
+            return position
+        more = {"order": self._order.state_dict(), "at_ahead": self._at_ahead}
+        return {**position, **{name: value for name, value in more.items() if value is not None}}
+
+    def fetch_ahead(self, iterator: Iterator[Any], batches: int) -> Any:
+        """Fetch, and keep the streams of before if the batch ahead has drawn from them. Workers have their own."""
+        if self._has_workers:
+            return super().fetch_ahead(iterator, batches)
+        before = raw_streams()
+        batch = super().fetch_ahead(iterator, batches)
+        # The first fetch is also that of the first batch. It is repeated from the begin of the epoch.
+        is_first = self._before + batches == 0
+        self._at_ahead = None if is_first or same_streams(before, raw_streams()) else streams_state(before)
+        return batch
 
     def load(self, at: Mapping[str, Any], *, where: Where) -> None:
         """Keep the position, in batches of this job. A partial batch is trained on twice, not skipped."""
@@ -65,6 +81,8 @@ class Counted(Replayed):
             if self._at_fetch is not None or self._is_disturbed:
                 load_streams_state(self._at_fetch or self._at_begin)
             for number in range(self._before):
+                if self._at_ahead is not None and 0 < number == self._before - 1:
+                    load_streams_state(self._at_ahead)
                 if next(iterator, MISSING) is MISSING:
                     raise ConfigError(
                         f"the training loader ended after {number} batches, but {self._before} of this epoch "
@@ -74,10 +92,10 @@ class Counted(Replayed):
 
     def _tell_other_order(self) -> None:
         warnings.warn(
-            f"the batches that were fetched again are not those that were trained on, so some samples of this epoch "
-            f"come twice or never. The order of the samples depends on something that training changes, "
-            f"such as weights by loss. Let it depend on the seed and the epoch alone, or draw it at the begin of an "
-            f"epoch and register it with a state_dict()",
+            "the batches that were fetched again are not those that were trained on, so some samples of this epoch "
+            "come twice or never. The order of the samples depends on something that training changes, "
+            "such as weights by loss. Let it depend on the seed and the epoch alone, or draw it at the begin of an "
+            "epoch and register it with a state_dict()",
             stacklevel=2,
         )
 

@@ -34,7 +34,7 @@ class Order:
         self._on_other: Callable[[], None] | None = None
 
     def expect(self, order: Mapping[str, Any] | None, on_other: Callable[[], None]) -> None:
-        """Compare with *order*, which :meth:`state_dict` returned, once as much is drawn. Call *on_other* if unequal."""
+        """Call *on_other* if the record differs from *order*, an earlier one, when as much is drawn."""
         self._expected, self._on_other = order, on_other
 
     def state_dict(self) -> dict[str, Any] | None:

@@ -63,6 +63,10 @@ class Replayed:
         if self._before + batches == 0 and not equal(now := streams_state(), self._at_begin):
             self._at_fetch = now
 
+    def fetch_ahead(self, iterator: Iterator[Any], batches: int) -> Any:
+        """Return the next batch of *iterator*, or :data:`MISSING`."""
+        return next(iterator, MISSING)
+
     def fast_forward(self, iterator: Iterator[Any]) -> None:
         """Restore the streams that :meth:`begin` found."""
         if self._interrupted is not None:

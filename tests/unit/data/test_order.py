@@ -1,4 +1,4 @@
-"""Fetching an epoch again is compared with its first time, and several loaders may be brought to their places at once."""
+"""An epoch that is fetched again is compared with its first time, and several loaders may be begun at once."""
 
 import copy
 import random
@@ -194,7 +194,7 @@ def all_begun_first(state=None, num_batches=3):
 
 @pytest.mark.filterwarnings("ignore:fetching 3 batches again")
 def test_all_loaders_may_begin_before_the_first_is_brought_to_its_position():
-    """The streams are those of the training after the last of them, and each epoch is fetched with those of its begin."""
+    """Each epoch is fetched with the streams of its begin, and the training continues with its own."""
     random.seed(7)
     control, _ = all_begun_first(num_batches=6)
 
