@@ -67,12 +67,19 @@ def assert_told(program, folder, notice, says):
         run_life(program, f"file://{folder}/run")
 
 
-def assert_exact(program, folder, notices):
-    """Interrupt *program* before the batches *notices*, one for each life, and compare it with one left alone."""
+def assert_exact(program, folder, notices, says=""):
+    """
+    Interrupt *program* before the batches *notices*, one for each life, and compare it with one left alone.
+
+    With *says* it is not exact, and a life that is resumed has to say so in these words.
+    """
     control = run_life(program, f"file://{folder}/control")
     lives = [run_life(program, f"file://{folder}/run", notice) for notice in notices]
     assert all(life.final is None for life in lives), "the notice did not end the training"
     lives.append(run_life(program, f"file://{folder}/run"))
+    if says:
+        assert any(says in line for life in lives[1:] for line in life.told), [life.told for life in lives]
+        return
     rows = [row for life in lives for row in life.rows]
     at = next((number for number, pair in enumerate(zip(rows, control.rows, strict=False)) if pair[0] != pair[1]), None)
     assert at is None, f"batch {at}: {rows[at]} and, left alone, {control.rows[at]}"

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Callable, Generator
 from typing import Any
 
+from ..data.rng import raw_streams, same_streams
 from ..state import RngPart, ShardedPart
 
 
@@ -20,6 +21,7 @@ class StreamsPart(ShardedPart):
     def __init__(self) -> None:
         self._part = RngPart()
         self._loaded: dict[str, Any] | None = None
+        self._mark: tuple[Any, ...] | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the streams as they are now."""
@@ -38,6 +40,18 @@ class StreamsPart(ShardedPart):
         """Restore the streams again, if a state was loaded."""
         if self._loaded is not None:
             self._part.load_state_dict(self._loaded)
+            if self._mark is not None:
+                self.mark()
+
+    def mark(self) -> None:
+        """Keep the streams for :attr:`are_drawn_from`, if a state was loaded."""
+        if self._loaded is not None:
+            self._mark = raw_streams()
+
+    @property
+    def are_drawn_from(self) -> bool:
+        """True if anything was drawn since the last :meth:`mark`, and nothing was restored."""
+        return self._mark is not None and not same_streams(self._mark, raw_streams())
 
 
 class Epochs:

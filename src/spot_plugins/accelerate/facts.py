@@ -22,8 +22,10 @@ def host_level() -> int:
 def describe(program: Program, accelerator: Accelerator) -> None:
     """Describe settings and loaders to *program*, before the resume."""
     program.add_versions(accelerate=accelerate.__version__)
+    loaders = internals.loaders(accelerator)
     program.add_settings(
+        prepared_loaders=len(loaders),  # a loader is known by its number
         mixed_precision=accelerator.mixed_precision,
         gradient_accumulation_steps=accelerator.gradient_accumulation_steps,
     )
-    program.add_loaders(internals.loaders(accelerator))
+    program.add_loaders(loaders)

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch.utils.data import IterableDataset
 
 from ..data import ElasticSampler, samplers, shield_workers
+from ..data.replayed import MISSING
 from ..data.unwrap import plain_loader
 from ..errors import ConfigError
 from . import internals
@@ -18,8 +19,11 @@ from .epochs import Epochs, StreamsPart
 from .guard import LoopGuard
 from .training_loader import TrainingLoader
 
-MISSING: Final = object()
-"""Default of ``next()`` that stands for an iterator that has ended."""
+DRAWN: Final = (
+    "random numbers were drawn between the call of spot.batches() and its first batch, and this resumed epoch puts the "
+    "random streams back at that batch. If the loop draws before it takes each batch, such as the loader to take it "
+    "from, the training is another one now: draw from a torch.Generator that is seeded with spot.progress.step instead"
+)
 
 
 class PositionPart:
@@ -121,6 +125,7 @@ class PositionPart:
         length = _num_left(loader, start, limit)
         if tracked.left_epoch == tracked.loaded_epoch == self.epochs.present:
             length = 0
+        self._streams.mark()
         generator = _then(self._iterate(index, guard, limit), fence)
         return Batches(generator, index=index, start=start, length=length, handouts=guard.handouts)
 
@@ -152,6 +157,8 @@ class PositionPart:
         """Yield what is left of *epoch* of one loader, and restore the streams where they were saved."""
         # If several loaders continue, the last one restores the streams for good, because the first step follows.
         restores = tracked.loaded_epoch == epoch and not self._has_stepped
+        if restores and not tracked.is_repeated and self._streams.are_drawn_from:
+            guard.told(DRAWN, 4)
         internals.deactivate(self._accelerator, tracked.loader)  # of a loop that was left in an earlier epoch
         iterator = tracked.begin(epoch)
         if restores and tracked.position.kind == "counted":
@@ -161,7 +168,7 @@ class PositionPart:
             self._streams.restore()
         while limit is None or tracked.num_handed_out < limit:
             guard.request()
-            if self._is_over() or (batch := next(iterator, MISSING)) is MISSING:
+            if self._is_over() or (batch := tracked.fetch(iterator)) is MISSING:
                 break
             if restores:  # by now other kinds of loaders have fetched the same batches as when the streams were saved
                 restores = False

@@ -75,6 +75,10 @@ class TrainingLoader:
         self.position.fast_forward(iterator)
         return internals.batches_left(self.loader, iterator) if continues else iterator
 
+    def fetch(self, iterator: Iterator[Any]) -> Any:
+        """Return the next batch of *iterator*, or MISSING. Accelerate fetches one batch ahead of it."""
+        return self.position.fetch_ahead(iterator, self.num_yielded)
+
     def leave(self, num_yielded_by_all: int) -> None:
         """Take note that the loop over this loader was left, when all loaders had yielded so many batches."""
         self.left_epoch = self.begun_epoch

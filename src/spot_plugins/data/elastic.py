@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import ConfigError
 from .loader_rng import LoaderGenerators
+from .replayed import MISSING
 from .sampler import ElasticSampler
 from .unwrap import batch_samplers, set_epoch
 from .where import Where
@@ -45,6 +46,10 @@ class Elastic:
 
     def note_fetch(self, batches: int) -> None:
         """Do nothing, because the order depends on no stream."""
+
+    def fetch_ahead(self, iterator: Iterator[Any], batches: int) -> Any:
+        """Return the next batch of *iterator*, or :data:`MISSING`."""
+        return next(iterator, MISSING)
 
     def fast_forward(self, iterator: Iterator[Any]) -> None:
         """Do nothing, because *iterator* begins at the position."""

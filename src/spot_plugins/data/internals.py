@@ -96,6 +96,11 @@ def has_persistent_iterator(loader: torch.utils.data.DataLoader[Any]) -> bool:
     return loader._iterator is not None
 
 
+def replace_index_sampler(loader: torch.utils.data.DataLoader[Any], name: str, sampler: Any) -> None:
+    """Give *loader* another ``sampler`` or ``batch_sampler``, as *name* says. torch refuses the plain assignment."""
+    loader.__dict__[name] = sampler
+
+
 def never_wait_for_workers() -> None:
     """
     Let no loader of this process wait for its workers any more.

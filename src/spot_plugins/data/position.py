@@ -143,6 +143,17 @@ class LoaderPosition:
         """
         self._kind.note_fetch(batches_done)
 
+    def fetch_ahead(self, iterator: Iterator[Any], batches_done: int) -> Any:
+        """
+        Return the batch after *batches_done* of *iterator*, which fetches one batch ahead of those that it yields.
+
+        A data set that draws from the streams of this process then draws the same numbers after a resume.
+
+        Returns:
+            The batch, or :data:`~spot_plugins.data.replayed.MISSING` at the end.
+        """
+        return self._kind.fetch_ahead(iterator, batches_done)
+
     def fast_forward(self, iterator: Iterator[Any]) -> None:
         """
         Bring a new iterator to the position, if its loader could not do that by itself.
@@ -224,6 +235,10 @@ class PositionKind(Protocol):
 
     def note_fetch(self, batches: int) -> None:
         """Note that the next batch is fetched, after *batches* batches of the present iterator."""
+        ...
+
+    def fetch_ahead(self, iterator: Iterator[Any], batches: int) -> Any:
+        """Return the batch after *batches* of *iterator*, which has fetched it before, or MISSING."""
         ...
 
     def fast_forward(self, iterator: Iterator[Any]) -> None:

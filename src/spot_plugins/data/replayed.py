@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
@@ -14,6 +15,9 @@ from .where import Where
 
 MISSING: Final = object()
 """Default of ``next()`` that stands for an iterator that has ended."""
+
+_REPLAYING: weakref.WeakSet[Replayed] = weakref.WeakSet()
+"""Positions whose epoch was begun again, and whose iterator was not brought to the position yet."""
 
 
 class Replayed:
@@ -41,6 +45,7 @@ class Replayed:
         self._at_fetch: dict[str, Any] | None = None  # streams right before its first fetch, if they were others
         self._loaded: Mapping[str, Any] | None = None  # a loaded position until an epoch begins
         self._interrupted: dict[str, Any] | None = None  # streams to restore after the fast-forward
+        self._is_disturbed = False  # another position has set the streams for its own epoch since the begin
 
     def begin(self, epoch: int, number: int) -> None:
         """Begin the pass of a loaded position again, or a new pass."""
@@ -58,11 +63,16 @@ class Replayed:
         if self._before + batches == 0 and not equal(now := streams_state(), self._at_begin):
             self._at_fetch = now
 
+    def fetch_ahead(self, iterator: Iterator[Any], batches: int) -> Any:
+        """Return the next batch of *iterator*, or :data:`MISSING`."""
+        return next(iterator, MISSING)
+
     def fast_forward(self, iterator: Iterator[Any]) -> None:
         """Restore the streams that :meth:`begin` found."""
         if self._interrupted is not None:
             load_streams_state(self._interrupted)
             self._interrupted = None
+            _REPLAYING.discard(self)
 
     def after(self, batches: int) -> dict[str, Any]:
         """Return the position after *batches* batches, or the loaded position if no epoch has begun since."""
@@ -114,12 +124,28 @@ class Replayed:
         self._before = loaded["batches"]
         self._at_begin, self._at_fetch = loaded["at_begin"], loaded.get("at_fetch")
         if self._before > 0:
-            self._interrupted = streams_state()
+            self._interrupted, others = _streams_of_training()
+            for each in (self, *others) if others else ():
+                each._is_disturbed = True
             load_streams_state(self._at_begin)
+            _REPLAYING.add(self)
 
     def _begin_anew(self, loaded: Mapping[str, Any] | None) -> None:
         self._before = 0
-        self._at_begin, self._at_fetch = streams_state(), None
+        self._at_begin, self._at_fetch = _streams_of_training()[0], None
+
+
+def _streams_of_training() -> tuple[dict[str, Any], list[Replayed]]:
+    """
+    Return the streams as they are, or as they will be once other positions are reached, and these positions.
+
+    A loop may begin the epoch of all its loaders before it brings any iterator to its position. The streams are then
+    those of the begin of an epoch.
+    """
+    now = streams_state()
+    others = [each for each in _REPLAYING if each._interrupted is not None]
+    found = next((each._interrupted for each in others if equal(now, each._at_begin)), None)
+    return (now, []) if found is None else (found, others)
 
 
 def length_of(loader: Any) -> int | None:

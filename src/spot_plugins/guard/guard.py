@@ -12,6 +12,7 @@ from weakref import WeakSet
 from torch.optim import Optimizer
 
 from ..state.registry import Registry
+from .gradients import WaitingGradients
 from .host import Host
 from .optimizer_steps import OptimizerSteps
 from .places import is_library_file, program_frames
@@ -50,6 +51,8 @@ class Guard:
         self._speaks = True
         self._num_reported = 0
         self._num_steps_at_begin = 0
+        self._gradients = WaitingGradients()
+        self._has_told_gradients = False
         self._is_unreported = True  # no step was reported, and nothing was said about that
 
     def open(self, *, speaks: bool) -> None:
@@ -85,6 +88,7 @@ class Guard:
     def save(self) -> None:
         """Take note that the program saves by itself."""
         self._is_unreported = False
+        self._look_for_gradients("save(step)")
 
     def after_step(self) -> bool:
         """
@@ -103,6 +107,7 @@ class Guard:
 
     def pause(self) -> None:
         """Expect that loaders are read that the training does not depend on."""
+        self._look_for_gradients("pause(step)")
         if self._search is not None:
             self._search.pause()
 
@@ -118,6 +123,8 @@ class Guard:
     def _on_optimizer_step(self, optimizer: Optimizer) -> None:
         if self._steps is None or threading.get_ident() != self._thread:
             return
+        if self._host.is_bare:
+            self._gradients.end_step(self._steps.seen())
         if self._search is not None and self._steps.of(optimizer) == STEPS_OF_NEW:
             self._search.expect_new()
         if not self._is_unreported:
@@ -133,6 +140,18 @@ class Guard:
             warn(
                 f"{num_steps} optimizer steps, and session.{call} was not called: nothing is saved, and a notice is "
                 f"not obeyed. Call resume() before the first step, and after_step(step) after each optimizer step"
+            )
+
+    def _look_for_gradients(self, call: str) -> None:
+        """Warn, once, if *call* comes within an accumulation of gradients."""
+        if self._steps is None or self._has_told_gradients or not (self._host.is_bare and self._speaks):
+            return
+        if self._gradients.exist(self._steps.seen()):
+            self._has_told_gradients = True
+            warn(
+                f"session.{call} was called while gradients wait for an optimizer step. They are not saved, so if a "
+                f"resume continues from here, and the position counts their batches, these are left out. Call it right "
+                f"after optimizer.step(), or count batches in the saved position only when their step is done"
             )
 
     def _compare_calls(self) -> None:

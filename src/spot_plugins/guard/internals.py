@@ -14,7 +14,20 @@ import torch
 from torch import nn
 from torch.utils.data.dataloader import _BaseDataLoaderIter as LoaderIterator
 
-__all__ = ["LoaderIterator", "dataset_of", "global_generators", "index_sampler", "num_yielded", "transient_buffers"]
+__all__ = [
+    "LoaderIterator",
+    "dataset_of",
+    "global_generators",
+    "index_sampler",
+    "num_yielded",
+    "transient_buffers",
+    "version_of",
+]
+
+
+def version_of(tensor: torch.Tensor) -> int:
+    """Return the number of changes of *tensor* in place, as torch counts them."""
+    return int(tensor._version)
 
 
 def num_yielded(iterator: Any) -> int:
