@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 import pytest
 import torch
+from contract.hosts.lives import differences
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -88,7 +89,7 @@ class Interrupt(Callback):
             if self.how == "kill":
                 assert self.committed.wait(30)
                 raise Killed
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGINT if self.how == "Ctrl-C" else signal.SIGTERM)
 
 
 def make_trainer(folder, *callbacks, **settings):
@@ -98,15 +99,21 @@ def make_trainer(folder, *callbacks, **settings):
     )
 
 
+ENDS = {"notice": Preempted, "kill": Killed, "Ctrl-C": SystemExit}
+"""The exception that leaves the training, for each way to interrupt it."""
+
+
 class Lives:
     """
     One program, run without an interruption and with one.
 
-    *make* returns a module and the callbacks of one process; it gets a dict to record in.
+    *make* returns a module and the callbacks of one process; it gets a dict to record in. *fit* trains the module
+    with the trainer.
     """
 
-    def __init__(self, folder, make, every_steps=100, **settings):
+    def __init__(self, folder, make, every_steps=100, fit=Trainer.fit, **settings):
         self._folder, self._make, self._every_steps, self._settings = folder, make, every_steps, settings
+        self._fit = fit
 
     def run(self, url, interrupt=None, **settings):
         """Run the program until its end, or until it is interrupted. Return its trace, module and trainer."""
@@ -120,27 +127,36 @@ class Lives:
         )
         trainer = make_trainer(self._folder, *others, spot, *callbacks, **(self._settings | settings))
         if interrupt is None:
-            trainer.fit(module)
+            self._fit(trainer, module)
         else:
-            with pytest.raises(Preempted if interrupt.how == "notice" else Killed):
-                trainer.fit(module)
+            with pytest.raises(ENDS[interrupt.how]):
+                self._fit(trainer, module)
         return trace, module, trainer
 
     def compare(self, *interrupts):
         """Assert that the interrupted training is the uninterrupted one. Return the modules of both, and the trace."""
-        expected, module, _ = self.run("control")
+        expected, module, control = self.run("control")
         seen = {}
         for at, how in interrupts:
             trace, _, _ = self.run("run", Interrupt(at, how))
             seen = merged(seen, trace)
-        trace, resumed, _ = self.run("run")
+        trace, resumed, trainer = self.run("run")
         seen = merged(seen, trace)
         assert trace, "it must have continued"
         assert len(trace) < len(expected), "it must have continued, and not begun anew"
         assert seen == expected
         for name, value in module.state_dict().items():
             assert torch.equal(value, resumed.state_dict()[name]), name
+        assert differences(state(trainer), state(control)) == []
         return module, resumed, expected
+
+
+def state(trainer):
+    """Return the state of the optimizers and schedulers of *trainer*."""
+    return [
+        [optimizer.state_dict() for optimizer in trainer.optimizers],
+        [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
+    ]
 
 
 def merged(seen, trace):

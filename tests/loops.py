@@ -10,6 +10,7 @@ from contextlib import suppress
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from contract.hosts.lives import differences
 from torch import nn
 from torch.utils.data import Dataset
 
@@ -44,7 +45,9 @@ class Life:
     Args:
         url: URL of the run.
         program: The training.
-        end: None, or how this life ends: ("kill" or "term", number of the point).
+        end: None, or how this life ends: ("kill", "term" or "ctrl-c", number of the point).
+
+    The program may set ``final``, state to compare at the end.
     """
 
     def __init__(self, url, program, end=None, every_steps=1, **settings):
@@ -55,6 +58,7 @@ class Life:
         self.trace = {}
         self.num_points = 0
         self.models = []
+        self.final = None
         torch.manual_seed(1)
 
     def hook(self):
@@ -74,6 +78,8 @@ class Life:
             if self.end[0] == "kill":
                 self.until(lambda: not self.spot._session._opened.pusher.is_busy)
                 raise KilledError
+            if self.end[0] == "ctrl-c":
+                signal.raise_signal(signal.SIGINT)
             os.kill(os.getpid(), signal.SIGTERM)
             self.until(lambda: self.spot._session.notice is not None)
 
@@ -88,7 +94,7 @@ class Life:
             time.sleep(0.001)
 
     def run(self):
-        with suppress(KilledError, Preempted):
+        with suppress(KilledError, Preempted, KeyboardInterrupt):
             self.program(self)
         weights = [parameter.tolist() for model in self.models for parameter in model.parameters()]
         return self.trace, weights
@@ -105,7 +111,8 @@ def assert_exact(program, tmp_path, *ends, again=None, **settings):
 
     *again* are the settings of the lives after the first, if they are other ones.
     """
-    control = live(f"file://{tmp_path}/control", program, **settings)
+    alone = Life(f"file://{tmp_path}/control", program, **settings)
+    control = alone.run()
     assert control[0]
     trace = {}
     for end in (*ends, None):
@@ -115,5 +122,7 @@ def assert_exact(program, tmp_path, *ends, again=None, **settings):
             assert life.num_points >= end[1], "it was not interrupted"
         trace |= found
         settings = {**settings, **(again or {})}
+    assert life.num_points < alone.num_points, "it must have continued, and not begun anew"
     assert trace == control[0]
     assert weights == control[1]
+    assert differences(life.final, alone.final) == []

@@ -47,7 +47,7 @@ class Value:
 class Training:
     def __init__(self, settings):
         self.settings = settings
-        config = DataLoaderConfiguration(use_stateful_dataloader=settings.loader == "stateful")
+        config = DataLoaderConfiguration(use_stateful_dataloader=settings.loader == "stateful", **settings.dataloader)
         self.accelerator = Accelerator(
             cpu=True, gradient_accumulation_steps=settings.accumulate, dataloader_config=config
         )
@@ -90,7 +90,7 @@ class Training:
             optimizer,
             scheduler,
             self.make_loader(),
-            elastic_loader(Points(50, seed=50, is_noisy=True), batch_size=3),
+            self.make_other(),
             self.make_val(),
         )
         optimizer.register_step_post_hook(lambda *_: self.drill.reach("optimizer", self.num_batches.value))
@@ -108,13 +108,23 @@ class Training:
             data = Stuck(200, settings.path / "stuck")
         if is_elastic:
             return elastic_loader(data, batch_size=5, seed=7, **self.worker_options)
-        return DataLoader(data, batch_size=5, shuffle=True, **self.worker_options)
+        return DataLoader(data, batch_size=self.batch_size, shuffle=True, **self.worker_options)
+
+    def make_other(self):
+        if self.settings.dataloader:
+            return DataLoader(Points(50, seed=50), batch_size=self.batch_size)
+        return elastic_loader(Points(50, seed=50, is_noisy=True), batch_size=3)
 
     def make_val(self):
         data = Points(20, seed=20)
         if self.accelerator.num_processes > 1 and self.settings.loader == "elastic":
             return elastic_loader(data, batch_size=5, shuffle=False, **self.worker_options)
-        return DataLoader(data, batch_size=5, **self.worker_options)
+        return DataLoader(data, batch_size=self.batch_size, **self.worker_options)
+
+    @property
+    def batch_size(self):
+        """Samples of a batch of a plain loader. All ranks share one if batches are split."""
+        return 5 * (self.settings.ranks if self.settings.dataloader.get("split_batches") else 1)
 
     @property
     def worker_options(self):

@@ -47,6 +47,8 @@ class Settings:
     """Place of the validation under Accelerate: after an ``epoch``, or in the ``head`` or ``body`` of the loop."""
     other: str | None = None
     """Use of a second loader under Accelerate."""
+    dataloader: dict[str, Any] = field(default_factory=dict)
+    """Arguments of Accelerate's ``DataLoaderConfiguration``. The loaders are plain ones then."""
     stuck: bool = False
     """Whether workers get stuck."""
 
