@@ -158,7 +158,7 @@ class PositionPart:
         # If several loaders continue, the last one restores the streams for good, because the first step follows.
         restores = tracked.loaded_epoch == epoch and not self._has_stepped
         if restores and not tracked.is_repeated and self._streams.are_drawn_from:
-            guard.told(DRAWN, 4)
+            guard.told(DRAWN)
         internals.deactivate(self._accelerator, tracked.loader)  # of a loop that was left in an earlier epoch
         iterator = tracked.begin(epoch)
         if restores and tracked.position.kind == "counted":

@@ -123,7 +123,7 @@ class Guard:
     def _on_optimizer_step(self, optimizer: Optimizer) -> None:
         if self._steps is None or threading.get_ident() != self._thread:
             return
-        if self._host.is_bare:
+        if self.host.is_bare:
             self._gradients.end_step(self._steps.seen())
         if self._search is not None and self._steps.of(optimizer) == STEPS_OF_NEW:
             self._search.expect_new()
@@ -144,7 +144,7 @@ class Guard:
 
     def _look_for_gradients(self, call: str) -> None:
         """Warn, once, if *call* comes within an accumulation of gradients."""
-        if self._steps is None or self._has_told_gradients or not (self._host.is_bare and self._speaks):
+        if self._steps is None or self._has_told_gradients or not (self.host.is_bare and self._speaks):
             return
         if self._gradients.exist(self._steps.seen()):
             self._has_told_gradients = True
