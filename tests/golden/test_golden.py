@@ -19,6 +19,9 @@ NAMES_A_LIFE = ("run.json", "attempts/")
 NEW_PARTS = {"fingerprints", "program"}
 """Parts that the earlier version did not have. They are state alone, without tensors, so no blob differs by them."""
 
+NEW_IN_LOOPS = {"attributes", "gradients"}
+"""Keys that the earlier version did not have in the part ``loops``. They are there only if a program has such state."""
+
 OF_THE_HOSTS = ("loops", "callbacks", "metrics", "optimizer", "scheduler", "precision")
 """The beginnings of the names of parts whose state torch or Lightning lays out. Another version may add a key."""
 
@@ -62,21 +65,29 @@ def stored(folder):
 
 
 def without_new_parts(key, data):
-    """Return the object as it was before there were :data:`NEW_PARTS`."""
+    """Return the object as it was before there were :data:`NEW_PARTS` and :data:`NEW_IN_LOOPS`."""
     if not key.endswith(".json"):
         return data
     manifests = [json.loads(line) for line in data.splitlines()]
     for manifest in manifests:
         state = manifest["state"]
         assert state.keys() >= NEW_PARTS
-        keys = sorted(state.keys() - {"$order"})
-        kept = [keys[index] for index in state.pop("$order", range(len(keys))) if keys[index] not in NEW_PARTS]
-        manifest["state"] = {key: state[key] for key in kept}
-        if kept != sorted(kept):
-            manifest["state"]["$order"] = [sorted(kept).index(key) for key in kept]
+        manifest["state"] = without(state, NEW_PARTS)
+        if "loops" in state:
+            manifest["state"]["loops"] = without(state["loops"], NEW_IN_LOOPS)
         del manifest["xxh3_128"]
         manifest["xxh3_128"] = xxh3_128_hexdigest(canonical_json(manifest))
     return b"".join(canonical_json(manifest) for manifest in manifests)
+
+
+def without(state, names):
+    """Return *state*, as it is stored, without the keys *names*."""
+    keys = sorted(state.keys() - {"$order"})
+    kept = [keys[index] for index in state.get("$order", range(len(keys))) if keys[index] not in names]
+    rest = {key: state[key] for key in kept}
+    if kept != sorted(kept):
+        rest["$order"] = [sorted(kept).index(key) for key in kept]
+    return rest
 
 
 def decided_here(objects):

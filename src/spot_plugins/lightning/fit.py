@@ -11,20 +11,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from ..data.internals import has_persistent_iterator
 from ..session import SpotSession
-from ..state import ModelPart, Part, RngPart, register_optimizers
+from ..state import RngPart
 from . import facts, internals, loader_internals
-from .attributes import AttributesPart
 from .best import BestFiles
-from .checkpoint_hooks import CheckpointHooksPart
 from .epoch_start import call_epoch_start_hooks
-from .gradients import PendingGradients
-from .kept import KeptPart
-from .loops import LoopsPart
-from .metrics import MetricsPart
-from .parts import CallbacksPart, DeferredPart, FrozenPart
+from .fit_parts import FitParts
 from .pauses import Pauses
-from .position import PositionPart
-from .steps import Steps, own_optimizers
+from .steps import Steps
 
 
 class Fit:
@@ -43,15 +36,11 @@ class Fit:
         self.session = session
         self._trainer = trainer
         self._url = url
-        # Made now, because configure_optimizers() may ask for the number of steps, which makes the loaders.
-        self._position = PositionPart(trainer)
-        self._rng = DeferredPart(RngPart())
-        self._loops = LoopsPart(trainer, self._position, session.program, keep_batch=keep_batch)
         self._best = BestFiles(trainer, session)
         self._num_batches = 0  # since the last step
         self._has_started = False
-        self._kept: list[KeptPart] = []
         self._steps = Steps(trainer)
+        self._parts = FitParts(trainer, session, self._best, self._steps, keep_batch=keep_batch)
         self._pauses = Pauses(trainer, session, self._steps)
         internals.stop_sigterm_broadcast(trainer)
 
@@ -63,7 +52,7 @@ class Fit:
     def resume(self, pl_module: LightningModule, own: Callback) -> None:
         """Restore everything that exists by now. :meth:`start` restores data and random streams later."""
         trainer = self._trainer
-        self._register(pl_module, own)
+        self._parts.register(pl_module, own)
         facts.describe(self.session.program, trainer, pl_module)
         step = self.session.resume()
         facts.tell_if_finished(self.session.program, trainer, step)
@@ -93,16 +82,16 @@ class Fit:
         facts.describe_loaders(self.session.program, self._trainer)
 
         def begin(begin_epoch: Callable[[], None]) -> None:
-            is_mid_epoch = self._loops.is_mid_epoch
+            is_mid_epoch = self._parts.loops.is_mid_epoch
             if is_mid_epoch:
                 begin_epoch()
-            self._attributes.mark()
+            self._parts.attributes.mark()
             if is_mid_epoch:
                 # Lightning makes the iterators of the first epoch before these hooks, and those of a later one after.
                 if self._trainer.current_epoch == 0:
-                    self._position.apply()
+                    self._parts.position.apply()
                 call_epoch_start_hooks(self._trainer, pl_module, own)
-            self._restore_again()
+            self._parts.restore_again()
             if not is_mid_epoch:
                 begin_epoch()
 
@@ -129,12 +118,12 @@ class Fit:
         self._pauses.end()
         step = self._steps.number
         num_batches, self._num_batches = self._num_batches, 0
-        self.session.after_step(step, position=self._position.numbers(), num_batches=num_batches)
+        self.session.after_step(step, position=self._parts.position.numbers(), num_batches=num_batches)
         self._best.keep(step, saves_live=True)
         is_last_batch = self._trainer.is_last_batch
         if is_last_batch:  # at the end of an epoch other callbacks may prune or average weights
             self.session.fence()
-        if self._loops.is_ended and not is_last_batch:
+        if self._parts.loops.is_ended and not is_last_batch:
             # A longer training continues in the middle of this epoch, so the end of this one must not be all there is.
             self.session.save(step)
         self._best.hold(step, is_last_batch=is_last_batch, validates=internals.validation_is_due(self._trainer))
@@ -157,7 +146,7 @@ class Fit:
 
     def held(self) -> Iterable[object]:
         """Return the objects in attributes that are saved as soon as they change."""
-        return self._attributes.held()
+        return self._parts.attributes.held()
 
     def tell_if_skipped(self) -> None:
         """Say that nothing was left to train, if the training has ended without a start. An early stop is restored."""
@@ -168,53 +157,11 @@ class Fit:
         """Close the session and give the trainer its own methods back."""
         self.session.close()
         self._steps.close()
-        self._position.close()
+        self._parts.position.close()
         self._best.close()
         internals.keep_first_epoch_start(self._trainer)
         internals.allow_sigterm_broadcast(self._trainer)
         internals.allow_ckpt_path(self._trainer)
-
-    def _restore_again(self) -> None:
-        self._position.apply()
-        self._callbacks.restore_again()  # first, because a callback may make groups in an optimizer
-        for part in self._kept:
-            part.restore_again()
-        self._attributes.apply()
-        self._gradients.apply()
-        self._loops.apply()
-        self._rng.apply()
-
-    def _register(self, pl_module: LightningModule, own: Callback) -> None:
-        trainer, session = self._trainer, self.session
-        model = trainer.strategy.model  # FSDP's own wrapper holds the flat parameters
-        assert model is not None
-        self._attributes = AttributesPart(trainer, pl_module, own)
-        self._gradients = PendingGradients(trainer, pl_module, self._steps)
-        self._callbacks = CallbacksPart(trainer, pl_module, own, self._best)
-        self._loops.add("attributes", self._attributes)
-        self._loops.add("gradients", self._gradients)
-        self._register_kept("model", ModelPart(model))
-        self._register_kept("frozen", FrozenPart(pl_module))
-        # Before the optimizers, because a callback may make groups in one.
-        session.register("callbacks", self._callbacks)
-        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
-        # What Lightning puts in the place of no optimizer has no state, not even an empty one.
-        returned = [optimizer for optimizer in trainer.optimizers if optimizer.state_dict()]
-        optimizers = [*returned, *own_optimizers(trainer, pl_module)]
-        register_optimizers(self._register_kept, model, optimizers, schedulers)
-        self._register_kept("precision", trainer.precision_plugin)
-        session.register("loops", self._loops)
-        self._register_kept("checkpoint-hooks", CheckpointHooksPart(trainer, pl_module, own))
-        self._register_kept("metrics", MetricsPart(trainer, pl_module))
-        if trainer.datamodule is not None:  # type: ignore[attr-defined]
-            self._register_kept("datamodule", trainer.datamodule)  # type: ignore[attr-defined]
-        session.register("position", self._position)
-        session.register("rng", self._rng)
-
-    def _register_kept(self, name: str, part: Part) -> None:
-        kept = KeptPart(part)
-        self._kept.append(kept)
-        self.session.register(name, kept)
 
 
 def _start_persistent_validation_workers(trainer: Trainer) -> None:
