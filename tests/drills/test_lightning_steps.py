@@ -183,6 +183,7 @@ def test_a_notice_in_the_sanity_check_is_obeyed_there(tmp_path):
                 seen.append(batch_idx)
                 if is_first and batch_idx == 0:
                     os.kill(os.getpid(), signal.SIGTERM)
+                    until(lambda: spot._fit.session.notice is not None, "the notice is known")
 
     seen, is_first = [], True
     lives = Lives(tmp_path, lambda trace: (Sanity(trace), []), num_sanity_val_steps=-1)
