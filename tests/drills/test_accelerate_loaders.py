@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DataLoaderConfiguration
+from hearing import until
 from torch.utils.data import DataLoader, IterableDataset
 from torchdata.stateful_dataloader import StatefulDataLoader
 
@@ -76,6 +77,7 @@ def train(folder, make, *, at=None, **config):
             for batch in spot.batches(loader):
                 if len(seen) == at:
                     os.kill(os.getpid(), signal.SIGTERM)
+                    until(lambda: spot._session.notice is not None, "the notice was taken")
                 seen.append((epoch, batch.tolist()))
                 loss = model(batch.float()[:, None] / SAMPLES).square().mean()
                 accelerator.backward(loss)
