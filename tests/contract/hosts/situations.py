@@ -167,7 +167,7 @@ CHANGES = [
         loader="counted",
         changed={"batch_size": 8},
         expected="told",
-        says="batch.size",
+        says="batch.size|are trained on twice",
     ),
     situation("more workers, elastic", notice(number=4), is_noisy=True, changed={"num_workers": 2}),
     situation("no workers, elastic", notice(number=4), is_noisy=True, num_workers=2, changed={"num_workers": 0}),
