@@ -62,6 +62,8 @@ class PositionPart:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Keep the positions until the loaders exist. Loaders that exist already are made again."""
+        if not state["loaders"]:  # saved in the sanity check, before there were any
+            return
         self._restored = state
         self._waits = True
         self._resharded = state["replicas"] != self.num_replicas
