@@ -9,6 +9,8 @@ import pytest
 import torch
 from servers import S3Server
 
+from spot_plugins.data import workers
+
 # Every test has its timeout; that of hypothesis, 200 ms for an example, is about a machine with nothing else to do.
 hypothesis.settings.register_profile("spot", deadline=None)
 hypothesis.settings.load_profile("spot")
@@ -30,21 +32,37 @@ def sigterm_as_before():
         signal.signal(signal.SIGTERM, before)
 
 
+def _remove_worker_pids(loader, remove=torch.utils.data._utils.signal_handling._remove_worker_pids):
+    """Let torch forget the workers of *loader*, if it has not."""
+    with suppress(ValueError):
+        remove(loader)
+
+
 @pytest.fixture(autouse=True)
 def workers_as_before(monkeypatch):
     """
     Let a training that has left because of a notice leave nothing of its loaders to the next one in this process.
 
-    Such a training lets torch wait for no worker any more, because its process ends. Its iterators then never take
-    back that they had workers, and an iterator at the same address would be refused.
+    Such a training kills its workers, and lets torch wait for none any more, because its process ends. So torch has to
+    forget here whose workers they were, and to wait for those of the next training again.
     """
-    handling = torch.utils.data._utils.signal_handling
-    set_pids = handling._set_worker_pids
+    torch_utils = torch.utils.data._utils
+    handling = torch_utils.signal_handling
+    set_pids, before = handling._set_worker_pids, torch_utils.python_exit_status
+    loaders = set()
+    handling._remove_worker_pids = _remove_worker_pids  # for good: an iterator may be deleted after its test
 
     def set_worker_pids(loader, pids):
-        with suppress(ValueError):  # there are none at this address
-            handling._remove_worker_pids(loader)
+        torch_utils.python_exit_status = before
+        loaders.add(loader)
         set_pids(loader, pids)
 
+    def never_wait_for_workers():
+        torch_utils._set_python_exit_flag()
+        while loaders:
+            _remove_worker_pids(loaders.pop())
+
     monkeypatch.setattr(handling, "_set_worker_pids", set_worker_pids)
-    monkeypatch.setattr(torch.utils.data._utils, "python_exit_status", torch.utils.data._utils.python_exit_status)
+    monkeypatch.setattr(workers, "never_wait_for_workers", never_wait_for_workers)
+    yield
+    torch_utils.python_exit_status = before
