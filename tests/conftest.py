@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -30,6 +31,14 @@ def sigterm_as_before():
     yield
     if signal.getsignal(signal.SIGTERM) != before:
         signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(autouse=True)
+def no_accelerator():
+    """Let each test begin without the state that all accelerators of a process share."""
+    if (module := sys.modules.get("accelerate.state")) is not None:
+        for state in (module.AcceleratorState, module.GradientState, module.PartialState):
+            state._reset_state()
 
 
 def _remove_worker_pids(loader, remove=torch.utils.data._utils.signal_handling._remove_worker_pids):

@@ -1,5 +1,5 @@
 """
-Private names of a host are used in its ``internals.py`` alone.
+Private names of a host are used in its ``internals.py`` and ``*_internals.py`` alone.
 
 A private name begins with one underscore. Elsewhere in these packages one may stand:
 
@@ -28,13 +28,15 @@ def is_private(name):
 
 
 def names_defined_in(trees):
-    """Return the private names that classes define: methods, fields, and what is assigned to self."""
+    """Return the private names that classes define: methods, declared fields, and what is assigned to self."""
     names = set()
     for tree in trees:
         for definition in (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)):
             for node in ast.walk(definition):
                 if isinstance(node, ast.FunctionDef):
                     names.add(node.name)
+                elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                    names.add(node.target.id)
                 elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and is_self(node.value):
                     names.add(node.attr)
     return names
@@ -76,7 +78,7 @@ def test_private_names_of_a_host_are_in_its_internals(package):
     assert [
         f"{path.name}:{found}"
         for path, tree in trees.items()
-        if path.name != "internals.py"
+        if not path.name.endswith("internals.py")
         for found in foreign_names(tree, own)
     ] == []
 

@@ -65,6 +65,9 @@ class RecordedSampler(Sampler[Any]):
     It has all attributes of that sampler. Iterators that are made beside the pass of a position are not recorded.
     """
 
+    _recorded: Any
+    _order: Order | None
+
     def __init__(self, sampler: Any) -> None:
         self.__dict__["_recorded"] = sampler
         self.__dict__["_order"] = None
