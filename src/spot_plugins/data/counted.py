@@ -73,13 +73,13 @@ class Counted(Replayed):
 
     def fast_forward(self, iterator: Iterator[Any]) -> None:
         """Throw away the first batches of *iterator*, then restore the streams that :meth:`begin` found."""
-        if self._interrupted is not None:
+        if self.interrupted is not None:
             warnings.warn(
                 f"fetching {self._before} batches again to find the position in the training data. {self._advice()}",
                 stacklevel=3,
             )
             if self._at_fetch is not None or self._is_disturbed:
-                load_streams_state(self._at_fetch or self._at_begin)
+                load_streams_state(self._at_fetch or self.at_begin)
             for number in range(self._before):
                 if self._at_ahead is not None and 0 < number == self._before - 1:
                     load_streams_state(self._at_ahead)

@@ -41,10 +41,10 @@ class Replayed:
         self._samples_per_step = samples_per_step(loader, world_size)
         self._pass = (0, 0)  # the epoch, and the number of passes that ended earlier in it
         self._before = 0  # batches of this pass that earlier processes trained on
-        self._at_begin: dict[str, Any] = {}  # streams when this pass was begun for the first time
+        self.at_begin: dict[str, Any] = {}  # streams when this pass was begun for the first time
         self._at_fetch: dict[str, Any] | None = None  # streams right before its first fetch, if they were others
         self._loaded: Mapping[str, Any] | None = None  # a loaded position until an epoch begins
-        self._interrupted: dict[str, Any] | None = None  # streams to restore after the fast-forward
+        self.interrupted: dict[str, Any] | None = None  # streams to restore after the fast-forward
         self._is_disturbed = False  # another position has set the streams for its own epoch since the begin
 
     def begin(self, epoch: int, number: int) -> None:
@@ -60,7 +60,7 @@ class Replayed:
 
     def note_fetch(self, batches: int) -> None:
         """Keep the streams for the first fetch, because hooks of the program may have drawn from them since."""
-        if self._before + batches == 0 and not equal(now := streams_state(), self._at_begin):
+        if self._before + batches == 0 and not equal(now := streams_state(), self.at_begin):
             self._at_fetch = now
 
     def fetch_ahead(self, iterator: Iterator[Any], batches: int) -> Any:
@@ -69,16 +69,16 @@ class Replayed:
 
     def fast_forward(self, iterator: Iterator[Any]) -> None:
         """Restore the streams that :meth:`begin` found."""
-        if self._interrupted is not None:
-            load_streams_state(self._interrupted)
-            self._interrupted = None
+        if self.interrupted is not None:
+            load_streams_state(self.interrupted)
+            self.interrupted = None
             _REPLAYING.discard(self)
 
     def after(self, batches: int) -> dict[str, Any]:
         """Return the position after *batches* batches, or the loaded position if no epoch has begun since."""
         if self._loaded is not None:
             return dict(self._loaded)
-        if self._interrupted is not None and batches > 0:
+        if self.interrupted is not None and batches > 0:
             raise RuntimeError(
                 "training continued in the middle of an epoch, but its iterator was not brought to the position, so "
                 "other samples were trained on. Call position.fast_forward(iterator) right after iter(loader)"
@@ -88,7 +88,7 @@ class Replayed:
             "batch_size": self._samples_per_step,
             "num_samples": num_samples(self._loader),
             "seeds": list(self._generators.seeds),
-            "at_begin": self._at_begin,
+            "at_begin": self.at_begin,
             "at_fetch": self._at_fetch,
         }
 
@@ -122,17 +122,17 @@ class Replayed:
 
     def _begin_again(self, loaded: Mapping[str, Any]) -> None:
         self._before = loaded["batches"]
-        self._at_begin, self._at_fetch = loaded["at_begin"], loaded.get("at_fetch")
+        self.at_begin, self._at_fetch = loaded["at_begin"], loaded.get("at_fetch")
         if self._before > 0:
-            self._interrupted, others = _streams_of_training()
+            self.interrupted, others = _streams_of_training()
             for each in (self, *others) if others else ():
                 each._is_disturbed = True
-            load_streams_state(self._at_begin)
+            load_streams_state(self.at_begin)
             _REPLAYING.add(self)
 
     def _begin_anew(self, loaded: Mapping[str, Any] | None) -> None:
         self._before = 0
-        self._at_begin, self._at_fetch = _streams_of_training()[0], None
+        self.at_begin, self._at_fetch = _streams_of_training()[0], None
 
 
 def _streams_of_training() -> tuple[dict[str, Any], list[Replayed]]:
@@ -143,8 +143,8 @@ def _streams_of_training() -> tuple[dict[str, Any], list[Replayed]]:
     those of the begin of an epoch.
     """
     now = streams_state()
-    others = [each for each in _REPLAYING if each._interrupted is not None]
-    found = next((each._interrupted for each in others if equal(now, each._at_begin)), None)
+    others = [each for each in _REPLAYING if each.interrupted is not None]
+    found = next((each.interrupted for each in others if equal(now, each.at_begin)), None)
     return (now, []) if found is None else (found, others)
 
 
