@@ -78,7 +78,7 @@ class Counted(Replayed):
                 f"fetching {self._before} batches again to find the position in the training data. {self._advice()}",
                 stacklevel=3,
             )
-            if self._at_fetch is not None or self._is_disturbed:
+            if self._at_fetch is not None or self.is_disturbed:
                 load_streams_state(self._at_fetch or self.at_begin)
             for number in range(self._before):
                 if self._at_ahead is not None and 0 < number == self._before - 1:

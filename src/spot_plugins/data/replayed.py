@@ -45,7 +45,7 @@ class Replayed:
         self._at_fetch: dict[str, Any] | None = None  # streams right before its first fetch, if they were others
         self._loaded: Mapping[str, Any] | None = None  # a loaded position until an epoch begins
         self.interrupted: dict[str, Any] | None = None  # streams to restore after the fast-forward
-        self._is_disturbed = False  # another position has set the streams for its own epoch since the begin
+        self.is_disturbed = False  # another position has set the streams for its own epoch since the begin
 
     def begin(self, epoch: int, number: int) -> None:
         """Begin the pass of a loaded position again, or a new pass."""
@@ -126,7 +126,7 @@ class Replayed:
         if self._before > 0:
             self.interrupted, others = _streams_of_training()
             for each in (self, *others) if others else ():
-                each._is_disturbed = True
+                each.is_disturbed = True
             load_streams_state(self.at_begin)
             _REPLAYING.add(self)
 

@@ -24,6 +24,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from .. import __version__
+from ..data import ElasticSampler, samplers
 
 Facts: TypeAlias = "dict[str, Any]"
 """The facts about one thing, such as an optimizer. ``is`` names its kind."""
@@ -206,9 +207,14 @@ def _loader(loader: Any) -> Facts:
         "data set": None if dataset is None else type(dataset).__name__,
         "samples": _length(dataset),
         "batch_size": _batch_size(loader),
-        "num_workers": getattr(loader, "num_workers", None),
+        # With an elastic sampler neither the samples nor what is drawn in them depends on the workers.
+        "num_workers": None if _is_elastic(loader) else getattr(loader, "num_workers", None),
     }
     return {**facts, **{name: value for name, value in plain_fields(values).items() if value is not None}}
+
+
+def _is_elastic(loader: Any) -> bool:
+    return any(isinstance(each, ElasticSampler) for each in samplers(loader))
 
 
 def _bare_name(loader: Any) -> str:
