@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import pytest
 import torch
 from contract.hosts.lives import differences
+from hearing import until
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 from torch.utils.data import TensorDataset
@@ -90,6 +91,9 @@ class Interrupt(Callback):
                 assert self.committed.wait(30)
                 raise Killed
             os.kill(os.getpid(), signal.SIGINT if self.how == "Ctrl-C" else signal.SIGTERM)
+            spots = [each for each in trainer.callbacks if isinstance(each, SpotCheckpoint)]
+            if self.how == "notice" and spots:  # these batches take less time than a notice takes to be known
+                until(lambda: spots[0]._fit.session.notice is not None, "the notice is known")
 
 
 def make_trainer(folder, *callbacks, **settings):
