@@ -68,7 +68,9 @@ class Counted(Replayed):
             self._samples_per_step,
             num_samples(self._loader),
         )
-        batches = length if where.epoch_done and length is not None else self._batches_here(at, where.world_size)
+        # In the same job the length may still grow: a sampler may take more of the data from epoch to epoch.
+        is_all = where.epoch_done and self._is_other_job and length is not None
+        batches = length if is_all else self._batches_here(at, where.world_size)
         super().load({**at, "batches": batches}, where=where)
 
     def fast_forward(self, iterator: Iterator[Any]) -> None:
