@@ -6,9 +6,11 @@ import os
 import signal
 import threading
 from contextlib import suppress
+from weakref import WeakKeyDictionary
 
 import pytest
 import torch
+from hearing import until
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from lightning.pytorch.utilities import CombinedLoader
@@ -100,6 +102,9 @@ def stateful(length, **settings):
     return StatefulDataLoader(Numbers(length), **{"batch_size": 5, "shuffle": True} | settings)
 
 
+SEEN = WeakKeyDictionary()  # by module, because attributes of a module are restored
+
+
 class Net(LightningModule):
     """Remembers what it was trained on, and draws random numbers where programs do."""
 
@@ -108,7 +113,7 @@ class Net(LightningModule):
         torch.manual_seed(0)
         self.layer = torch.nn.Linear(1, 1)
         self.make = make
-        self.seen = seen
+        SEEN[self] = seen
         self.batch_size = 5
         self.lr = 0.1
 
@@ -124,13 +129,13 @@ class Net(LightningModule):
     def training_step(self, batch, batch_idx):
         torch.rand(())
         if any(isinstance(callback, Interrupt) for callback in self.trainer.callbacks):  # no finder is at work
-            self.seen.append((self.current_epoch, batch_idx, readable(batch)))
+            SEEN[self].append((self.current_epoch, batch_idx, readable(batch)))
         parts = [part for part in flat(batch) if part is not None]
         return sum(self.layer(part / 40).square().mean() for part in parts)
 
     def validation_step(self, batch, batch_idx):
         if any(isinstance(callback, Interrupt) for callback in self.trainer.callbacks):
-            self.seen.append((self.current_epoch, "validation", batch_idx))
+            SEEN[self].append((self.current_epoch, "validation", batch_idx))
 
     def configure_optimizers(self):
         optimizer = torch.optim.Adam(self.parameters(), lr=self.lr)
@@ -163,6 +168,9 @@ class Interrupt(Callback):
         if trainer.global_step == self.at:
             if self.how == "SIGTERM":
                 os.kill(os.getpid(), signal.SIGTERM)
+                # These batches take less time than a notice takes to be known.
+                (spot,) = (each for each in trainer.callbacks if isinstance(each, SpotCheckpoint))
+                until(lambda: spot._fit.session.notice is not None, "the notice is known")
             else:
                 assert self.committed.wait(60)
                 raise MachineGoneError
