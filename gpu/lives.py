@@ -1,4 +1,4 @@
-"""Trainings that end in a bad way. ``python -m gpu.lives VERB DEVICE FOLDER FAULT`` is one life; check 13 starts them."""
+"""Trainings that end in a bad way, for check 13. Each is a process: ``python -m gpu.lives VERB DEVICE FOLDER FAULT``."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class Report:
     """Writes the rows of one check to a file, line by line, so that the rows before a crash are kept."""
 
     def __init__(self, path: str, number: int, settings) -> None:
-        self._file = Path(path).open("a")
+        self._path = Path(path)
         self._number = number
         self._settings = settings
 
@@ -69,8 +69,8 @@ class Report:
             verdict=verdict,
             values=values,
         )
-        self._file.write(json.dumps(asdict(row)) + "\n")
-        self._file.flush()
+        with self._path.open("a") as file:
+            file.write(json.dumps(asdict(row)) + "\n")
 
 
 class Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
@@ -21,11 +22,11 @@ NUM_STEPS = 8
 
 def run(settings, report, num_gb):
     """Measure a state of *num_gb* GB, if the machine has room for it."""
-    size = f"{num_gb} GB"
-    num_gb = settings.pick(num_gb, 1, 0.005)
-    if settings.scale != "full" and size != "10 GB":
-        report.skip(size, "sizes are small in this run")
+    if settings.scale != "full" and num_gb > 10:
+        report.skip(f"{num_gb} GB", "the sizes of this run are small")
         return
+    num_gb = settings.pick(num_gb, 1, 0.005)
+    size = f"{num_gb:g} GB"
     if lack := _lack(settings, num_gb):
         report.skip(size, lack)
         return
@@ -102,7 +103,7 @@ class _Measurement:
             self._train()
             marks.append(self._mark())
         synchronize(self.settings.device)
-        steps = [_between(before, after) for before, after in zip(marks, marks[1:], strict=False)]
+        steps = [_between(before, after) for before, after in itertools.pairwise(marks)]
         quiet, beside = steps[2:NUM_STEPS], steps[NUM_STEPS:]
         pace = statistics.median(quiet)
         staged = outcome(self.events, saved, 60)
