@@ -1,4 +1,4 @@
-"""Trainings that end in a bad way, for check 13. Each is a process: ``python -m gpu.lives VERB DEVICE FOLDER FAULT``."""
+"""Trainings that end in a bad way, for check 13. ``python -m gpu.lives VERB DEVICE FOLDER FAULT`` runs one."""
 
 from __future__ import annotations
 

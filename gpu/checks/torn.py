@@ -23,7 +23,9 @@ def run(settings, report):
     synchronize(settings.device)
     before = [parameter.detach().clone() for parameter in training.model.parameters()]
     sleep_on_device(1.0, settings.device)
+    started = time.perf_counter()
     session.save(2)
+    stall_s = time.perf_counter() - started
     time.sleep(0.4 if settings.has_cuda else 0.0)  # the copying thread has queued the copies, and the kernel still runs
     with torch.no_grad():
         for parameter in training.model.parameters():
@@ -34,6 +36,7 @@ def run(settings, report):
         wait_stored(events, 2, 30)
         session.close()
         figure = f"staged; {_torn(settings, before)} of {len(before)} weights differ from those of the step"
+    figure += f"; the call of save took {stall_s:.3f} s"
     expectation = "SaveAbandoned (known to fail: G1)"
     report.fact("clamp_ after a save", figure, expectation, isinstance(ended, SaveAbandoned), needs_cuda=True)
 
