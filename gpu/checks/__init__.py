@@ -38,11 +38,11 @@ CHECKS = (
     Check(number=12, name="compiled", function="compiled:exact", limit_s=110),
     Check(number=12, name="capture during a copy", function="compiled:capture", limit_s=60),
     Check(number=13, name="two ranks, one notice", function="faults:two_ranks", limit_s=75),
-    Check(number=10, name="state of 10 GB", function="large:run", limit_s=100, is_alone=True, arguments={"num_gb": 10}),
+    Check(number=10, name="state of 10 GB", function="large:run", limit_s=110, is_alone=True, arguments={"num_gb": 10}),
     Check(number=2, name="host memory", function="memory:run", limit_s=75, is_alone=True),
     Check(number=9, name="resume to the device", function="resumed:run", limit_s=60, is_alone=True),
     Check(number=8, name="frozen 8B and LoRA", function="lora:run", limit_s=100, is_alone=True),
-    Check(number=10, name="state of 40 GB", function="large:run", limit_s=100, is_alone=True, arguments={"num_gb": 40}),
+    Check(number=10, name="state of 40 GB", function="large:run", limit_s=110, is_alone=True, arguments={"num_gb": 40}),
     Check(number=14, name="overhead of a step", function="beside:overhead", limit_s=40, is_alone=True),
     Check(number=14, name="peers at 10 GB", function="beside:peers", limit_s=110, is_alone=True),
 )
