@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Final
 
@@ -192,11 +192,23 @@ class WayOut:
             self._phase.leave_behind()
             if self._agreement.notice is None:
                 return
+        self._end()
+        raise Preempted(self._saved_steps.last)
+
+    @contextmanager
+    def before_training(self) -> Iterator[None]:
+        """Close the session if the block raises ``Preempted``, because of a notice in a wait for the store."""
+        try:
+            yield
+        except Preempted:
+            self._end()
+            raise
+
+    def _end(self) -> None:
         self._listener.release_signals(for_good=True)
         self._phase.move(Phase.CLOSED)
         self._stack.close()
         roster.leave()
-        raise Preempted(self._saved_steps.last)
 
     def leave_in_pause(self) -> None:
         """

@@ -56,6 +56,7 @@ class PushSettings:
     rank: int
     world_size: int
     attempt: int
+    """Number of the attempt. 0 before it is claimed: the process then proves the store first."""
     keep_last: int
     keep_every: int | None
 

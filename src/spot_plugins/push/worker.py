@@ -24,11 +24,12 @@ from ..events import EventBus
 from ..format.commit import merge_manifests
 from ..format.keys import StepId
 from ..format.manifest import ManifestError
-from ..store import open_local, open_store
+from ..store import RenewedStore, open_local, open_store
 from . import messages
 from .keeping import Marks
 from .messages import Channel, FrozenUse, PushJob, PushSettings, SealedBlob, StoredFrozen
 from .priority import Priority
+from .proof import serve_proofs
 from .step_push import StepPush, Ways
 
 LINGER_S: Final = 600.0
@@ -44,7 +45,7 @@ LONGEST_PAUSE_S: Final = 5.0
 class Worker:
     """Receives jobs on the main thread, so that the trainer never waits, and pushes them on another one."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, settings: PushSettings) -> None:
         self._channel = channel
         self._changed = threading.Condition()
         self._waiting: deque[tuple[PushJob, list[memoryview]]] = deque()
@@ -54,10 +55,9 @@ class Worker:
         self._trainer_gone = False
         self._hopeless = False
         self._buffers: dict[int, mmap.mmap] = {}
-        body, _ = channel.receive()
-        self._settings = settings = PushSettings(**body)
+        self._settings = settings
         self._bus = EventBus(lambda event: self._send(messages.encode_event(event)))
-        store = open_store(settings.url, settings.storage_options)
+        store = RenewedStore(lambda: open_store(settings.url, settings.storage_options))
         self._ways = Ways(
             store=store,
             local=None if settings.local_dir is None else open_local(settings.local_dir),
@@ -208,4 +208,8 @@ def main() -> None:
     # Such a signal is for the trainer; this process ends after its work. The signals are blocked until here.
     for number in messages.SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    Worker(Channel(socket.socket(fileno=int(sys.argv[1])))).run()
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    body, _ = channel.receive()
+    settings = serve_proofs(channel, PushSettings(**body))
+    if settings is not None:
+        Worker(channel, settings).run()

@@ -1,20 +1,45 @@
-"""The start of an attempt: rank 0 proves that the store works and claims the attempt's number, for all ranks."""
+"""The start of an attempt: every rank's pusher process proves the store, then rank 0 claims the attempt's number."""
 
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
-from typing import cast
+import queue
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeVar, cast
 
 from .. import __version__
 from ..clock import SystemClock
 from ..config import SpotConfig
-from ..errors import ConfigError, StoreError
+from ..errors import ConfigError, Preempted, StoreError
+from ..events import EventBus
 from ..format.attempts import claim_attempt
 from ..format.keys import RUN_KEY
 from ..format.manifest import FORMAT, Json, canonical_json
-from ..ranks import Job
-from ..store import LocalStore, ObjectStore, check_writable, local_directory, open_local, open_store, patiently
+from ..push import Pusher, PushSettings
+from ..ranks import BoardClosedError, Job
+from ..store import (
+    LocalStore,
+    ObjectStore,
+    Patience,
+    PatientStore,
+    RenewedStore,
+    local_directory,
+    open_local,
+    open_store,
+    unusable,
+)
+
+JOIN_S: Final = 300.0
+"""Longest wait in seconds for the other ranks, which wait for the store with a limit each."""
+
+_POLL_S: Final = 0.05
+_NOTICE: Final = "notice"
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +49,8 @@ class Membership:
     url: str
     """The run's URL."""
     store: ObjectStore
+    patient: ObjectStore
+    """The same store, which waits for passing trouble. For the resume."""
     local_dir: str | None
     """Directory for local copies, or None if there are none."""
     attempt: int
@@ -35,35 +62,136 @@ class Membership:
         return None if self.local_dir is None else open_local(self.local_dir)
 
 
-def join_run(config: SpotConfig, job: Job) -> Membership:
+def join_run(config: SpotConfig, job: Job, bus: EventBus, patience: Patience) -> tuple[Membership, Pusher]:
     """
-    Prove that the store can be used, and claim the next attempt. Every rank calls this; rank 0 does the work.
+    Prove on every rank that the store can be used, and claim the next attempt. Every rank calls this.
+
+    1. The pusher process of each rank proves the store. Passing trouble is waited for.
+    2. The ranks exchange the refusals.
+    3. Rank 0 claims the attempt.
+
+    Returns:
+        The run and the pusher, whose process runs.
 
     Raises:
-        ConfigError: The URL cannot work, or the store refuses writes. Every rank raises it.
-        StoreError: The store does not answer. Every rank raises it.
+        ConfigError: The URL cannot work, or the store refuses a rank. Every rank raises it.
+        StoreError: The store does not answer a rank. Every rank raises it.
+        Preempted: There was a notice meanwhile, on any rank.
     """
-    url = config.url
-    if url.startswith("memory:"):
-        raise ConfigError(f"url={url!r} would be lost with this process. Give a directory, such as file:///data/run")
-    store = open_store(url, config.storage_options)
-    attempt, refusal = 0, None
-    outage: list[Json] = []
-    if job.rank == 0:
+    if config.url.startswith("memory:"):
+        raise ConfigError(f"url={config.url!r} would be lost with this process. Give a directory, such as file:///data")
+    refusal: Json = None
+    with ExitStack() as stack:
         try:
-            patiently(lambda: check_writable(store))
-            attempt = patiently(lambda: _claim(store, job.world_size))
-        except ConfigError as error:
-            refusal = str(error)
-        except StoreError as error:
-            outage += [error.operation, error.key, error.reason]
-    found = job.exchange("joining", [attempt, refusal, outage])[0]
-    attempt, refusal, lost = cast("tuple[int, str | None, list[str]]", found)
-    if refusal is not None:
-        raise ConfigError(refusal)
-    if lost:
-        raise StoreError(lost[0], lost[1], lost[2])
-    return Membership(url, store, local_directory(url, config.local_dir), attempt)
+            run = _open(config, patience)
+            pusher = Pusher(_push_settings(config, run, job), bus)
+            stack.callback(pusher.close)
+            _finally_refused(run, lambda: patience(lambda: pusher.prove(patience.wait)))
+        except (ConfigError, StoreError) as error:
+            refusal = _note(error)
+        except Preempted:
+            job.board.post(f"joining/{job.rank}", _NOTICE)
+            raise
+        _raise_refusals(_exchange(job, "joining", refusal, patience))
+        attempt = 0
+        if job.rank == 0:
+            try:
+                attempt = _finally_refused(run, lambda: _claim(run.patient, job.world_size))
+            except (ConfigError, StoreError) as error:
+                refusal = _note(error)
+        attempt, refusal = cast("Any", _exchange(job, "attempt", [attempt, refusal], patience)[0])
+        _raise_refusals([refusal])
+        stack.pop_all()
+    pusher.begin(attempt)
+    return replace(run, attempt=attempt), pusher
+
+
+def _open(config: SpotConfig, patience: Patience) -> Membership:
+    store = RenewedStore(lambda: open_store(config.url, config.storage_options))
+    return Membership(
+        url=config.url,
+        store=store,
+        patient=PatientStore(store, patience),
+        local_dir=local_directory(config.url, config.local_dir),
+        attempt=0,
+    )
+
+
+def _push_settings(config: SpotConfig, run: Membership, job: Job) -> PushSettings:
+    return PushSettings(
+        url=run.url,
+        storage_options=dict(config.storage_options),
+        local_dir=run.local_dir,
+        rank=job.rank,
+        world_size=job.world_size,
+        attempt=run.attempt,
+        keep_last=config.keep_last,
+        keep_every=config.keep_every,
+    )
+
+
+def _finally_refused(run: Membership, action: Callable[[], _T]) -> _T:
+    """Call *action*, and raise a refusal that will not pass as a :exc:`ConfigError`."""
+    try:
+        return action()
+    except StoreError as error:
+        if error.retryable:
+            raise
+        raise unusable(run.store, error) from error
+
+
+def _note(error: ConfigError | StoreError) -> Json:
+    """Return *error* as a note for the other ranks: its text, or operation, key and reason."""
+    return [str(error)] if isinstance(error, ConfigError) else [error.operation, error.key, error.reason]
+
+
+def _exchange(job: Job, name: str, value: Json, patience: Patience) -> list[Json]:
+    """Exchange *value* as :meth:`.Job.exchange` does, on a thread, so that a notice ends the wait for the others."""
+    results: queue.SimpleQueue[list[Json] | BoardClosedError] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            results.put(job.exchange(name, value))
+        except BoardClosedError as error:
+            results.put(error)
+
+    threading.Thread(target=run, name="spot-join", daemon=True).start()
+    deadline = time.monotonic() + JOIN_S
+    while time.monotonic() < deadline:
+        try:
+            found = results.get(timeout=_POLL_S)
+        except queue.Empty:
+            patience.wait(0.0)
+            continue
+        if isinstance(found, BoardClosedError):
+            raise found
+        return found
+    raise BoardClosedError(f"a rank has not joined the run within {JOIN_S:.0f} s")
+
+
+def _raise_refusals(refusals: list[Any]) -> None:
+    """Raise one error that tells the refusals of all ranks, each text once."""
+    ranks_of: dict[str, list[int]] = {}
+    outage: list[str] | None = None
+    is_final = False
+    for rank, refusal in enumerate(refusals):
+        match refusal:
+            case "notice":
+                raise Preempted(None)
+            case [str(text)]:
+                is_final = True
+                ranks_of.setdefault(text, []).append(rank)
+            case [str(), str(), str(text)]:
+                outage = outage or refusal
+                ranks_of.setdefault(text, []).append(rank)
+    texts = []
+    for text, ranks in ranks_of.items():
+        named = f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}: "
+        texts.append(text if len(ranks) == len(refusals) else named + text)
+    if is_final:
+        raise ConfigError("; ".join(texts))
+    if outage is not None:
+        raise StoreError(outage[0], outage[1], "; ".join(texts))
 
 
 def _claim(store: ObjectStore, world_size: int) -> int:

@@ -108,13 +108,15 @@ class SpotSession(KeepsSteps):
 
     def open(self) -> None:
         """
-        Join the run: prove that its store can be written to, claim an attempt, start the pusher, listen for notices.
+        Join the run: prove on every rank that its store can be written to, claim an attempt, listen for notices.
 
+        Trouble with the store that may pass is waited for, at most two minutes, with a line for each try.
         What was opened is closed again if a later step of this fails.
 
         Raises:
             ConfigError: A setting cannot work, such as an unknown URL scheme, a missing package or no permission.
             StoreError: The store does not answer.
+            Preempted: There was a notice before the store answered.
         """
         self._phase.check("open")
         try:
@@ -128,7 +130,6 @@ class SpotSession(KeepsSteps):
                 self._stack,
                 self._guard.host.log_level,
             )
-            it.pusher.open()
             self._phase.move(Phase.JOINED)
             it.agreement.open()
             self._bus.emit(AttemptStarted(attempt=it.run.attempt, world_size=it.job.world_size))
@@ -217,7 +218,8 @@ class SpotSession(KeepsSteps):
         """
         self._phase.check("peek")
         self._open_if_new()
-        return peek(self._opened.run, self._opened.job, self._bus, path)
+        with self._opened.way_out.before_training():
+            return peek(self._opened.run, self._opened.job, self._bus, path)
 
     def resume(self) -> int | None:
         """
@@ -241,14 +243,15 @@ class SpotSession(KeepsSteps):
         is_mirror = is_local(it.run.url) and "sagemaker" in it.listener.providers  # of its S3 prefix
         self._program.gather({name: part.subject for name, part in self._registry.items()})
         self._registry.add(PART, ProgramPart(self._program))
-        step = restore(
-            self._registry,
-            it.run,
-            it.job,
-            self._bus,
-            is_mirror=is_mirror,
-            check=lambda state: self._program.check(state.get(PART)),
-        )
+        with it.way_out.before_training():
+            step = restore(
+                self._registry,
+                it.run,
+                it.job,
+                self._bus,
+                is_mirror=is_mirror,
+                check=lambda state: self._program.check(state.get(PART)),
+            )
         it.fingerprints.begin(step, [part for _, part in self._registry.items()])
         it.saved_steps.resumed(step)
         it.measurements.on_saved(step or 0)

@@ -15,6 +15,7 @@ _REJECTED: Final = "the service rejects these credentials; give valid ones in st
 _NO_BUCKET: Final = "the bucket does not exist; create it, or correct the URL"
 _REASONS: Final[dict[str, str]] = {
     "NoSuchBucket": _NO_BUCKET,
+    "RequestTimeTooSkewed": "the clock of this machine is wrong; let NTP set it",
     "ContainerNotFound": _NO_BUCKET,
     "AccessDenied": "no permission; these credentials must be allowed to put, get, list and delete",
     "InvalidAccessKeyId": _REJECTED,
@@ -26,8 +27,18 @@ _REASONS: Final[dict[str, str]] = {
 }
 """Cause and remedy of error codes of S3 and Azure. The service's own sentence follows them."""
 
-_PASSING_CODES: Final = frozenset({"RequestTimeout", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch"})
-"""Codes of S3 for requests that the network damaged. A retry may succeed, although their HTTP status is 400."""
+_PASSING_CODES: Final = frozenset(
+    {"RequestTimeout", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch", "RequestTimeTooSkewed"}
+)
+"""
+Codes of S3 for requests that the network damaged, or that the clock of a new machine dates wrong. A retry may succeed,
+although their HTTP status is that of a bad request.
+"""
+
+_SETTLING_CODES: Final = frozenset({"ExpiredToken", "InvalidToken"})
+_SETTLING_STATUSES: Final = frozenset({401, 403})
+_WRONG_SECRETS: Final = frozenset({"SignatureDoesNotMatch", "AuthenticationFailed"})
+_SETTLING_NAMES: Final = frozenset({"NoCredentialsError"})  # the metadata service of a new machine answers late
 
 _PASSING_STATUSES: Final = frozenset({408, 409, 429})
 
@@ -96,14 +107,16 @@ def to_store_error(operation: str, key: str, error: BaseException, secrets: Secr
     answer = _answer(error)
     if answer is None:
         text = obstore_text(error) or (f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
-        return StoreError(operation, key, secrets.hide(text), retryable=not _is_permanent(error))
+        may_settle = type(error).__name__ in _SETTLING_NAMES
+        return StoreError(operation, key, secrets.hide(text), not _is_permanent(error), may_settle)
     code, message, status = answer
     if code in _REASONS:
         reason = f"{_REASONS[code]} ({code}{f': {message}' if message else ''})"
     else:
         reason = f"{message} ({f'{code}, ' if code else ''}HTTP status {status})"
     passing = code in _PASSING_CODES or status in _PASSING_STATUSES or (status >= 500 and status != 501)
-    return StoreError(operation, key, secrets.hide(reason), retryable=passing)
+    may_settle = (status in _SETTLING_STATUSES or code in _SETTLING_CODES) and code not in _WRONG_SECRETS
+    return StoreError(operation, key, secrets.hide(reason), passing, may_settle and not passing)
 
 
 def http_status(error: BaseException) -> int | None:
