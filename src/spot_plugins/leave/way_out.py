@@ -18,7 +18,7 @@ from ..agreement import Agreement, Decision
 from ..data import end_shielded_workers
 from ..errors import Preempted, StoreError
 from ..launch import roster
-from ..ranks import Job
+from ..ranks import BoardClosedError, Job
 from ..save import SavedSteps, Saver
 from .departure import Departure
 from .listener import Listener
@@ -197,12 +197,18 @@ class WayOut:
 
     @contextmanager
     def before_training(self) -> Iterator[None]:
-        """Close the session if the block raises ``Preempted``, because of a notice in a wait for the store."""
+        """
+        Close the session if the block raises ``Preempted``, because of a notice in a wait for the store.
+
+        After a notice, a rank that waits for another one leaves in the same way once rank 0 is gone.
+        """
         try:
             yield
-        except Preempted:
+        except (Preempted, BoardClosedError) as error:
+            if isinstance(error, BoardClosedError) and self._agreement.notice is None:
+                raise
             self._end()
-            raise
+            raise Preempted(None) from None
 
     def _end(self) -> None:
         self._listener.release_signals(for_good=True)

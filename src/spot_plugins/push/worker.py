@@ -19,9 +19,10 @@ import time
 from collections import deque
 from typing import Any, Final
 
+from .. import events
 from ..errors import SpotError
 from ..events import EventBus
-from ..format.commit import merge_manifests
+from ..format.commit import merge_manifests, stored_manifests
 from ..format.keys import StepId
 from ..format.manifest import ManifestError
 from ..store import RenewedStore, open_local, open_store
@@ -116,7 +117,7 @@ class Worker:
         while (pushed := self._push_next()) is not None:
             step, is_committed = pushed
             if is_committed and self._settings.rank == 0 and self._settings.world_size > 1:
-                self._merge(StepId(step, self._settings.attempt))
+                self._gather(StepId(step, self._settings.attempt))
 
     def _push_next(self) -> tuple[int, bool] | None:
         """Push the job that has waited longest. Return its step and whether it is committed, None if none will come."""
@@ -172,22 +173,43 @@ class Worker:
         assert frozen is not None and frozen.number == job.frozen_set
         return list(frozen.blobs)
 
-    def _merge(self, step_id: StepId) -> None:
-        """Add the merged manifest once all ranks have put theirs, unless a newer step is staged before."""
+    def _gather(self, step_id: StepId) -> None:
+        """Merge the manifests of all ranks, and say which of them are missing once a newer step is staged."""
+        missing: tuple[int, ...] = ()
+        visible: int | None = step_id.step
+        if not self._merge(step_id):
+            try:
+                stored = [
+                    each for each in stored_manifests(self._ways.store) if each.step_id.attempt == step_id.attempt
+                ]
+            except SpotError:  # the next step is counted
+                return
+            there = {rank for each in stored if each.step_id == step_id for rank in each.ranks}
+            missing = tuple(sorted(set(range(self._settings.world_size)) - there))
+            visible = max((each.step_id.step for each in stored if each.is_committed), default=None)
+        self._bus.emit(events.SharesCounted(step=step_id.step, missing_ranks=missing, visible_step=visible))
+
+    def _merge(self, step_id: StepId) -> bool:
+        """
+        Add the merged manifest once all ranks have put theirs, unless a newer step is staged before.
+
+        Return whether it was added.
+        """
         pause_s, deadline = FIRST_PAUSE_S, math.inf
         while time.monotonic() < deadline:
             try:
                 if merge_manifests(self._ways.store, step_id, self._settings.world_size):
-                    return
+                    return True
             except (SpotError, ManifestError, KeyError):  # readers can do without the merged one
-                return
+                return False
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting, timeout=pause_s)
                 if self._waiting:
-                    return
+                    return False
                 if self._trainer_gone:
                     deadline = min(deadline, time.monotonic() + MERGE_S)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        return False
 
     def _hasten(self) -> None:
         """Let the push under way not wait for a failing store any more. Call with the lock held."""

@@ -20,7 +20,7 @@ from ..format.attempts import claim_attempt
 from ..format.keys import RUN_KEY
 from ..format.manifest import FORMAT, Json, canonical_json
 from ..push import Pusher, PushSettings
-from ..ranks import BoardClosedError, Job
+from ..ranks import BoardClosedError, Job, texts_of_ranks
 from ..store import (
     LocalStore,
     ObjectStore,
@@ -171,27 +171,14 @@ def _exchange(job: Job, name: str, value: Json, patience: Patience) -> list[Json
 
 def _raise_refusals(refusals: list[Any]) -> None:
     """Raise one error that tells the refusals of all ranks, each text once."""
-    ranks_of: dict[str, list[int]] = {}
-    outage: list[str] | None = None
-    is_final = False
-    for rank, refusal in enumerate(refusals):
-        match refusal:
-            case "notice":
-                raise Preempted(None)
-            case [str(text)]:
-                is_final = True
-                ranks_of.setdefault(text, []).append(rank)
-            case [str(), str(), str(text)]:
-                outage = outage or refusal
-                ranks_of.setdefault(text, []).append(rank)
-    texts = []
-    for text, ranks in ranks_of.items():
-        named = f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}: "
-        texts.append(text if len(ranks) == len(refusals) else named + text)
-    if is_final:
-        raise ConfigError("; ".join(texts))
-    if outage is not None:
-        raise StoreError(outage[0], outage[1], "; ".join(texts))
+    if _NOTICE in refusals:
+        raise Preempted(None)
+    told = [each for each in refusals if each is not None]
+    text = texts_of_ranks([None if each is None else each[-1] for each in refusals])
+    if any(len(each) == 1 for each in told):
+        raise ConfigError(text)
+    if told:
+        raise StoreError(told[0][0], told[0][1], text)
 
 
 def _claim(store: ObjectStore, world_size: int) -> int:

@@ -117,7 +117,7 @@ def join_and_build(
         stack=stack,
     )
     keeper = Keeper(job, run, pusher, saved_steps, way_out, phase, bus, config.grace_s)
-    for subscriber in (keeper, measurements, pacer, CommitAge(clock)):
+    for subscriber in (keeper, measurements, pacer, CommitAge(clock, counts_shares=job.rank == 0 < job.world_size - 1)):
         bus.subscribe(subscriber.on_event)
     # Closed from the last to the first: the saver before the pusher, which gets what is being copied.
     for close in (listener.release_signals, pusher.close, saver.close, agreement.close, listener.close):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -15,7 +16,7 @@ from torch.optim import Optimizer
 from ..agreement import Notice
 from ..clock import Clock, SystemClock
 from ..config import SpotConfig
-from ..errors import CommitError, Preempted
+from ..errors import Preempted
 from ..events import AttemptStarted, EventBus, Hook, Subscriber, subscribers_of
 from ..guard import Guard, Host
 from ..leave.phase import Phase, PhaseTracker
@@ -30,6 +31,7 @@ from ..schedule import Trigger
 from ..state.part import Part
 from ..state.registry import Registry, register_model
 from .banner import show_banner
+from .ending import check_ends, end_of
 from .keeping import KeepsSteps
 from .milestones import Milestones
 from .opened import Opened, join_and_build
@@ -359,21 +361,12 @@ class SpotSession(KeepsSteps):
             self._save(step, "end")
         it.way_out.wait(lambda: it.pusher.has_ended(step), step, deadline)
         it.way_out.wait(lambda: not it.pusher.has_wishes, step, time.monotonic() + self._config.grace_s)
-        it.job.meet(time.monotonic() + self._config.grace_s)
+        meeting = it.job.meet(deadline + self._config.grace_s, end_of(it, step))
+        it.way_out.wait(lambda: meeting.is_over, step, math.inf)
         is_left_behind = self._phase.now is Phase.LEFT_BEHIND
-        has_ended, is_stored = it.pusher.has_ended(step), it.saved_steps.has(step)
         self.close()
-        if is_left_behind or (has_ended and is_stored):
-            return
-        if it.pusher.is_superseded:  # the newer attempt trains this run, so nothing of it is lost
-            logger.error("step %s is not stored, and will not be: a newer attempt of the same run has started", step)
-            return
-        reason = "the end of the training is not stored, and "
-        if has_ended:
-            reason += "no process tries it any more. See the warnings in the log"
-        else:
-            reason += "the pusher process continues to try. Leave the machine on until that process ends"
-        raise CommitError(step, reason)
+        if not is_left_behind:
+            check_ends(step, meeting, it.job.world_size)
 
     def fail(self, error: BaseException) -> None:
         """
