@@ -80,7 +80,7 @@ class Pusher:
                 raise ConfigError(f"{_NO_START}: {error}. Allow this machine more processes or memory") from error
             with contextlib.suppress(OSError):  # it is not reachable then
                 process.send({"prove": True})
-        match self._await_proof(answers, process, wait):
+        match _await_proof(answers, process, wait):
             case {"ConfigError": [text]}:
                 raise ConfigError(text)
             case {"StoreError": fields}:
@@ -99,11 +99,6 @@ class Pusher:
         """Process id of the pusher. None before the first start, and from a noticed death until the next start."""
         process = self._process
         return None if process is None else process.pid
-
-    @property
-    def is_superseded(self) -> bool:
-        """True if a newer attempt has taken over the run, so that nothing more will be committed."""
-        return self.ledger.is_superseded
 
     @property
     def is_busy(self) -> bool:
@@ -186,19 +181,6 @@ class Pusher:
         self._is_closed = True
         if (process := self._process) is not None:
             process.close()
-
-    def _await_proof(
-        self, answers: queue.SimpleQueue[dict[str, Any]], process: PusherProcess, wait: Callable[[float], None]
-    ) -> dict[str, Any]:
-        deadline = time.monotonic() + PROOF_S
-        while time.monotonic() < deadline:
-            is_reachable = process.is_reachable
-            with contextlib.suppress(queue.Empty):
-                return answers.get(timeout=_POLL_S)
-            if not is_reachable:
-                raise StoreError("put", _PROBE, "the pusher process ended while it proved the store")
-            wait(0.0)
-        raise StoreError("put", _PROBE, f"the pusher process got no answer within {PROOF_S:.0f} s")
 
     def _hand_over(self, step: int) -> str | None:
         """Send *step* to the process, and return the reason if it cannot be sent. Call with the lock held."""
@@ -284,3 +266,17 @@ def _current_directory() -> str | None:
         return os.getcwd()
     except FileNotFoundError:  # it was removed; a process inherits it all the same
         return None
+
+
+def _await_proof(
+    answers: queue.SimpleQueue[dict[str, Any]], process: PusherProcess, wait: Callable[[float], None]
+) -> dict[str, Any]:
+    deadline = time.monotonic() + PROOF_S
+    while time.monotonic() < deadline:
+        is_reachable = process.is_reachable
+        with contextlib.suppress(queue.Empty):
+            return answers.get(timeout=_POLL_S)
+        if not is_reachable:
+            raise StoreError("put", _PROBE, "the pusher process ended while it proved the store")
+        wait(0.0)
+    raise StoreError("put", _PROBE, f"the pusher process got no answer within {PROOF_S:.0f} s")

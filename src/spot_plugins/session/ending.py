@@ -18,7 +18,7 @@ _SILENT: Final = "it is not known whether the end of the training is stored, bec
 
 def end_of(it: Opened, step: int) -> str | None:
     """Return the reason why this rank's share of *step*, the last one, is not stored. None if it is."""
-    if it.pusher.is_superseded:
+    if it.pusher.ledger.is_superseded:
         return _SUPERSEDED
     if not it.pusher.has_ended(step):
         return f"{_MISSING}the pusher process continues to try. Leave the machine on until that process ends"

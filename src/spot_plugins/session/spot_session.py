@@ -357,7 +357,7 @@ class SpotSession(KeepsSteps):
             it.way_out.leave(step)
         deadline = time.monotonic() + FINISH_WAIT_S
         it.way_out.wait(lambda: it.saver.has_room, step, deadline)
-        if it.saver.has_room and not it.pusher.is_superseded:
+        if it.saver.has_room and not it.pusher.ledger.is_superseded:
             self._save(step, "end")
         it.way_out.wait(lambda: it.pusher.has_ended(step), step, deadline)
         it.way_out.wait(lambda: not it.pusher.has_wishes, step, time.monotonic() + self._config.grace_s)
