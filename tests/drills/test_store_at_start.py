@@ -9,6 +9,7 @@ import signal
 import threading
 import uuid
 
+import psutil
 import pytest
 from hearing import Heard, said, until
 from launching import exit_codes, launch_ranks, printed
@@ -178,6 +179,29 @@ def test_keys_that_are_renewed_in_the_file_are_read_again(client_options, s3_ser
         session.finish(2)
 
         assert numbers(open_store(url, after.storage_options(key="renewed-key"))) == [2]
+
+
+def test_a_pusher_process_that_dies_while_it_proves_is_replaced(s3_server, url, proxy, caplog):
+    """The proof is made again, by the process that will write."""
+    proxy.hang()
+    before = {child.pid for child in psutil.Process().children()}
+    session = session_at(url, storage_options=s3_server.storage_options(endpoint_url=proxy.endpoint_url))
+
+    def kill():
+        until(lambda: proxy.num_open > 0, "the process has asked the store")
+        (pusher,) = {child.pid for child in psutil.Process().children()} - before
+        os.kill(pusher, signal.SIGKILL)
+        proxy.heal()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        session.open()
+    finally:
+        killer.join()
+        session.close()
+
+    assert "the pusher process ended while it proved the store" in caplog.text
 
 
 @pytest.mark.parametrize(
