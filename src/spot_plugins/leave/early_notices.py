@@ -87,6 +87,7 @@ class EarlyNotices:
                 self._poller.start()
             if now >= deadline:
                 return
+            # wait: POLL_S; it looks again for a notice and at the deadline of the caller
             self._came.wait(min(deadline - now, POLL_S))
 
     def _is_to_leave(self) -> bool:

@@ -275,6 +275,7 @@ def _await_proof(
     while time.monotonic() < deadline:
         is_reachable = process.is_reachable
         with contextlib.suppress(queue.Empty):
+            # wait: _POLL_S; it looks again for a notice and for the end of the process, until PROOF_S
             return answers.get(timeout=_POLL_S)
         if not is_reachable:
             raise StoreError("put", _PROBE, "the pusher process ended while it proved the store")

@@ -76,6 +76,7 @@ class Meeting:
 
     def wait(self) -> None:
         """Wait for the end of the meeting."""
+        # wait: the deadline of the caller and MEETING_MARGIN_S; this rank leaves without the others
         self._thread.join(max(0.0, self._deadline - time.monotonic()) + MEETING_MARGIN_S)
 
     def _run(self, job: Job, note: Json) -> None:

@@ -7,7 +7,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar, cast
 
@@ -35,6 +35,9 @@ from ..store import (
 
 JOIN_S: Final = 300.0
 """Longest wait in seconds for the other ranks, which wait for the store with a limit each."""
+
+TELL_S: Final = 1.0
+"""Longest wait in seconds for the board to take the word that this rank leaves."""
 
 _POLL_S: Final = 0.05
 _NOTICE: Final = "notice"
@@ -90,7 +93,7 @@ def join_run(config: SpotConfig, job: Job, bus: EventBus, patience: Patience) ->
         except (ConfigError, StoreError) as error:
             refusal = _note(error)
         except Preempted:
-            job.board.post(f"joining/{job.rank}", _NOTICE)
+            _tell_notice(job)
             raise
         _raise_refusals(_exchange(job, "joining", refusal, patience))
         attempt = 0
@@ -145,6 +148,19 @@ def _note(error: ConfigError | StoreError) -> Json:
     return [str(error)] if isinstance(error, ConfigError) else [error.operation, error.key, error.reason]
 
 
+def _tell_notice(job: Job) -> None:
+    """Let the ranks that wait for this one leave, too. On a thread, because the board may block its caller."""
+
+    def tell() -> None:
+        with suppress(BoardClosedError):
+            job.board.post(f"joining/{job.rank}", _NOTICE)
+
+    teller = threading.Thread(target=tell, name="spot-join", daemon=True)
+    teller.start()
+    # wait: TELL_S; this rank leaves all the same
+    teller.join(TELL_S)
+
+
 def _exchange(job: Job, name: str, value: Json, patience: Patience) -> list[Json]:
     """Exchange *value* as :meth:`.Job.exchange` does, on a thread, so that a notice ends the wait for the others."""
     results: queue.SimpleQueue[list[Json] | BoardClosedError] = queue.SimpleQueue()
@@ -159,6 +175,7 @@ def _exchange(job: Job, name: str, value: Json, patience: Patience) -> list[Json
     deadline = time.monotonic() + JOIN_S
     while time.monotonic() < deadline:
         try:
+            # wait: _POLL_S; it looks again for a notice, until JOIN_S
             found = results.get(timeout=_POLL_S)
         except queue.Empty:
             patience.wait(0.0)

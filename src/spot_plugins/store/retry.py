@@ -88,6 +88,7 @@ class Patience:
             else:
                 self._is_spent = False
                 return result
+            # wait: LONGEST_PAUSE_S; the call is tried again
             self.wait(min(pause_s, left_s))
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
