@@ -29,9 +29,10 @@ _BEFORE_TRAINING: Final = frozenset({Phase.NEW, Phase.JOINED})
 
 class EarlyNotices:
     """
-    Takes signals and asks notice sources while a session opens. In the ``with`` block, before there is an agreement.
+    Takes signals, and asks notice sources, while a session waits for its store.
 
-    Afterwards :attr:`agreement` gives the notices, until training begins.
+    Its ``with`` block ends before the agreement of the ranks is built. From then on, :attr:`agreement` gives the
+    notices, until training begins.
 
     Args:
         config: The notice sources to ask.

@@ -81,8 +81,8 @@ def join_run(config: SpotConfig, job: Job, bus: EventBus, patience: Patience) ->
         StoreError: The store does not answer a rank. Every rank raises it.
         Preempted: There was a notice meanwhile, on any rank.
     """
-    if config.url.startswith("memory:"):
-        raise ConfigError(f"url={config.url!r} would be lost with this process. Give a directory, such as file:///data")
+    if (url := config.url).startswith("memory:"):
+        raise ConfigError(f"url={url!r} would be lost with this process. Give a directory, such as file:///data/run")
     refusal: Json = None
     with ExitStack() as stack:
         try:
