@@ -75,7 +75,7 @@ class Keeper:
         problem: list[Any] = []
         if self._job.rank == 0:
             try:
-                marks = patiently(lambda: list(kept_steps(self._run.store)))
+                marks = list(kept_steps(self._run.patient))
                 found = [[mark.step_id.step, mark.owner] for mark in marks if mark.is_committed or is_mirror]
                 self._drop([mark for mark in marks if not mark.is_committed and not is_mirror], found)
             except StoreError as error:
