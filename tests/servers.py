@@ -47,7 +47,7 @@ class S3Server:
     def __enter__(self) -> S3Server:
         with ExitStack() as stack:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spot-s3-")))
-            ports = _free_ports(10)
+            ports = free_ports(10)
             self.endpoint_url = f"http://{HOST}:{ports[0]}"
             log = directory / "log"
             with log.open("wb") as output:
@@ -59,8 +59,8 @@ class S3Server:
                     start_new_session=True,
                 )
             stack.callback(_remove_sockets, ports)
-            stack.callback(_kill_group, process)
-            _wait_for_http(ports[0], process, log)
+            stack.callback(kill_group, process)
+            wait_for_http(ports[0], process, log)
             self._stack = stack.pop_all()
         return self
 
@@ -133,7 +133,7 @@ def _program() -> str:
     return found
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -141,7 +141,7 @@ def _free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def _wait_for_http(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_for_http(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     """Return once *port* answers HTTP. Polls, for the server tells its readiness in no other way."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline and process.poll() is None:
@@ -155,10 +155,10 @@ def _wait_for_http(port: int, process: subprocess.Popen[bytes], log: Path) -> No
             return
         finally:
             connection.close()
-    raise RuntimeError(f"SeaweedFS did not start:\n{log.read_text(errors='replace')[-2000:]}")
+    raise RuntimeError(f"the server did not start:\n{log.read_text(errors='replace')[-2000:]}")
 
 
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
+def kill_group(process: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)  # SIGTERM does not always stop it
     process.wait()

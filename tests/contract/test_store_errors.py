@@ -30,8 +30,9 @@ from spot_plugins.errors import ConfigError, StoreError
 from spot_plugins.locations import is_local
 from spot_plugins.store import FsspecStore, LocalStore, MemoryStore, ObstoreStore, check_writable, open_store
 from spot_plugins.store.obstore_options import read_options
+from spot_plugins.store.redaction import Secrets
 from spot_plugins.store.s3fs import s3_options
-from spot_plugins.store.store_errors import Secrets, to_store_error
+from spot_plugins.store.store_errors import to_store_error
 
 MIB = 1024**2
 DEADLINE_S = 60
