@@ -8,12 +8,33 @@ import subprocess
 import sys
 import tempfile
 import urllib.request
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from servers import HOST, free_ports, kill_group, wait_for_http
+from servers import HOST, S3Server, free_ports, kill_group, wait_for_http
+from typing_extensions import Self
+
+from spot_plugins.store import FsspecStore, ObjectStore, ObstoreStore
+
+CLIENTS: dict[str, tuple[str, Callable[..., ObjectStore]]] = {
+    "s3 obstore": ("s3", ObstoreStore),
+    "s3 s3fs": ("s3", FsspecStore),
+    "gs gcsfs": ("gs", FsspecStore),
+    "az adlfs": ("az", FsspecStore),
+    "az obstore": ("az", ObstoreStore),
+}
+"""Clients of services, by name: the protocol, and the class of the store."""
+
+
+def options_for(server: Any, endpoint_url: str | None = None, timeout_s: float | None = None) -> dict[str, Any]:
+    """Return the storage options for *server*. *timeout_s* bounds connecting and waiting."""
+    if not isinstance(server, S3Server):
+        return dict(server.storage_options(endpoint_url=endpoint_url, timeout_s=timeout_s))
+    config = {} if timeout_s is None else {"connect_timeout": timeout_s, "read_timeout": timeout_s}
+    return server.storage_options(endpoint_url=endpoint_url, **config)
 
 
 class CloudServer:
@@ -23,7 +44,7 @@ class CloudServer:
         self._stack = ExitStack()
         self.endpoint_url = ""
 
-    def __enter__(self) -> CloudServer:
+    def __enter__(self) -> Self:
         with ExitStack() as stack:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spot-cloud-")))
             (port,) = free_ports(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from io import BytesIO
 from typing import Any, Final
 
 from .fsspec_client import FsspecClient
@@ -49,6 +50,8 @@ async def _bounded(client: Any, connect_s: float | None, read_s: float | None, s
         """Reads each answer to its end, because the client asks again if that fails later."""
 
         async def send(self, request: Any, **config: Any) -> Any:
+            if isinstance(request.data, bytes):  # which aiohttp hands to the kernel without a pause in between
+                request.data = BytesIO(request.data)
             return await super().send(request, **{**config, "stream": False})
 
     transport = Transport(connection_timeout=connect_s, read_timeout=read_s)

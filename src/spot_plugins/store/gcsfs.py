@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta, timezone
-from types import MethodType
+from functools import cache, partial
+from io import BytesIO
 from typing import Any, ClassVar, Final
 
 from .fsspec_client import FsspecClient
@@ -55,7 +55,7 @@ class GoogleClient(FsspecClient):
         if options.get("token") is None and file_system.credentials.credentials is None and file_system.on_google:
             raise NoCredentialsError(_NO_CREDENTIALS)  # gcsfs would ask anonymously from now on
         # Without its decorator, which repeats a request up to 6 times, and logs errors that may hold secrets.
-        file_system._request = MethodType(type(file_system)._request.__wrapped__, file_system)
+        file_system._request = partial(_request, type(file_system)._request.__wrapped__, file_system)
         sync(file_system.loop, file_system._set_session)
         limit_sockets(file_system.session, _read_timeout_s(options))
 
@@ -70,12 +70,17 @@ class GoogleClient(FsspecClient):
                 from google.auth.transport.requests import Request
 
                 with requests.Session() as session:
-                    credentials.refresh(functools.partial(Request(session), timeout=READ_TIMEOUT_S))
+                    credentials.refresh(partial(Request(session), timeout=READ_TIMEOUT_S))
             secrets.add(credentials.token)
 
     def find(self, file_system: Any, root: str, prefix: str) -> list[str]:
         """As :meth:`FsspecClient.find`."""
         return list(file_system.find(root, prefix=prefix))
+
+
+def _request(request: Callable[..., Any], file_system: Any, *args: Any, data: Any = None, **kwargs: Any) -> Any:
+    """Call *request* with *data* as a file, because aiohttp hands bytes to the kernel without a pause in between."""
+    return request(file_system, *args, data=BytesIO(data) if isinstance(data, bytes) else data, **kwargs)
 
 
 def _read_timeout_s(options: Mapping[str, Any]) -> float | None:
@@ -92,7 +97,7 @@ def _is_valid(credentials: Any) -> bool:
     return bool(expiry.replace(tzinfo=timezone.utc) - datetime.now(timezone.utc) > _RENEWED_BEFORE)
 
 
-@functools.cache
+@cache
 def _answer_class() -> type:
     """Return a class of answers that raises each error of the service, because gcsfs drops code and message of some."""
     from aiohttp import ClientResponse
