@@ -17,7 +17,7 @@ from spot_plugins.store import ObjectStore, ObstoreStore, check_writable
 
 MIB = 1024**2
 DEADLINE_S = 60
-TIMEOUT_S = 0.5
+TIMEOUT_S = 1.0
 
 OPERATIONS = {
     "put": lambda store: store.put("key", b"data"),
@@ -100,7 +100,7 @@ def test_a_service_in_trouble_is_a_store_error_that_may_pass(store, proxy, opera
     with pytest.raises(StoreError, match=said) as caught:
         operation(store)
 
-    assert time.monotonic() - before < 5
+    assert time.monotonic() - before < 20 * TIMEOUT_S  # not many tries in one
     assert caught.value.retryable
     proxy.heal()
     operation(store)
@@ -238,7 +238,7 @@ def test_a_reset_in_the_middle_of_a_get_may_pass(store, proxy):
         proxy.refuse()
 
         with pytest.raises(StoreError, match="the connection to the endpoint URL broke") as caught:
-            getting.result(timeout=5)
+            getting.result(timeout=20)
 
     assert caught.value.retryable
     proxy.heal()
@@ -260,7 +260,7 @@ def test_a_service_that_stops_reading_in_the_middle_of_a_put_is_given_up(store, 
         proxy.hang()
 
         with pytest.raises(StoreError) as caught:
-            putting.result(timeout=5)
+            putting.result(timeout=20)
 
     assert caught.value.retryable
 
@@ -281,16 +281,16 @@ def test_a_service_that_stops_sending_in_the_middle_of_a_get_is_given_up(store, 
         proxy.hang()
 
         with pytest.raises(StoreError) as caught:
-            getting.result(timeout=5)
+            getting.result(timeout=20)
 
     assert caught.value.retryable
 
 
 def test_a_slow_service_is_not_given_up(store, proxy):
     """
-    A put and a get that take many times the read timeout succeed as long as bytes move.
+    A put and a get that take longer than the read timeout succeed as long as bytes move.
 
-    The default limit is 30 times as long, so that 50 kB/s are enough.
+    The default limit is 15 times as long, so that 100 kB/s are enough.
     """
     data = bytes(3_000_000)
     proxy.slow(1_500_000)
@@ -298,7 +298,7 @@ def test_a_slow_service_is_not_given_up(store, proxy):
 
     store.put("key", data)
 
-    assert time.monotonic() - before > 3 * TIMEOUT_S
+    assert time.monotonic() - before > TIMEOUT_S
     assert store.get("key") == data
 
 
@@ -405,6 +405,17 @@ def test_a_server_that_ignores_the_condition_has_no_put_if_absent(way, proxy):
         store.put_if_absent("attempts/1", b"mine")
 
     assert not caught.value.retryable
+
+
+def test_check_writable_passes_where_all_is_well(store):
+    """
+    A usable store passes, and keeps nothing of the check.
+    """
+    before = list(store.keys(""))
+
+    check_writable(store)
+
+    assert list(store.keys("")) == before
 
 
 def test_check_writable_lets_a_passing_failure_pass(store, proxy):

@@ -20,7 +20,6 @@ import pytest
 import torch
 from botocore.exceptions import ClientError
 from fsspec.implementations.local import LocalFileSystem
-from servers import FaultProxy
 
 from spot_plugins import SpotConfig, SpotSession, prefetch
 from spot_plugins.config import from_environment
@@ -48,17 +47,6 @@ OPERATIONS = {
 @pytest.fixture(params=OPERATIONS)
 def operation(request):
     return OPERATIONS[request.param]
-
-
-@pytest.fixture(scope="module")
-def bucket(s3_server):
-    return s3_server.create_bucket("store-errors")
-
-
-@pytest.fixture(scope="module")
-def proxy(s3_server):
-    with FaultProxy(s3_server.endpoint_url) as proxy:
-        yield proxy
 
 
 @pytest.fixture(scope="module", params=[ObstoreStore, FsspecStore])
@@ -143,11 +131,11 @@ def test_a_failed_listing_is_named_with_a_plain_verb():
             store.keys("steps/")
 
 
-def test_check_writable_passes_where_all_is_well(store, tmp_path):
+def test_check_writable_passes_where_all_is_well(tmp_path):
     """
     A usable store passes, and keeps nothing of the check.
     """
-    for each in (store, MemoryStore(), LocalStore(str(tmp_path / "run"))):
+    for each in (MemoryStore(), LocalStore(str(tmp_path / "run"))):
         before = list(each.keys(""))
 
         check_writable(each)
