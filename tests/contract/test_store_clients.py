@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 import pytest
 from clouds import CLIENTS, options_for
 from servers import FaultProxy
+from steps import load, save
 
 from spot_plugins.errors import ConfigError, StoreError
+from spot_plugins.events import CheckpointRejected
 from spot_plugins.store import ObjectStore, ObstoreStore, check_writable
 
 MIB = 1024**2
@@ -390,6 +392,30 @@ def test_what_a_damaged_object_lacks_is_not_read(store):
         store.get("missing")
     with pytest.raises(KeyError):
         store.get_into("missing", 3, [memoryview(memory)])
+
+
+DAMAGES = {
+    "missing": lambda store, key: store.delete(key),
+    "empty": lambda store, key: store.put(key, b""),
+    "cut": lambda store, key: store.put(key, store.get(key)[:-1]),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_a_damaged_step_is_passed_over(way, proxy, damage):
+    """
+    Whichever client reads it, a blob that is missing, empty or cut ends in the step before, and in an event.
+    """
+    store = way.open(f"{way.url}-{uuid.uuid4().hex}")
+    for step in (1, 2):
+        save(step, store)
+    (blob,) = (key for key in store.keys("steps/") if key.endswith(".safetensors") and "0000000002" in key)
+    told = []
+
+    damage(store, blob)
+
+    assert load(store, told=told).step_id.step == 1
+    assert [type(event) for event in told if isinstance(event, CheckpointRejected)] == [CheckpointRejected]
 
 
 def test_a_server_that_ignores_the_condition_has_no_put_if_absent(way, proxy):

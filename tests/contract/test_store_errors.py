@@ -33,7 +33,6 @@ from spot_plugins.store.store_errors import to_store_error
 
 MIB = 1024**2
 DEADLINE_S = 60
-TIMEOUTS = {"connect_timeout": 0.5, "read_timeout": 0.5}
 
 OPERATIONS = {
     "put": lambda store: store.put("key", b"data"),

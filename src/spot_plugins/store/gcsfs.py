@@ -37,7 +37,7 @@ class GoogleClient(FsspecClient):
     def open(self, url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
         """As :meth:`FsspecClient.open`."""
         from aiohttp import ClientTimeout
-        from gcsfs.core import GCSFileSystem  # type: ignore[import-untyped]
+        from gcsfs.core import GCSFileSystem
 
         read_s = _read_timeout_s(options)
         connect_s = CONNECT_TIMEOUT_S if read_s is None else min(CONNECT_TIMEOUT_S, read_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from types import ModuleType
 
@@ -12,7 +13,7 @@ def network_text(error: BaseException) -> str | None:
     """Return the network failure that *error* or one of its causes reports. None if it reports another failure."""
     aiohttp = sys.modules.get("aiohttp")
     for link in chain(error):
-        if isinstance(link, TimeoutError):
+        if any(each.__name__ == "TimeoutError" for each in type(link).__mro__):  # in Python 3.10 there are two
             return f"timeout: {str(link) or 'no answer'}"
         if aiohttp is not None and (text := _aiohttp_text(aiohttp, link)) is not None:
             return text
@@ -27,6 +28,8 @@ def _aiohttp_text(aiohttp: ModuleType, error: BaseException) -> str | None:
     if isinstance(error, aiohttp.ClientConnectorError):
         cause = error.os_error
         return f"cannot connect to the endpoint URL: {cause.strerror or cause} at {error.host}:{error.port}"
+    if getattr(error, "errno", None) == errno.ETIMEDOUT:
+        return "timeout: the service took no byte for a while"  # see socket_factory()
     if isinstance(error, (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)):
         return f"the connection to the endpoint URL broke: {error or type(error).__name__}"
     return None
