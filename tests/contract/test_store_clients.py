@@ -194,17 +194,22 @@ def test_rate_limits_pass(store, way, proxy):
     assert caught.value.retryable
 
 
-@pytest.mark.parametrize("name", ["get", "keys"])
-def test_an_answer_that_is_cut_off_is_no_answer(store, proxy, name):
+def test_an_answer_that_is_cut_off_is_no_answer(store, way, proxy, operation):
     """
     A connection that ends before the answer does gives StoreError that may pass, and never a part of an object.
+
+    The request is not repeated: a second conditional put would find the object of the first one.
     """
     proxy.cut_answers()
+    before = proxy.num_requests
 
-    with pytest.raises(StoreError) as caught:
-        OPERATIONS[name](store)
+    with pytest.raises(StoreError, match="the connection to the endpoint URL broke") as caught:
+        operation(store)
 
     assert caught.value.retryable
+    # obstore deletes from Azure with a batch of one, a request within a request.
+    is_batch = way.protocol == "az" and way.through is ObstoreStore and operation is OPERATIONS["delete"]
+    assert proxy.num_requests - before == (2 if is_batch else 1)
     proxy.heal()
     assert store.get("there") == b"data"
 

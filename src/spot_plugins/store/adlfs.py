@@ -7,7 +7,7 @@ from io import BytesIO
 from typing import Any, Final
 
 from .fsspec_client import FsspecClient
-from .http_limits import CONNECT_TIMEOUT_S, LARGEST_OBJECT_BYTES, READ_TIMEOUT_S, limit_sockets, limits
+from .http_limits import CONNECT_TIMEOUT_S, LARGEST_OBJECT_BYTES, READ_TIMEOUT_S, limits, prepare_session
 from .redaction import Secrets
 
 _TOKEN_TIMEOUT_S: Final = CONNECT_TIMEOUT_S + READ_TIMEOUT_S
@@ -56,7 +56,7 @@ async def _bounded(client: Any, connect_s: float | None, read_s: float | None, s
 
     transport = Transport(connection_timeout=connect_s, read_timeout=read_s)
     await transport.open()
-    limit_sockets(transport.session, read_s)
+    prepare_session(transport.session, read_s)
     credential: Any = client.credential
     if hasattr(credential, "get_token"):
         credential = _TimedCredential(credential, secrets)

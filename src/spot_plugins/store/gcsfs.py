@@ -11,7 +11,7 @@ from io import BytesIO
 from typing import Any, ClassVar, Final
 
 from .fsspec_client import FsspecClient
-from .http_limits import CONNECT_TIMEOUT_S, LARGEST_OBJECT_BYTES, READ_TIMEOUT_S, limit_sockets
+from .http_limits import CONNECT_TIMEOUT_S, LARGEST_OBJECT_BYTES, READ_TIMEOUT_S, prepare_session
 from .redaction import Secrets
 from .service_answers import NoCredentialsError, ServiceError
 
@@ -57,7 +57,7 @@ class GoogleClient(FsspecClient):
         # Without its decorator, which repeats a request up to 6 times, and logs errors that may hold secrets.
         file_system._request = partial(_request, type(file_system)._request.__wrapped__, file_system)
         sync(file_system.loop, file_system._set_session)
-        limit_sockets(file_system.session, _read_timeout_s(options))
+        prepare_session(file_system.session, _read_timeout_s(options))
 
     def renew(self, file_system: Any, secrets: Secrets) -> None:
         """As :meth:`FsspecClient.renew`. gcsfs itself would block the thread of all requests, for up to 120 s."""

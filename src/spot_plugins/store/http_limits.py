@@ -1,4 +1,4 @@
-"""Time limits of all clients that send HTTP requests, and sockets that keep them."""
+"""Time limits of all clients that send HTTP requests, and sessions of aiohttp that keep them."""
 
 from __future__ import annotations
 
@@ -47,8 +47,14 @@ def socket_factory(stall_s: float) -> Callable[[_Address], socket.socket]:
     return make
 
 
-def limit_sockets(session: Any, stall_s: float | None) -> None:
-    """Let *session*, a new session of aiohttp, make its connections with :func:`socket_factory`."""
+def prepare_session(session: Any, stall_s: float | None) -> None:
+    """
+    Let *session*, a new session of aiohttp, send each request once, over sockets of :func:`socket_factory`.
+
+    By default aiohttp repeats a request whose connection breaks before the answer. If it is a conditional put, the
+    second one finds the object of the first, and reports that another writer has won.
+    """
+    session._retry_connection = False
     if stall_s is not None:
         # Only the constructor of a connector takes it, and gcsfs and azure-core call the constructor themselves.
         session.connector._socket_factory = socket_factory(stall_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from types import ModuleType
 
@@ -27,7 +28,8 @@ def _aiohttp_text(aiohttp: ModuleType, error: BaseException) -> str | None:
         return f"the certificate of {error.host}:{error.port} is not trusted: {error.certificate_error}"
     if isinstance(error, aiohttp.ClientConnectorError):
         cause = error.os_error
-        return f"cannot connect to the endpoint URL: {cause.strerror or cause} at {error.host}:{error.port}"
+        reason = os.strerror(cause.errno) if (cause.errno or 0) > 0 else cause.strerror  # an error of DNS is negative
+        return f"cannot connect to the endpoint URL: {reason or cause} at {error.host}:{error.port}"
     if getattr(error, "errno", None) == errno.ETIMEDOUT:
         return "timeout: the service took no byte for a while"  # see socket_factory()
     if isinstance(error, (aiohttp.ClientConnectionError, aiohttp.ClientPayloadError)):

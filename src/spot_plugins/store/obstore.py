@@ -81,8 +81,10 @@ class ObstoreStore:
         if is_object_key(key):
             import obstore
 
-            with as_store_errors("get", key, self._secrets), _ignore_missing():
-                return obstore.get(self._open().timed, self._path(key)).bytes().to_bytes()
+            with as_store_errors("get", key, self._secrets):
+                client = self._open().timed
+                with _ignore_missing():
+                    return obstore.get(client, self._path(key)).bytes().to_bytes()
         raise KeyError(key)
 
     def get_into(self, key: str, start: int, targets: Sequence[memoryview]) -> int:
@@ -91,18 +93,19 @@ class ObstoreStore:
             import obstore
 
             num_bytes = sum(target.nbytes for target in targets)
-            with as_store_errors("get", key, self._secrets), _ignore_missing():
+            with as_store_errors("get", key, self._secrets):
                 client, path = self._open().timed, self._path(key)
-                if not num_bytes:
-                    obstore.head(client, path)
-                    return 0
-                try:
-                    answer = obstore.get(client, path, options={"range": (start, start + num_bytes)})
-                except obstore.exceptions.BaseError as error:
-                    if not is_past_end(error):
-                        raise
-                    return 0
-                return scatter(memoryview(answer.bytes()), targets)
+                with _ignore_missing():
+                    if not num_bytes:
+                        obstore.head(client, path)
+                        return 0
+                    try:
+                        answer = obstore.get(client, path, options={"range": (start, start + num_bytes)})
+                    except obstore.exceptions.BaseError as error:
+                        if not is_past_end(error):
+                            raise
+                        return 0
+                    return scatter(memoryview(answer.bytes()), targets)
         raise KeyError(key)
 
     def keys(self, prefix: str) -> Iterator[str]:
@@ -132,8 +135,10 @@ class ObstoreStore:
         if is_object_key(key):
             import obstore
 
-            with as_store_errors("delete", key, self._secrets), _ignore_missing():
-                obstore.delete(self._open().timed, self._path(key))
+            with as_store_errors("delete", key, self._secrets):
+                client = self._open().timed
+                with _ignore_missing():
+                    obstore.delete(client, self._path(key))
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}" if self._root else key

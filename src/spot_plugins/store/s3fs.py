@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, ClassVar, Final
 
 from .fsspec_client import FsspecClient
-from .http_limits import LARGEST_OBJECT_BYTES, limits, socket_factory
+from .http_limits import LARGEST_OBJECT_BYTES, limits, prepare_session
 from .redaction import Secrets
 
 _KEY_IN_SIGNATURE: Final = re.compile(r"Credential=([^/]+)/")
@@ -62,9 +63,21 @@ def s3_options(storage_options: Mapping[str, Any]) -> dict[str, Any]:
         "connect_timeout": connect_s,
         "read_timeout": read_s,
     }
-    if read_s is not None:
-        config["connector_args"] = {"socket_factory": socket_factory(read_s), **config.get("connector_args", {})}
-    return {**storage_options, "config_kwargs": config}
+    return {**storage_options, "config_kwargs": {"http_session_cls": _session_class(read_s), **config}}
+
+
+@cache
+def _session_class(read_s: float | None) -> type:
+    """Return a class of HTTP sessions for aiobotocore that keep *read_s*, and send each request once."""
+    from aiobotocore.httpsession import AIOHTTPSession  # type: ignore[import-untyped]
+
+    class Session(AIOHTTPSession):  # type: ignore[misc]
+        async def _get_session(self, proxy_url: str | None) -> Any:
+            session = await super()._get_session(proxy_url)
+            prepare_session(session, read_s)
+            return session
+
+    return Session
 
 
 def _learn(headers: Mapping[str, Any], secrets: Secrets) -> None:

@@ -10,7 +10,7 @@ from .obstore_errors import obstore_answer
 
 _NO_BUCKET_CODES: Final = frozenset({"NoSuchBucket", "ContainerNotFound"})
 _EXISTS_CODES: Final = frozenset({"BlobAlreadyExists"})
-_AZURE_DETAIL: Final = re.compile(r"(?:AuthenticationErrorDetail[:>])([^\n<]*)")
+_AZURE_DETAIL: Final = re.compile(r"AuthenticationErrorDetail[:>]([^\n<]*)")
 
 
 class NoCredentialsError(Exception):
@@ -54,22 +54,12 @@ def chain(error: BaseException) -> Iterator[BaseException]:
         link = link.__cause__ or link.__context__
 
 
-def error_code(error: BaseException) -> str | None:
-    """Return the error code of the service's answer, for example ``NoSuchBucket``. None if it did not answer."""
-    answer = find_answer(error)
-    return None if answer is None else answer.code
-
-
-def http_status(error: BaseException) -> int | None:
-    """Return the HTTP status of the service's answer. None if it did not answer."""
-    answer = find_answer(error)
-    return None if answer is None else answer.status
-
-
 def is_missing(error: BaseException) -> bool:
     """Return whether *error*, of a request for one object, says that the object is missing, and not the bucket."""
-    missing = isinstance(error, FileNotFoundError) or http_status(error) == 404
-    return missing and error_code(error) not in _NO_BUCKET_CODES
+    answer = find_answer(error)
+    if answer is None:
+        return isinstance(error, FileNotFoundError)
+    return answer.status == 404 and answer.code not in _NO_BUCKET_CODES
 
 
 def is_existing(error: BaseException) -> bool:
@@ -86,7 +76,8 @@ def is_existing(error: BaseException) -> bool:
 
 def is_past_end(error: BaseException) -> bool:
     """Return whether *error* says that the object ends before the range begins."""
-    return http_status(error) == 416
+    answer = find_answer(error)
+    return answer is not None and answer.status == 416
 
 
 def _botocore_answer(error: BaseException) -> Answer | None:
@@ -104,8 +95,8 @@ def _botocore_answer(error: BaseException) -> Answer | None:
 def _azure_answer(error: BaseException) -> Answer | None:
     """Return the answer in an ``HttpResponseError`` of azure-core."""
     status = getattr(error, "status_code", None)
-    if not isinstance(status, int) or not type(error).__module__.startswith("azure."):
-        return None
+    if not isinstance(status, int) or status < 300 or not type(error).__module__.startswith("azure."):
+        return None  # another error, or an answer that cannot be read
     text = str(error)
     code = getattr(error, "error_code", None) or ""
     detail = _AZURE_DETAIL.search(text)
