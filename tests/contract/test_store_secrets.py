@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import socket
@@ -17,7 +18,7 @@ from servers import HOST, FaultProxy
 from spot_plugins import SpotConfig, prefetch
 from spot_plugins.errors import ConfigError, StoreError
 from spot_plugins.push.messages import PushSettings
-from spot_plugins.store import FsspecStore, ObstoreStore, gcsfs, open_store
+from spot_plugins.store import FsspecStore, ObstoreStore, adlfs, gcsfs, open_store
 from spot_plugins.store.redaction import Secrets
 
 DEADLINE_S = 60
@@ -280,6 +281,29 @@ class TokenService:
                 connection.recv(65536)
                 head = "HTTP/1.1 400 Bad Request\r\nContent-Type: application/json\r\nConnection: close\r\n"
                 connection.sendall(f"{head}Content-Length: {len(self._body)}\r\n\r\n".encode() + self._body)
+
+
+class Credential:
+    """A credential of azure-core that never gives a token."""
+
+    async def get_token(self, *scopes, **kwargs):
+        await asyncio.Event().wait()
+
+    async def close(self):
+        pass
+
+
+def test_a_credential_that_never_gives_a_token_is_given_up(monkeypatch):
+    """
+    azure-identity asks several services one after the other, each with limits and tries of its own.
+    """
+    monkeypatch.setattr(adlfs, "_TOKEN_TIMEOUT_S", 0.5)
+    store = FsspecStore("az://box/run", {"account_name": "one", "credential": Credential()})
+
+    with pytest.raises(StoreError, match="timeout") as caught:
+        store.put("key", b"data")
+
+    assert caught.value.retryable
 
 
 def test_a_machine_without_credentials_of_google_asks_nothing_anonymously(monkeypatch):
