@@ -15,7 +15,7 @@ from steps import load, save
 
 from spot_plugins.errors import ConfigError, StoreError
 from spot_plugins.events import CheckpointRejected
-from spot_plugins.store import ObjectStore, ObstoreStore, check_writable
+from spot_plugins.store import ObjectStore, ObstoreStore, check_writable, patiently
 
 MIB = 1024**2
 DEADLINE_S = 60
@@ -383,20 +383,25 @@ def test_a_missing_bucket_cannot_be_retried(way, proxy, operation):
 def test_what_a_damaged_object_lacks_is_not_read(store):
     """
     An object that is missing, empty or cut is told from a service in trouble: a reader takes an older step then.
+
+    Readers are patient. fake-gcs-server closes a connection after 416, and does not say so.
     """
     store.put("empty", b"")
     store.put("cut", b"0123")
     memory = bytearray(8)
 
-    assert store.get("empty") == b""
-    assert store.get_into("empty", 0, [memoryview(memory)]) == 0
-    assert store.get_into("cut", 0, [memoryview(memory)]) == 4
-    assert store.get_into("cut", 4, [memoryview(memory)]) == 0
-    assert store.get_into("cut", 9, [memoryview(memory)]) == 0
+    def get_into(key, start):
+        return patiently(lambda: store.get_into(key, start, [memoryview(memory)]))
+
+    assert get_into("empty", 0) == 0
+    assert get_into("cut", 0) == 4
+    assert get_into("cut", 4) == 0
+    assert get_into("cut", 9) == 0
+    assert patiently(lambda: store.get("empty")) == b""
     with pytest.raises(KeyError):
-        store.get("missing")
+        patiently(lambda: store.get("missing"))
     with pytest.raises(KeyError):
-        store.get_into("missing", 3, [memoryview(memory)])
+        get_into("missing", 3)
 
 
 DAMAGES = {

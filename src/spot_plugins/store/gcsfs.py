@@ -106,7 +106,6 @@ def _answer_class() -> type:
         async def read(self) -> bytes:
             body = await super().read()
             if self.status >= 400:
-                self.close()  # because some servers close the connection then, without saying so
                 raise _service_error(self.status, body)
             return body
 
