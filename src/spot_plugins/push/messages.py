@@ -12,7 +12,7 @@ import signal
 import socket
 import struct
 import threading
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
 from typing import Any, Final
 
@@ -52,7 +52,7 @@ class PushSettings:
     """Settings that a pusher process gets in its first message."""
 
     url: str
-    storage_options: dict[str, Any]
+    storage_options: dict[str, Any] = field(repr=False)  # they contain secrets
     local_dir: str | None
     rank: int
     world_size: int

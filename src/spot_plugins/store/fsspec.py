@@ -8,17 +8,24 @@ from typing import Any, Final
 
 from ..errors import ConfigError, StoreError
 from ..locations import EXAMPLES
+from .adlfs import AzureClient
 from .base import scatter
+from .fsspec_client import FsspecClient
+from .gcsfs import GoogleClient
 from .object_names import check_object_key, is_object_key
 from .put_if_absent import ConditionalPuts
-from .s3fs import GET_OPTIONS, PUT_OPTIONS, prepare, s3_options
-from .store_errors import Secrets, as_store_errors, error_code, raise_if_no_bucket
+from .redaction import Secrets
+from .s3fs import S3Client
+from .service_answers import is_existing, is_missing, is_past_end
+from .store_errors import as_store_errors
 
-_S3: Final = frozenset({"s3", "s3a"})
-OBJECT_STORES: Final = _S3 | {"gs", "gcs", "abfs", "abfss", "az"}
+_CLIENTS: Final[dict[str, type[FsspecClient]]] = {
+    **dict.fromkeys(("s3", "s3a"), S3Client),
+    **dict.fromkeys(("gs", "gcs"), GoogleClient),
+    **dict.fromkeys(("abfs", "abfss", "az"), AzureClient),
+}
+OBJECT_STORES: Final = frozenset(_CLIENTS)
 """Schemes of services that show an object whole or not at all, and have put-if-absent."""
-
-"""URLs that can hold a run, for messages."""
 
 
 class FsspecStore:
@@ -39,6 +46,7 @@ class FsspecStore:
         self._url = url.rstrip("/")
         self._scheme = url.partition("://")[0]
         self._options = dict(storage_options or {})
+        self._client = _CLIENTS.get(self._scheme, FsspecClient)()
         self._secrets = Secrets(url, self._options)
         self._lock = threading.Lock()
         self._opened: tuple[Any, str] | None = None
@@ -73,23 +81,22 @@ class FsspecStore:
 
     def get_into(self, key: str, start: int, targets: Sequence[memoryview]) -> int:
         """Read the object into *targets*, beginning with byte *start*. Return the number of bytes read."""
-        stop = start + sum(target.nbytes for target in targets)
-        return scatter(self._get(key, start, stop), targets)
+        # One byte at least, because some clients ask nothing of the service for an empty range.
+        num_bytes = max(1, sum(target.nbytes for target in targets))
+        return scatter(self._get(key, start, start + num_bytes), targets)
 
     def _get(self, key: str, start: int | None, stop: int | None) -> bytes:
         if not is_object_key(key):
             raise KeyError(key)
         with as_store_errors("get", key, self._secrets):
             file_system, root = self._open()
-            options = GET_OPTIONS if self._scheme in _S3 else {}
             try:
-                return bytes(file_system.cat_file(f"{root}/{key}", start=start, end=stop, **options))
-            except FileNotFoundError as error:
-                raise_if_no_bucket(error)
-            except OSError as error:
-                if error_code(error) != "InvalidRange":
+                return bytes(file_system.cat_file(f"{root}/{key}", start=start, end=stop, **self._client.get_options))
+            except Exception as error:
+                if is_past_end(error):
+                    return b""
+                if not is_missing(error):
                     raise
-                return b""  # the object ends before the range begins
         raise KeyError(key)
 
     def keys(self, prefix: str) -> Iterator[str]:
@@ -97,9 +104,10 @@ class FsspecStore:
         with as_store_errors("list", prefix, self._secrets):
             file_system, root = self._open()
             try:
-                names = _find(file_system, root, prefix, self._scheme in _S3)
+                names = self._client.find(file_system, root, prefix)
             except FileNotFoundError as error:
-                raise_if_no_bucket(error)
+                if not is_missing(error):
+                    raise
                 return iter(())
             keys = (name.removeprefix(f"{root}/") for name in names if name.startswith(f"{root}/"))
             # Consoles mark a folder by an empty object whose name ends in a slash. Its name is not a key.
@@ -113,27 +121,23 @@ class FsspecStore:
             file_system, root = self._open()
             try:
                 file_system.rm_file(f"{root}/{key}")
-            except FileNotFoundError as error:
-                raise_if_no_bucket(error)
+            except Exception as error:
+                if not is_missing(error):
+                    raise
 
     def _open(self) -> tuple[Any, str]:
         """Return the file system, and the path of *url* in it. The first call makes the file system."""
         with self._lock:
             if self._opened is None:
-                # Imported here, because this takes 0.2 s and a run in a directory does not need it.
-                from fsspec.core import url_to_fs
-
-                is_s3 = self._scheme in _S3
-                options = s3_options(self._options) if is_s3 else self._options
                 try:
-                    file_system, root = url_to_fs(self._url, **options, skip_instance_cache=True)
+                    opened = self._client.open(self._url, self._options)
                 except (AttributeError, TypeError) as error:  # a missing argument, or a URL of another form
                     raise self._unusable(f"{type(error).__name__}: {error}") from error
-                self._forget_listings(file_system)
-                if is_s3:
-                    prepare(file_system)
-                self._opened = file_system, root
-            return self._opened
+                self._forget_listings(opened[0])
+                self._client.prepare(opened[0], self._options, self._secrets)
+                self._opened = opened
+        self._client.renew(self._opened[0], self._secrets)
+        return self._opened
 
     def _forget_listings(self, file_system: Any) -> None:
         """Let *file_system* cache no listing, because another process may have written since."""
@@ -152,12 +156,10 @@ class FsspecStore:
         """Write *data* if the object does not exist. Return whether it was written."""
         try:
             self._write(key, bytes(data), "create")
-        except FileExistsError:
+        except Exception as error:
+            if not is_existing(error):
+                raise
             return False
-        except OSError as error:
-            if error_code(error) in ("PreconditionFailed", "412"):
-                return False
-            raise
         return True
 
     def _write(self, key: str, data: bytes, mode: str) -> None:
@@ -165,13 +167,4 @@ class FsspecStore:
         path = f"{root}/{key}"
         if self._scheme not in OBJECT_STORES:
             file_system.makedirs(path.rpartition("/")[0], exist_ok=True)
-        options = PUT_OPTIONS if self._scheme in _S3 else {}
-        file_system.pipe_file(path, data, mode=mode, **options)
-
-
-def _find(file_system: Any, root: str, prefix: str, by_prefix: bool) -> list[str]:
-    """Return the paths of the objects below *root* that may begin with *prefix*."""
-    if by_prefix:
-        return list(file_system.find(root, prefix=prefix))
-    directory = prefix.rpartition("/")[0]
-    return list(file_system.find(f"{root}/{directory}" if directory else root))
+        file_system.pipe_file(path, data, mode=mode, **self._client.put_options)

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from .base import scatter
 from .object_names import check_object_key, is_object_key
 from .obstore_options import Setup, UnmappedOptionError, read_options
 from .put_if_absent import ConditionalPuts
-from .store_errors import Secrets, as_store_errors, error_code, http_status, raise_if_no_bucket
+from .redaction import Secrets
+from .service_answers import find_answer, is_existing, is_missing, is_past_end
+from .store_errors import as_store_errors
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore as Client
@@ -49,6 +52,7 @@ class ObstoreStore:
         self._set_up = read_options(scheme, netloc, storage_options or {})
         self._lock = threading.Lock()
         self._opened: _Clients | None = None
+        self._with_checksum = False
         self._conditional = ConditionalPuts()
 
     def __repr__(self) -> str:
@@ -77,8 +81,10 @@ class ObstoreStore:
         if is_object_key(key):
             import obstore
 
-            with as_store_errors("get", key, self._secrets), _ignore_missing():
-                return obstore.get(self._open().timed, self._path(key)).bytes().to_bytes()
+            with as_store_errors("get", key, self._secrets):
+                client = self._open().timed
+                with _ignore_missing():
+                    return obstore.get(client, self._path(key)).bytes().to_bytes()
         raise KeyError(key)
 
     def get_into(self, key: str, start: int, targets: Sequence[memoryview]) -> int:
@@ -87,18 +93,19 @@ class ObstoreStore:
             import obstore
 
             num_bytes = sum(target.nbytes for target in targets)
-            with as_store_errors("get", key, self._secrets), _ignore_missing():
+            with as_store_errors("get", key, self._secrets):
                 client, path = self._open().timed, self._path(key)
-                if not num_bytes:
-                    obstore.head(client, path)
-                    return 0
-                try:
-                    answer = obstore.get(client, path, options={"range": (start, start + num_bytes)})
-                except obstore.exceptions.BaseError as error:
-                    if http_status(error) != 416:
-                        raise
-                    return 0  # the object ends before the range begins
-                return scatter(memoryview(answer.bytes()), targets)
+                with _ignore_missing():
+                    if not num_bytes:
+                        obstore.head(client, path)
+                        return 0
+                    try:
+                        answer = obstore.get(client, path, options={"range": (start, start + num_bytes)})
+                    except obstore.exceptions.BaseError as error:
+                        if not is_past_end(error):
+                            raise
+                        return 0
+                    return scatter(memoryview(answer.bytes()), targets)
         raise KeyError(key)
 
     def keys(self, prefix: str) -> Iterator[str]:
@@ -128,8 +135,10 @@ class ObstoreStore:
         if is_object_key(key):
             import obstore
 
-            with as_store_errors("delete", key, self._secrets), _ignore_missing():
-                obstore.delete(self._open().timed, self._path(key))
+            with as_store_errors("delete", key, self._secrets):
+                client = self._open().timed
+                with _ignore_missing():
+                    obstore.delete(client, self._path(key))
 
     def _path(self, key: str) -> str:
         return f"{self._root}/{key}" if self._root else key
@@ -138,8 +147,17 @@ class ObstoreStore:
         """Return the clients. The first call makes them."""
         with self._lock:
             if self._opened is None:
-                self._opened = _Clients.make(self._set_up())
+                setup = self._set_up()
+                if self._with_checksum:
+                    setup.config["checksum_algorithm"] = "SHA256"
+                self._opened = _Clients.make(setup, self._secrets)
             return self._opened
+
+    def _reopen_with_checksum(self) -> None:
+        """Let all later puts send a checksum. It takes CPU time, so only a bucket that demands one gets it."""
+        with self._lock:
+            if not self._with_checksum:
+                self._with_checksum, self._opened = True, None
 
     def _create(self, key: str, data: bytes) -> bool:
         """Write *data* if the object does not exist. Return whether it was written."""
@@ -148,13 +166,21 @@ class ObstoreStore:
         try:
             self._write(key, data, "create")
         except obstore.exceptions.AlreadyExistsError as error:
-            # If two puts come at once, S3 may answer 409 to one before it has decided which of them wins.
-            if http_status(error) == 409 and error_code(error) != "BlobAlreadyExists":
+            if not is_existing(error):
                 raise
             return False
         return True
 
     def _write(self, key: str, data: bytes | memoryview, mode: str) -> None:
+        try:
+            self._send(key, data, mode)
+        except Exception as error:
+            if not _demands_checksum(error):
+                raise
+            self._reopen_with_checksum()
+            self._send(key, data, mode)
+
+    def _send(self, key: str, data: bytes | memoryview, mode: str) -> None:
         import obstore
 
         clients, path = self._open(), self._path(key)
@@ -179,10 +205,13 @@ class _Clients:
     """Guard that gives up puts of *untimed* that stall. None if the user wants no timeout."""
 
     @classmethod
-    def make(cls, setup: Setup) -> _Clients:
+    def make(cls, setup: Setup, secrets: Secrets) -> _Clients:
+        """Return the clients of *setup*. *secrets* learns the credentials that they use."""
         import obstore.store
 
         from .obstore_stalls import StallGuard  # imports asyncio, which a run in a directory does not need
+
+        credentials = setup.credentials and partial(_learned, setup.credentials, secrets)
 
         def client(**timeout: timedelta) -> Any:
             return getattr(obstore.store, setup.kind)(
@@ -191,7 +220,7 @@ class _Clients:
                 # No retries, because only the caller knows how long it can wait. And if the answer to a conditional
                 # put gets lost, a retry finds the object of the first try, and reports that another writer has won.
                 retry_config={"max_retries": 0},
-                **({"credential_provider": setup.credentials} if setup.credentials else {}),
+                **({"credential_provider": credentials} if credentials else {}),
             )
 
         untimed = client()
@@ -200,13 +229,27 @@ class _Clients:
         return cls(client(read_timeout=timedelta(seconds=stall_s)), untimed, StallGuard(stall_s))
 
 
+def _learned(credentials: Callable[[], dict[str, Any]], secrets: Secrets) -> dict[str, Any]:
+    """Return the *credentials*, and add them to *secrets*: they may come from a file, and a server may repeat them."""
+    found = credentials()
+    secrets.add(found["access_key_id"], found["secret_access_key"], found["token"])
+    return found
+
+
+def _demands_checksum(error: BaseException) -> bool:
+    """Return whether *error* says that each put has to have a checksum, as in a bucket of S3 with object lock."""
+    answer = find_answer(error)
+    return answer is not None and answer.code == "InvalidRequest" and "Content-MD5" in answer.message
+
+
 @contextmanager
 def _ignore_missing() -> Iterator[None]:
     """Suppress the error about a missing object, but not the error about a missing bucket."""
     try:
         yield
     except FileNotFoundError as error:
-        raise_if_no_bucket(error)
+        if not is_missing(error):
+            raise
 
 
 def _exists(client: Client, path: str) -> bool:

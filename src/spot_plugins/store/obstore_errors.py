@@ -13,6 +13,7 @@ _KIND: Final = re.compile(r"HttpError \{\s*kind: (\w+)")
 _CAUSE: Final = re.compile(r'(?:message|error): "([^"]*)"')
 _UNTRUSTED: Final = re.compile(r"InvalidCertificate\(\s*(?:Other\(\s*OtherError\(\s*)?(\w+)")
 _URL: Final = re.compile(r"https?://[^\s?]*")
+_PAST_END: Final = "Wanted range starting at"
 _REDIRECT: Final = "Received redirect without LOCATION"
 
 
@@ -23,6 +24,8 @@ def obstore_answer(error: BaseException) -> tuple[str, str, int] | None:
     text = str(error).partition(_DEBUG)[0]
     if _REDIRECT in text:
         return "PermanentRedirect", "the bucket is in another region; give its region_name in client_kwargs", 301
+    if _PAST_END in text:  # after an answer that names only the size of the object
+        return "InvalidRange", text, 416
     if (match := _STATUS.search(text)) is None:
         return None
     status, phrase, body = match.groups()

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from . import aws_config
 from .aws_config import S3Options
-from .s3fs import CONNECT_TIMEOUT_S, READ_TIMEOUT_S
+from .http_limits import CONNECT_TIMEOUT_S, READ_TIMEOUT_S, limits
 
 _LONGEST_REQUEST: Final = timedelta(hours=1)  # a request that stalls is given up much sooner
 _MAPPED_GOOGLE_TYPES: Final = ("service_account", "authorized_user")
@@ -96,7 +96,7 @@ def _s3(bucket: str, storage_options: Mapping[str, Any]) -> Callable[[], Setup]:
         verify=client.take("verify"),
         addressing_style=s3.text("addressing_style"),
     )
-    connect_s, read_s = _timeouts(storage_options.get("config_kwargs") or {})
+    connect_s, read_s = limits(storage_options.get("config_kwargs") or {}, "connect_timeout", "read_timeout")
     config.take("connect_timeout", "read_timeout")
     if given.take("use_ssl") is False and not (options.endpoint_url or "").startswith("http://"):
         raise UnmappedOptionError("use_ssl")
@@ -144,6 +144,8 @@ def _gcs(bucket: str, storage_options: Mapping[str, Any]) -> Callable[[], Setup]
     given = _OptionReader(storage_options)
     token = given.take("token")
     given.take("project")  # only used for making buckets
+    read_s = storage_options.get("requests_timeout", READ_TIMEOUT_S)
+    given.take("requests_timeout")
     given.check_empty()
     if os.environ.get("STORAGE_EMULATOR_HOST"):
         raise UnmappedOptionError(
@@ -167,7 +169,7 @@ def _gcs(bucket: str, storage_options: Mapping[str, Any]) -> Callable[[], Setup]
         config=config,
         client=_client(None, CONNECT_TIMEOUT_S),
         credentials=None,
-        read_timeout_s=READ_TIMEOUT_S,
+        read_timeout_s=read_s,
     )
 
 
@@ -208,22 +210,16 @@ def _azure(netloc: str, storage_options: Mapping[str, Any]) -> Callable[[], Setu
     }
     endpoint = fields.get("BlobEndpoint")
     anonymous = bool(given.take("anon")) and not any(secrets.values())
+    connect_s, read_s = limits(storage_options, "connection_timeout", "read_timeout")
+    given.take("connection_timeout", "read_timeout")
     given.check_empty()
     config = {"account_name": account, **secrets, "endpoint": endpoint, "skip_signature": anonymous}
     return lambda: Setup(
         kind="AzureStore",
         config={"container_name": container, **{name: value for name, value in config.items() if value is not None}},
-        client=_client(endpoint, CONNECT_TIMEOUT_S),
+        client=_client(endpoint, connect_s),
         credentials=None,
-        read_timeout_s=READ_TIMEOUT_S,
-    )
-
-
-def _timeouts(config_kwargs: Mapping[str, Any]) -> tuple[float | None, float | None]:
-    """Return the connect timeout and the read timeout in seconds. None stands for no limit."""
-    return (
-        config_kwargs.get("connect_timeout", CONNECT_TIMEOUT_S),
-        config_kwargs.get("read_timeout", READ_TIMEOUT_S),
+        read_timeout_s=read_s,
     )
 
 

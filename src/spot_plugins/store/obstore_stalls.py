@@ -61,7 +61,7 @@ class StallGuard:
                     with suppress(asyncio.CancelledError):
                         await put
                     await _until_released(view)
-                    raise TimeoutError(f"timeout: no byte moved for {self._stall_s} s")
+                    raise TimeoutError(f"no byte moved for {self._stall_s} s")
             return put.result()
 
     @contextmanager

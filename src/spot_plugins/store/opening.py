@@ -23,7 +23,7 @@ from .memory import MemoryStore
 from .obstore import ObstoreStore
 from .obstore_options import UnmappedOptionError
 from .private import make_private, own_directory
-from .store_errors import Secrets
+from .redaction import Secrets, check_credentials
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +60,8 @@ def open_store(url: str, storage_options: Mapping[str, Any] | None = None) -> Ob
         storage_options: Arguments of the fsspec file system. A directory needs none. They are never printed.
 
     Raises:
-        ConfigError: *url* cannot work, or the package for its scheme is missing. The message names the remedy.
+        ConfigError: *url* or a credential cannot work, or the package for its scheme is missing. The message names the
+            remedy.
     """
     url = checked("url", url)
     scheme = scheme_of(url)
@@ -74,6 +75,7 @@ def open_store(url: str, storage_options: Mapping[str, Any] | None = None) -> Ob
     if scheme == "memory":
         with _memory_lock:
             return _memory_stores.setdefault(url.rstrip("/"), MemoryStore())
+    check_credentials(url, storage_options or {})
     if scheme in OBJECT_STORES and (fast := _fast_store(url, storage_options)) is not None:
         return fast
     _check_options(scheme, _file_system_class(url, scheme), storage_options or {})

@@ -1,23 +1,49 @@
-"""Settings of s3fs: limited waits, no hidden retries, one request per object."""
+"""S3 through s3fs: limited waits, no hidden retries, one request per object."""
 
 from __future__ import annotations
 
-import socket
-from collections.abc import Callable, Mapping
-from typing import Any, Final, TypeAlias
+import re
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, ClassVar, Final
 
-CONNECT_TIMEOUT_S: Final = 5.0
-READ_TIMEOUT_S: Final = 15.0
-_UNSENT_BYTES: Final = 128 * 1024  # unsent bytes that the kernel may hold
+from .fsspec_client import FsspecClient
+from .http_limits import LARGEST_OBJECT_BYTES, limits, prepare_session
+from .redaction import Secrets
 
-# s3fs puts an object in one request if it is smaller than twice the chunk size and than 5 GiB, the limit of S3.
-# A multipart upload must not happen, because it stays in the bucket, invisible and billed, if its writer is killed.
-PUT_OPTIONS: Final[dict[str, Any]] = {"chunksize": 5 * 1024**3 // 2}
+_KEY_IN_SIGNATURE: Final = re.compile(r"Credential=([^/]+)/")
 
-# No concurrent ranges, because they may come from two versions of the object.
-GET_OPTIONS: Final[dict[str, Any]] = {"max_concurrency": 1}
 
-_Address: TypeAlias = "tuple[int, int, int, str, tuple[Any, ...]]"
+class S3Client(FsspecClient):
+    """S3 through s3fs."""
+
+    # s3fs puts an object in one request if it is smaller than twice the chunk size and than 5 GiB.
+    # A multipart upload must not happen, because it stays in the bucket, invisible and billed, if its writer is killed.
+    put_options: ClassVar[Mapping[str, Any]] = {"chunksize": LARGEST_OBJECT_BYTES // 2}
+
+    # No concurrent ranges, because they may come from two versions of the object.
+    get_options: ClassVar[Mapping[str, Any]] = {"max_concurrency": 1}
+
+    def open(self, url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
+        """As :meth:`FsspecClient.open`."""
+        return super().open(url, s3_options(options))
+
+    def prepare(self, file_system: Any, options: Mapping[str, Any], secrets: Secrets) -> None:
+        """As :meth:`FsspecClient.prepare`."""
+        file_system.retries = 1  # for the reasons given in s3_options()
+        if file_system.session is None:
+            from aiobotocore.session import AioSession  # type: ignore[import-untyped]
+            from botocore.handlers import add_expect_header  # type: ignore[import-untyped]
+
+            session = AioSession(**file_system.kwargs)
+            # This header asks for "100 Continue", and aiohttp waits for it without a timeout.
+            session.unregister("before-call.s3", add_expect_header)
+            session.register("before-send.s3", lambda request, **_: _learn(request.headers, secrets))
+            file_system.session = session
+
+    def find(self, file_system: Any, root: str, prefix: str) -> list[str]:
+        """As :meth:`FsspecClient.find`."""
+        return list(file_system.find(root, prefix=prefix))
 
 
 def s3_options(storage_options: Mapping[str, Any]) -> dict[str, Any]:
@@ -28,48 +54,37 @@ def s3_options(storage_options: Mapping[str, Any]) -> dict[str, Any]:
     Values in ``config_kwargs``, such as ``connect_timeout`` and ``read_timeout`` in seconds, are kept.
     """
     given = dict(storage_options.get("config_kwargs") or {})
+    connect_s, read_s = limits(given, "connect_timeout", "read_timeout")
     config: dict[str, Any] = {
-        "connect_timeout": CONNECT_TIMEOUT_S,
-        "read_timeout": READ_TIMEOUT_S,
         # 5 tries of botocore for each of the 5 tries of s3fs would be 25 timeouts. And if the answer to a conditional
         # put gets lost, a retry finds the object of the first try, and reports that another writer has won.
         "retries": {"total_max_attempts": 1},
         **given,
+        "connect_timeout": connect_s,
+        "read_timeout": read_s,
     }
-    if config["read_timeout"] is not None:
-        factory = _socket_factory(config["read_timeout"])
-        config["connector_args"] = {"socket_factory": factory, **config.get("connector_args", {})}
-    return {**storage_options, "config_kwargs": config}
+    return {**storage_options, "config_kwargs": {"http_session_cls": _session_class(read_s), **config}}
 
 
-def prepare(file_system: Any) -> None:
-    """Change settings for which s3fs has no option, before *file_system* sends its first request."""
-    file_system.retries = 1  # for the reasons given in s3_options()
-    if file_system.session is None:
-        from aiobotocore.session import AioSession  # type: ignore[import-untyped]
-        from botocore.handlers import add_expect_header  # type: ignore[import-untyped]
+@cache
+def _session_class(read_s: float | None) -> type:
+    """Return a class of HTTP sessions for aiobotocore that keep *read_s*, and send each request once."""
+    from aiobotocore.httpsession import AIOHTTPSession  # type: ignore[import-untyped]
 
-        session = AioSession(**file_system.kwargs)
-        # This header asks for "100 Continue", and aiohttp waits for it without a timeout.
-        session.unregister("before-call.s3", add_expect_header)
-        file_system.session = session
+    class Session(AIOHTTPSession):  # type: ignore[misc]
+        async def _get_session(self, proxy_url: str | None) -> Any:
+            session = await super()._get_session(proxy_url)
+            prepare_session(session, read_s)
+            return session
+
+    return Session
 
 
-def _socket_factory(stall_s: float) -> Callable[[_Address], socket.socket]:
-    """
-    Return a function that makes sockets. A socket fails if the peer takes no bytes for *stall_s* seconds.
-
-    This is needed because aiohttp's read timeout begins when the last byte of a request is handed to the kernel. If a
-    server stops reading in the middle of a body, the timeout never begins. If a server is slow, the timeout begins
-    while megabytes are still unsent.
-    """
-
-    def make(address: _Address) -> socket.socket:
-        family, kind, protocol, _, _ = address
-        made = socket.socket(family, kind, protocol)
-        # Half the time, because the kernel checks only when it probes the peer, and doubles the time between probes.
-        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(stall_s * 1000 / 2))
-        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, _UNSENT_BYTES)
-        return made
-
-    return make
+def _learn(headers: Mapping[str, Any], secrets: Secrets) -> None:
+    """Add the credentials in *headers* to *secrets*: they may come from a profile, and a server may repeat them."""
+    for name, value in headers.items():
+        text = value.decode("latin-1") if isinstance(value, bytes) else str(value)
+        if name.lower() == "x-amz-security-token":
+            secrets.add(text)
+        elif match := _KEY_IN_SIGNATURE.search(text):
+            secrets.add(match[1])
