@@ -111,6 +111,7 @@ class BestFiles:
             callback.dirpath = there
             return state
         paths = {path for path in (*state["best_k_models"], *(state[name] for name in PATHS)) if is_below(path, log)}
+        # wait: until the timeout of the process group, in torch; the collective fails
         stay = self._trainer.strategy.broadcast([path for path in sorted(paths) if os.path.exists(path)])
 
         def moved(path: str) -> str:

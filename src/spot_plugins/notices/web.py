@@ -53,6 +53,7 @@ class _TimedReader(io.RawIOBase):
         if (left_s := self._deadline - time.monotonic()) <= 0:
             raise TimeoutError(f"the answer did not end within {TIMEOUT_S:.0f} s")
         self._sock.settimeout(left_s)
+        # wait: the rest of TIMEOUT_S for the whole answer; the source has failed and is polled again
         return self._file.readinto(buffer) or 0
 
     def close(self) -> None:
@@ -90,6 +91,7 @@ class Request:
         self._connection = kind(split.hostname or "", split.port, timeout=TIMEOUT_S)
         try:
             target = f"{split.path or '/'}?{split.query}" if split.query else split.path or "/"
+            # wait: TIMEOUT_S for the connection, and for each send; the source has failed and is polled again
             self._connection.request(method, target, body, headers={"Connection": "close", **(headers or {})})
         except BaseException:
             self._connection.close()
@@ -102,6 +104,7 @@ class Request:
 
     def is_ready(self, within_s: float = 0.0) -> bool:
         """Return True if the answer begins to arrive within *within_s* seconds."""
+        # wait: within_s of the caller; there is no answer yet
         return bool(wait([self._connection.sock], within_s))
 
     def answer(self) -> Answer:
@@ -120,6 +123,7 @@ class Request:
 
         try:
             self._connection.response_class = timed_response  # type: ignore[assignment]
+            # wait: TIMEOUT_S; the source has failed and is polled again
             response = self._connection.getresponse()
             body, headers = response.read(MAX_BYTES), response.headers
             return Answer(response.status, body, headers.get("Date"), headers.get("Content-Length"))

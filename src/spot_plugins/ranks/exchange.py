@@ -11,6 +11,7 @@ from typing import Final
 from ..format.manifest import Json
 from .base import Board, BoardClosedError, Ranks
 
+EXCHANGE_S: Final = 6 * 3600.0  # longest wait for the other ranks, one of which may read hundreds of GB before
 MEETING_MARGIN_S: Final = 0.5  # seconds that the thread that meets the others has after the deadline
 
 
@@ -38,10 +39,13 @@ class Job:
         Every rank calls this with the same *name*, which is used once.
 
         Raises:
-            BoardClosedError: The board is gone.
+            BoardClosedError: The board is gone, or a rank does not call this within :data:`EXCHANGE_S`.
         """
         self.board.post(f"{name}/{self.rank}", value)
-        return [self.board.read(f"{name}/{rank}") for rank in range(self.world_size)]
+        deadline = time.monotonic() + EXCHANGE_S
+        return [
+            self.board.read(f"{name}/{rank}", max(0.0, deadline - time.monotonic())) for rank in range(self.world_size)
+        ]
 
     def meet(self, deadline: float) -> None:
         """
@@ -52,6 +56,7 @@ class Job:
         # On a thread, because the board of a machine that vanished may block its caller.
         meeting = threading.Thread(target=self._meet, args=(deadline,), name="spot-end", daemon=True)
         meeting.start()
+        # wait: the deadline of the caller and MEETING_MARGIN_S; this rank leaves without the others
         meeting.join(max(0.0, deadline - time.monotonic()) + MEETING_MARGIN_S)
 
     def _meet(self, deadline: float) -> None:

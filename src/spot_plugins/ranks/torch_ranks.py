@@ -37,15 +37,18 @@ class TorchRanks:
 
     def open_board(self) -> Board:
         """Serve the board on rank 0, and connect to it. Takes two collectives, on a gloo group of its own."""
+        # wait: until the timeout of the process group, in torch; the collective fails and the training does not start
         group = dist.new_group(backend="gloo")
         # Ranks may spell the address of rank 0 differently, and resolve it differently: some schedulers give rank 0
         # itself "localhost", and some machines know their own name as 127.0.1.1.
         spelled = os.environ.get("MASTER_ADDR")
         found: list[Any] = [None] * self.world_size
+        # wait: until the timeout of the process group, in torch; the collective fails and the training does not start
         dist.all_gather_object(found, (spelled, listening.addresses_of(spelled)), group=group)
         server, where = _serve(found) if self.rank == 0 else (None, None)
         box: list[Any] = [where]
         # The group stays, because closing it here could cut off a rank that has not read the address yet.
+        # wait: until the timeout of the process group, in torch; the collective fails and the training does not start
         dist.broadcast_object_list(box, src=0, group=group)
         if isinstance(box[0], str):
             raise ConfigError(box[0])
@@ -168,6 +171,7 @@ class StoreBoard:
 def _has(client: TCPStore, name: str, timeout_s: float) -> bool:
     """Wait for the note *name* for *timeout_s*. Return whether it is there."""
     try:
+        # wait: timeout_s of the caller, else slices of SLICE_S until rank 0 ends; the board is lost
         client.wait([name], timedelta(seconds=max(timeout_s, 0.001)))  # 0 would be no limit
     except dist.DistStoreError:
         return False
