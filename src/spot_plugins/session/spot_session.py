@@ -351,13 +351,10 @@ class SpotSession(KeepsSteps):
         if it.way_out.is_pressed:
             it.way_out.leave(step)
         deadline = time.monotonic() + FINISH_WAIT_S
-        # wait: the deadline of finish(); the error says that the end is not stored
         it.way_out.wait(lambda: it.saver.has_room, step, deadline)
         if it.saver.has_room and not it.pusher.is_superseded:
             self._save(step, "end")
-        # wait: the deadline of finish(); the error says that the end is not stored
         it.way_out.wait(lambda: it.pusher.has_ended(step), step, deadline)
-        # wait: grace_seconds; a kept step may stay unmarked
         it.way_out.wait(lambda: not it.pusher.has_wishes, step, time.monotonic() + self._config.grace_s)
         it.job.meet(time.monotonic() + self._config.grace_s)
         is_left_behind = self._phase.now is Phase.LEFT_BEHIND
