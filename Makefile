@@ -8,7 +8,7 @@ installed := $(venv)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test quick lint bench soak docs clean
+.PHONY: help setup demo test quick legs lint bench soak docs clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1 \t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -48,6 +48,9 @@ test: setup lint  ## Lint, then all tests but those marked gpu or soak
 quick: setup lint  ## Lint, then the tests of threads and fakes, side by side: a minute
 	$(bin)/python -m pytest -n 2 --dist worksteal --durations=5 -m 'not gpu and not soak and not long' tests/unit tests/public
 
+legs: setup  ## The unit tests with the lowest declared versions, and on Python 3.10 and 3.13 if they are installed
+	tests/legs.sh $(bin)/python $(LEGS)
+
 lint: setup  ## Format, lint, types, layers
 	$(bin)/ruff format --check .
 	$(bin)/ruff check .
@@ -70,5 +73,5 @@ docs: setup  ## Make docs/reference from the sources, build docs/ into site/; a 
 	$(bin)/mkdocs build --strict
 
 clean:  ## Remove .venv and everything that was built
-	rm -rf $(venv) build dist site demo-output benchmark-output .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(venv) .venv-legs build dist site demo-output benchmark-output .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
