@@ -24,7 +24,7 @@ class MetadataServer:
     ahead_s = 0.0
     """By how much the provider's clock is ahead of this machine's."""
     has_date = True
-    """Whether answers have a ``Date``."""
+    """True if answers have a ``Date``."""
 
     def __init__(self):
         self.requests = []

@@ -488,7 +488,7 @@ def num_fds(pid="self"):
 
 
 def buffers_and_others(pid="self"):
-    """How many of a process' descriptors are of shared buffers, and how many are not."""
+    """Return the number of a process' descriptors that are of shared buffers, and of those that are not."""
     links = []
     for fd in os.listdir(f"/proc/{pid}/fd"):
         with suppress(FileNotFoundError):  # of the listing itself

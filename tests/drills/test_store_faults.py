@@ -123,7 +123,7 @@ def start(s3_server, bucket, proxy, tmp_path):
 
 
 def num_buffers(pid="self"):
-    """How many shared buffers a process has open or mapped."""
+    """Return the number of shared buffers that a process has open or mapped."""
     inodes = {line.split()[4] for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "memfd:spot-" in line}
     for fd in Path(f"/proc/{pid}/fd").iterdir():
         with suppress(FileNotFoundError):

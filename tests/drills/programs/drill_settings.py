@@ -50,7 +50,7 @@ class Settings:
     dataloader: dict[str, Any] = field(default_factory=dict)
     """Arguments of Accelerate's ``DataLoaderConfiguration``. The loaders are plain ones then."""
     stuck: bool = False
-    """Whether workers get stuck."""
+    """True if workers get stuck."""
 
     # the interruption, see drill.py
     at: Place | None = None
@@ -73,7 +73,7 @@ class Settings:
     config: dict[str, Any] = field(default_factory=dict)
     """Fields of the session's ``SpotConfig``."""
     goes_on: bool = True
-    """Whether anything is trained after resuming."""
+    """True if anything is trained after the resume."""
     death: str | None = None
 
     @property
