@@ -66,5 +66,5 @@ for name in "${legs[@]}"; do
         joined=$(IFS=,; echo "${extras[*]}")
         make_venv "$name" "$found" -c constraints.txt ".[$joined]" "${tools[@]}"
     fi
-    ".venv-legs/$name/bin/python" -m pytest -n 2 --dist worksteal -m 'not gpu and not soak and not long' tests/unit
+    ".venv-legs/$name/bin/python" -m pytest -n 2 --dist worksteal -m 'not gpu and not soak and not long' tests/unit tests/multiprocess/test_cli.py
 done
