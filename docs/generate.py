@@ -157,7 +157,8 @@ def waiting_calls(node: ast.AST, where: str = "", line: int = 0) -> Iterator[tup
         before = child.lineno - 1 if isinstance(child, ast.stmt) else line
         if isinstance(child, ast.Call):
             called = ast.unparse(child.func)
-            takes_work = called.endswith(".get") and not child.args and not child.keywords  # from a queue
+            keywords = {each.arg for each in child.keywords}
+            takes_work = called.endswith(".get") and not child.args and keywords <= {"timeout"}  # from a queue
             waits = {called, called.rpartition(".")[2]} & WAITING and called not in NOT_WAITING
             if (waits or takes_work) and not called.startswith(QUOTES):  # the join() of a string
                 yield inner, before, child

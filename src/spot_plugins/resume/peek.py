@@ -46,12 +46,12 @@ def peek(membership: Membership, job: Job, bus: EventBus, path: Sequence[str]) -
         StoreError: The store does not answer.
     """
     stop_prefetch(membership.local_dir)
-    salvage(membership.store, membership.local, job, membership.attempt, bus)
+    salvage(membership.patient, membership.local, job, membership.attempt, bus)
     found: Json = None
     problem: list[Any] | None = None
     if job.rank == 0:
         try:
-            found = _newest(membership.store, path)
+            found = _newest(membership.patient, path)
         except IncompatibleCheckpointError as error:
             problem = ["incompatible", error.step, error.reason]
         except StoreError as error:

@@ -50,9 +50,9 @@ def restore(
     wanted = registry.wanted()
     check_alike(job, registry.alike(job.world_size))
     stop_prefetch(membership.local_dir)
-    salvage(membership.store, membership.local, job, membership.attempt, bus)
+    salvage(membership.patient, membership.local, job, membership.attempt, bus)
     started = time.monotonic()
-    loaded = load_newest(membership.store, membership.local, membership.url, job, bus, wanted, is_mirror=is_mirror)
+    loaded = load_newest(membership.patient, membership.local, membership.url, job, bus, wanted, is_mirror=is_mirror)
     if loaded is None:
         return None
     for refusal in job.exchange("resume/check", check(loaded.state)):

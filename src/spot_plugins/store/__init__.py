@@ -16,8 +16,9 @@ from .memory import MemoryStore
 from .obstore import ObstoreStore
 from .opening import local_directory, open_store, scratch_directory
 from .private import open_local
-from .probe import check_writable
-from .retry import patiently
+from .probe import check_writable, probe, unusable
+from .retry import Patience, patiently
+from .wrapped import PatientStore, RenewedStore
 
 __all__ = [
     "FsspecStore",
@@ -25,11 +26,16 @@ __all__ = [
     "MemoryStore",
     "ObjectStore",
     "ObstoreStore",
+    "Patience",
+    "PatientStore",
+    "RenewedStore",
     "check_writable",
     "get_at_most",
     "local_directory",
     "open_local",
     "open_store",
     "patiently",
+    "probe",
     "scratch_directory",
+    "unusable",
 ]

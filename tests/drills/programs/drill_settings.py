@@ -69,7 +69,13 @@ class Settings:
     stop_in: int | None = None
     """Step from which on the last rank is preempted."""
 
-    # outage_train and dying_trainer
+    # start_train
+    endpoints: list[str] = field(default_factory=list)
+    """The endpoint of the store, for each rank."""
+    patience_s: float | None = None
+    """Patience at the start and the end. None: that of the package."""
+
+    # outage_train, dying_trainer and start_train
     config: dict[str, Any] = field(default_factory=dict)
     """Fields of the session's ``SpotConfig``."""
     goes_on: bool = True
