@@ -10,7 +10,7 @@ azurite := 3.35.0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test quick lint bench gpu soak docs clean
+.PHONY: help setup demo test quick legs lint bench gpu soak docs clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1 \t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -52,6 +52,9 @@ test: setup lint  ## Lint, then all tests but those marked gpu or soak
 quick: setup lint  ## Lint, then the tests of threads and fakes, side by side: a minute
 	$(bin)/python -m pytest -n 2 --dist worksteal --durations=5 -m 'not gpu and not soak and not long' tests/unit tests/public
 
+legs: setup  ## The unit tests with the lowest declared versions, and on Python 3.10 and 3.13 if they are installed
+	tests/legs.sh $(bin)/python $(LEGS)
+
 lint: setup  ## Format, lint, types, layers
 	$(bin)/ruff format --check .
 	$(bin)/ruff check .
@@ -69,7 +72,7 @@ gpu: setup  ## The checks of the CUDA path on one GPU, under eight minutes; with
 soak: setup  ## The tests with real processes, SOAK_ROUNDS times; stops at the first failure
 	@for round in $$(seq $(SOAK_ROUNDS)); do \
 		echo "round $$round of $(SOAK_ROUNDS)"; \
-		$(bin)/python -m pytest -m 'not gpu' tests/unit/agreement tests/multiprocess tests/drills || exit 1; \
+		$(bin)/python -m pytest -m 'not gpu' tests/unit/agreement tests/unit/resume/test_grammar.py tests/multiprocess tests/drills || exit 1; \
 	done
 
 docs: setup  ## Make docs/reference from the sources, build docs/ into site/; a broken link is an error
@@ -77,5 +80,5 @@ docs: setup  ## Make docs/reference from the sources, build docs/ into site/; a 
 	$(bin)/mkdocs build --strict
 
 clean:  ## Remove .venv and everything that was built
-	rm -rf $(venv) build dist site demo-output benchmark-output gpu-output .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(venv) .venv-legs build dist site demo-output benchmark-output gpu-output .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

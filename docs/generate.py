@@ -37,7 +37,35 @@ BASES = {"SpotSession": [("spot_plugins.session.keeping", "KeepsSteps")]}
 """Bases whose members belong to the page of a class."""
 OF_THE_HOST = re.compile(r"on_|setup$|teardown$")  # hooks that Lightning calls, nobody else
 SECTION = re.compile(r"^(Args|Attributes|Raises|Returns|Yields):$", re.MULTILINE)
+WAITS = """
+Each call in the package that waits for a thread, a process, a device or a peer, with its limit. "until" names an event
+that comes by itself, or that another row limits. The rows are made from the comments above the calls.
+
+- **Requests to a store** are limited by its client, see [storage](../storage.md). A block that ends with an executor
+  waits for the requests in it.
+- **Calls of the board** are limited by the caller, or made on threads for which nobody waits without a limit. The start
+  of a job waits 6 hours for the slowest rank, because a rank may read hundreds of GB first.
+- **Locks** are held for moments, with two exceptions: a departure holds its lock until it has left, and a message to
+  the pusher holds the lock of the socket while it is sent. Both are limited by rows below.
+- **Local files** are read and written without a limit, as by any program. The pusher does that, not the training.
+"""
 Definition = ast.ClassDef | ast.FunctionDef
+# fmt: off
+WAITING = {
+    "accept", "acquire", "all_gather", "all_gather_object", "all_reduce", "as_completed", "barrier",
+    "broadcast", "broadcast_object_list", "check_call", "check_output", "communicate", "connect",
+    "create_connection", "flock", "getresponse", "join", "lockf", "new_group", "os.read", "readinto", "recv",
+    "recv_fds", "recv_into", "recvmsg", "request", "result", "select", "send_fds", "sendall", "sigtimedwait",
+    "sigwait", "sigwaitinfo", "sleep", "synchronize", "urlopen", "wait", "wait_for", "waitpid",
+}
+# fmt: on
+"""Names of the functions and methods of libraries that wait. What waits in the package is made from these."""
+NOT_WAITING = {
+    *("os.path.join", "roster.join", "self.ledger.accept", "guard.request", "holders.select", "probe.connect"),
+    "it.way_out.wait",  # its own wait has a row
+}
+QUOTES = ("'", '"', "f'", 'f"', "b'")
+WAIT = re.compile(r"\bwait: (?P<limit>[^;]+); (?P<then>.+)")
 
 
 def settings() -> str:
@@ -95,6 +123,46 @@ def api() -> str:
             head = "" if isinstance(node, ast.ClassDef) else signature(node, node.name)
             text += f"\n### {node.name}\n\n{head}{prose(ast.get_docstring(node))}\n" + "".join(members(node))
     return text
+
+
+def waits() -> str:
+    """Return one table row per call that waits."""
+    rows = [(f"`{where}`", f"`{call}`", limit, then) for where, call, limit, then in found_waits() if limit]
+    return f"# Waits\n{WAITS}\n{table(('where', 'call', 'limit', 'what happens then'), rows)}"
+
+
+def found_waits() -> Iterator[tuple[str, str, str, str]]:
+    """Yield where each call that waits is, the call, its limit, and what happens then. The last two may be missing."""
+    for path in sorted(SOURCES.rglob("*.py")):
+        text = path.read_text()
+        lines = [line.strip() for line in text.splitlines()]
+        module = ".".join(path.relative_to(SOURCES).with_suffix("").parts)
+        seconds = {name: float(value) for name, value in re.findall(r"^([A-Z_]+_S)\b.* = ([\d.]+)", text, re.MULTILINE)}
+        for where, last, call in waiting_calls(ast.parse(text)):
+            first = last
+            while lines[first - 1].startswith("#"):
+                first -= 1
+            told = WAIT.search(" ".join(line.lstrip("# ") for line in lines[first:last]))
+            limit, then = (told["limit"], told["then"]) if told else ("", "")
+            for name, value in seconds.items():
+                limit = re.sub(rf"\b{name}\b", f"`{name}` ({value:g} s)", limit)
+            yield f"{module}.{where}", ast.unparse(call), limit, then
+
+
+def waiting_calls(node: ast.AST, where: str = "", line: int = 0) -> Iterator[tuple[str, int, ast.Call]]:
+    """Yield each call that waits, with the function that it is in, and the number of the line above its statement."""
+    for child in ast.iter_child_nodes(node):
+        named = isinstance(child, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+        inner = f"{where}.{child.name}".strip(".") if named else where
+        before = child.lineno - 1 if isinstance(child, ast.stmt) else line
+        if isinstance(child, ast.Call):
+            called = ast.unparse(child.func)
+            keywords = {each.arg for each in child.keywords}
+            takes_work = called.endswith(".get") and not child.args and keywords <= {"timeout"}  # from a queue
+            waits = {called, called.rpartition(".")[2]} & WAITING and called not in NOT_WAITING
+            if (waits or takes_work) and not called.startswith(QUOTES):  # the join() of a string
+                yield inner, before, child
+        yield from waiting_calls(child, inner, before)
 
 
 def members(node: Definition) -> Iterator[str]:
@@ -179,7 +247,14 @@ def help_of(*verbs: str) -> str:
 
 def pages() -> dict[Path, str]:
     """Return the text of each page."""
-    made = {"settings": settings(), "events": events(), "errors": errors(), "cli": cli(), "api": api()}
+    made = {
+        "settings": settings(),
+        "events": events(),
+        "errors": errors(),
+        "cli": cli(),
+        "api": api(),
+        "waits": waits(),
+    }
     return {PAGES / f"{name}.md": NOTE + text for name, text in made.items()}
 
 

@@ -48,6 +48,7 @@ def run_thread_ranks(
     deadline = time.monotonic() + timeout_s
     while len(results) < world_size:
         try:
+            # wait: the time limit of the caller; the ranks that have not ended are named
             rank, result, error = ended.get(timeout=max(0.0, deadline - time.monotonic()))
         except queue.Empty:
             late = sorted(set(range(world_size)) - set(results))

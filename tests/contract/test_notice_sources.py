@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import socket
 import threading
 import time
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 
 import pytest
 from hearing import until
@@ -163,7 +164,8 @@ def test_a_fault_is_no_notice_and_no_noise_and_passes(name, fault, tmp_path, hur
         until(lambda: len(server.requests) >= 6, "it goes on asking")
         assert announced == []
         assert len(caplog.records) == (0 if fault == 404 and name in ("aws", "page") else 1)
-        assert all(record.levelno == logging.DEBUG for record in caplog.records)
+        level = logging.WARNING if (fault, name) == ("malformed", "page") else logging.DEBUG  # somebody asked for it
+        assert all(record.levelno == level for record in caplog.records)
         server.fault = None
         with server.changed:
             server.changed.notify_all()
@@ -410,7 +412,9 @@ def test_azure_an_event_that_has_begun_names_no_time(tmp_path):
 # --------------------------------------------------------------------------------------------------- file
 
 
-@pytest.mark.parametrize("content", ["", "soon", '{"grace_seconds": "x"}', '{"grace_seconds": NaN}', "[1]"])
+@pytest.mark.parametrize(
+    "content", ["", "soon", '{"grace_seconds": "x"}', '{"grace_seconds": NaN}', "[1]", "1" * 400, "[" * 100_000]
+)
 def test_a_file_with_any_content_is_a_notice(content, tmp_path):
     """
     Its grace is that of the settings where it names none.
@@ -433,6 +437,78 @@ def test_a_file_that_is_left_over_is_none(tmp_path, caplog):
     time.sleep(0.02)
     (tmp_path / "notice").write_text("")
     assert source.poll() is not None
+
+
+# --------------------------------------------------------------------------------------------------- page
+
+
+class Page:
+    """A server that gives *head* and *body* to whoever asks, and closes the connection."""
+
+    def __init__(self, head, body):
+        self._answer = b"\r\n".join([b"HTTP/1.1 200 OK", *head, b"", body])
+
+    def __enter__(self):
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+        return f"http://127.0.0.1:{self._server.getsockname()[1]}/notice"
+
+    def __exit__(self, *_):
+        self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+        self._thread.join()
+
+    def _serve(self):
+        with suppress(OSError):
+            while True:
+                with self._server.accept()[0] as connection:
+                    connection.recv(4096)
+                    connection.sendall(self._answer)
+
+
+@pytest.mark.parametrize(
+    ("head", "body"),
+    [
+        ([b"Content-Length: 0"], b""),
+        ([b"Content-Length: 1"], b"\n"),
+        ([], b'{"grace_seconds": 7}'),
+        ([], b'{"grace_seconds": 7.0, "from": "us"}'),
+        ([b"Connection: close", b"Content-Length: 100020"], b'{"grace_seconds": 7' + b" " * 100_000 + b"}"),
+    ],
+    ids=range(5),
+)
+def test_a_page_that_is_a_notice(head, body):
+    """Also from a server that closes the connection, as it was asked to, and sends the end of its answer later."""
+    with Page(head, body) as url:
+        assert left_s(file_or_page(url, 7.0).poll()) == pytest.approx(MIN_LEFT_S, abs=1.0)
+
+
+@pytest.mark.parametrize(
+    ("head", "body", "heard"),
+    [
+        ([], b'{"portal": "please log in"}', "please log in"),
+        ([], b"<html>Welcome to our network", "Welcome"),
+        ([], b'{"grace_seconds": "soon"}', "soon"),
+        ([], b'{"grace_seconds": true}', "true"),
+        ([], b'{"grace_seconds": 1' + b"0" * 400 + b"}", "1000"),
+        ([], b"[" * 100_000, "[[["),
+        ([], b"[]", "[]"),
+        ([], b"30", "30"),
+        ([], b"", "b''"),
+        ([b"Content-Length: 30"], b"", "b''"),
+        ([b"Transfer-Encoding: chunked"], b"0\r\n\r\n", "b''"),
+    ],
+    ids=range(11),
+)
+def test_a_page_that_is_none(head, body, heard, caplog):
+    """A captive portal, a proxy, an answer that was cut off. One warning says what was heard."""
+    with Page(head, body) as url:
+        source = file_or_page(url, 7.0)
+        assert [source.poll(), source.poll()] == [None, None]
+
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert heard in caplog.text
 
 
 # -------------------------------------------------------------------------------------------------- SLURM

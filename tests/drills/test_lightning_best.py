@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -268,26 +269,68 @@ def test_a_machine_with_another_root_gets_the_best_files_there(tmp_path):
         assert_same_file(os.path.join(checkpoint.dirpath, name), os.path.join(control.dirpath, name))
 
 
-def test_a_file_outside_the_directory_is_not_written(tmp_path):
-    """The paths come from the store, where somebody may have changed them."""
+def forged(**changes):
+    """A ModelCheckpoint whose stored state somebody has changed. Each of *changes* gets the honest state."""
 
     class Forged(ModelCheckpoint):
         def state_dict(self):
             state = super().state_dict()
-            outside = str(tmp_path / "outside.ckpt")
-            best = {outside: torch.tensor(9.0), **state["best_k_models"]}
-            return {**state, "best_k_models": best}
+            return {**state, **{name: change(state) for name, change in changes.items()}}
+
+    return Forged
+
+
+def test_a_file_outside_the_directory_is_not_written(tmp_path):
+    """The paths come from the store, where somebody may have changed them."""
+    outside = str(tmp_path / "outside.ckpt")
+    forger = forged(best_k_models=lambda state: {outside: torch.tensor(9.0), **state["best_k_models"]})
 
     def make(folder):
-        return Forged(folder / "best", monitor="score", mode="max", save_top_k=3)
+        return forger(folder / "best", monitor="score", mode="max", save_top_k=3)
 
     with pytest.raises(Preempted):
         life(tmp_path / "spot", Notice(14), make=make)
     new_machine(tmp_path / "spot")
-    with pytest.warns(UserWarning, match=r"outside.ckpt' was on another machine"):
+    with pytest.warns(UserWarning, match=r"Forged: paths .* are dropped, .*outside.ckpt"):
         life(tmp_path / "spot", make=make, max_epochs=4)
 
     assert not (tmp_path / "outside.ckpt").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "detour"),
+    [
+        ("best_k_models", "best/../victim"),
+        ("best_model_path", "best/../victim"),
+        ("last_model_path", "best/../victim"),
+        ("best_k_models", "logs/lightning_logs/version_0/checkpoints/../victim"),
+    ],
+)
+def test_a_folder_outside_the_directory_is_not_deleted(name, detour, tmp_path):
+    """Lightning compares the beginning of a path that leads elsewhere, and deletes the whole folder."""
+    folder = tmp_path / "spot"
+    victim = os.path.join(folder, detour)
+    changes = {name: lambda state: victim, "kth_best_model_path": lambda state: victim}
+    asked = {"save_last": name == "last_model_path"}
+    if name == "best_k_models":
+        changes[name] = lambda state: {victim: torch.tensor(-1.0)}
+        asked = {"monitor": "score", "mode": "max"}
+    has_logger = detour.startswith("logs")
+
+    def fit(*callbacks):
+        logger = CSVLogger(folder / "logs") if has_logger else False
+        make = lambda folder: forged(**changes)(None if has_logger else folder / "best", **asked)  # noqa: E731
+        life(folder, *callbacks, make=make, logger=logger, max_epochs=2)
+
+    with pytest.raises(Preempted):
+        fit(Notice(5))
+    os.makedirs(victim)
+    precious = Path(victim) / "precious"
+    precious.touch()
+    with pytest.warns(UserWarning, match=r"Forged: paths .* are dropped, .*victim"):
+        fit()
+
+    assert precious.exists()
 
 
 def test_a_best_file_that_is_lost_for_good_is_told(tmp_path):

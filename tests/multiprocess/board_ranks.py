@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
+import socket
 import threading
 import time
 
@@ -43,6 +45,9 @@ def main(rank, world_size, port, what):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     dist.init_process_group("gloo", rank=rank, world_size=world_size)
     ranks = TorchRanks()
+    if what == "listen_to_ourselves":  # as some schedulers do
+        os.environ["MASTER_ADDR"] = "localhost" if rank == 0 else "127.0.0.1"
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
     globals()[what](ranks, ranks.open_board())
     os._exit(0)  # without the end of the process group, which waits for ranks that were killed
 
@@ -138,8 +143,27 @@ def read_rubbish(ranks, board):
     board.close()
 
 
+def meet_a_stranger(ranks, board):
+    """What is no request of c10d is turned away, and a number that is none is a lost board. Nothing dies or waits."""
+    job = Job(ranks, board)
+    if ranks.rank == 0:
+        for rubbish in (b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 4096, b"\0", b""):
+            with socket.create_connection((board._host, board._port)) as connection:
+                connection.sendall(rubbish)
+        with board._connection() as client:
+            client.set("numbers", "none")
+    assert job.exchange("works on", ranks.rank) == [0, 1]
+    for _ in range(2):
+        try:
+            board.take_number("numbers")
+        except BoardClosedError:
+            continue
+        raise AssertionError("a number was taken")
+    board.close()
+
+
 def listen_to_ourselves(ranks, board):
-    """Found by 127.0.0.1, the board listens nowhere else. Anything else would show in the table of the kernel."""
+    """The board listens on the loopback address alone. Anything else would show in the table of the kernel."""
     inodes = {os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if fd_is_open(fd)}
     listening = []
     for table in ("tcp", "tcp6"):

@@ -46,6 +46,12 @@ def test_a_note_that_is_no_json_is_an_error_of_its_own(run_ranks):
     assert run_ranks(2, "read_rubbish") == [0, 0]
 
 
-def test_a_job_of_one_machine_opens_nothing_to_the_network(run_ranks):
-    """With MASTER_ADDR=127.0.0.1 the board listens on the loopback interface alone."""
+def test_a_stranger_at_the_port_ends_nothing(run_ranks):
+    """A port scanner, or who writes where the ranks count."""
+    assert run_ranks(2, "meet_a_stranger") == [0, 0]
+
+
+def test_a_job_of_one_machine_opens_nothing_to_the_network(run_ranks, tmp_path):
+    """With MASTER_ADDR=127.0.0.1 on one rank and localhost on the other, the board listens on loopback, and says so."""
     assert run_ranks(2, "listen_to_ourselves") == [0, 0]
+    assert "it listens on 127.0.0.1, port" in (tmp_path / "0.txt").read_text()

@@ -37,7 +37,7 @@ def spot(*words, **environ):
         (["run"], 2, "Missing argument"),
         (["run", "--grace-seconds", "0", "true"], 2, "must be a number of seconds above 0"),
         (["run", "--grace-seconds", "inf", "true"], 2, "must be a number of seconds above 0"),
-        (["run", "--grace-seconds", "soon", "true"], 2, "valid number"),
+        (["run", "--grace-seconds", "soon", "true"], 2, " valid "),
         (["run", "--max-restarts", "-1", "true"], 2, "max-restarts"),
         (["run", "--", "no-such-program"], 127, "no-such-program is not found"),
         (["run", "--", __file__], 126, "test_cli.py cannot be executed: Permission denied"),

@@ -183,6 +183,7 @@ class Group:
         # The board of a machine that vanished may hold up either thread.
         deadline = time.monotonic() + CLOSE_WAIT_S
         for thread in (self._thread, waker):
+            # wait: CLOSE_WAIT_S; the thread is left behind, and ends with the process
             thread.join(max(0.0, deadline - time.monotonic()))
 
     # The training thread.
@@ -191,6 +192,8 @@ class Group:
         """Wait until it is known what happens at *boundary*, or until it is too late. Call with the lock held."""
         started = now = time.monotonic()
         while self._ballot.is_open(boundary) and (left_s := self._ballot.wait_until(started) - now) > 0:
+            # wait: 10 s for a verdict, the deadline of the notice for a boundary; the boundary is decided without the
+            # rank that does not answer
             self._changed.wait(min(left_s, threading.TIMEOUT_MAX))
             now = time.monotonic()
         if self._ballot.is_open(boundary) or self._ballot.is_overdue(now):

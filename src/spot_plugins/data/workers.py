@@ -49,6 +49,7 @@ def _obey_parent_alone() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # later threads inherit it
 
     def wait_for_parent() -> None:
+        # wait: until the parent sends SIGTERM; a thread of its own, which ends with the worker
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
             pass
         os._exit(0)  # like torch's own handler, which a blocked signal does not reach

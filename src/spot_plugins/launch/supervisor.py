@@ -71,6 +71,8 @@ def supervise(command: Sequence[str], grace_s: float, max_restarts: int = 0) -> 
     try:
         with tempfile.TemporaryDirectory(prefix="spot-run-") as name:
             for num_left in range(max_restarts, -1, -1):
+                # wait: until the command and its processes have ended, after a notice the grace period; late processes
+                # are killed
                 code = _Command(command, grace_s, Path(name), notices, mask, may_restart=num_left > 0).wait()
                 if code in (0, Preempted.EXIT_CODE) or num_left == 0:
                     break
@@ -132,6 +134,7 @@ class _Command:
                 self._reap()
                 return self._exit_code()
             awaited = {*self._notices, signal.SIGCHLD}
+            # wait: until a notice arrives or a child ends, later LOOK_S; it looks at the processes again
             arrived = signal.sigwaitinfo(awaited) if is_quiet else signal.sigtimedwait(awaited, LOOK_S)
             if arrived is not None and arrived.si_signo in self._notices and not self._is_noticed:
                 self._on_notice(signal.Signals(arrived.si_signo).name)
@@ -182,6 +185,7 @@ class _Command:
     def _reap(self) -> None:
         while True:
             try:
+                # wait: at once; no child has ended
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
                 return

@@ -107,4 +107,5 @@ class PhaseTracker:
     def wait_until(self, phases: frozenset[Phase], timeout_s: float) -> bool:
         """Wait until one of *phases* holds, at most *timeout_s*. Return whether it does."""
         with self._changed:
+            # wait: timeout_s of the caller; the caller gets False
             return self._changed.wait_for(lambda: self._now in phases, timeout_s)

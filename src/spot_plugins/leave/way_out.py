@@ -119,6 +119,7 @@ class WayOut:
         """
         deadline = time.monotonic() + wait_s
         while not (self._saver.has_room or self._agreement.notice) and time.monotonic() < deadline:
+            # wait: wait_s of the caller; nothing is staged
             time.sleep(POLL_S)
         with self._departure.held_off():
             self._saver.fence()
@@ -172,6 +173,7 @@ class WayOut:
         while not done() and time.monotonic() < deadline:
             if self.is_pressed:
                 self.leave(step)
+            # wait: the deadline of the caller; the caller continues
             time.sleep(POLL_S)
 
     def leave(self, step: int) -> None:

@@ -27,6 +27,7 @@ from ..errors import SpotError
 from ..session import SpotSession
 from ..state import clean_name
 from . import internals
+from .restored_paths import PATHS, believed, is_below, is_local
 
 logger = logging.getLogger(__name__)
 
@@ -83,19 +84,34 @@ class BestFiles:
         """
         Return the *state* of *callback* as it applies to this life, whose logger may have begun a new directory.
 
+        Paths outside of the directory of the callback are left out, because the state comes from the store. Without a
+        ``dirpath``, the directories of the logger beside it are accepted too.
+        """
+        if not isinstance(callback, ModelCheckpoint) or not callback.dirpath:
+            return state
+        here = str(callback.dirpath)
+        if callback not in self._without_dirpath:
+            return believed(callback, state, [here])
+        log = os.path.dirname(os.path.dirname(here)) if self._trainer.loggers else here
+        return believed(callback, self._moved(callback, state, log), [str(callback.dirpath), log])
+
+    def _moved(self, callback: ModelCheckpoint, state: dict[str, Any], log: str) -> dict[str, Any]:
+        """
+        Return the *state* of *callback*, which has no ``dirpath``, as if its directory in *log* had not changed.
+
         Lightning drops the best files if the directory has changed. Without a ``dirpath`` nobody has asked for a
         change. Then the ``version_0`` of the first life stays in use, or the files move to the new directory.
         """
-        if not isinstance(callback, ModelCheckpoint) or callback not in self._without_dirpath:
-            return state
         here, there = callback.dirpath, state.get("dirpath")
-        if not here or not there or here == there or not (_is_local(here) and _is_local(there)):
+        if not here or not there or here == there or not (is_local(here) and is_local(there)):
             return state
         versions = [Path(each).parent for each in (here, there)]
-        if versions[0].parent == versions[1].parent and all(_VERSION.fullmatch(each.name) for each in versions):
+        is_same_log = versions[0].parent == versions[1].parent and Path(here).name == Path(there).name
+        if is_same_log and all(_VERSION.fullmatch(each.name) for each in versions):
             callback.dirpath = there
             return state
-        paths = {path for path in (*state["best_k_models"], *(state[name] for name in _PATHS)) if path}
+        paths = {path for path in (*state["best_k_models"], *(state[name] for name in PATHS)) if is_below(path, log)}
+        # wait: until the timeout of the process group, in torch; the collective fails
         stay = self._trainer.strategy.broadcast([path for path in sorted(paths) if os.path.exists(path)])
 
         def moved(path: str) -> str:
@@ -104,7 +120,7 @@ class BestFiles:
 
         self._files = {moved(path): entry for path, entry in self._files.items()}
         best = {moved(path): score for path, score in state["best_k_models"].items()}
-        return {**state, "dirpath": here, "best_k_models": best, **{name: moved(state[name]) for name in _PATHS}}
+        return {**state, "dirpath": here, "best_k_models": best, **{name: moved(state[name]) for name in PATHS}}
 
     def restore(self, module: LightningModule) -> None:
         """Write the files that are missing on this machine, after a resume. Every rank calls this."""
@@ -131,7 +147,7 @@ class BestFiles:
         if self._can_keep and any(
             validates or (is_last_batch and each.every_n_epochs and epoch % each.every_n_epochs == 0)
             for each in self._checkpoints()
-            if each.monitor is not None and each.save_top_k != 0 and _is_local(each.dirpath)
+            if each.monitor is not None and each.save_top_k != 0 and is_local(each.dirpath)
         ):
             self._session.keeper.hold(step)
 
@@ -164,7 +180,7 @@ class BestFiles:
         self.keep(step, saves_live=True)
         for each in self._checkpoints() if self._trainer.is_global_zero else ():
             path = each.best_model_path
-            if path and _is_local(path) and not os.path.exists(path):
+            if path and is_local(path) and not os.path.exists(path):
                 remedy = "Give ModelCheckpoint a dirpath that every machine sees"
                 if self._can_keep and each.monitor is None:
                     remedy += ", or a monitor, so that the run keeps its best steps"
@@ -235,13 +251,6 @@ class BestFiles:
         return checkpoint
 
 
-_PATHS: Final = ("best_model_path", "kth_best_model_path", "last_model_path")
-
-
-def _is_local(path: Any) -> bool:
-    return path is not None and "://" not in str(path)
-
-
 def _named_by(callback: ModelCheckpoint) -> set[str]:
     """Return the paths in the state of *callback*."""
     return {*callback.best_k_models, callback.best_model_path, callback.last_model_path} - {""}
@@ -249,18 +258,17 @@ def _named_by(callback: ModelCheckpoint) -> set[str]:
 
 def _best_of(callback: ModelCheckpoint) -> set[str]:
     """Return the files whose steps are worth keeping."""
-    if callback.monitor is None or not _is_local(callback.dirpath):
+    if callback.monitor is None or not is_local(callback.dirpath):
         return set()
     return set(callback.best_k_models) if callback.save_top_k > 0 else {callback.best_model_path} - {""}
 
 
 def _inside(callback: ModelCheckpoint) -> Iterator[str]:
     """Yield the files that *callback* names and that lie below its directory. The names come from the store."""
-    if callback.dirpath is None or not _is_local(callback.dirpath):
+    if callback.dirpath is None or not is_local(callback.dirpath):
         return
-    folder = Path(callback.dirpath).resolve()
     for path in _named_by(callback):
-        if _is_local(path) and path.endswith(callback.FILE_EXTENSION) and folder in Path(path).resolve().parents:
+        if path.endswith(callback.FILE_EXTENSION) and is_below(path, str(callback.dirpath)):
             yield path
 
 

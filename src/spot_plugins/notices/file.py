@@ -8,12 +8,14 @@ import math
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from .base import Announcement, deadline_in
 from .web import ask, check
 
 logger = logging.getLogger(__name__)
+
+MAX_SHOWN: Final = 80  # bytes of a page in a warning
 
 
 def file_or_page(path_or_url: str, grace_s: float) -> FileSource | PageSource:
@@ -56,7 +58,8 @@ class FileSource:
         content = b""
         with suppress(OSError):  # the file is gone again or not readable, but it did appear
             content = self._path.read_bytes()
-        return Announcement(self.name, deadline_in(_grace_s(content, self._grace_s)))
+        named_s = _named_grace_s(content)
+        return Announcement(self.name, deadline_in(self._grace_s if named_s is None else named_s))
 
     def close(self) -> None:
         """See :class:`~.base.NoticeSource`."""
@@ -72,8 +75,9 @@ class PageSource:
     """
     The source of a notice by a web page that appears.
 
-    The URL answers 404 or 204 while there is no notice, and 200 after that. The body is empty or JSON as in a file. Any
-    other answer is taken for the error of a server in between.
+    The URL answers 404 or 204 while there is no notice. A notice is the status 200 with ``{"grace_seconds": 30}``, or
+    with an empty page, if its ``Content-Length`` shows that it is meant to be empty. Any other page is no notice,
+    because it may come from a captive portal or a proxy. A warning shows its beginning, once.
 
     Args:
         url: URL of the page.
@@ -87,6 +91,7 @@ class PageSource:
     def __init__(self, url: str, grace_s: float) -> None:
         self._url = url
         self._grace_s = grace_s
+        self._has_warned = False
 
     def poll(self) -> Announcement | None:
         """See :class:`~.base.NoticeSource`."""
@@ -94,20 +99,28 @@ class PageSource:
         if answer.status in (204, 404):
             return None
         content = check(answer).body
-        if content.strip() and not isinstance(answer.json(), dict):
-            raise ValueError("the page is neither empty nor a JSON object")
-        return Announcement(self.name, deadline_in(_grace_s(content, self._grace_s)))
+        is_empty = not content.strip() and answer.length == str(len(content))
+        grace_s = self._grace_s if is_empty else _named_grace_s(content)
+        if grace_s is not None:
+            return Announcement(self.name, deadline_in(grace_s))
+        if not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                'the page of notice_file answers %r, which is no notice. A notice is {"grace_seconds": 30}, or an '
+                "empty page with a Content-Length",
+                content[:MAX_SHOWN],
+            )
+        return None
 
     def close(self) -> None:
         """See :class:`~.base.NoticeSource`."""
 
 
-def _grace_s(content: bytes, otherwise: float) -> float:
-    """Return the grace period in seconds that *content* names, or *otherwise*."""
-    document: Any = None
-    with suppress(ValueError):
-        document = json.loads(content)
-    given = document.get("grace_seconds") if isinstance(document, dict) else None
-    if isinstance(given, bool) or not isinstance(given, int | float) or not math.isfinite(given):
-        return otherwise
-    return float(given)
+def _named_grace_s(content: bytes) -> float | None:
+    """Return the grace period in seconds that *content* names, or None."""
+    with suppress(ValueError, RecursionError, OverflowError):
+        document: Any = json.loads(content)
+        given = document.get("grace_seconds") if isinstance(document, dict) else None
+        if isinstance(given, int | float) and not isinstance(given, bool) and math.isfinite(given):
+            return float(given)
+    return None

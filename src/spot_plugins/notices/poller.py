@@ -83,6 +83,7 @@ class NoticePoller:
         os.write(self._write_fd, b"\0")
         if self._thread is threading.current_thread():
             return
+        # wait: CLOSE_WAIT_S; the thread ends by itself after its request
         self._thread.join(CLOSE_WAIT_S)
         if not self._thread.is_alive():
             os.close(self._read_fd)
@@ -136,6 +137,7 @@ class NoticePoller:
                 awaited[connection] = each
             else:
                 until = min(until, may_at)
+        # wait: the time of the next poll; the source is polled
         for ready in wait([self._read_fd, *awaited], max(0.0, until - now)):
             if isinstance(ready, socket.socket):
                 awaited[ready].next_at = 0.0

@@ -106,6 +106,7 @@ class SignalNotices:
         signal.set_wakeup_fd(self._previous_fd, warn_on_full_buffer=False)
         os.write(self._write_fd, b"\0")
         assert self._thread is not None
+        # wait: CLOSE_WAIT_S; the thread ends after its callback
         self._thread.join(CLOSE_WAIT_S)
         if not self._thread.is_alive():  # else the thread will read from them once more
             os.close(self._read_fd)
@@ -121,6 +122,7 @@ class SignalNotices:
     def _read_signals(self) -> None:
         called_back_at = math.nan
         while True:
+            # wait: until a signal arrives or uninstall() writes a zero; a thread of its own
             numbers = os.read(self._read_fd, 64)
             if self._previous_fd != -1 and (signals := numbers.replace(b"\0", b"")):
                 os.write(self._previous_fd, signals)  # an event loop of the program reads them too

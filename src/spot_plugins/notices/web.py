@@ -26,6 +26,8 @@ class Answer(NamedTuple):
     body: bytes
     date: str | None
     """The ``Date`` header, which shows the server's clock."""
+    length: str | None
+    """The ``Content-Length`` header. A body that was cut off is shorter."""
 
     def json(self) -> Any:
         """Return the body as JSON. Raises :exc:`ValueError`."""
@@ -41,6 +43,7 @@ class _TimedReader(io.RawIOBase):
 
     def __init__(self, sock: socket.socket, deadline: float) -> None:
         self._sock = sock
+        self._file = sock.makefile("rb", buffering=0)  # keeps the socket open, as a connection closes it after the head
         self._deadline = deadline
 
     def readable(self) -> bool:
@@ -50,7 +53,12 @@ class _TimedReader(io.RawIOBase):
         if (left_s := self._deadline - time.monotonic()) <= 0:
             raise TimeoutError(f"the answer did not end within {TIMEOUT_S:.0f} s")
         self._sock.settimeout(left_s)
-        return self._sock.recv_into(buffer)
+        # wait: the rest of TIMEOUT_S for the whole answer; the source has failed and is polled again
+        return self._file.readinto(buffer) or 0
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 class _TimedSocket:
@@ -83,6 +91,7 @@ class Request:
         self._connection = kind(split.hostname or "", split.port, timeout=TIMEOUT_S)
         try:
             target = f"{split.path or '/'}?{split.query}" if split.query else split.path or "/"
+            # wait: TIMEOUT_S for the connection, and for each send; the source has failed and is polled again
             self._connection.request(method, target, body, headers={"Connection": "close", **(headers or {})})
         except BaseException:
             self._connection.close()
@@ -95,6 +104,7 @@ class Request:
 
     def is_ready(self, within_s: float = 0.0) -> bool:
         """Return True if the answer begins to arrive within *within_s* seconds."""
+        # wait: within_s of the caller; there is no answer yet
         return bool(wait([self._connection.sock], within_s))
 
     def answer(self) -> Answer:
@@ -113,8 +123,10 @@ class Request:
 
         try:
             self._connection.response_class = timed_response  # type: ignore[assignment]
+            # wait: TIMEOUT_S; the source has failed and is polled again
             response = self._connection.getresponse()
-            return Answer(response.status, response.read(MAX_BYTES), response.headers.get("Date"))
+            body, headers = response.read(MAX_BYTES), response.headers
+            return Answer(response.status, body, headers.get("Date"), headers.get("Content-Length"))
         finally:
             self._connection.close()
 

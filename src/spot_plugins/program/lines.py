@@ -82,6 +82,7 @@ class Lines:
         """
         speaker = threading.Thread(target=self.say, args=(text, level), name="spot-line", daemon=True)
         speaker.start()
+        # wait: ANSWER_WAIT_S; the line may come later, or never if nobody reads stderr
         speaker.join(ANSWER_WAIT_S)
 
 

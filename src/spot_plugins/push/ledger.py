@@ -206,6 +206,7 @@ class Ledger:
         """Wait until one of *buffers* is not held, or until *deadline* (monotonic). Return whether one is free."""
         with self._changed:
             left_s = max(0.0, deadline - time.monotonic())
+            # wait: the deadline of the caller; the save is deferred
             return self._changed.wait_for(lambda: not buffers <= self._held.keys(), timeout=left_s)
 
     def has_ended(self, step: int) -> bool:
@@ -216,6 +217,7 @@ class Ledger:
     def wait_ended(self, step: int, deadline: float) -> StepState | None:
         """Wait until *step* has ended or until *deadline* (monotonic). Return its state, None if it is not recorded."""
         with self._changed:
+            # wait: the deadline of the caller; the step is on its way still
             self._changed.wait_for(lambda: self.has_ended(step), timeout=max(0.0, deadline - time.monotonic()))
             return self._steps[step].lifecycle.state if step in self._steps else None
 

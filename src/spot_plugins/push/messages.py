@@ -236,7 +236,9 @@ class Channel:
         """
         data = json.dumps(message).encode()
         with self._sending:
+            # wait: SEND_S, set in the kernel; the pusher is killed and a new one is started
             socket.send_fds(self._sock, [_LENGTH.pack(len(data))], [] if fd is None else [fd])
+            # wait: SEND_S for each part, set in the kernel; the pusher is killed and a new one is started
             self._sock.sendall(data)
 
     def receive(self) -> tuple[dict[str, Any], int | None]:
@@ -247,6 +249,7 @@ class Channel:
             EOFError: The other side is gone.
             OSError: This end was shut down.
         """
+        # wait: until a message comes or the other process is gone; a thread of its own, or the pusher's main thread
         head, fds, _, _ = socket.recv_fds(self._sock, _LENGTH.size, 1)
         head += _read(self._sock, _LENGTH.size - len(head)) if head else b""
         if not head:
@@ -272,6 +275,8 @@ class Channel:
 def _read(sock: socket.socket, num_bytes: int) -> bytes:
     data = bytearray()
     while len(data) < num_bytes:
+        # wait: until the message is complete or the other process is gone, because a sender has SEND_S; a thread of its
+        # own
         chunk = sock.recv(min(num_bytes - len(data), 1 << 20))
         if not chunk:
             raise EOFError

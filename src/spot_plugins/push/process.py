@@ -157,6 +157,7 @@ class PusherProcess:
         self._is_closed = True
         if self._channel is not None:
             self._channel.shut_down()
+            # wait: DEAF_S; a warning says that a subscriber blocks
             if not self._is_deaf.wait(DEAF_S):
                 logger.warning("a subscriber has not returned for %.0f s; it must not block", DEAF_S)
 
@@ -172,6 +173,7 @@ class PusherProcess:
         finally:
             channel.close()
             self._is_deaf.set()
+        # wait: until the pusher has ended; a thread of its own, which waits for no one else
         process.wait()
         self._on_end(self)
 

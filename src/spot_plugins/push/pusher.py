@@ -279,5 +279,6 @@ def _await_proof(
             return answers.get(timeout=_POLL_S)
         if not is_reachable:
             raise StoreError("put", _PROBE, "the pusher process ended while it proved the store")
+        # wait: at once; it raises if there is a notice
         wait(0.0)
     raise StoreError("put", _PROBE, f"the pusher process got no answer within {PROOF_S:.0f} s")

@@ -214,6 +214,7 @@ class StepPush:
         failure: StoreError | None = None
         for key, put in puts.items():
             try:
+                # wait: until the client of the store gives up; the put is tried again
                 put.result()
                 del unstored[key]
             except StoreError as error:
@@ -232,6 +233,7 @@ class StepPush:
                 num_tries += 1
                 self._bus.emit(events.PushFailing(step=self._job.step, num_tries=num_tries, reason=str(error)))
                 # Even a "permanent" refusal is tried again: credentials get renewed, quotas get raised.
+                # wait: LONGEST_PAUSE_S; the request is tried again
                 if self._interrupt.wait(pause_s * random.uniform(0.5, 1.0)):
                     raise StoreError(error.operation, error.key, f"{error.reason}; {self._reason}") from error
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)

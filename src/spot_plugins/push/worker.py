@@ -78,11 +78,13 @@ class Worker:
             with self._changed:
                 self._trainer_gone = True
                 self._changed.notify_all()
+        # wait: LINGER_S; no request is tried again from then on
         pusher.join(LINGER_S)
         with self._changed:
             self._hopeless = True
             self._hasten()
             self._changed.notify_all()
+        # wait: until the request in flight has ended or the client of the store gives it up; the process ends
         pusher.join()
 
     def _on_message(self, body: dict[str, Any], fd: int | None) -> None:
@@ -159,10 +161,12 @@ class Worker:
                 if self._waiting or (self._trainer_gone and marks.is_done):
                     return
                 if marks.is_done:
+                    # wait: until a job comes or the trainer is gone; a thread that nobody waits for before LINGER_S
                     self._changed.wait_for(lambda: self._waiting or self._trainer_gone or not marks.is_done)
                 elif self._hopeless:
                     marks.give_up("the trainer is gone and the store did not take the mark in time")
                 else:
+                    # wait: the pause of the marks; they are tried again
                     self._changed.wait(marks.pause_s)
 
     def _frozen_before(self, job: PushJob) -> list[SealedBlob]:
@@ -203,6 +207,7 @@ class Worker:
             except (SpotError, ManifestError, KeyError):  # readers can do without the merged one
                 return False
             with self._changed:
+                # wait: LONGEST_PAUSE_S; it looks again whether all ranks have committed
                 self._changed.wait_for(lambda: self._waiting, timeout=pause_s)
                 if self._waiting:
                     return False

@@ -11,6 +11,7 @@ from typing import Final
 from ..format.manifest import Json
 from .base import Board, BoardClosedError, Ranks
 
+EXCHANGE_S: Final = 6 * 3600.0  # longest wait for the other ranks, one of which may read hundreds of GB before
 MEETING_MARGIN_S: Final = 0.5  # seconds that the thread that meets the others has after the deadline
 
 
@@ -38,10 +39,13 @@ class Job:
         Every rank calls this with the same *name*, which is used once.
 
         Raises:
-            BoardClosedError: The board is gone.
+            BoardClosedError: The board is gone, or a rank does not call this within :data:`EXCHANGE_S`.
         """
         self.board.post(f"{name}/{self.rank}", value)
-        return [self.board.read(f"{name}/{rank}") for rank in range(self.world_size)]
+        deadline = time.monotonic() + EXCHANGE_S
+        return [
+            self.board.read(f"{name}/{rank}", max(0.0, deadline - time.monotonic())) for rank in range(self.world_size)
+        ]
 
     def meet(self, deadline: float, note: Json = None) -> Meeting:
         """

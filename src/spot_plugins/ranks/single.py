@@ -40,6 +40,7 @@ class MemoryBoard:
     def read(self, name: str, timeout_s: float | None = None) -> Json:
         """See :class:`Board`."""
         with self._changed:
+            # wait: timeout_s of the caller, else until the board is closed; the caller gets an error
             if not self._changed.wait_for(lambda: self._closed or name in self._notes, timeout_s):
                 raise BoardClosedError(f"nobody wrote {name!r} within {timeout_s} s")
             self._check_open()

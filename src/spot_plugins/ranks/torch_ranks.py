@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
-import socket
 import time
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 import torch.distributed as dist
 from torch._C._distributed_c10d import TCPStore
 
 from ..errors import ConfigError
 from ..format.manifest import Json
+from . import listening
 from .base import Board, BoardClosedError, BoardNonsenseError, Ranks
 from .single import SingleRank
+
+logger = logging.getLogger(__name__)
 
 SLICE_S: Final = 3600.0  # c10d warns on stderr when a wait on its store times out, so endless waits are long ones
 CONNECT_S: Final = 30.0  # longest wait for a connection to the board: rank 0 may have much to do when a job starts
@@ -34,41 +37,51 @@ class TorchRanks:
 
     def open_board(self) -> Board:
         """Serve the board on rank 0, and connect to it. Takes two collectives, on a gloo group of its own."""
+        # wait: until the timeout of the process group, in torch; the collective fails and the training does not start
         group = dist.new_group(backend="gloo")
-        # Each rank finds this board under the address that its own rendezvous uses for rank 0. The address may differ
-        # between ranks: some schedulers give rank 0 itself "localhost".
-        hosts: list[str | None] = [None] * self.world_size
-        dist.all_gather_object(hosts, os.environ.get("MASTER_ADDR"), group=group)
-        server = _serve(hosts) if self.rank == 0 else None
-        address: list[object] = [None if server is None else [socket.gethostname(), server.port]]
+        # Ranks may spell the address of rank 0 differently, and resolve it differently: some schedulers give rank 0
+        # itself "localhost", and some machines know their own name as 127.0.1.1.
+        spelled = os.environ.get("MASTER_ADDR")
+        found: list[Any] = [None] * self.world_size
+        # wait: until the timeout of the process group, in torch; the collective fails and the training does not start
+        dist.all_gather_object(found, (spelled, listening.addresses_of(spelled)), group=group)
+        server, where = _serve(found) if self.rank == 0 else (None, None)
+        box: list[Any] = [where]
         # The group stays, because closing it here could cut off a rank that has not read the address yet.
-        dist.broadcast_object_list(address, src=0, group=group)
-        assert isinstance(address[0], list)
-        name, port = address[0]
-        return StoreBoard(self.rank, self.world_size, hosts[self.rank] or name, port, server)
+        # wait: until the timeout of the process group, in torch; the collective fails and the training does not start
+        dist.broadcast_object_list(box, src=0, group=group)
+        if isinstance(box[0], str):
+            raise ConfigError(box[0])
+        host, port, has_the_address = box[0]
+        return StoreBoard(self.rank, self.world_size, host if has_the_address else spelled or host, port, server)
 
 
-def _serve(hosts: list[str | None]) -> TCPStore:
-    """Serve a store at the address of rank 0 in *hosts*, which has the address that each rank uses."""
-    listener = _listen(hosts)
-    port = listener.getsockname()[1]
-    return TCPStore(
-        hosts[0] or socket.gethostname(),
+def _serve(found: list[tuple[str | None, list[str]]]) -> tuple[TCPStore | None, tuple[str, int, bool] | str]:
+    """
+    Serve a store on rank 0.
+
+    Args:
+        found: The address of rank 0 as each rank spells it, and what that resolves to on the rank.
+
+    Returns:
+        The store, and where it listens: address, port, and whether the ranks connect to this very address. If nothing
+        can listen, None and the reason, for all ranks.
+    """
+    try:
+        listener, has_the_address = listening.listen(found, BACKLOG)
+    except OSError as error:
+        return None, f"rank 0 cannot listen on any address that the ranks have for it, {found}: {error}"
+    host, port, *_ = listener.getsockname()
+    logger.info("the ranks agree over a port of rank 0: it listens on %s, port %d", host, port)
+    server = TCPStore(
+        host,
         port,
         is_master=True,
         wait_for_workers=False,
         timeout=timedelta(seconds=CONNECT_S),
         master_listen_fd=listener.detach(),
     )
-
-
-def _listen(hosts: list[str | None]) -> socket.socket:
-    """Listen on the one address that all ranks use, if there is one, so that a job on 127.0.0.1 opens no other port."""
-    if hosts[0] and len(set(hosts)) == 1:
-        family, _, _, _, address = socket.getaddrinfo(hosts[0], 0, type=socket.SOCK_STREAM)[0]
-        with contextlib.suppress(OSError):  # nobody can listen on the address of a gateway, for example
-            return socket.create_server((str(address[0]), 0), family=family, backlog=BACKLOG)
-    return socket.create_server(("", 0), backlog=BACKLOG)
+    return server, (host, port, has_the_address)
 
 
 class StoreBoard:
@@ -158,6 +171,7 @@ class StoreBoard:
 def _has(client: TCPStore, name: str, timeout_s: float) -> bool:
     """Wait for the note *name* for *timeout_s*. Return whether it is there."""
     try:
+        # wait: timeout_s of the caller, else slices of SLICE_S until rank 0 ends; the board is lost
         client.wait([name], timedelta(seconds=max(timeout_s, 0.001)))  # 0 would be no limit
     except dist.DistStoreError:
         return False

@@ -178,6 +178,7 @@ def _exchange(job: Job, name: str, value: Json, patience: Patience) -> list[Json
             # wait: _POLL_S; it looks again for a notice, until JOIN_S
             found = results.get(timeout=_POLL_S)
         except queue.Empty:
+            # wait: at once; it raises if there is a notice
             patience.wait(0.0)
             continue
         if isinstance(found, BoardClosedError):

@@ -22,6 +22,7 @@ from ..store import ObjectStore, local_directory, open_local, open_store, patien
 
 logger = logging.getLogger(__name__)
 
+STOP_S: Final = 300.0  # longest wait for the blobs in progress when a resume begins
 SPARE_BYTES: Final = 1024**3  # room that a prefetch leaves on the disk for the next save and the job
 
 _FAILURES: Final = (SpotError, ManifestError, KeyError, OSError)
@@ -102,6 +103,7 @@ class Prefetch(threading.Thread):
             for getter in getters:
                 getter.start()
             for getter in getters:
+                # wait: until its request has ended or the client of the store gives it up; a thread of its own
                 getter.join()
         except _FAILURES as error:
             logger.info("no prefetch: %s", error)
@@ -110,7 +112,8 @@ class Prefetch(threading.Thread):
     def stop(self) -> None:
         """Start no further blob, and wait for those in progress."""
         self._stopped.set()
-        self.join()
+        # wait: STOP_S; resume() downloads the blobs that are in progress once more
+        self.join(STOP_S)
 
     def _wanted(self) -> list[Blob]:
         """Return the blobs of the newest step that this rank has to download."""

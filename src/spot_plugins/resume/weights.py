@@ -103,6 +103,7 @@ class Weights:
             while reads:
                 weight, joined = reads.pop(0)
                 reads += [(each, pool.submit(self._join, each)) for each in islice(left, 1)]
+                # wait: until the client of the store gives up; the caller gets an error
                 yield weight, joined.result()
 
     def _tensors(self, manifests: list[RankManifest], part: str) -> Iterator[Weight]:

@@ -66,6 +66,8 @@ class Copier:
         """
         if not self._issued.is_set():
             self._waits_since = time.monotonic()
+            # wait: until the device has been given all copies, because no weight may change before; a device that hangs
+            # stops the training itself
             self._issued.wait()
         if (snapshot := self._snapshot) is not None:
             self._snapshot = None
@@ -75,16 +77,19 @@ class Copier:
         """Wait until all that was given to the copying thread is done, or until *deadline*. Return whether it is."""
         done = threading.Event()
         self._work.put(done.set)
+        # wait: the deadline of the caller; the copy is not done
         return done.wait(max(0.0, deadline - time.monotonic()))
 
     def close(self, timeout_s: float) -> bool:
         """Stop after all actions. Return whether they were done within *timeout_s*, because a device may hang."""
         self._hook.remove()
         self._work.put(None)
+        # wait: timeout_s of the caller; the memory of the copy is not released
         self._thread.join(timeout_s)
         return not self._thread.is_alive()
 
     def _run(self) -> None:
+        # wait: until there is work or close() is called; a thread of its own
         while (action := self._work.get()) is not None:
             try:
                 action()
@@ -106,6 +111,7 @@ class Copier:
             self._issued.set()
         if error is None:
             try:
+                # wait: until the device has copied; the copying thread, for which others wait with a deadline
                 snapshot.wait()
             except Exception as caught:  # noqa: BLE001 - see above
                 error = caught

@@ -101,8 +101,8 @@ class SavedSteps:
         if not self.has(step):
             try:
                 self._held = self._saver.stage(step, "pause", deadline=0.0)
-            except StoreError:  # training never waits for the store, not even here
-                logger.warning("two saves are still on their way: a notice in this pause cannot save %s", step)
+            except StoreError as error:  # training never waits for the store, not even here
+                logger.warning("a notice in this pause cannot save step %s: %s", step, error.reason)
             except NO_MEMORY as error:
                 logger.warning("there is no memory to save step %s, so a notice in this pause cannot: %s", step, error)
 
@@ -157,5 +157,6 @@ class SavedSteps:
 
 def _wait(wait: Callable[[float], bool], until: Callable[[], float]) -> None:
     """Call *wait* with near deadlines until it returns true or until *until*, which may move. Times are monotonic."""
+    # wait: RECHECK_S, again and again until the end that the caller names; the step is not stored
     while not wait(min(until(), time.monotonic() + RECHECK_S)) and time.monotonic() < until():
         pass

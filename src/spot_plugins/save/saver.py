@@ -9,6 +9,7 @@ from collections.abc import Hashable
 from contextlib import suppress
 from typing import Final
 
+from ..errors import StoreError
 from ..events import EventBus, Staged
 from ..format.manifest import Json
 from ..push import FrozenUse, Pusher
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 NO_MEMORY: Final = (OSError, MemoryError)
 """Errors of a system that has no memory or no descriptor for a buffer. Training continues without the save."""
 
+PREPARE_S: Final = 30.0  # longest wait for the first buffers, also where no store is waited for: 100 GB take as long
 CLOSE_S: Final = 60.0  # longest wait for a copy that is under way
 
 
@@ -99,7 +101,7 @@ class Saver:
         Raises:
             UnsafeStateError: Some state has no pickle-free form.
             ConfigError: It does not fit into the memory that it is given.
-            StoreError: No buffer became free in time.
+            StoreError: No buffer became free, or was made, in time.
             OSError, MemoryError: The system has no memory for a buffer. See :meth:`give_up`.
         """
         staged, snapshot = self._begin(step, trigger, deadline)
@@ -121,6 +123,7 @@ class Saver:
             staged, snapshot = self._begin(step, trigger, deadline)
             snapshot.issue()
             snapshot.hold_back()
+            # wait: until the device has copied; a device that hangs stops the training itself
             snapshot.wait()
             if (checked := self._check_frozen(staged)) is not None:
                 self._emit_staged(checked, 0.0)
@@ -158,7 +161,9 @@ class Saver:
     def _begin(self, step: int, trigger: Trigger, deadline: float) -> tuple[StagedStep, Snapshot]:
         started = time.monotonic()
         self._copier.fence()  # at most one copy at a time: it is done, or the optimizer's step would not be
-        self._is_prepared.wait()
+        # wait: the deadline of the caller, at least PREPARE_S; the step is not saved
+        if not self._is_prepared.wait(max(PREPARE_S, deadline - started)):
+            raise StoreError("put", "", "the memory for saves was not made in time", False)
         document, active, live_frozen = self._capture()
         layout = self._layout_of(active, frozen=False)
         blobs = [Blobs(self._buffers.take(layout.num_bytes, deadline), layout, is_frozen=False)]

@@ -46,6 +46,7 @@ class Snapshot:
                 self._begun[device] = torch.cuda.current_stream(device).record_event()
                 self._streams[device] = buffer.stream(device)
             elif device.type != "cpu":
+                # wait: until the device has copied; a device that hangs stops the training itself
                 torch.accelerator.current_stream(device).synchronize()
         for name, live in tensors.items():
             if live.changes is Changes.IN_STEP:
@@ -85,6 +86,7 @@ class Snapshot:
     def wait(self) -> None:
         """Wait until the devices have finished all copies."""
         for copied in self._copied.values():
+            # wait: until the device has copied; a device that hangs stops the training itself
             copied.synchronize()
 
 

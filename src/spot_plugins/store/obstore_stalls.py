@@ -49,12 +49,14 @@ class StallGuard:
         """
         # A thread of its own, because in a notebook the caller's thread already has a running event loop.
         with ThreadPoolExecutor(1, thread_name_prefix="spot-put") as pool:
+            # wait: until the put ends or no byte has moved for stall_s; the put is given up
             return pool.submit(asyncio.run, self._put(start, data)).result()
 
     async def _put(self, start: Callable[[memoryview], Awaitable[_T]], data: memoryview) -> _T:
         view = data[:]
         with self._in_flight() as started:
             put = asyncio.ensure_future(start(view))
+            # wait: a part of stall_s; it looks whether a byte has moved
             while not (await asyncio.wait({put}, timeout=self._stall_s / _NUM_CHECKS))[0]:
                 if self._is_stuck(started):
                     put.cancel()  # closes its connection
@@ -62,6 +64,7 @@ class StallGuard:
                         await put
                     await _until_released(view)
                     raise TimeoutError(f"no byte moved for {self._stall_s} s")
+            # wait: at once; the put has ended
             return put.result()
 
     @contextmanager
@@ -96,6 +99,7 @@ async def _until_released(view: memoryview) -> None:
             view.release()
             return
         except BufferError:
+            # wait: until the client has let go of the memory, which it does after a canceled put; it looks again
             await asyncio.sleep(_RELEASE_S)
 
 

@@ -39,6 +39,7 @@ def patiently(action: Callable[[], _T]) -> _T:
         except StoreError as error:
             if not error.retryable:
                 raise
+            # wait: FIRST_PAUSE_S, twice as long after each of TRIES tries; the error of the last one is raised
             time.sleep(FIRST_PAUSE_S * 2**number)
     return action()
 

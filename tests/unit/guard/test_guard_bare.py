@@ -47,6 +47,7 @@ def warned(run):
     """Return the messages of all warnings while *run* runs."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)  # a fork on 3.12
         run()
     return [str(each.message) for each in caught]
 

@@ -40,7 +40,8 @@ notices = SignalNotices(on_notice)
 
 def start(script):
     return subprocess.Popen(
-        [sys.executable, "-c", PREAMBLE + dedent(script)],
+        # Python 3.12 and newer warn of every fork of a process with threads.
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", PREAMBLE + dedent(script)],
         env={**os.environ, "PYTHONPATH": str(SRC)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

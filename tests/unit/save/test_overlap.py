@@ -27,11 +27,12 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from spot_plugins.accelerate import SpotHook
 from spot_plugins.config import SpotConfig
-from spot_plugins.errors import ConfigError, Preempted
+from spot_plugins.errors import ConfigError, Preempted, StoreError
 from spot_plugins.events import Committed, EventBus, SaveAbandoned, SaveDeferred, Staged
 from spot_plugins.lightning import SpotCheckpoint
 from spot_plugins.ranks import Job, SingleRank
 from spot_plugins.resume.newest import load_newest
+from spot_plugins.save import saver
 from spot_plugins.save.snapshot import Snapshot
 from spot_plugins.session import SpotSession
 from spot_plugins.state import ModelPart, OptimizerPart
@@ -382,6 +383,18 @@ def test_the_first_buffer_is_made_behind_the_first_step(tmp_path):
         session.save(2)
         heard.wait(Committed, step=2)
         assert session._opened.saver._buffers._buffers == [buffer]
+
+
+def test_a_first_buffer_that_is_never_made_is_not_waited_for_without_a_limit(tmp_path, monkeypatch, caplog):
+    """A save fails with the reason, and a pause goes on with a warning."""
+    monkeypatch.setattr(saver, "PREPARE_S", 0.05)
+    model = net()
+    with session_of(tmp_path, model, [], grace_seconds=0.1) as (session, _), held_up(session):
+        session.after_step(1)
+        with pytest.raises(StoreError, match="the memory for saves was not made in time"):
+            session.save(1)
+        with session.pause(1):
+            assert "a notice in this pause cannot save step 1: the memory for saves was not made" in caplog.text
 
 
 def test_memory_is_bounded_by_what_is_given(tmp_path):

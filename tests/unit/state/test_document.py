@@ -409,7 +409,7 @@ def self_containing():
         (np.array([1], dtype="M8[s]"), "numpy.ndarray of dtype datetime64[s]"),
         (np.zeros(1, dtype=np.longdouble), f"numpy.ndarray of dtype {np.dtype(np.longdouble)}"),
         (np.zeros(1, dtype=[("a", "f4")]), "numpy.ndarray of dtype [('a', '<f4')]"),
-        (np.ma.array([1]), "numpy.ma.MaskedArray"),
+        (np.ma.array([1]), f"{np.ma.MaskedArray.__module__}.MaskedArray"),
         (np.str_("a"), "numpy.str_"),
         (np.random.default_rng(0), "numpy.random._generator.Generator"),
         (collections.defaultdict(Ordinary), "collections.defaultdict with the factory Ordinary"),

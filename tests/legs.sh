@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# The quick tests with other versions than those of constraints.txt. `make legs` runs it.
+#
+#   lowest      the lowest versions that pyproject.toml declares, on the Python that runs this
+#   3.10, 3.13  the oldest and the newest Python, with the versions of constraints.txt; left out if not installed
+#
+# torch has the version of constraints.txt in every leg, because each build of it takes gigabytes.
+# Usage: tests/legs.sh PYTHON [LEG ...]
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=$1
+shift
+extras=(lightning accelerate fast cli)
+tools=(grimp hypothesis peft psutil pytest pytest-timeout pytest-xdist safetensors torchdata transformers)
+
+# Print the interpreter of Python $1, or nothing.
+find_python() {
+    for each in "python$1" "${PYENV_ROOT:-$HOME/.pyenv}/versions/$1".*/bin/python; do
+        if "$each" -c '' 2>/dev/null; then
+            command -v "$each"
+            return
+        fi
+    done
+}
+
+# Make .venv-legs/$1 with the interpreter $2, and with the packages that pip is given as the rest.
+make_venv() {
+    local folder=.venv-legs/$1
+    if [[ ! $folder/.installed -nt pyproject.toml || ! $folder/.installed -nt constraints.txt ]]; then
+        "$2" -m venv --clear "$folder"
+        "$folder/bin/python" -m pip install --quiet --disable-pip-version-check "${@:3}"
+        "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps -e .
+        touch "$folder/.installed"
+    fi
+}
+
+# Write the lowest declared versions to .venv-legs/lowest.txt, and those of the tools.
+resolve_lowest() {
+    local found=.venv-legs/lowest.txt
+    "$python" -m venv .venv-legs/uv
+    .venv-legs/uv/bin/pip install --quiet --disable-pip-version-check uv
+    grep '^torch==' constraints.txt >.venv-legs/override.txt
+    # pip takes what belongs to its own build of torch.
+    .venv-legs/uv/bin/uv pip compile --quiet --no-header --no-annotate --resolution lowest-direct \
+        --python "$python" --override .venv-legs/override.txt "${extras[@]/#/--extra=}" pyproject.toml |
+        grep -vE '^(nvidia|cuda|triton)' >"$found"
+    for each in "${tools[@]}"; do
+        grep -q "^$each==" "$found" || grep "^$each==" constraints.txt >>"$found"
+    done
+}
+
+legs=("$@")
+((${#legs[@]})) || legs=(lowest 3.10 3.13)
+mkdir -p .venv-legs
+for name in "${legs[@]}"; do
+    echo "leg $name"
+    if [[ $name == lowest ]]; then
+        resolve_lowest
+        make_venv "$name" "$python" -r .venv-legs/lowest.txt
+    else
+        found=$(find_python "$name")
+        if [[ -z $found ]]; then
+            echo "Python $name is not installed, so its leg is left out"
+            continue
+        fi
+        joined=$(IFS=,; echo "${extras[*]}")
+        make_venv "$name" "$found" -c constraints.txt ".[$joined]" "${tools[@]}"
+    fi
+    ".venv-legs/$name/bin/python" -m pytest -n 2 --dist worksteal -m 'not gpu and not soak and not long' tests/unit tests/multiprocess/test_cli.py
+done
