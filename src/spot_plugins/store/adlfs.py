@@ -81,6 +81,7 @@ class _TimedCredential:
         """Return a token for *scopes*."""
         import asyncio
 
+        # wait: _TOKEN_TIMEOUT_S; the request fails, and is tried again
         token = await asyncio.wait_for(self._credential.get_token(*scopes, **kwargs), _TOKEN_TIMEOUT_S)
         self._secrets.add(token.token)
         return token

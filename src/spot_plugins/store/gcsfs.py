@@ -80,6 +80,7 @@ class GoogleClient(FsspecClient):
 
 def _request(request: Callable[..., Any], file_system: Any, *args: Any, data: Any = None, **kwargs: Any) -> Any:
     """Call *request* with *data* as a file, because aiohttp hands bytes to the kernel without a pause in between."""
+    # wait: until the client gives up the request; it fails, and is tried again
     return request(file_system, *args, data=BytesIO(data) if isinstance(data, bytes) else data, **kwargs)
 
 
