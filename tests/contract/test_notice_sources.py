@@ -514,7 +514,7 @@ def test_a_page_that_is_none(head, body, heard, caplog):
 # -------------------------------------------------------------------------------------------------- SLURM
 
 
-@pytest.mark.parametrize("end", ["", "never", str(int(time.time()) - 5), str(int(time.time()) + 86400)])
+@pytest.mark.parametrize("end", ["", "never", str(int(time.time()) - 5), str(int(time.time()) + 86400)], ids=range(4))
 def test_slurm_without_an_end_that_is_near(end, monkeypatch):
     """
     No end, none that can be read, one of an earlier job, one far away: all is clear.
