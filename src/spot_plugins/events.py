@@ -160,7 +160,7 @@ class WrittenLocally:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LocalWriteFailed:
-    """The local disk took no copy. The push to the store continues from memory."""
+    """The local disk took no copy, or is too slow. The push to the store does not wait for it."""
 
     step: int
     reason: str

@@ -27,6 +27,7 @@ from ..format.manifest import ManifestError
 from ..store import open_local, open_store
 from . import messages
 from .keeping import Marks
+from .local_write import Disk
 from .messages import Channel, FrozenUse, PushJob, PushSettings, SealedBlob, StoredFrozen
 from .priority import Priority
 from .step_push import StepPush, Ways
@@ -48,7 +49,7 @@ class Worker:
         self._channel = channel
         self._changed = threading.Condition()
         self._waiting: deque[tuple[PushJob, list[memoryview]]] = deque()
-        self._priority = Priority()
+        self._priority = priority = Priority()
         self._frozen: StoredFrozen | None = None
         self._pushing: StepPush | None = None
         self._trainer_gone = False
@@ -60,7 +61,8 @@ class Worker:
         store = open_store(settings.url, settings.storage_options)
         self._ways = Ways(
             store=store,
-            local=None if settings.local_dir is None else open_local(settings.local_dir),
+            disk=None if settings.local_dir is None else Disk(open_local(settings.local_dir), priority.lower_always),
+            lower_priority=priority.lower,
             marks=Marks(store, settings.attempt, self._bus),
         )
 
@@ -94,6 +96,9 @@ class Worker:
                 del self._buffers[number]
             case {"hurry": True}:
                 self._priority.hurry()
+                with self._changed:
+                    if self._pushing is not None:  # the last save may need its memory
+                        self._pushing.free()
             case {"frozen": int()}:
                 with self._changed:
                     self._frozen = messages.decode_frozen(body)
@@ -132,7 +137,6 @@ class Worker:
                 ways=self._ways,
                 bus=self._bus,
                 frozen=self._frozen_before(job),
-                lower_priority=self._priority.lower,
             )
             self._hasten()
         try:
@@ -209,3 +213,4 @@ def main() -> None:
     for number in messages.SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     Worker(Channel(socket.socket(fileno=int(sys.argv[1])))).run()
+    os._exit(0)  # Python would wait for a thread that hangs in the kernel, because of a sick disk
