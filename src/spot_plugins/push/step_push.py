@@ -7,13 +7,14 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 from .. import events
 from ..errors import SpotError, StoreError, SupersededError
 from ..events import EventBus
-from ..format.commit import commit
+from ..format.commit import commit, withdraw_if_pruned
 from ..format.keys import FROZEN_PREFIX, StepId, rank_manifest_key
 from ..format.retention import prune
 from ..store import ObjectStore
@@ -160,6 +161,8 @@ class StepPush:
             self._retry(lambda: self._put_blobs(pool, unstored))
         manifest = self._seals.manifest()
         self._retry(lambda: commit(manifest, self._ways.store))
+        with suppress(StoreError):  # the step is committed; the newer attempt, if there is one, removes what is left
+            withdraw_if_pruned(manifest, self._ways.store)
         return num_bytes
 
     def _is_stored(self) -> bool:
