@@ -54,6 +54,17 @@ class CheckpointRejected:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class StoreDamaged:
+    """An object of a committed step was missing or damaged in the store. A warning in the log says the same."""
+
+    key: str
+    reason: str
+    is_repaired: bool
+    """True if it was stored again from a copy on this machine. If False, and if this training has the weights in it,
+    the next save stores it again."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Salvaged:
     """A step that an earlier attempt left on local disks only is committed now. Training resumes from it."""
 
@@ -291,6 +302,7 @@ Event: TypeAlias = (
     AttemptStarted
     | Resumed
     | CheckpointRejected
+    | StoreDamaged
     | Salvaged
     | StepDiffers
     | NoticeSourcesFound
