@@ -73,6 +73,7 @@ class Ledger:
         self._handed_over: set[int] = set()
         self._held: dict[int, int] = {}  # buffers, and the steps in them
         self._frozen: StoredFrozen | None = None
+        self._lost_frozen = 0  # number of the set that the store has lost
         self._is_failing = False
         self._is_superseded = False
 
@@ -162,6 +163,11 @@ class Ledger:
         with self._changed:
             self._frozen = frozen
 
+    def lose_frozen(self, number: int) -> None:
+        """Record that the store has lost blobs of the set of that *number*, so that the next step brings its own."""
+        with self._changed:
+            self._lost_frozen = number
+
     def on_event(self, event: Event) -> None:
         """Record an event of the pusher process."""
         with self._changed:
@@ -193,9 +199,9 @@ class Ledger:
         return len(self._held)
 
     def knows_frozen(self, number: int) -> bool:
-        """Return whether the set of frozen blobs of that *number* is stored."""
+        """Return whether the set of frozen blobs of that *number* is stored, and not lost since."""
         with self._changed:
-            return self._frozen is not None and self._frozen.number == number
+            return self._frozen is not None and self._frozen.number == number != self._lost_frozen
 
     def holds(self, buffer: int) -> bool:
         """Return whether a step on its way needs *buffer*."""

@@ -16,6 +16,7 @@ from ..events import EventBus
 from ..format.keys import FROZEN_PREFIX, STEPS_PREFIX, StepId, parse_rank_manifest_key, parse_step_id, rank_manifest_key
 from ..format.retention import removal_groups
 from ..store import ObjectStore
+from .frozen_watch import damage_of
 from .messages import PushSettings
 from .seals import Seals
 from .speed import Speed
@@ -142,8 +143,9 @@ class LocalWrite:
         self._prune(LOCAL_STEPS - 1, half_written=step_id)
 
     def _write_blob(self, index: int, image: memoryview) -> None:
-        local, key = self._disk.store, self._seals[index].blob.key
-        if key.startswith(FROZEN_PREFIX) and key in local.keys(key):
+        local, sealed = self._disk.store, self._seals[index]
+        key = sealed.blob.key
+        if key.startswith(FROZEN_PREFIX) and damage_of(local, sealed) is None:
             return
         self._check_wanted(key)
         local.put(key, image)

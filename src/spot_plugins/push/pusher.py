@@ -190,6 +190,8 @@ class Pusher:
                 self.ledger.release(buffers)
             case {"frozen": int()}:
                 self.ledger.store_frozen(messages.decode_frozen(body))
+            case {"lost_frozen": int(number)}:
+                self.ledger.lose_frozen(number)
             case _:
                 event = messages.decode_event(body)
                 self.ledger.on_event(event)
@@ -199,6 +201,9 @@ class Pusher:
     def _emit(self, event: Event) -> None:
         if isinstance(event, events.SaveAbandoned):
             logger.warning("step %s will not be committed: %s", event.step, event.reason)
+        if isinstance(event, events.StoreDamaged):
+            then = "It was stored again" if event.is_repaired else "The next save stores it again, if it can"
+            logger.warning("damage in the store: %s %s. %s", event.key, event.reason, then)
         self._bus.emit(event)
 
     def _on_end(self, process: PusherProcess) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final, TypeVar
 
 from .. import events
@@ -18,6 +19,7 @@ from ..format.commit import commit, withdraw_if_pruned
 from ..format.keys import FROZEN_PREFIX, StepId, rank_manifest_key
 from ..format.retention import prune
 from ..store import ObjectStore
+from .frozen_watch import damage_of
 from .keeping import Marks
 from .local_write import Disk, LocalWrite
 from .messages import PushJob, PushSettings, SealedBlob
@@ -46,6 +48,8 @@ class Ways:
     """The speed of the way to the store."""
     lower_priority: Callable[[], None] = lambda: None
     """Called on each thread that hashes or puts."""
+    damaged: set[str] = field(default_factory=set)
+    """Keys of frozen blobs that the store had, and has not or not intact."""
     marks: Marks | None = None
     """The marks of kept steps that are still to be put. None if there never are any."""
 
@@ -150,20 +154,36 @@ class StepPush:
     def _store_remotely(self) -> int:
         """Put the blobs that are not stored, and commit. Return the bytes of these blobs."""
         unstored = dict(enumerate(self._seals.images))
-        if frozen := self._seals.frozen:
-            self.frozen = [*frozen.values()]
-            there = set(self._retry(lambda: list(self._ways.store.keys(FROZEN_PREFIX))))
-            for index, each in frozen.items():
-                if each.blob.key in there:
-                    del unstored[index]
+        damages = self._skip_stored(unstored)
         num_bytes = sum(map(len, unstored.values()))
         with ThreadPoolExecutor(NUM_PUTS, "spot-put", self._ways.lower_priority) as pool:
             self._retry(lambda: self._put_blobs(pool, unstored))
+        for key, reason in damages.items():
+            self._bus.emit(events.StoreDamaged(key=key, reason=reason, is_repaired=True))
         manifest = self._seals.manifest()
         self._retry(lambda: commit(manifest, self._ways.store))
         with suppress(StoreError):  # the step is committed; the newer attempt, if there is one, removes what is left
             withdraw_if_pruned(manifest, self._ways.store)
         return num_bytes
+
+    def _skip_stored(self, unstored: dict[int, memoryview]) -> dict[str, str]:
+        """Remove the frozen blobs that the store has from *unstored*. Return the damage of the others, by key."""
+        damages: dict[str, str] = {}
+        if frozen := self._seals.frozen:
+            self.frozen = [*frozen.values()]
+            there = set(self._retry(lambda: list(self._ways.store.keys(FROZEN_PREFIX))))
+            for index, each in frozen.items():
+                key = each.blob.key
+                if key in self._ways.damaged:
+                    damages[key] = "was missing or damaged"
+                elif key not in there:
+                    continue
+                elif (damage := self._retry(partial(damage_of, self._ways.store, each))) is not None:
+                    damages[key] = damage
+                else:
+                    del unstored[index]
+            self._ways.damaged.difference_update(each.blob.key for each in self.frozen)
+        return damages
 
     def _is_stored(self) -> bool:
         """Return whether this rank's part of the step is committed. Then no object of it may be written again."""

@@ -26,6 +26,7 @@ from ..format.keys import StepId
 from ..format.manifest import ManifestError
 from ..store import open_local, open_store
 from . import messages
+from .frozen_watch import FrozenWatch
 from .keeping import Marks
 from .local_write import Disk
 from .messages import Channel, FrozenUse, PushJob, PushSettings, SealedBlob, StoredFrozen
@@ -50,7 +51,6 @@ class Worker:
         self._changed = threading.Condition()
         self._waiting: deque[tuple[PushJob, list[memoryview]]] = deque()
         self._priority = priority = Priority()
-        self._frozen: StoredFrozen | None = None
         self._pushing: StepPush | None = None
         self._trainer_gone = False
         self._hopeless = False
@@ -59,10 +59,13 @@ class Worker:
         self._settings = settings = PushSettings(**body)
         self._bus = EventBus(lambda event: self._send(messages.encode_event(event)))
         store = open_store(settings.url, settings.storage_options)
+        local = None if settings.local_dir is None else open_local(settings.local_dir)
+        self._watch = FrozenWatch(store, local, settings, self._bus, lambda number: self._send({"lost_frozen": number}))
         self._ways = Ways(
             store=store,
-            disk=None if settings.local_dir is None else Disk(open_local(settings.local_dir), priority.lower_always),
+            disk=None if local is None else Disk(local, priority.lower_always),
             lower_priority=priority.lower,
+            damaged=self._watch.damaged,
             marks=Marks(store, settings.attempt, self._bus),
         )
 
@@ -70,6 +73,7 @@ class Worker:
         """Serve until the trainer is gone and every step is stored or given up."""
         pusher = threading.Thread(target=self._push_all, name="spot-push")
         pusher.start()
+        self._watch.start()
         try:
             while True:
                 self._on_message(*self._channel.receive())
@@ -100,8 +104,7 @@ class Worker:
                     if self._pushing is not None:  # the last save may need its memory
                         self._pushing.free()
             case {"frozen": int()}:
-                with self._changed:
-                    self._frozen = messages.decode_frozen(body)
+                self._watch.frozen = messages.decode_frozen(body)
             case {"keep": _}:
                 with self._changed:
                     assert self._ways.marks is not None
@@ -145,9 +148,7 @@ class Worker:
             with self._changed:
                 self._pushing = None
             if push.is_committed and push.frozen:
-                frozen = StoredFrozen(job.frozen_set, tuple(push.frozen))
-                with self._changed:
-                    self._frozen = frozen
+                self._watch.frozen = frozen = StoredFrozen(job.frozen_set, tuple(push.frozen))
                 self._send(messages.encode_frozen(frozen))
             self._send({"released": job.buffers})
         return job.step, push.is_committed
@@ -172,8 +173,8 @@ class Worker:
         """Return the frozen blobs that are stored and belong to *job*."""
         if job.frozen_use is not FrozenUse.REFERS:
             return []
-        frozen = self._frozen
-        assert frozen is not None and frozen.number == job.frozen_set
+        frozen = self._watch.frozen
+        assert frozen.number == job.frozen_set
         return list(frozen.blobs)
 
     def _merge(self, step_id: StepId) -> None:

@@ -10,8 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Final, TypeVar, cast
 
-from xxhash import xxh3_128_hexdigest
-
 from .. import events
 from ..errors import SpotError, StoreError
 from ..events import EventBus
@@ -29,7 +27,7 @@ from ..format.keys import (
     parse_step_id,
     rank_manifest_key,
 )
-from ..format.manifest import Blob, ManifestError, RankManifest, TensorSlice, hash_of_blob
+from ..format.manifest import Blob, ManifestError, RankManifest, TensorSlice, is_intact
 from ..ranks import Job
 from ..store import LocalStore, ObjectStore, patiently
 
@@ -313,17 +311,10 @@ class Share:
     def _put_blob(self, item: tuple[Blob, list[TensorSlice]]) -> int:
         blob, inside = item
         data = memoryview(again(lambda: self._here.get(blob.key)))
-        if not _is_intact(data, blob, inside):
+        if not is_intact(data, blob, inside):
             raise _UnusableError(f"{blob.key!r} has changed since it was written, because its hash differs")
         patiently(partial(self._store.put, blob.key, data))
         return len(data)
-
-
-def _is_intact(data: memoryview, blob: Blob, inside: list[TensorSlice]) -> bool:
-    """Return True if *data* is *blob* with the slices *inside*, by its size and all hashes."""
-    if len(data) != blob.num_bytes or any(xxh3_128_hexdigest(data[p.start : p.stop]) != p.xxh3_128 for p in inside):
-        return False
-    return hash_of_blob(data[: min((piece.start for piece in inside), default=None)], inside) == blob.xxh3_128
 
 
 def problem_of(task: Callable[[], None]) -> str | None:
