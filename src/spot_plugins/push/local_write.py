@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from itertools import chain
 from typing import Final
@@ -13,7 +13,15 @@ from typing import Final
 from .. import events
 from ..errors import StoreError
 from ..events import EventBus
-from ..format.keys import FROZEN_PREFIX, STEPS_PREFIX, StepId, parse_rank_manifest_key, parse_step_id, rank_manifest_key
+from ..format.keys import (
+    ATTEMPTS_PREFIX,
+    FROZEN_PREFIX,
+    STEPS_PREFIX,
+    StepId,
+    parse_rank_manifest_key,
+    parse_step_id,
+    rank_manifest_key,
+)
 from ..format.retention import removal_groups
 from ..store import ObjectStore
 from .frozen_watch import damage_of
@@ -46,6 +54,8 @@ class Disk:
         self._thread = ThreadPoolExecutor(1, "spot-disk")
         self._last: Future[None] | None = None
         self._began_at = 0.0
+        self.is_done_with = False
+        """True if the training has ended and its end is stored, so that nobody needs the copies."""
 
     def begin(self, work: Callable[[], None]) -> Future[None]:
         """
@@ -60,6 +70,12 @@ class Disk:
         self._began_at = time.monotonic()
         self._last = self._thread.submit(work)
         return self._last
+
+    def end(self, settings: PushSettings) -> None:
+        """Remove the copies of this rank if nobody needs them. A disk that hangs is waited for :data:`STALL_S`."""
+        if self.is_done_with:
+            with suppress(StoreError):  # what is left is swept after some days
+                wait([self.begin(lambda: remove_copies(self.store, settings))], STALL_S)
 
 
 class LocalWrite:
@@ -178,22 +194,35 @@ class LocalWrite:
             self._changed.notify_all()
 
     def _prune(self, num_kept: int, half_written: StepId | None = None) -> None:
-        """Remove this rank's older copies, and *half_written*. Other ranks of the machine remove their own."""
+        """Remove this rank's older copies, and *half_written*."""
         local = self._disk.store
         with suppress(StoreError):  # one copy too many is no failure, and the next save tries again
-            mine: dict[StepId, list[str]] = {}
-            for key in local.keys(STEPS_PREFIX):
-                if (step_id := parse_step_id(key)) is not None and self._removes_for(_rank_of(key)):
-                    mine.setdefault(step_id, []).append(key)
+            mine = _copies_of(local, self._settings)
             # The newest attempt counts first: it may have resumed before steps of an older attempt.
             whole = sorted(mine.keys() - {half_written}, key=lambda step_id: (step_id.attempt, step_id.step))
             for step_id in [*whole[:-num_kept], *(mine.keys() & {half_written})]:
                 for key in chain(*removal_groups(mine[step_id])):
                     local.delete(key)
 
-    def _removes_for(self, rank: int | None) -> bool:
-        """Return whether this rank removes the local copies of *rank*, which the job may no longer have."""
-        return rank is not None and rank % self._settings.world_size == self._settings.rank
+
+def remove_copies(local: ObjectStore, settings: PushSettings) -> None:
+    """Remove all copies of a rank, and with the last copies of a machine what their ranks share."""
+    for keys in _copies_of(local, settings).values():
+        for key in chain(*removal_groups(keys)):
+            local.delete(key)
+    if not list(local.keys(STEPS_PREFIX)):
+        for key in [*local.keys(FROZEN_PREFIX), *local.keys(ATTEMPTS_PREFIX)]:
+            local.delete(key)
+
+
+def _copies_of(local: ObjectStore, settings: PushSettings) -> dict[StepId, list[str]]:
+    """Return the keys of the copies that a rank looks after, also those of ranks that the job no longer has."""
+    copies: dict[StepId, list[str]] = {}
+    for key in local.keys(STEPS_PREFIX):
+        step_id, rank = parse_step_id(key), _rank_of(key)
+        if step_id is not None and rank is not None and rank % settings.world_size == settings.rank:
+            copies.setdefault(step_id, []).append(key)
+    return copies
 
 
 def _rank_of(key: str) -> int | None:

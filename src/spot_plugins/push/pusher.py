@@ -108,6 +108,13 @@ class Pusher:
                 with contextlib.suppress(OSError):
                     process.send({"hurry": True})
 
+    def finish(self) -> None:
+        """Tell the process that the training has ended and is stored, so that it removes default local copies."""
+        with self._sending:
+            if (process := self._process) is not None:
+                with contextlib.suppress(OSError):  # they are swept after some days
+                    process.send({"finished": True})
+
     def ask(self, request: KeepRequest) -> None:
         """Let the process keep or release a step. An event answers. Never waits for disk or network."""
         with self._sending:

@@ -24,7 +24,7 @@ from ..events import EventBus
 from ..format.commit import merge_manifests
 from ..format.keys import StepId
 from ..format.manifest import ManifestError
-from ..store import open_local, open_store
+from ..store import is_below_own, open_local, open_store, sweep
 from . import messages
 from .frozen_watch import FrozenWatch
 from .keeping import Marks
@@ -74,6 +74,7 @@ class Worker:
         pusher = threading.Thread(target=self._push_all, name="spot-push")
         pusher.start()
         self._watch.start()
+        threading.Thread(target=sweep, args=(self._settings.local_dir,), name="spot-sweep", daemon=True).start()
         try:
             while True:
                 self._on_message(*self._channel.receive())
@@ -89,6 +90,8 @@ class Worker:
             self._hasten()
             self._changed.notify_all()
         pusher.join()
+        if self._ways.disk is not None:
+            self._ways.disk.end(self._settings)
 
     def _on_message(self, body: dict[str, Any], fd: int | None) -> None:
         match body:
@@ -103,6 +106,10 @@ class Worker:
                 with self._changed:
                     if self._pushing is not None:  # the last save may need its memory
                         self._pushing.free()
+            case {"finished": True}:
+                directory = self._settings.local_dir
+                if self._ways.disk is not None and directory is not None and is_below_own(directory):
+                    self._ways.disk.is_done_with = True
             case {"frozen": int()}:
                 self._watch.frozen = messages.decode_frozen(body)
             case {"keep": _}:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -25,7 +26,10 @@ from ..resume.join import Membership, join_run
 from ..save import SavedSteps, Saver
 from ..schedule import Pacer, Preemptions, recent_preemptions
 from ..state.registry import Registry
+from ..store import is_in_memory
 from .keeper import Keeper
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,12 @@ def join_and_build(
     stack.callback(job.board.close)
     lines = Lines(job.rank, host_level)
     run = join_run(config, job)
+    if job.rank == 0 and run.local_dir is not None and is_in_memory(run.local_dir):
+        logger.warning(
+            "local_dir=%r is in memory (tmpfs), so the local copies of two steps take memory from the training. Set "
+            "local_dir or SPOT_LOCAL_DIR to a directory on a disk",
+            run.local_dir,
+        )
     pusher = Pusher(_push_settings(config, run, job), bus)
     saver = Saver(registry, job.ranks, pusher, bus, config.buffer_bytes)
     fingerprints = recorder_of(run.url, run.local_dir, run.attempt, job, bus)

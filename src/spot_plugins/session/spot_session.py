@@ -358,7 +358,7 @@ class SpotSession(KeepsSteps):
         it.way_out.wait(lambda: not it.pusher.has_wishes, step, time.monotonic() + self._config.grace_s)
         it.job.meet(time.monotonic() + self._config.grace_s)
         is_left_behind = self._phase.now is Phase.LEFT_BEHIND
-        has_ended, is_stored = it.pusher.has_ended(step), it.saved_steps.has(step)
+        has_ended, is_stored = it.pusher.has_ended(step), it.saved_steps.finish(step)
         self.close()
         if is_left_behind or (has_ended and is_stored):
             return
