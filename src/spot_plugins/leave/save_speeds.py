@@ -26,6 +26,10 @@ class SaveSpeeds:
         """Keep the speed of the local disk."""
         self._disk_bytes_per_s = event.write_bytes_per_s
 
+    def on_not_written(self) -> None:
+        """Forget the speed of the local disk, because the disk has failed. Nothing may be promised of it."""
+        self._disk_bytes_per_s = None
+
     def on_committed(self, event: Committed, *, was_alone: bool) -> None:
         """Keep the speed of the store. If the push *was_alone*, its other seconds are those of a commit."""
         speed = event.put_bytes_per_s

@@ -10,13 +10,13 @@ from contextlib import suppress
 from typing import Final
 
 from .. import events
-from ..errors import GONE, SpotError, StoreError
+from ..errors import GONE, StoreError
 from ..events import EventBus
 from ..format.attempts import check_newest
 from ..format.commit import committed_steps
-from ..format.keys import FROZEN_PREFIX, rank_manifest_key
-from ..format.manifest import RankManifest, is_intact
-from ..store import ObjectStore
+from ..format.keys import frozen_key, rank_manifest_key
+from ..format.manifest import MAX_MANIFEST_BYTES, RankManifest, is_intact
+from ..store import ObjectStore, get_at_most
 from .messages import PushSettings, SealedBlob, StoredFrozen
 
 LOOK_S: Final = 600.0
@@ -60,9 +60,9 @@ class FrozenWatch:
         self.damaged: set[str] = set()
         """Keys of blobs that the store has not or not intact, and that no local copy could repair."""
 
-    def start(self) -> None:
-        """Begin to look, on a thread that ends with the process."""
-        threading.Thread(target=self._run, name="spot-look", daemon=True).start()
+    def start(self, lower_priority: Callable[[], None]) -> None:
+        """Begin to look, on a thread that ends with the process. The thread calls *lower_priority* first."""
+        threading.Thread(target=self._run, args=(lower_priority,), name="spot-look", daemon=True).start()
 
     def look(self) -> None:
         """Look at all blobs once. Raises :exc:`SpotError` if the store fails or a newer attempt runs."""
@@ -91,14 +91,18 @@ class FrozenWatch:
         found: dict[str, SealedBlob] = {}
         for rank in range(self._settings.rank, steps[0].world_size if steps else 0, self._settings.world_size):
             key = rank_manifest_key(steps[0].step_id, rank, steps[0].world_size)
-            found |= {each.blob.key: each for each in _frozen_in(RankManifest.decode(self._store.get(key)))}
+            found |= {
+                each.blob.key: each
+                for each in _frozen_in(RankManifest.decode(get_at_most(self._store, key, MAX_MANIFEST_BYTES)))
+            }
         self._found = tuple(found.values())
 
-    def _run(self) -> None:
-        with suppress(SpotError, ValueError, KeyError):  # the resume finds out what is wrong with the newest step
+    def _run(self, lower_priority: Callable[[], None]) -> None:
+        lower_priority()
+        with suppress(Exception):  # the resume finds out what is wrong with the newest step
             self.find()
         while True:
-            with suppress(SpotError):
+            with suppress(Exception):  # the store does not answer, or a newer attempt runs
                 self.look()
             time.sleep(LOOK_S)
 
@@ -127,18 +131,17 @@ def damage_of(store: ObjectStore, sealed: SealedBlob, *, reads_all: bool = False
     """
     key, num_bytes = sealed.blob.key, sealed.blob.num_bytes
     try:
-        if reads_all:
-            data = memoryview(store.get(key))
-            if len(data) != num_bytes:
-                return f"has {len(data)} bytes instead of {num_bytes}"
-            return None if is_intact(data, sealed.blob, sealed.tensors) else "has changed: its hash differs"
         count = store.get_into(key, max(0, num_bytes - 1), [memoryview(bytearray(2))])
+        if count != 1:
+            return f"has {'more' if count else 'less'} than {num_bytes} bytes"
+        if reads_all and not is_intact(memoryview(store.get(key)), sealed.blob, sealed.tensors):
+            return "has changed: its hash differs"
     except KeyError:
         return GONE
-    return None if count == 1 else f"has {'more' if count else 'less'} than {num_bytes} bytes"
+    return None
 
 
 def _frozen_in(manifest: RankManifest) -> Iterable[SealedBlob]:
     for index, blob in enumerate(manifest.blobs):
-        if blob.key.startswith(FROZEN_PREFIX):
+        if blob.key == frozen_key(blob.xxh3_128):
             yield SealedBlob(blob, tuple(piece for piece in manifest.tensors if piece.blob == index))

@@ -135,7 +135,8 @@ class LocalWrite:
                     self._changed.wait(min(latest, stalls_at) - now)
         if reason:
             self._decide(reason)
-        else:
+            return
+        with suppress(Exception):  # old copies could not be removed; the next save tries again
             self._work.result()
 
     def _write(self) -> None:

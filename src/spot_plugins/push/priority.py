@@ -27,7 +27,7 @@ class Priority:
             self.lower_always()
 
     def lower_always(self) -> None:
-        """Lower the priority of the calling thread. In a hurry, too, the local disk comes after the store."""
+        """Lower the priority of the calling thread. For work that comes after the store, also in a hurry."""
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
     def hurry(self) -> None:

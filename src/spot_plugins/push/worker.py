@@ -73,7 +73,7 @@ class Worker:
         """Serve until the trainer is gone and every step is stored or given up."""
         pusher = threading.Thread(target=self._push_all, name="spot-push")
         pusher.start()
-        self._watch.start()
+        self._watch.start(self._priority.lower_always)
         threading.Thread(target=sweep, args=(self._settings.local_dir,), name="spot-sweep", daemon=True).start()
         try:
             while True:
