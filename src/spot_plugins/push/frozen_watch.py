@@ -30,14 +30,13 @@ class FrozenWatch:
     Looks at the frozen blobs of one rank at the start of a session, and now and then until it ends.
 
     Each look compares the size of every blob, and the bytes of one, in turn. A blob that is missing or damaged is put
-    again from the local disk. If the disk has no intact copy, the trainer is told, whose next save brings the blobs.
+    again from the local disk. If the disk has no intact copy, the event lets the next save bring the blobs.
 
     Args:
         store: The store of the run.
         local: The store on the local disk, or None.
         settings: The settings of the rank.
         bus: Gets the events.
-        on_lost: Called with the number of the set that the next save has to bring.
     """
 
     def __init__(
@@ -46,13 +45,11 @@ class FrozenWatch:
         local: ObjectStore | None,
         settings: PushSettings,
         bus: EventBus,
-        on_lost: Callable[[int], None],
     ) -> None:
         self._store = store
         self._local = local
         self._settings = settings
         self._bus = bus
-        self._on_lost = on_lost
         self._turn = 0
         self._found: tuple[SealedBlob, ...] = ()
         self.frozen = StoredFrozen(0, ())
@@ -66,7 +63,7 @@ class FrozenWatch:
 
     def look(self) -> None:
         """Look at all blobs once. Raises :exc:`SpotError` if the store fails or a newer attempt runs."""
-        number, blobs = self.frozen.number, self.frozen.blobs or self._found
+        blobs = self.frozen.blobs or self._found
         whole = self._turn % len(blobs) if blobs else 0
         self._turn += 1
         with ThreadPoolExecutor(NUM_GETS, "spot-look") as pool:
@@ -74,16 +71,12 @@ class FrozenWatch:
                 lambda index: damage_of(self._store, blobs[index], reads_all=index == whole), range(len(blobs))
             )
             damages = [(each, reason) for each, reason in zip(blobs, found, strict=True) if reason is not None]
-        is_lost = False
         for each, reason in damages:
             is_repaired = self._repair(each)
-            is_lost |= not is_repaired
             if each.blob.key not in self.damaged:
                 self._bus.emit(events.StoreDamaged(key=each.blob.key, reason=reason, is_repaired=is_repaired))
             if not is_repaired:
                 self.damaged.add(each.blob.key)
-        if is_lost and number:
-            self._on_lost(number)
 
     def find(self) -> None:
         """Look at the blobs that the newest committed step names, until this attempt has stored others."""

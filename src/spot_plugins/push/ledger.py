@@ -163,11 +163,6 @@ class Ledger:
         with self._changed:
             self._frozen = frozen
 
-    def lose_frozen(self, number: int) -> None:
-        """Record that the store has lost blobs of the set of that *number*, so that the next step brings its own."""
-        with self._changed:
-            self._lost_frozen = number
-
     def on_event(self, event: Event) -> None:
         """Record an event of the pusher process."""
         with self._changed:
@@ -180,6 +175,9 @@ class Ledger:
                     self._is_failing = True
                 case events.Superseded():
                     self._is_superseded = True
+                case events.StoreDamaged(key=key, is_repaired=False):
+                    if (frozen := self._frozen) is not None and any(each.blob.key == key for each in frozen.blobs):
+                        self._lost_frozen = frozen.number  # the next step brings the blobs again
             self._changed.notify_all()
 
     @property

@@ -45,6 +45,8 @@ class Pusher:
         self._hurries = False
         self._is_closed = False
         self._wishes = Wishes()
+        self.is_finished = False
+        """True if the training has ended and its end is stored. Then the process removes default local copies."""
 
     def open(self) -> None:
         """
@@ -108,13 +110,6 @@ class Pusher:
                 with contextlib.suppress(OSError):
                     process.send({"hurry": True})
 
-    def finish(self) -> None:
-        """Tell the process that the training has ended and is stored, so that it removes default local copies."""
-        with self._sending:
-            if (process := self._process) is not None:
-                with contextlib.suppress(OSError):  # they are swept after some days
-                    process.send({"finished": True})
-
     def ask(self, request: KeepRequest) -> None:
         """Let the process keep or release a step. An event answers. Never waits for disk or network."""
         with self._sending:
@@ -154,6 +149,9 @@ class Pusher:
         """Close the way to the process, and return at once. It finishes what it holds and ends by itself."""
         self._is_closed = True
         if (process := self._process) is not None:
+            if self.is_finished:
+                with contextlib.suppress(OSError):  # what is left is swept after some days
+                    process.send({"finished": True})
             process.close()
 
     def _hand_over(self, step: int) -> str | None:
@@ -197,8 +195,6 @@ class Pusher:
                 self.ledger.release(buffers)
             case {"frozen": int()}:
                 self.ledger.store_frozen(messages.decode_frozen(body))
-            case {"lost_frozen": int(number)}:
-                self.ledger.lose_frozen(number)
             case _:
                 event = messages.decode_event(body)
                 self.ledger.on_event(event)

@@ -60,7 +60,7 @@ class Worker:
         self._bus = EventBus(lambda event: self._send(messages.encode_event(event)))
         store = open_store(settings.url, settings.storage_options)
         local = None if settings.local_dir is None else open_local(settings.local_dir)
-        self._watch = FrozenWatch(store, local, settings, self._bus, lambda number: self._send({"lost_frozen": number}))
+        self._watch = FrozenWatch(store, local, settings, self._bus)
         self._ways = Ways(
             store=store,
             disk=None if local is None else Disk(local, priority.lower_always),

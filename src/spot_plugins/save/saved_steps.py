@@ -62,8 +62,7 @@ class SavedSteps:
     def finish(self, step: int) -> bool:
         """Return :meth:`has` at the end of the training. If *step* is stored, nobody needs its local copies."""
         has_step = self.has(step)
-        if has_step and self._pusher.has_ended(step):
-            self._pusher.finish()
+        self._pusher.is_finished = has_step and self._pusher.has_ended(step)
         return has_step
 
     def save(self, step: int, trigger: Trigger) -> bool:

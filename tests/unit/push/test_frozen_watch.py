@@ -38,14 +38,13 @@ class Watched:
     store: object = field(default_factory=MemoryStore)
     local: object = field(default_factory=MemoryStore)
     told: list = field(default_factory=list)
-    lost: list = field(default_factory=list)
 
     def __post_init__(self):
         claim_attempt(self.store, b"")
         for key, data in DATA.items():
             self.store.put(key, data)
             self.local.put(key, data)
-        self.watch = FrozenWatch(self.store, self.local, SETTINGS, EventBus(self.told.append), self.lost.append)
+        self.watch = FrozenWatch(self.store, self.local, SETTINGS, EventBus(self.told.append))
         self.watch.frozen = StoredFrozen(7, SEALED)
 
 
@@ -74,7 +73,6 @@ def test_a_blob_that_is_not_whole_is_put_again_from_the_disk(index, damage):
     (event,) = watched.told
     assert (event.key, event.is_repaired) == (key, True)
     assert watched.store.get(key) == DATA[key]
-    assert watched.lost == []
 
 
 def test_a_flipped_bit_is_found_within_as_many_looks_as_there_are_blobs():
@@ -94,7 +92,7 @@ def test_a_flipped_bit_is_found_within_as_many_looks_as_there_are_blobs():
 @pytest.mark.parametrize("copy", [None, lambda data: data[:-1] + b"x"], ids=["none", "damaged"])
 def test_without_an_intact_copy_the_next_save_is_asked_for_it(copy):
     """
-    The event says that it is not repaired, once, and the trainer is told which set to bring again.
+    The event says that it is not repaired, once.
     """
     watched = Watched()
     key = SEALED[0].blob.key
@@ -105,7 +103,6 @@ def test_without_an_intact_copy_the_next_save_is_asked_for_it(copy):
 
     (event,) = watched.told
     assert (event.key, event.is_repaired) == (key, False)
-    assert watched.lost == [7, 7]
     assert watched.watch.damaged == {key}
 
 
