@@ -80,8 +80,7 @@ def join_and_build(
     stack.callback(job.board.close)
     lines = Lines(job.rank, host_level)
     run = join_run(config, job)
-    if job.rank == 0:
-        _warn_of_memory(run.local_dir)
+    _warn_of_memory(run.local_dir, job)
     pusher = Pusher(_push_settings(config, run, job), bus)
     saver = Saver(registry, job.ranks, pusher, bus, config.buffer_bytes)
     fingerprints = recorder_of(run.url, run.local_dir, run.attempt, job, bus)
@@ -129,8 +128,8 @@ def join_and_build(
     )
 
 
-def _warn_of_memory(local_dir: str | None) -> None:
-    if local_dir is not None and is_in_memory(local_dir):
+def _warn_of_memory(local_dir: str | None, job: Job) -> None:
+    if job.rank == 0 and local_dir is not None and is_in_memory(local_dir):
         logger.warning(
             "local_dir=%r is in memory (tmpfs), so the local copies of two steps take memory from the training. Set "
             "local_dir or SPOT_LOCAL_DIR to a directory on a disk",
