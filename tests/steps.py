@@ -15,6 +15,7 @@ from spot_plugins.format.keys import rank_manifest_key
 from spot_plugins.format.manifest import RankManifest
 from spot_plugins.push import PushSettings
 from spot_plugins.push.ledger import Ledger
+from spot_plugins.push.local_write import Disk
 from spot_plugins.push.step_push import StepPush, Ways
 from spot_plugins.ranks import Board, Job, MemoryBoard, SingleRank
 from spot_plugins.resume.newest import load_newest
@@ -66,7 +67,7 @@ class InlinePusher:
         job = replace(job, again=self.again)
         memory = {number: memoryview(mmap.mmap(each.fd, each.num_bytes)) for number, each in buffers.items()}
         images = [memory[blob.buffer][blob.offset : blob.offset + blob.num_bytes] for blob in job.blobs]
-        ways = Ways(store=self.store, local=self.local)
+        ways = Ways(store=self.store, disk=None if self.local is None else Disk(self.local))
         StepPush(job, self.settings, images, ways=ways, bus=EventBus(self.told.append)).run()
 
     def announce(self, step, buffers):

@@ -54,6 +54,17 @@ class CheckpointRejected:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class StoreDamaged:
+    """An object of a committed step was missing or damaged in the store. A warning in the log says the same."""
+
+    key: str
+    reason: str
+    is_repaired: bool
+    """True if it was stored again from a copy on this machine. If False, and if this training has the weights in it,
+    the next save stores it again."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Salvaged:
     """A step that an earlier attempt left on local disks only is committed now. Training resumes from it."""
 
@@ -160,7 +171,7 @@ class WrittenLocally:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LocalWriteFailed:
-    """The local disk took no copy. The push to the store continues from memory."""
+    """The local disk took no copy, or is too slow. The push to the store does not wait for it."""
 
     step: int
     reason: str
@@ -302,6 +313,7 @@ Event: TypeAlias = (
     AttemptStarted
     | Resumed
     | CheckpointRejected
+    | StoreDamaged
     | Salvaged
     | StepDiffers
     | NoticeSourcesFound

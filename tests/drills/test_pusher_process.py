@@ -170,7 +170,8 @@ def test_the_pusher_steps_back_until_there_is_a_notice(s3_server, bucket, proxy,
         proxy.hang()
         session.save(2)
         until(lambda: proxy.num_open, "it puts again")
-        assert NICENESS not in niceness(pusher)
+        heard.wait(WrittenLocally, step=2)  # with low priority, because the store comes first
+        until(lambda: NICENESS not in niceness(pusher), "what puts has normal priority")
         proxy.heal()
         heard.wait(Committed, step=2)
 

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Final
 
+from ..errors import SupersededError
 from ..store import ObjectStore
 from .attempts import check_newest
 from .keys import (
@@ -70,6 +71,29 @@ def commit(manifest: RankManifest, store: ObjectStore) -> None:
     """
     check_newest(store, manifest.step_id.attempt)
     store.put(rank_manifest_key(manifest.step_id, manifest.rank, manifest.world_size), manifest.encode())
+
+
+def withdraw_if_pruned(manifest: RankManifest, store: ObjectStore) -> None:
+    """
+    Remove the manifest of this rank again, if a newer attempt has removed blobs that it names.
+
+    Every rank calls this after :func:`commit`. A newer attempt may have started between the check and the put of the
+    manifest, and may have taken the blobs for those of a step that will never be committed. A manifest whose blobs are
+    all there stays, because the newer attempt may be resuming from this step.
+
+    Raises:
+        SupersededError: The manifest is removed.
+        StoreError: The store failed.
+    """
+    step_id = manifest.step_id
+    try:
+        check_newest(store, step_id.attempt)
+    except SupersededError:
+        own = {blob.key for blob in manifest.blobs if blob.key.startswith(step_id.prefix)}
+        if own <= set(store.keys(step_id.prefix)):
+            return
+        store.delete(rank_manifest_key(step_id, manifest.rank, manifest.world_size))
+        raise
 
 
 def stored_manifests(store: ObjectStore) -> list[StoredManifests]:

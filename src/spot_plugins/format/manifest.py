@@ -8,7 +8,7 @@ before any number is used. ``docs/format.md`` describes every field.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -173,6 +173,15 @@ def hash_of_blob(header: bytes | memoryview, tensors: Iterable[TensorSlice]) -> 
         if piece.stop > piece.start:
             digest.update(bytes.fromhex(piece.xxh3_128))
     return digest.hexdigest()
+
+
+def is_intact(data: memoryview, blob: Blob, inside: Sequence[TensorSlice]) -> bool:
+    """Return True if *data* is *blob* with the slices *inside*, by its size and all hashes."""
+    if len(data) != blob.num_bytes:
+        return False
+    if any(xxhash.xxh3_128_hexdigest(data[piece.start : piece.stop]) != piece.xxh3_128 for piece in inside):
+        return False
+    return hash_of_blob(data[: min((piece.start for piece in inside), default=None)], inside) == blob.xxh3_128
 
 
 def canonical_json(document: Any) -> bytes:

@@ -85,6 +85,8 @@ def prune(
         for step_id in removed:
             for group in removal_groups(keys[step_id]):
                 list(pool.map(store.delete, group))
+            if step_id not in committed:  # its writer may have put a manifest since the objects were listed
+                list(pool.map(store.delete, list(store.keys(step_id.prefix))))
     return removed
 
 

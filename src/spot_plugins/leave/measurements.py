@@ -12,7 +12,17 @@ from itertools import pairwise
 from typing import Any, Final, cast
 
 from ..agreement import Act, Notice
-from ..events import Committed, Event, EventBus, LastSecondsPlanned, PushFailing, SaveAbandoned, Staged, WrittenLocally
+from ..events import (
+    Committed,
+    Event,
+    EventBus,
+    LastSecondsPlanned,
+    LocalWriteFailed,
+    PushFailing,
+    SaveAbandoned,
+    Staged,
+    WrittenLocally,
+)
 from ..format.manifest import Json
 from .plan import Plan, Situation, plan_last_seconds, slowest
 from .save_speeds import InFlight, SaveSpeeds
@@ -77,6 +87,8 @@ class Measurements:
                         self._in_flight.add(step, time.monotonic())
                 case WrittenLocally():
                     self._speeds.on_written(event)
+                case LocalWriteFailed():
+                    self._speeds.on_not_written()
                 case Committed(step=step):
                     self._speeds.on_committed(event, was_alone=self._in_flight.is_steady)
                     self._in_flight.is_failing = False

@@ -4,7 +4,7 @@ The plan for the last seconds of a machine, as a pure function that is called af
 The plan assumes three things:
 
 - Training stands still while the last save is staged.
-- Each save is written to the local disk, if there is one, and then put to the store.
+- Each save is put to the store, and beside that written to the local disk, if there is one.
 - Pushes follow one another, and none is cancelled.
 """
 
@@ -61,7 +61,7 @@ class Situation:
     @property
     def push_s(self) -> float:
         """Seconds from a save in host memory to its commit. Infinity if that is unknown."""
-        return self.disk_s + _seconds(self.num_bytes, self.store_bytes_per_s) + self.commit_s
+        return _seconds(self.num_bytes, self.store_bytes_per_s) + self.commit_s
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

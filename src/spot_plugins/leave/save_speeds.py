@@ -26,12 +26,15 @@ class SaveSpeeds:
         """Keep the speed of the local disk."""
         self._disk_bytes_per_s = event.write_bytes_per_s
 
+    def on_not_written(self) -> None:
+        """Forget the speed of the local disk, because the disk has failed. Nothing may be promised of it."""
+        self._disk_bytes_per_s = None
+
     def on_committed(self, event: Committed, *, was_alone: bool) -> None:
         """Keep the speed of the store. If the push *was_alone*, its other seconds are those of a commit."""
         speed = event.put_bytes_per_s
         if speed and was_alone:
-            moved_s = event.num_bytes / speed + event.num_bytes / (self._disk_bytes_per_s or math.inf)
-            self._commit_s = max(0.0, event.push_s - moved_s)
+            self._commit_s = max(0.0, event.push_s - event.num_bytes / speed)
         self._store_bytes_per_s = speed
 
     def fields(self) -> Mapping[str, Any]:

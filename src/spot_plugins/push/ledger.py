@@ -73,6 +73,7 @@ class Ledger:
         self._handed_over: set[int] = set()
         self._held: dict[int, int] = {}  # buffers, and the steps in them
         self._frozen: StoredFrozen | None = None
+        self._lost_frozen = 0  # number of the set that the store has lost
         self._is_failing = False
         self._is_superseded = False
 
@@ -174,6 +175,9 @@ class Ledger:
                     self._is_failing = True
                 case events.Superseded():
                     self._is_superseded = True
+                case events.StoreDamaged(key=key, is_repaired=False):
+                    if (frozen := self._frozen) is not None and any(each.blob.key == key for each in frozen.blobs):
+                        self._lost_frozen = frozen.number  # the next step brings the blobs again
             self._changed.notify_all()
 
     @property
@@ -193,9 +197,9 @@ class Ledger:
         return len(self._held)
 
     def knows_frozen(self, number: int) -> bool:
-        """Return whether the set of frozen blobs of that *number* is stored."""
+        """Return whether the set of frozen blobs of that *number* is stored, and not lost since."""
         with self._changed:
-            return self._frozen is not None and self._frozen.number == number
+            return self._frozen is not None and self._frozen.number == number != self._lost_frozen
 
     def holds(self, buffer: int) -> bool:
         """Return whether a step on its way needs *buffer*."""

@@ -35,6 +35,7 @@ _PUSHER_EVENTS: Final = (
     events.WrittenLocally,
     events.LocalWriteFailed,
     events.PushFailing,
+    events.StoreDamaged,
     events.Committed,
     events.SharesCounted,
     events.SaveAbandoned,

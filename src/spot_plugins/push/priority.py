@@ -24,7 +24,11 @@ class Priority:
     def lower(self) -> None:
         """Lower the priority of the calling thread, unless there is a hurry."""
         if not self._hurries.is_set():
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
+            self.lower_always()
+
+    def lower_always(self) -> None:
+        """Lower the priority of the calling thread. For work that comes after the store, also in a hurry."""
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
     def hurry(self) -> None:
         """Lower no priority from now on, and raise the lowered ones if this process may."""

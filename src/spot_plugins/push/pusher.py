@@ -59,6 +59,8 @@ class Pusher:
         self._hurries = False
         self._is_closed = False
         self._wishes = Wishes()
+        self.is_finished = False
+        """True if the training has ended and its end is stored. Then the process removes default local copies."""
 
     def prove(self, wait: Callable[[float], None]) -> None:
         """
@@ -180,6 +182,9 @@ class Pusher:
         """Close the way to the process, and return at once. It finishes what it holds and ends by itself."""
         self._is_closed = True
         if (process := self._process) is not None:
+            if self.is_finished:
+                with contextlib.suppress(OSError):  # what is left is swept after some days
+                    process.send({"finished": True})
             process.close()
 
     def _hand_over(self, step: int) -> str | None:
@@ -234,6 +239,9 @@ class Pusher:
     def _emit(self, event: Event) -> None:
         if isinstance(event, events.SaveAbandoned):
             logger.warning("step %s will not be committed: %s", event.step, event.reason)
+        if isinstance(event, events.StoreDamaged):
+            then = "It was stored again" if event.is_repaired else "The next save stores it again, if it can"
+            logger.warning("damage in the store: %s %s. %s", event.key, event.reason, then)
         self._bus.emit(event)
 
     def _on_end(self, process: PusherProcess) -> None:

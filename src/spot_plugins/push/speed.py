@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Final
 
 HALF_LIFE_S: Final = 30.0
@@ -32,11 +31,3 @@ class Speed:
     def bytes_per_s(self) -> float | None:
         """The speed to expect, None before the first record."""
         return self._num_bytes / self._seconds if self._seconds else None
-
-
-@dataclass(frozen=True, slots=True)
-class Meters:
-    """The two ways out of one pusher, measured from step to step."""
-
-    disk: Speed = field(default_factory=Speed)
-    store: Speed = field(default_factory=Speed)

@@ -9,26 +9,29 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import chain
+from functools import partial
 from typing import Final, TypeVar
 
 from .. import events
 from ..errors import SpotError, StoreError, SupersededError
 from ..events import EventBus
-from ..format.commit import commit
-from ..format.keys import FROZEN_PREFIX, STEPS_PREFIX, StepId, parse_rank_manifest_key, parse_step_id, rank_manifest_key
-from ..format.manifest import RankManifest, TensorSlice
-from ..format.retention import prune, removal_groups
+from ..format.commit import commit, withdraw_if_pruned
+from ..format.keys import FROZEN_PREFIX, StepId, rank_manifest_key
+from ..format.retention import prune
 from ..store import ObjectStore
+from .frozen_watch import damage_of
 from .keeping import Marks
-from .messages import PushJob, PushSettings, SealedBlob, manifest_of, seal
-from .speed import Meters
+from .local_write import Disk, LocalWrite
+from .messages import PushJob, PushSettings, SealedBlob
+from .seals import Seals
+from .speed import Speed
 
-NUM_WRITES: Final = 2  # one to the disk, one being hashed
+NUM_SEALS: Final = 2  # threads that hash; one hashes faster than most disks write
 NUM_PUTS: Final = 8  # puts in flight; S3 gives about 100 MB/s per connection
 FIRST_PAUSE_S: Final = 0.2
 LONGEST_PAUSE_S: Final = 15.0
-LOCAL_STEPS: Final = 2  # the newest may still be incomplete on another rank, so the one before stays
+SPARE_S: Final = 10.0
+"""Least time that the local disk gets after the store has the step. It gets as long again as the push has taken."""
 
 _T = TypeVar("_T")
 
@@ -39,9 +42,14 @@ class Ways:
 
     store: ObjectStore
     """The store in which steps are committed."""
-    local: ObjectStore | None = None
-    """The store on the local disk, or None for no local copies."""
-    meters: Meters = field(default_factory=Meters)
+    disk: Disk | None = None
+    """The local disk, or None for no local copies."""
+    speed: Speed = field(default_factory=Speed)
+    """The speed of the way to the store."""
+    lower_priority: Callable[[], None] = lambda: None
+    """Called on each thread that hashes or puts."""
+    damaged: set[str] = field(default_factory=set)
+    """Keys of frozen blobs that the store had, and has not or not intact."""
     marks: Marks | None = None
     """The marks of kept steps that are still to be put. None if there never are any."""
 
@@ -63,7 +71,6 @@ class StepPush:
         ways: Ways,
         bus: EventBus,
         frozen: list[SealedBlob] | None = None,
-        lower_priority: Callable[[], None] = lambda: None,
     ) -> None:
         """
         Prepare the push. Nothing is pushed before :meth:`run`.
@@ -75,42 +82,47 @@ class StepPush:
             ways: The destinations. Their speeds are measured.
             bus: Gets the events.
             frozen: Blobs that were stored before and belong to this step too.
-            lower_priority: Called on each thread that does the work.
         """
         self._job = job
         self._settings = settings
         self._ways = ways
-        self._images = images
-        self._stored_before = frozen or []
-        self._lower_priority = lower_priority
+        self._seals = Seals(job, settings, images, frozen or [])
         self.frozen: list[SealedBlob] = []
         """The frozen blobs of this job, with their hashes. Complete once the step is committed."""
         self._bus = bus
-        self._started = time.monotonic()
         self.is_committed = False
         """True if this rank's part is stored."""
         self._interrupt = threading.Event()
         self._reason = ""
+        self._write: LocalWrite | None = None
+        self._is_freed = False
 
     def give_up(self, reason: str) -> None:
         """Stop trying once the store fails, because of *reason*. Called from another thread."""
         self._reason = reason
         self._interrupt.set()
+        self.free()
+
+    def free(self) -> None:
+        """Do not wait for the local disk once the store has the step. Called from another thread."""
+        self._is_freed = True
+        if (write := self._write) is not None:
+            write.free()
 
     def run(self) -> None:
         """Push. Never raises, because every failure is an event."""
+        started = time.monotonic()
         try:
             num_bytes = 0
             if not (self._job.again and self._retry(self._is_stored)):
-                manifest = self._seal_and_write()
-                num_bytes = self._store_remotely(manifest)
+                num_bytes = self._push()
             self.is_committed = True
             self._bus.emit(
                 events.Committed(
                     step=self._job.step,
                     num_bytes=num_bytes,
-                    push_s=time.monotonic() - self._started,
-                    put_bytes_per_s=self._ways.meters.store.bytes_per_s,
+                    push_s=time.monotonic() - started,
+                    put_bytes_per_s=self._ways.speed.bytes_per_s,
                 )
             )
             if self._settings.rank == 0:
@@ -122,83 +134,56 @@ class StepPush:
             self._abandon(str(error))
         except Exception as error:  # noqa: BLE001 - a bug must not end the pusher: the next step may be saved
             self._abandon(f"unexpected {error!r}")
+        finally:
+            if self._write is not None:
+                self._write.finish(max(time.monotonic() - started, SPARE_S) if self.is_committed else None)
 
     def _abandon(self, reason: str) -> None:
         self._bus.emit(events.SaveAbandoned(step=self._job.step, reason=reason))
 
-    def _seal_and_write(self) -> RankManifest:
-        """Hash all blobs and write them to the local disk, one while another is hashed. Return the manifest."""
-        started = time.monotonic()
-        slices: list[list[TensorSlice]] = [[] for _ in self._images]
-        for piece in self._job.tensors:
-            slices[piece.blob].append(piece)
-        with ThreadPoolExecutor(NUM_WRITES, "spot-write", self._lower_priority) as pool:
-            results = list(pool.map(self._seal_and_write_blob, range(len(self._images)), slices))
-        sealed = [each for each, _ in results]
-        self.frozen = [each for each, image in zip(sealed, self._job.blobs, strict=True) if image.is_frozen]
-        manifest = manifest_of(self._job, sealed + self._stored_before, self._settings)
-        if (local := self._ways.local) is not None:
-            error = next((error for _, error in results if error is not None), None)
-            try:
-                if error is not None:
-                    raise error
-                self._ways.meters.disk.record(sum(map(len, self._images)), time.monotonic() - started)
-                local.put(rank_manifest_key(manifest.step_id, manifest.rank, manifest.world_size), manifest.encode())
-            except StoreError as failure:
-                self._bus.emit(events.LocalWriteFailed(step=self._job.step, reason=str(failure)))
-                # The disk may be full, and other programs need it too. Without one older copy the next one may fit.
-                self._prune_locally(local, LOCAL_STEPS - 1, half_written=manifest.step_id)
-            else:
-                self._bus.emit(
-                    events.WrittenLocally(
-                        step=self._job.step,
-                        num_bytes=sum(map(len, self._images)),
-                        write_s=time.monotonic() - self._started,
-                        write_bytes_per_s=self._ways.meters.disk.bytes_per_s,
-                    )
-                )
-                self._prune_locally(local, LOCAL_STEPS)
-        return manifest
+    def _push(self) -> int:
+        """Hash the blobs. Write them to the disk and put them to the store, side by side. Return the bytes put."""
+        with ThreadPoolExecutor(NUM_SEALS, "spot-seal", self._ways.lower_priority) as pool:
+            self._seals.begin(pool)
+            if self._ways.disk is not None:
+                self._write = write = LocalWrite(self._seals, self._settings, self._ways.disk, self._bus)
+                if self._is_freed:
+                    write.free()
+            return self._store_remotely()
 
-    def _seal_and_write_blob(self, index: int, slices: list[TensorSlice]) -> tuple[SealedBlob, StoreError | None]:
-        image = self._images[index]
-        sealed = seal(self._job, index, image, slices, self._settings)
-        if (local := self._ways.local) is not None:
-            try:
-                if not (self._job.blobs[index].is_frozen and _has(local, sealed.blob.key)):
-                    local.put(sealed.blob.key, image)
-            except StoreError as error:
-                return sealed, error
-        return sealed, None
-
-    def _prune_locally(self, local: ObjectStore, num_kept: int, half_written: StepId | None = None) -> None:
-        """Remove this rank's older copies, and *half_written*. Other ranks of the machine remove their own."""
-        with suppress(StoreError):  # one copy too many is no failure, and the next save tries again
-            mine: dict[StepId, list[str]] = {}
-            for key in local.keys(STEPS_PREFIX):
-                if (step_id := parse_step_id(key)) is not None and self._removes_for(_rank_of(key)):
-                    mine.setdefault(step_id, []).append(key)
-            # The newest attempt counts first: it may have resumed before steps of an older attempt.
-            whole = sorted(mine.keys() - {half_written}, key=lambda step_id: (step_id.attempt, step_id.step))
-            for step_id in [*whole[:-num_kept], *(mine.keys() & {half_written})]:
-                for key in chain(*removal_groups(mine[step_id])):
-                    local.delete(key)
-
-    def _removes_for(self, rank: int | None) -> bool:
-        """Return whether this rank removes the local copies of *rank*, which the job may no longer have."""
-        return rank is not None and rank % self._settings.world_size == self._settings.rank
-
-    def _store_remotely(self, manifest: RankManifest) -> int:
+    def _store_remotely(self) -> int:
         """Put the blobs that are not stored, and commit. Return the bytes of these blobs."""
-        unstored = {blob.key: image for blob, image in zip(manifest.blobs, self._images, strict=False)}
-        if self.frozen:
-            there = set(self._retry(lambda: list(self._ways.store.keys(FROZEN_PREFIX))))
-            unstored = {key: image for key, image in unstored.items() if key not in there}
+        unstored = dict(enumerate(self._seals.images))
+        damages = self._skip_stored(unstored)
         num_bytes = sum(map(len, unstored.values()))
-        with ThreadPoolExecutor(NUM_PUTS, "spot-put", self._lower_priority) as pool:
+        with ThreadPoolExecutor(NUM_PUTS, "spot-put", self._ways.lower_priority) as pool:
             self._retry(lambda: self._put_blobs(pool, unstored))
+        for key, reason in damages.items():
+            self._bus.emit(events.StoreDamaged(key=key, reason=reason, is_repaired=True))
+        manifest = self._seals.manifest()
         self._retry(lambda: commit(manifest, self._ways.store))
+        with suppress(StoreError):  # the step is committed; the newer attempt, if there is one, removes what is left
+            withdraw_if_pruned(manifest, self._ways.store)
         return num_bytes
+
+    def _skip_stored(self, unstored: dict[int, memoryview]) -> dict[str, str]:
+        """Remove the frozen blobs that the store has from *unstored*. Return the damage of the others, by key."""
+        damages: dict[str, str] = {}
+        if frozen := self._seals.frozen:
+            self.frozen = [*frozen.values()]
+            there = set(self._retry(lambda: list(self._ways.store.keys(FROZEN_PREFIX))))
+            for index, each in frozen.items():
+                key = each.blob.key
+                if key in self._ways.damaged:
+                    damages[key] = "was missing or damaged"
+                elif key not in there:
+                    continue
+                elif (damage := self._retry(partial(damage_of, self._ways.store, each))) is not None:
+                    damages[key] = damage
+                else:
+                    del unstored[index]
+            self._ways.damaged.difference_update(each.blob.key for each in self.frozen)
+        return damages
 
     def _is_stored(self) -> bool:
         """Return whether this rank's part of the step is committed. Then no object of it may be written again."""
@@ -206,22 +191,25 @@ class StepPush:
         step_id = StepId(self._job.step, settings.attempt)
         return _has(self._ways.store, rank_manifest_key(step_id, settings.rank, settings.world_size))
 
-    def _put_blobs(self, pool: ThreadPoolExecutor, unstored: dict[str, memoryview]) -> None:
-        """Put the blobs that are still missing. A blob that was put is not put again."""
+    def _put_blobs(self, pool: ThreadPoolExecutor, unstored: dict[int, memoryview]) -> None:
+        """Put the blobs that are still missing, by index. A blob that was put is not put again."""
         started = time.monotonic()
         num_bytes = sum(len(image) for image in unstored.values())
-        puts = {key: pool.submit(self._ways.store.put, key, image) for key, image in unstored.items()}
+        puts = {index: pool.submit(self._put, index, image) for index, image in unstored.items()}
         failure: StoreError | None = None
-        for key, put in puts.items():
+        for index, put in puts.items():
             try:
                 # wait: until the client of the store gives up; the put is tried again
                 put.result()
-                del unstored[key]
+                del unstored[index]
             except StoreError as error:
                 failure = error
         if failure is not None:
             raise failure
-        self._ways.meters.store.record(num_bytes, time.monotonic() - started)
+        self._ways.speed.record(num_bytes, time.monotonic() - started)
+
+    def _put(self, index: int, image: memoryview) -> None:
+        self._ways.store.put(self._seals[index].blob.key, image)
 
     def _retry(self, action: Callable[[], _T]) -> _T:
         pause_s = FIRST_PAUSE_S
@@ -259,11 +247,3 @@ class StepPush:
 
 def _has(store: ObjectStore, key: str) -> bool:
     return key in store.keys(key)
-
-
-def _rank_of(key: str) -> int | None:
-    """Return the rank that wrote the blob or manifest *key*."""
-    if (manifest := parse_rank_manifest_key(key)) is not None:
-        return manifest.rank
-    name = key.rpartition("/")[2]
-    return int(name[1:6]) if name[:1] == "r" and name[1:6].isdigit() else None

@@ -25,9 +25,11 @@ from ..events import EventBus
 from ..format.commit import merge_manifests, stored_manifests
 from ..format.keys import StepId
 from ..format.manifest import ManifestError
-from ..store import RenewedStore, open_local, open_store
+from ..store import RenewedStore, is_below_own, open_local, open_store, sweep
 from . import messages
+from .frozen_watch import FrozenWatch
 from .keeping import Marks
+from .local_write import Disk
 from .messages import Channel, FrozenUse, PushJob, PushSettings, SealedBlob, StoredFrozen
 from .priority import Priority
 from .proof import serve_proofs
@@ -50,8 +52,7 @@ class Worker:
         self._channel = channel
         self._changed = threading.Condition()
         self._waiting: deque[tuple[PushJob, list[memoryview]]] = deque()
-        self._priority = Priority()
-        self._frozen: StoredFrozen | None = None
+        self._priority = priority = Priority()
         self._pushing: StepPush | None = None
         self._trainer_gone = False
         self._hopeless = False
@@ -59,9 +60,13 @@ class Worker:
         self._settings = settings
         self._bus = EventBus(lambda event: self._send(messages.encode_event(event)))
         store = RenewedStore(lambda: open_store(settings.url, settings.storage_options))
+        local = None if settings.local_dir is None else open_local(settings.local_dir)
+        self._watch = FrozenWatch(store, local, settings, self._bus)
         self._ways = Ways(
             store=store,
-            local=None if settings.local_dir is None else open_local(settings.local_dir),
+            disk=None if local is None else Disk(local, priority.lower_always),
+            lower_priority=priority.lower,
+            damaged=self._watch.damaged,
             marks=Marks(store, settings.attempt, self._bus),
         )
 
@@ -69,6 +74,8 @@ class Worker:
         """Serve until the trainer is gone and every step is stored or given up."""
         pusher = threading.Thread(target=self._push_all, name="spot-push")
         pusher.start()
+        self._watch.start(self._priority.lower_always)
+        threading.Thread(target=sweep, args=(self._settings.local_dir,), name="spot-sweep", daemon=True).start()
         try:
             while True:
                 self._on_message(*self._channel.receive())
@@ -86,6 +93,8 @@ class Worker:
             self._changed.notify_all()
         # wait: until the request in flight has ended or the client of the store gives it up; the process ends
         pusher.join()
+        if self._ways.disk is not None:
+            self._ways.disk.end(self._settings)
 
     def _on_message(self, body: dict[str, Any], fd: int | None) -> None:
         match body:
@@ -97,9 +106,15 @@ class Worker:
                 del self._buffers[number]
             case {"hurry": True}:
                 self._priority.hurry()
-            case {"frozen": int()}:
                 with self._changed:
-                    self._frozen = messages.decode_frozen(body)
+                    if self._pushing is not None:  # the last save may need its memory
+                        self._pushing.free()
+            case {"finished": True}:
+                directory = self._settings.local_dir
+                if self._ways.disk is not None and directory is not None and is_below_own(directory):
+                    self._ways.disk.is_done_with = True
+            case {"frozen": int()}:
+                self._watch.frozen = messages.decode_frozen(body)
             case {"keep": _}:
                 with self._changed:
                     assert self._ways.marks is not None
@@ -135,7 +150,6 @@ class Worker:
                 ways=self._ways,
                 bus=self._bus,
                 frozen=self._frozen_before(job),
-                lower_priority=self._priority.lower,
             )
             self._hasten()
         try:
@@ -144,9 +158,7 @@ class Worker:
             with self._changed:
                 self._pushing = None
             if push.is_committed and push.frozen:
-                frozen = StoredFrozen(job.frozen_set, tuple(push.frozen))
-                with self._changed:
-                    self._frozen = frozen
+                self._watch.frozen = frozen = StoredFrozen(job.frozen_set, tuple(push.frozen))
                 self._send(messages.encode_frozen(frozen))
             self._send({"released": job.buffers})
         return job.step, push.is_committed
@@ -173,8 +185,8 @@ class Worker:
         """Return the frozen blobs that are stored and belong to *job*."""
         if job.frozen_use is not FrozenUse.REFERS:
             return []
-        frozen = self._frozen
-        assert frozen is not None and frozen.number == job.frozen_set
+        frozen = self._watch.frozen
+        assert frozen.number == job.frozen_set
         return list(frozen.blobs)
 
     def _gather(self, step_id: StepId) -> None:
@@ -240,3 +252,4 @@ def main() -> None:
     settings = serve_proofs(channel, PushSettings(**body))
     if settings is not None:
         Worker(channel, settings).run()
+    os._exit(0)  # Python would wait for a thread that hangs in the kernel, because of a sick disk

@@ -24,7 +24,7 @@ from ..store import LocalStore, ObjectStore, patiently
 
 if TYPE_CHECKING:
     from ..state import ShardedPart
-    from .reader import LoadedStep, Wanted
+    from .reader import LoadedStep, StepReader, Wanted
 
 
 logger = logging.getLogger(__name__)
@@ -54,13 +54,15 @@ def load_newest(
     want: Wanted = lambda name, shape: None,
     *,
     is_mirror: bool = False,
+    heal: Callable[[CommittedStep, str], bool] = lambda committed, name: False,
 ) -> LoadedStep | None:
     """
     Read the newest committed step that is intact on all ranks. Every rank calls this and gets the same step.
 
     1. Rank 0 lists the committed steps.
     2. Every rank reads its share of the newest step and verifies it.
-    3. If anything is damaged on any rank, all ranks take the step before it.
+    3. If anything is damaged on any rank, the step is repaired from local copies and read once more.
+    4. If it is still damaged, all ranks take the step before it.
 
     The step may have been saved by another number of ranks. Of tensors that the ranks share, each rank reads the shard
     that *want* returns. Of state that each rank has for itself, a rank that did not exist then gets that of rank 0.
@@ -72,9 +74,11 @@ def load_newest(
         local: The local copies, or None.
         url: URL of the run, for messages.
         job: The ranks of the job.
-        bus: Gets an event for each step that is rejected.
+        bus: Gets an event for each step that is rejected or repaired.
         want: The shard that this rank reads of a shared tensor.
         is_mirror: Whether *store* is a folder to which another program copies the objects in any order.
+        heal: Repairs a step on all ranks, given a name for the call. Returns whether anything was put. See
+            :func:`~.heal.heal`.
 
     Returns:
         The step. None if no step was ever committed, or if no step has been copied completely to a mirror.
@@ -95,15 +99,18 @@ def load_newest(
         from .reader import StepReader  # the import takes half a second, which a first attempt does not need
 
         reader = StepReader(store, local, committed, job.ranks, want)
-        loaded, problem = _result_of(reader.read)
-        problems = job.exchange(f"resume/read/{number}", problem)
-        _raise_shared([p for p in problems if p is not None and p["kind"] != "damaged"])  # type: ignore[index, call-overload]
-        damages = [str(p["text"]) for p in problems if p is not None]  # type: ignore[index, call-overload]
+        loaded, damages = _read_on_all(reader, job, f"resume/read/{number}")
+        if damages and heal(committed, f"resume/heal/{number}"):
+            damage = damages[0]
+            loaded, damages = _read_on_all(reader, job, f"resume/read/{number}/again")
+            if not damages:
+                logger.warning("%s %s. It was stored again from a local copy", damage.key, damage.reason)
+                bus.emit(events.StoreDamaged(key=damage.key, reason=damage.reason, is_repaired=True))
         if not damages:
             return cast("LoadedStep", loaded)
-        is_late &= all(p is None or p["gone"] for p in problems)  # type: ignore[index, call-overload]
-        rejected.append(damages[0])
-        bus.emit(events.CheckpointRejected(step=step, attempt=attempt, reason=damages[0]))
+        is_late &= all(each.reason == GONE for each in damages)
+        rejected.append(str(damages[0]))
+        bus.emit(events.CheckpointRejected(step=step, attempt=attempt, reason=rejected[-1]))
     if rejected and is_late:
         logger.error(
             "none of %s steps has been copied completely, so training begins anew: %s", len(rejected), rejected[0]
@@ -117,6 +124,14 @@ def load_newest(
     return None
 
 
+def _read_on_all(reader: StepReader, job: Job, name: str) -> tuple[LoadedStep | None, list[CorruptCheckpointError]]:
+    """Read the share of each rank. Return that of this rank, and the damage that was found on any rank."""
+    loaded, problem = _result_of(reader.read)
+    problems = cast("list[Any]", job.exchange(name, problem))
+    _raise_shared([each for each in problems if each is not None and each["kind"] != "damaged"])
+    return loaded, [CorruptCheckpointError(*each["fields"]) for each in problems if each is not None]
+
+
 def _list_steps(store: ObjectStore) -> list[list[int]]:
     committed = patiently(lambda: committed_steps(store))
     return [[*step.step_id, step.world_size] for step in committed]
@@ -127,7 +142,7 @@ def _result_of(action: Callable[[], Any]) -> tuple[Any, dict[str, Any] | None]:
     try:
         return action(), None
     except CorruptCheckpointError as error:
-        return None, {"kind": "damaged", "text": str(error), "gone": error.reason == GONE}
+        return None, {"kind": "damaged", "fields": [error.step, error.key, error.reason]}
     except IncompatibleCheckpointError as error:
         return None, {"kind": "incompatible", "step": error.step, "text": error.reason}
     except StoreError as error:

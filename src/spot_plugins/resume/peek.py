@@ -8,11 +8,12 @@ from typing import Any, cast
 
 from ..errors import ConfigError, IncompatibleCheckpointError, StoreError
 from ..events import EventBus
-from ..format.commit import committed_steps
-from ..format.keys import rank_manifest_key
+from ..format.commit import CommittedStep, committed_steps
+from ..format.keys import StepId, rank_manifest_key
 from ..format.manifest import Json, ManifestError, NewerFormatError, RankManifest
 from ..ranks import Job
 from ..store import ObjectStore, patiently
+from .heal import heal
 from .join import Membership
 from .prefetch import stop_prefetch
 from .salvage import salvage
@@ -46,31 +47,45 @@ def peek(membership: Membership, job: Job, bus: EventBus, path: Sequence[str]) -
         StoreError: The store does not answer.
     """
     stop_prefetch(membership.local_dir)
-    salvage(membership.patient, membership.local, job, membership.attempt, bus)
-    found: Json = None
-    problem: list[Any] | None = None
-    if job.rank == 0:
-        try:
-            found = _newest(membership.patient, path)
-        except IncompatibleCheckpointError as error:
-            problem = ["incompatible", error.step, error.reason]
-        except StoreError as error:
-            problem = ["store", error.operation, error.key, error.reason]
-    found, shared = cast("list[Any]", job.exchange("peek", [found, problem])[0])
-    match shared:
-        case ["incompatible", step, reason]:
-            raise IncompatibleCheckpointError(step, reason)
-        case ["store", operation, key, reason]:
-            raise StoreError(operation, key, reason)
+    store = membership.patient
+    salvage(store, membership.local, job, membership.attempt, bus)
+    found, damaged = _newest_on_all(store, job, path, "peek")
+    if damaged is not None and heal(store, membership.local, job, membership.attempt, damaged, "peek/heal"):
+        found, _ = _newest_on_all(store, job, path, "peek/again")
     if found is None:
         return None
-    step, value, is_plain = cast("list[Any]", found)
+    step, value, is_plain = found
     if not is_plain:
         raise ConfigError(f"path={'/'.join(path)} leads to more than one plain value, which only resume() can load")
     return Peeked(step=step, value=value)
 
 
-def _newest(store: ObjectStore, path: Sequence[str]) -> Json:
+def _newest_on_all(
+    store: ObjectStore, job: Job, path: Sequence[str], name: str
+) -> tuple[list[Any] | None, CommittedStep | None]:
+    """Return what rank 0 finds, and the newest step that it has passed over, on every rank."""
+    found: list[Any] | None = None
+    damaged: CommittedStep | None = None
+    problem: list[Any] | None = None
+    if job.rank == 0:
+        try:
+            found, damaged = _newest(store, path)
+        except IncompatibleCheckpointError as error:
+            problem = ["incompatible", error.step, error.reason]
+        except StoreError as error:
+            problem = ["store", error.operation, error.key, error.reason]
+    passed = None if damaged is None else [*damaged.step_id, damaged.world_size]
+    found, shared, passed = cast("list[Any]", job.exchange(name, cast("Any", [found, problem, passed]))[0])
+    match shared:
+        case ["incompatible", step, reason]:
+            raise IncompatibleCheckpointError(step, reason)
+        case ["store", operation, key, reason]:
+            raise StoreError(operation, key, reason)
+    return found, None if passed is None else CommittedStep(StepId(*passed[:2]), passed[2])
+
+
+def _newest(store: ObjectStore, path: Sequence[str]) -> tuple[list[Any] | None, CommittedStep | None]:
+    damaged: CommittedStep | None = None
     for committed in patiently(lambda: committed_steps(store)):
         key = rank_manifest_key(committed.step_id, 0, committed.world_size)
         try:
@@ -78,10 +93,11 @@ def _newest(store: ObjectStore, path: Sequence[str]) -> Json:
         except NewerFormatError as error:
             raise IncompatibleCheckpointError(committed.step_id.step, str(error)) from error
         except (KeyError, ManifestError):
-            continue  # a resume rejects it too
+            damaged = damaged or committed
+            continue  # a resume rejects it too, unless a local copy repairs it
         value: Any = manifest.state if path else None
         for name in path:
             value = value.get(name) if isinstance(value, dict) else None
         is_plain = not isinstance(value, dict | list)
-        return [committed.step_id.step, value if is_plain else None, is_plain]
-    return None
+        return [committed.step_id.step, value if is_plain else None, is_plain], damaged
+    return None, damaged

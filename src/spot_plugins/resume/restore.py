@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from ..errors import IncompatibleCheckpointError
 from ..events import EventBus, Resumed
 from ..ranks import Job
 from ..state.registry import Registry
+from .heal import heal
 from .join import Membership
 from .newest import apply_state, check_alike, load_newest
 from .prefetch import stop_prefetch
@@ -52,7 +54,17 @@ def restore(
     stop_prefetch(membership.local_dir)
     salvage(membership.patient, membership.local, job, membership.attempt, bus)
     started = time.monotonic()
-    loaded = load_newest(membership.patient, membership.local, membership.url, job, bus, wanted, is_mirror=is_mirror)
+    run = membership
+    loaded = load_newest(
+        run.patient,
+        run.local,
+        run.url,
+        job,
+        bus,
+        wanted,
+        is_mirror=is_mirror,
+        heal=partial(heal, run.patient, run.local, job, run.attempt),
+    )
     if loaded is None:
         return None
     for refusal in job.exchange("resume/check", check(loaded.state)):

@@ -8,9 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any, Final, cast
-
-from xxhash import xxh3_128_hexdigest
+from typing import Any, Final, TypeVar, cast
 
 from .. import events
 from ..errors import SpotError, StoreError
@@ -29,13 +27,15 @@ from ..format.keys import (
     parse_step_id,
     rank_manifest_key,
 )
-from ..format.manifest import Blob, ManifestError, RankManifest, TensorSlice, hash_of_blob
+from ..format.manifest import Blob, ManifestError, RankManifest, TensorSlice, is_intact
 from ..ranks import Job
 from ..store import LocalStore, ObjectStore, patiently
 
 NUM_PUTS: Final = 8  # blobs of 64 MiB in memory at once, to read, verify and put
 
 logger = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 
 def salvage(
@@ -67,8 +67,8 @@ def salvage(
     manifests: list[list[Any]] = []
     if local is not None:
         try:
-            _remove_another_runs(local, attempt)
-            manifests = _manifests_in(local, job.world_size)
+            again(partial(_remove_another_runs, local, attempt))
+            manifests = manifests_in(local, job.world_size)
         except StoreError as error:
             logger.warning("the local copies cannot be used: %s", error)
             local = None
@@ -82,7 +82,7 @@ def salvage(
     proposals = cast("list[Any]", job.exchange("salvage/proposals", cast("Any", proposals))[0])
     for number, (step, of_attempt, shares) in enumerate(proposals):
         started = time.monotonic()
-        share = _Share(
+        share = Share(
             store,
             local,
             StepId(step, of_attempt),
@@ -91,7 +91,7 @@ def salvage(
             by_attempt=attempt,
         )
         for task in (share.open, share.put_blobs, share.put_manifests):
-            problems = job.exchange(f"salvage/{number}/{task.__name__}", _problem(task))
+            problems = job.exchange(f"salvage/{number}/{task.__name__}", problem_of(task))
             if any(problems):
                 break
         else:
@@ -103,6 +103,14 @@ def salvage(
         logger.warning("step %s is on local disks only and cannot be stored: %s. An older step is tried", step, reason)
 
 
+def again(action: Callable[[], _T]) -> _T:
+    """Call *action*, which uses the local disk, and once more if the disk fails, because an error of it may pass."""
+    try:
+        return action()
+    except StoreError:
+        return action()
+
+
 def _remove_another_runs(local: LocalStore, attempt: int) -> None:
     """Remove steps of *attempt*. It has saved nothing yet, so they are from another run at this URL."""
     for key in list(local.keys(STEPS_PREFIX)):
@@ -110,10 +118,11 @@ def _remove_another_runs(local: LocalStore, attempt: int) -> None:
             local.delete(key)
 
 
-def _manifests_in(local: LocalStore, world_size: int) -> list[list[Any]]:
+def manifests_in(local: LocalStore, world_size: int) -> list[list[Any]]:
     """Return step, attempt, rank and the attempt's claim of each manifest of *world_size* ranks in *local*."""
-    names = [name for key in local.keys(STEPS_PREFIX) if (name := parse_rank_manifest_key(key)) is not None]
-    claims = {attempt: _claim_of(local, attempt) for attempt in {name.step_id.attempt for name in names}}
+    keys = again(lambda: list(local.keys(STEPS_PREFIX)))
+    names = [name for key in keys if (name := parse_rank_manifest_key(key)) is not None]
+    claims = {attempt: claim_of(local, attempt) for attempt in {name.step_id.attempt for name in names}}
     return [
         [*name.step_id, name.rank, claims[name.step_id.attempt]]
         for name in names
@@ -121,7 +130,7 @@ def _manifests_in(local: LocalStore, world_size: int) -> list[list[Any]]:
     ]
 
 
-def _claim_of(store: ObjectStore, attempt: int) -> str | None:
+def claim_of(store: ObjectStore, attempt: int) -> str | None:
     """Return the claim of *attempt*, which no other run has, or None if it is not in *store*."""
     try:
         return patiently(lambda: store.get(attempt_key(attempt))).decode(errors="replace")
@@ -131,7 +140,7 @@ def _claim_of(store: ObjectStore, attempt: int) -> str | None:
 
 def _own_claim(store: ObjectStore, attempt: int) -> str | None:
     try:
-        return _claim_of(store, attempt)
+        return claim_of(store, attempt)
     except StoreError as error:
         logger.warning("the next attempt cannot use the local copies of this one: %s", error)
         return None
@@ -142,7 +151,7 @@ def _keep_claim(local: LocalStore | None, attempt: int, claim: str | None) -> No
     if local is None or claim is None:
         return
     try:
-        local.put(attempt_key(attempt), claim.encode())
+        again(lambda: local.put(attempt_key(attempt), claim.encode()))
         saved = {step_id.attempt for key in local.keys(STEPS_PREFIX) if (step_id := parse_step_id(key)) is not None}
         for key in local.keys(ATTEMPTS_PREFIX):
             if parse_attempt_key(key) not in saved | {attempt}:
@@ -157,7 +166,7 @@ def _propose(store: ObjectStore, found: list[list[list[Any]]]) -> list[list[Any]
 
     Args:
         store: The store of the run.
-        found: The result of :func:`_manifests_in` on each rank.
+        found: The result of :func:`manifests_in` on each rank.
 
     Returns:
         For each step its number, its attempt, and for each rank a list of the ranks whose manifests it stores.
@@ -174,7 +183,7 @@ def _propose(store: ObjectStore, found: list[list[list[Any]]]) -> list[list[Any]
             for step, attempt, rank, claim in manifests
             if StepId(step, attempt) > newest and attempt >= newest_attempt
         ]
-        claims = {attempt: _claim_of(store, attempt) for attempt in {step_id.attempt for step_id, *_ in newer}}
+        claims = {attempt: claim_of(store, attempt) for attempt in {step_id.attempt for step_id, *_ in newer}}
     except StoreError as error:
         logger.warning("steps that are on local disks only cannot be looked for: %s", error)
         return []
@@ -195,8 +204,19 @@ def _propose(store: ObjectStore, found: list[list[list[Any]]]) -> list[list[Any]
     return proposals
 
 
-class _Share:
-    """The share of a step that one rank stores: the manifests of *owners* and their blobs, mostly its own alone."""
+class Share:
+    """
+    The share of a step that one rank stores: the manifests of *owners* and their blobs, mostly its own alone.
+
+    Args:
+        store: The store of the run.
+        local: The local copies. None only if there are no *owners*.
+        step_id: The step.
+        owners: The ranks whose manifests are stored.
+        world_size: Number of ranks that saved the step.
+        by_attempt: The attempt of this job.
+        repairs: Whether frozen blobs that the store has are put again too, if the local disk has them.
+    """
 
     def __init__(
         self,
@@ -207,6 +227,7 @@ class _Share:
         owners: list[int],
         world_size: int,
         by_attempt: int,
+        repairs: bool = False,
     ) -> None:
         self._store = store
         self._local = local
@@ -214,6 +235,7 @@ class _Share:
         self._owners = owners
         self._world_size = world_size
         self._by_attempt = by_attempt
+        self._repairs = repairs
         self._manifests: list[RankManifest] = []
         self._blobs: list[tuple[Blob, list[TensorSlice]]] = []
         self.num_bytes = 0
@@ -235,12 +257,14 @@ class _Share:
                     raise _UnusableError(f"{blob.key!r} is no blob of this step")
                 blobs[blob.key] = blob, [piece for piece in manifest.tensors if piece.blob == index]
         if any(key.startswith(FROZEN_PREFIX) for key in blobs):
-            for key in patiently(lambda: list(self._store.keys(FROZEN_PREFIX))):
+            here = set(again(lambda: list(self._here.keys(FROZEN_PREFIX)))) if self._repairs else set()
+            for key in set(patiently(lambda: list(self._store.keys(FROZEN_PREFIX)))) - here:
                 blobs.pop(key, None)
         self._blobs = [*blobs.values()]
         for blob, _ in self._blobs:
             last_and_one_more = memoryview(bytearray(2))
-            if self._here.get_into(blob.key, max(0, blob.num_bytes - 1), [last_and_one_more]) != 1:
+            last = max(0, blob.num_bytes - 1)
+            if again(partial(self._here.get_into, blob.key, last, [last_and_one_more])) != 1:
                 raise _UnusableError(f"{blob.key!r} does not have the {blob.num_bytes} bytes of its manifest")
 
     def put_blobs(self) -> None:
@@ -279,28 +303,21 @@ class _Share:
 
     def _manifest(self, owner: int) -> RankManifest:
         key = rank_manifest_key(self._step_id, owner, self._world_size)
-        manifest = RankManifest.decode(self._here.get(key))
+        manifest = RankManifest.decode(again(lambda: self._here.get(key)))
         if (manifest.step_id, manifest.rank, manifest.world_size) != (self._step_id, owner, self._world_size):
             raise _UnusableError(f"{key!r} is the manifest of another step or rank")
         return manifest
 
     def _put_blob(self, item: tuple[Blob, list[TensorSlice]]) -> int:
         blob, inside = item
-        data = memoryview(self._here.get(blob.key))
-        if not _is_intact(data, blob, inside):
+        data = memoryview(again(lambda: self._here.get(blob.key)))
+        if not is_intact(data, blob, inside):
             raise _UnusableError(f"{blob.key!r} has changed since it was written, because its hash differs")
         patiently(partial(self._store.put, blob.key, data))
         return len(data)
 
 
-def _is_intact(data: memoryview, blob: Blob, inside: list[TensorSlice]) -> bool:
-    """Return True if *data* is *blob* with the slices *inside*, by its size and all hashes."""
-    if len(data) != blob.num_bytes or any(xxh3_128_hexdigest(data[p.start : p.stop]) != p.xxh3_128 for p in inside):
-        return False
-    return hash_of_blob(data[: min((piece.start for piece in inside), default=None)], inside) == blob.xxh3_128
-
-
-def _problem(task: Callable[[], None]) -> str | None:
+def problem_of(task: Callable[[], None]) -> str | None:
     """Call *task*. Return its error as a text that can be sent to other ranks, or None."""
     try:
         task()

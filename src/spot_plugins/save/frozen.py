@@ -125,18 +125,17 @@ class FrozenSets:
         Args:
             live: The tensors, at least one.
             layout: Their layout.
-            is_stored: Returns whether the set of a number is stored.
+            is_stored: Returns whether the set of a number is stored. If the store has lost it since, the step brings
+                the tensors again.
         """
         newest = self._newest
         if newest is not None and newest.state is not FrozenState.CHANGED and newest.layout is layout:
             newest.check(live, reads_values=False)
         if newest is not None and newest.state is FrozenState.CHANGED:  # other frozen tensors are not trusted either
             return StagedFrozen(live=live, use=FrozenUse.NONE)
-        if newest is not None and newest.layout is layout:
-            if newest.state is FrozenState.NEW and is_stored(newest.number):
-                newest.move(FrozenState.STORED)
-            if newest.state is FrozenState.STORED:
-                return StagedFrozen(live=live, use=FrozenUse.REFERS, set=newest)
+        if newest is not None and newest.layout is layout and is_stored(newest.number):
+            newest.move(FrozenState.STORED)
+            return StagedFrozen(live=live, use=FrozenUse.REFERS, set=newest)
         number = 1 if newest is None else newest.number + 1
         self._newest = FrozenSet(number, layout, live)
         return StagedFrozen(live=live, use=FrozenUse.BRINGS, set=self._newest)

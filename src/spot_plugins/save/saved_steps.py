@@ -59,6 +59,10 @@ class SavedSteps:
         """Return whether *step* is stored or on its way. Then it must not be saved again, as it may be visible."""
         return step == self.last and not self._pusher.is_abandoned(step)
 
+    def finish(self, step: int) -> None:
+        """Let the local copies be removed at the end, if *step* is stored, because nobody needs them then."""
+        self._pusher.is_finished = self.has(step) and self._pusher.has_ended(step)
+
     def save(self, step: int, trigger: Trigger) -> bool:
         """
         Save *step*, unless it is saved already. Raises as :meth:`.Saver.save`.

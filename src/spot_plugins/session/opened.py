@@ -27,8 +27,10 @@ from ..resume.join import Membership, join_run
 from ..save import SavedSteps, Saver
 from ..schedule import Pacer, Preemptions, recent_preemptions
 from ..state.registry import Registry
-from ..store import Patience
+from ..store import Patience, is_in_memory
 from .keeper import Keeper
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,7 @@ def join_and_build(
     lines = Lines(job.rank, host_level)
     with EarlyNotices(config, bus, lines, phase) as early:
         run, pusher = join_run(config, job, bus, Patience(lambda text: lines.say(text, logging.WARNING), early.wait))
+    _warn_of_memory(run.local_dir, job)
     saver = Saver(registry, job.ranks, pusher, bus, config.buffer_bytes)
     fingerprints = recorder_of(run.url, run.local_dir, run.attempt, job, bus)
     stack.callback(fingerprints.close)
@@ -125,6 +128,15 @@ def join_and_build(
     return Opened(
         *(job, lines, run, pusher, saver, saved_steps, measurements, agreement, listener, way_out, fingerprints, keeper)
     )
+
+
+def _warn_of_memory(local_dir: str | None, job: Job) -> None:
+    if job.rank == 0 and local_dir is not None and is_in_memory(local_dir):
+        logger.warning(
+            "local_dir=%r is in memory (tmpfs), so the local copies of two steps take memory from the training. Set "
+            "local_dir or SPOT_LOCAL_DIR to a directory on a disk",
+            local_dir,
+        )
 
 
 def _pacer(config: SpotConfig, run: Membership, job: Job, clock: Clock, bus: EventBus) -> Pacer:

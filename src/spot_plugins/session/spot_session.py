@@ -363,10 +363,12 @@ class SpotSession(KeepsSteps):
         it.way_out.wait(lambda: not it.pusher.has_wishes, step, time.monotonic() + self._config.grace_s)
         meeting = it.job.meet(deadline + self._config.grace_s, end_of(it, step))
         it.way_out.wait(lambda: meeting.is_over, step, math.inf)
-        is_left_behind = self._phase.now is Phase.LEFT_BEHIND
-        self.close()
-        if not is_left_behind:
-            check_ends(step, meeting, it.job.world_size)
+        try:
+            if self._phase.now is not Phase.LEFT_BEHIND:
+                check_ends(step, meeting, it.job.world_size)
+                it.saved_steps.finish(step)
+        finally:
+            self.close()
 
     def fail(self, error: BaseException) -> None:
         """

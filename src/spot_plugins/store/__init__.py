@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from .base import ObjectStore, get_at_most
 from .fsspec import FsspecStore
+from .leftovers import is_in_memory, sweep
 from .local import LocalStore
 from .memory import MemoryStore
 from .obstore import ObstoreStore
 from .opening import local_directory, open_store, scratch_directory
-from .private import open_local
+from .private import is_below_own, open_local
 from .probe import check_writable, probe, unusable
 from .retry import Patience, patiently
 from .wrapped import PatientStore, RenewedStore
@@ -31,11 +32,14 @@ __all__ = [
     "RenewedStore",
     "check_writable",
     "get_at_most",
+    "is_below_own",
+    "is_in_memory",
     "local_directory",
     "open_local",
     "open_store",
     "patiently",
     "probe",
     "scratch_directory",
+    "sweep",
     "unusable",
 ]

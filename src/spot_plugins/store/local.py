@@ -54,6 +54,8 @@ class LocalStore:
         # Absolute, because the program may change its directory.
         self._root = os.path.abspath(root)
         self._has_removed_stale = False
+        self._named: set[str] = set()
+        """Directories whose names are on disk, as far as this store knows."""
 
     def __repr__(self) -> str:
         return f"LocalStore({self._root!r})"
@@ -115,6 +117,7 @@ class LocalStore:
                 os.unlink(path)
             for _ in range(key.count("/")):
                 path = os.path.dirname(path)
+                self._named.discard(path)
                 try:
                     os.rmdir(path)  # fails if the directory is not empty
                 except OSError:
@@ -130,7 +133,7 @@ class LocalStore:
         try:
             for tries_left in reversed(range(_MOVE_TRIES)):
                 try:
-                    _make_directory(os.path.dirname(path))
+                    self._make_directory(os.path.dirname(path))
                     move(temp, path)
                     break
                 except FileNotFoundError:
@@ -146,7 +149,7 @@ class LocalStore:
     def _write_temp(self, data: bytes | memoryview) -> str:
         """Write *data* to a new unfinished file and force it to disk. Return the path of the file."""
         directory = os.path.join(self._root, TEMP_DIRECTORY)
-        _make_directory(directory)
+        self._make_directory(directory)
         if not self._has_removed_stale:
             _remove_stale(directory)
             self._has_removed_stale = True
@@ -160,6 +163,27 @@ class LocalStore:
         finally:
             os.close(file)
         return path
+
+    def _make_directory(self, directory: str) -> None:
+        """
+        Make *directory* and its parents, and force their names to disk.
+
+        Another thread or process may have made a directory just now, and not have forced its name to disk yet. So the
+        name of each one from the root down is forced to disk once by this store, too.
+        """
+        is_there = os.path.isdir(directory)
+        if is_there and (directory in self._named or not f"{directory}/".startswith(f"{self._root}/")):
+            return
+        parent = os.path.dirname(directory)
+        self._make_directory(parent)
+        with suppress(FileExistsError):
+            os.mkdir(directory)
+        try:
+            _sync_directory(parent)
+        except PermissionError:  # a directory that somebody else has made, in one that only they may read
+            if not is_there:
+                raise
+        self._named.add(directory)
 
     def _walk(self, directory: str) -> Iterator[str]:
         """Yield the keys below *directory* in no particular order. ``""`` stands for the root."""
@@ -210,17 +234,6 @@ def _link(path: str, name: str) -> None:
         if error.errno in _NO_LINKS:
             raise _NoHardLinksError from error
         raise
-
-
-def _make_directory(directory: str) -> None:
-    """Make *directory* and its parents, and force their names to disk."""
-    if os.path.isdir(directory):
-        return
-    parent = os.path.dirname(directory)
-    _make_directory(parent)
-    with suppress(FileExistsError):
-        os.mkdir(directory)
-        _sync_directory(parent)
 
 
 def _sync_directory(directory: str) -> None:

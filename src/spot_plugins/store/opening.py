@@ -131,7 +131,10 @@ def scratch_directory(url: str) -> str:
     own = own_directory()
     with contextlib.suppress(OSError):  # the first push reports a disk that cannot be written to, by an event
         make_private(own)
-    return os.path.join(own, xxhash.xxh3_64_hexdigest(url.encode()))
+    path = os.path.join(own, xxhash.xxh3_64_hexdigest(url.encode()))
+    with contextlib.suppress(OSError):  # there is none yet
+        os.utime(path)  # a run that is used again is no leftover
+    return path
 
 
 def _file_system_class(url: str, scheme: str) -> type:

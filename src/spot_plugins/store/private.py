@@ -42,8 +42,12 @@ def make_private(path: str) -> None:
 
 def open_local(directory: str) -> LocalStore:
     """Return the store of local copies in *directory*. Below :func:`own_directory` each put looks who may read them."""
-    is_below_own = os.path.dirname(directory) == own_directory()
-    return _PrivateStore(directory) if is_below_own else LocalStore(directory)
+    return _PrivateStore(directory) if is_below_own(directory) else LocalStore(directory)
+
+
+def is_below_own(directory: str) -> bool:
+    """Return whether *directory* is one that this package has chosen, and not one that the user has named."""
+    return os.path.dirname(directory) == own_directory()
 
 
 class _PrivateStore(LocalStore):

@@ -14,7 +14,16 @@ from steps import Holder, numbers, state_of
 from spot_plugins.agreement import Notice
 from spot_plugins.config import SpotConfig
 from spot_plugins.errors import Preempted
-from spot_plugins.events import Committed, EventBus, LastSecondsPlanned, Leaving, PushFailing, Staged, WrittenLocally
+from spot_plugins.events import (
+    Committed,
+    EventBus,
+    LastSecondsPlanned,
+    Leaving,
+    LocalWriteFailed,
+    PushFailing,
+    Staged,
+    WrittenLocally,
+)
 from spot_plugins.leave.measurements import NUM_STEPS, Measurements
 from spot_plugins.leave.plan import Situation, slowest
 from spot_plugins.notices import Announcement
@@ -186,7 +195,7 @@ def told():
 
 @pytest.fixture
 def measurements(told):
-    """A rank that has measured: 1000 MB, 0.5 GB/s to memory, 1 GB/s to disk, 100 MB/s to the store, 2 s beside."""
+    """A rank that has measured: 1000 MB, 0.5 GB/s to memory, 1 GB/s to disk, 100 MB/s to the store, 3 s beside."""
     known = Measurements(False, EventBus(told.append))
     known.on_saved(10)
     known.on_event(Staged(step=10, trigger="steps", num_bytes=1000 * MB, stall_s=0.001, copy_s=2.0))
@@ -214,7 +223,7 @@ def test_the_situation_is_what_events_have_said(measurements, told):
     assert (plan.num_bytes, plan.in_flight_s) == (1000 * MB, 0.0)
     assert (plan.stage_bytes_per_s, plan.disk_bytes_per_s, plan.store_bytes_per_s) == (500 * MB, 1000 * MB, 100 * MB)
     assert 0.01 < plan.step_s < 0.1
-    # 2 s to memory, 1 s to the disk, 10 s to the store, 2 s beside.
+    # 2 s to memory, 10 s to the store, 3 s beside. The disk is written to meanwhile.
     assert plan.needs_s == pytest.approx(plan.num_steps * plan.step_s + 15.0, abs=0.1)
 
 
@@ -251,7 +260,18 @@ def test_a_push_in_flight_is_counted_until_it_ends(measurements, told):
 
     measurements.on_event(Committed(step=12, num_bytes=1000 * MB, push_s=60.0, put_bytes_per_s=100 * MB))
     assert measurements.figures()["in_flight_s"] == 0.0
-    assert measurements.figures()["commit_s"] == pytest.approx(2.0), "waiting for a store that is down is no speed"
+    assert measurements.figures()["commit_s"] == pytest.approx(3.0), "waiting for a store that is down is no speed"
+
+
+def test_nothing_is_promised_of_a_disk_that_has_failed(measurements):
+    """
+    Its speed is forgotten until it takes a copy again.
+    """
+    measurements.on_event(LocalWriteFailed(step=11, reason="it hangs"))
+    assert measurements.figures()["disk_bytes_per_s"] is None
+
+    measurements.on_event(WrittenLocally(step=12, num_bytes=1, write_s=1.0, write_bytes_per_s=7))
+    assert measurements.figures()["disk_bytes_per_s"] == 7
 
 
 def test_what_a_pause_holds_is_not_in_flight(measurements):

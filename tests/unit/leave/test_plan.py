@@ -66,8 +66,9 @@ class Machine:
     def save(self, *, goes_on):
         staged_at = self.now + self.world.stage_s
         self.now = self.now + self.world.stall_s if goes_on else staged_at
-        written_at = max(staged_at, self.free_at) + self.world.disk_s
-        self.free_at = written_at + self.world.put_s
+        begun_at = max(staged_at, self.free_at)
+        written_at = begun_at + self.world.disk_s  # beside the put
+        self.free_at = begun_at + self.world.put_s
         if self.world.disk is not None and self.world.disk_survives:
             self.on_disk.append((written_at, self.steps))
         self.stored.append((self.free_at, self.steps))
@@ -238,7 +239,7 @@ LONG = Situation(
     stage_bytes_per_s=5e9,
     disk_bytes_per_s=1e9,
     store_bytes_per_s=300 * MB,
-    commit_s=0.5,
+    commit_s=3.5,
     disk_survives=False,
     in_flight_s=0.0,
     num_unsaved_steps=40,

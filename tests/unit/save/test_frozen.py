@@ -334,16 +334,18 @@ def staged(sets, stored=(), tensor=None, layout=LAYOUT):
 
 def test_a_set_is_brought_until_it_is_stored_and_then_referred_to():
     """
-    One that never got to the store is brought anew; once stored, it is so for good, whatever process runs.
+    One that never got to the store is brought anew, and so is one that the store has lost.
     """
     sets, tensor = FrozenSets(), torch.zeros(4)
     assert staged(sets, tensor=tensor) == (FrozenUse.BRINGS, 1)
     assert staged(sets, tensor=tensor) == (FrozenUse.BRINGS, 2)
     assert staged(sets, tensor=tensor, stored=[1]) == (FrozenUse.BRINGS, 3)
     assert staged(sets, tensor=tensor, stored=[3]) == (FrozenUse.REFERS, 3)
-    assert staged(sets, tensor=tensor) == (FrozenUse.REFERS, 3)
+    assert staged(sets, tensor=tensor, stored=[3]) == (FrozenUse.REFERS, 3)
+    assert staged(sets, tensor=tensor) == (FrozenUse.BRINGS, 4)
+    assert staged(sets, tensor=tensor, stored=[4]) == (FrozenUse.REFERS, 4)
     other = plan_layout(live(torch.zeros(4)), 0)
-    assert staged(sets, tensor=tensor, layout=other, stored=[3]) == (FrozenUse.BRINGS, 4)
+    assert staged(sets, tensor=tensor, layout=other, stored=[4]) == (FrozenUse.BRINGS, 5)
 
 
 def test_once_a_change_was_seen_nothing_is_shared_any_more():
