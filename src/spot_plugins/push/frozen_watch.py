@@ -97,6 +97,7 @@ class FrozenWatch:
         while True:
             with suppress(Exception):  # the store does not answer, or a newer attempt runs
                 self.look()
+            # wait: LOOK_S; a thread of its own, which ends with the process
             time.sleep(LOOK_S)
 
     def _repair(self, sealed: SealedBlob) -> bool:

@@ -75,6 +75,7 @@ class Disk:
         """Remove the copies of this rank if nobody needs them. A disk that hangs is waited for :data:`STALL_S`."""
         if self.is_done_with:
             with suppress(StoreError):  # what is left is swept after some days
+                # wait: STALL_S; the copies are swept after some days
                 wait([self.begin(lambda: remove_copies(self.store, settings))], STALL_S)
 
 
@@ -132,11 +133,13 @@ class LocalWrite:
                 elif now >= latest or (self._is_free and spare_s is not None):
                     reason = "the local disk is slower than the store, which has the step"
                 else:
+                    # wait: STALL_S without a finished blob; the disk is given up
                     self._changed.wait(min(latest, stalls_at) - now)
         if reason:
             self._decide(reason)
             return
         with suppress(Exception):  # old copies could not be removed; the next save tries again
+            # wait: at once; the work has ended
             self._work.result()
 
     def _write(self) -> None:
