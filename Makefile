@@ -8,7 +8,7 @@ installed := $(venv)/.installed
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test quick lint bench soak docs clean
+.PHONY: help setup demo test quick lint bench gpu soak docs clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1 \t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -59,6 +59,9 @@ bench: setup  ## What saves, restores and agreeing cost, beside others; figures 
 		$(bin)/python -m benchmarks $$verb --out benchmark-output || exit 1; \
 	done
 
+gpu: setup  ## The checks of the CUDA path on one GPU, under eight minutes; without a GPU a dry run with tiny states
+	$(bin)/python -m gpu --out gpu-output
+
 soak: setup  ## The tests with real processes, SOAK_ROUNDS times; stops at the first failure
 	@for round in $$(seq $(SOAK_ROUNDS)); do \
 		echo "round $$round of $(SOAK_ROUNDS)"; \
@@ -70,5 +73,5 @@ docs: setup  ## Make docs/reference from the sources, build docs/ into site/; a 
 	$(bin)/mkdocs build --strict
 
 clean:  ## Remove .venv and everything that was built
-	rm -rf $(venv) build dist site demo-output benchmark-output .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(venv) build dist site demo-output benchmark-output gpu-output .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -24,7 +24,7 @@ class MetadataServer:
     ahead_s = 0.0
     """By how much the provider's clock is ahead of this machine's."""
     has_date = True
-    """Whether answers have a ``Date``."""
+    """True if answers have a ``Date``."""
 
     def __init__(self):
         self.requests = []
@@ -72,6 +72,8 @@ class AwsServer(MetadataServer):
     action = "terminate"
     has_tokens = True
     token = 0
+    keys = None
+    """Access key and secret of the machine's role. None: it has no role."""
 
     def expire(self):
         self.token += 1
@@ -89,6 +91,11 @@ class AwsServer(MetadataServer):
             return 200, json.dumps({"action": self.action, "time": iso(self.end)})
         if path == "/latest/meta-data/events/recommendations/rebalance" and self.rebalance is not None:
             return 200, json.dumps({"noticeTime": iso(self.rebalance)})
+        if path == "/latest/meta-data/iam/security-credentials/" and self.keys is not None:
+            return 200, "role"
+        if path == "/latest/meta-data/iam/security-credentials/role" and self.keys is not None:
+            names = {"AccessKeyId": self.keys[0], "SecretAccessKey": self.keys[1], "Token": ""}
+            return 200, json.dumps({"Code": "Success", **names, "Expiration": iso(time.time() + 6 * 3600)})
         return 404, "<?xml version='1.0'?><html>Not Found</html>"
 
 

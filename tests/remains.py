@@ -1,4 +1,4 @@
-"""What the processes of a drill leave behind when they should be gone: other processes, zombies, shared memory."""
+"""Remains of a drill after its processes should be gone: other processes, zombies, shared memory."""
 
 from __future__ import annotations
 

@@ -40,7 +40,8 @@ class S3Server:
     KEY = "spot-test-key"
     SECRET = "spot-test-secret"
 
-    def __init__(self) -> None:
+    def __init__(self, key: str = KEY) -> None:
+        self.key = key
         self._stack = ExitStack()
         self.endpoint_url = ""
 
@@ -52,7 +53,7 @@ class S3Server:
             log = directory / "log"
             with log.open("wb") as output:
                 process = subprocess.Popen(
-                    _seaweedfs(directory, ports),
+                    _seaweedfs(directory, ports, self.key),
                     env={"HOME": str(directory), "PATH": os.defpath},  # no AWS_* variable gets in
                     stdout=output,
                     stderr=subprocess.STDOUT,
@@ -83,7 +84,7 @@ class S3Server:
         client = botocore.session.Session().create_client(
             "s3",
             endpoint_url=self.endpoint_url,
-            aws_access_key_id=self.KEY,
+            aws_access_key_id=self.key,
             aws_secret_access_key=self.SECRET,
             region_name="us-east-1",
         )
@@ -92,10 +93,10 @@ class S3Server:
         return f"s3://{name}"
 
 
-def _seaweedfs(directory: Path, ports: list[int]) -> list[str]:
+def _seaweedfs(directory: Path, ports: list[int], key: str) -> list[str]:
     identity = {
         "name": "tests",
-        "credentials": [{"accessKey": S3Server.KEY, "secretKey": S3Server.SECRET}],
+        "credentials": [{"accessKey": key, "secretKey": S3Server.SECRET}],
         "actions": ["Admin", "Read", "Write", "List"],
     }
     config = directory / "s3.json"
@@ -175,6 +176,7 @@ def _remove_sockets(ports: list[int]) -> None:
 class _Mode:
     name: str
     number: int = 0
+    code: str | None = None
 
 
 class FaultProxy:
@@ -185,10 +187,7 @@ class FaultProxy:
     """
 
     def __init__(self, target: str) -> None:
-        parts = urlsplit(target)
-        assert parts.hostname is not None
-        assert parts.port is not None
-        self._target = (parts.hostname, parts.port)
+        self.lead_to(target)
         self._mode = _Mode("forward")
         self._closed = threading.Event()
         self._lock = threading.Lock()
@@ -242,6 +241,13 @@ class FaultProxy:
         with self._lock:
             return len(self._open)
 
+    def lead_to(self, target: str) -> None:
+        """Pass connections from now on to *target*."""
+        parts = urlsplit(target)
+        assert parts.hostname is not None
+        assert parts.port is not None
+        self._target = (parts.hostname, parts.port)
+
     def heal(self) -> None:
         """Pass everything through, as at the start."""
         self._mode = _Mode("forward")
@@ -258,9 +264,9 @@ class FaultProxy:
         """Pass *bytes_per_s* through, per connection and direction."""
         self._mode = _Mode("slow", bytes_per_s)
 
-    def fail_with(self, status: int) -> None:
+    def fail_with(self, status: int, code: str | None = None) -> None:
         """Answer every HTTP request with *status* and an error document of S3, without asking the target."""
-        self._mode = _Mode("fail", status)
+        self._mode = _Mode("fail", status, code)
 
     def _start(self, target: Callable[..., None], *args: socket.socket) -> None:
         thread = threading.Thread(target=target, args=args, daemon=True)
@@ -293,7 +299,7 @@ class FaultProxy:
                     if client.recv(1, socket.MSG_PEEK):  # else it is the end of an idle connection
                         with self._lock:
                             self._num_requests += 1
-                        _answer(client, mode.number)
+                        _answer(client, mode.number, mode.code)
                     return
                 if server is None:
                     server = stack.enter_context(self._tracked(socket.create_connection(self._target)))
@@ -334,7 +340,7 @@ def _readable(*sockets: socket.socket) -> list[socket.socket]:
     return select.select(sockets, [], [], TICK_S)[0]
 
 
-def _answer(client: socket.socket, status: int) -> None:
+def _answer(client: socket.socket, status: int, code: str | None) -> None:
     """Read one request to its end and answer it with *status*."""
     request = b""
     while b"\r\n\r\n" not in request:
@@ -354,7 +360,7 @@ def _answer(client: socket.socket, status: int) -> None:
             return
         left -= len(data)
     phrase = HTTPStatus(status).phrase
-    code = phrase.replace(" ", "")
+    code = code or phrase.replace(" ", "")
     document = f"<Error><Code>{code}</Code><Message>{phrase}, says the proxy</Message></Error>" if status >= 400 else ""
     answer = (
         f"HTTP/1.1 {status} {phrase}\r\nContent-Type: application/xml\r\n"

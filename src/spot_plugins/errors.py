@@ -36,15 +36,18 @@ class StoreError(SpotError):
         key: Key of the object, relative to the run's URL.
         reason: The cause, with the service's own words if it answered. Never contains credentials.
         retryable: Whether the same call may succeed later.
+        may_settle: Whether a refusal that is not retryable may still end by itself within seconds, because a new
+            machine, key or role is not known everywhere yet. Only the start of a job waits for that.
     """
 
-    def __init__(self, operation: str, key: str, reason: str, retryable: bool = True) -> None:
+    def __init__(self, operation: str, key: str, reason: str, retryable: bool = True, may_settle: bool = False) -> None:
         # Exception gets the fields instead of a message, because pickling calls __init__ with its arguments.
-        super().__init__(operation, key, reason, retryable)
+        super().__init__(operation, key, reason, retryable, may_settle)
         self.operation = operation
         self.key = key
         self.reason = reason
         self.retryable = retryable
+        self.may_settle = may_settle
 
     def __str__(self) -> str:
         hint = "it may work later" if self.retryable else "trying again will not help"

@@ -201,6 +201,17 @@ class Committed:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SharesCounted:
+    """Rank 0 has looked whether all ranks have stored their share of *step*, after its own. With several ranks only."""
+
+    step: int
+    missing_ranks: tuple[int, ...]
+    """Ranks that had not stored theirs before the next save. Empty if the step is visible."""
+    visible_step: int | None
+    """The newest step of this attempt that all ranks have stored, or None."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SaveAbandoned:
     """*step* will never be committed, because a newer step took its place or the store failed."""
 
@@ -314,6 +325,7 @@ Event: TypeAlias = (
     | LocalWriteFailed
     | PushFailing
     | Committed
+    | SharesCounted
     | SaveAbandoned
     | Superseded
     | Pruned

@@ -1,4 +1,4 @@
-"""What every object store promises: the guarantees of ``spot_plugins.store.base.ObjectStore``."""
+"""The guarantees of ``spot_plugins.store.base.ObjectStore``, for every object store."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SPAWN = multiprocessing.get_context("spawn")
 
 
 class Place(NamedTuple):
-    """Where a store is, for any process."""
+    """The place of a store, for any process."""
 
     url: str
     options: dict[str, Any]

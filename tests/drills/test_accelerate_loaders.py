@@ -12,7 +12,8 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DataLoaderConfiguration
 from hearing import until
-from torch.utils.data import DataLoader, IterableDataset
+from streams import Buffered, Kept
+from torch.utils.data import DataLoader
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from spot_plugins.accelerate import SpotHook
@@ -26,38 +27,6 @@ pytestmark = [
 ]
 
 SAMPLES = 40
-
-
-class Kept(IterableDataset):
-    """A stream whose iterators all begin where its state was restored to, as those of Hugging Face do."""
-
-    def __init__(self):
-        self.start = self.next = 0
-
-    def __iter__(self):
-        self.next = self.start
-        while self.next < SAMPLES:
-            self.next += 1
-            yield self.next - 1
-
-    def state_dict(self):
-        return {"next": self.next}
-
-    def load_state_dict(self, state):
-        self.start = state["next"]
-
-
-class Buffered(Kept):
-    """A stream with a shuffle buffer that is not part of its state."""
-
-    def __iter__(self):
-        generator = torch.Generator().manual_seed(5)
-        buffer = []
-        for sample in super().__iter__():
-            buffer.append(sample)
-            if len(buffer) == 8:
-                yield buffer.pop(int(torch.randint(8, (), generator=generator)))
-        yield from buffer
 
 
 def train(folder, make, *, at=None, **config):
@@ -78,8 +47,8 @@ def train(folder, make, *, at=None, **config):
                 if len(seen) == at:
                     os.kill(os.getpid(), signal.SIGTERM)
                     until(lambda: spot._session.notice is not None, "the notice was taken")
-                seen.append((epoch, batch.tolist()))
-                loss = model(batch.float()[:, None] / SAMPLES).square().mean()
+                seen.append((epoch, batch.flatten().int().tolist()))
+                loss = model(batch.float().view(-1, 1) / SAMPLES).square().mean()
                 accelerator.backward(loss)
                 optimizer.step()
                 optimizer.zero_grad()
@@ -140,7 +109,7 @@ def test_the_epochs_after_a_resumed_stream_begin_at_its_beginning(workers, at, t
     """An uninterrupted training never restores its data set, so it must not stay restored."""
 
     def make():
-        return StatefulDataLoader(Kept(), batch_size=5, num_workers=workers, persistent_workers=workers > 0)
+        return StatefulDataLoader(Kept(SAMPLES), batch_size=5, num_workers=workers, persistent_workers=workers > 0)
 
     before, _ = train(tmp_path, make, at=at, use_stateful_dataloader=True)
     after, _ = train(tmp_path, make, use_stateful_dataloader=True)
@@ -151,20 +120,20 @@ def test_the_epochs_after_a_resumed_stream_begin_at_its_beginning(workers, at, t
 @pytest.mark.parametrize("batch_size", [5, 20])
 def test_a_stream_whose_state_is_whole_is_not_named(batch_size, tmp_path):
     """Also if an epoch has two batches. Warnings are errors in these tests."""
-    train(tmp_path, lambda: StatefulDataLoader(Kept(), batch_size=batch_size), use_stateful_dataloader=True)
+    train(tmp_path, lambda: StatefulDataLoader(Kept(SAMPLES), batch_size=batch_size), use_stateful_dataloader=True)
 
 
 def test_a_stream_whose_state_lacks_its_buffer_is_named_at_once(tmp_path):
     """In the first process, before anything is lost."""
     with pytest.warns(UserWarning, match=r"Buffered\.state_dict\(\) does not hold .* Use a plain torch DataLoader"):
-        train(tmp_path, lambda: StatefulDataLoader(Buffered(), batch_size=5), use_stateful_dataloader=True)
+        train(tmp_path, lambda: StatefulDataLoader(Buffered(SAMPLES), batch_size=5), use_stateful_dataloader=True)
 
 
 def test_a_stream_in_a_plain_loader_is_exact(tmp_path):
     """Its batches are counted."""
-    control, _ = train(tmp_path / "control", lambda: DataLoader(Buffered(), batch_size=5))
+    control, _ = train(tmp_path / "control", lambda: DataLoader(Buffered(SAMPLES), batch_size=5))
 
-    before, _ = train(tmp_path, lambda: DataLoader(Buffered(), batch_size=5), at=11)
-    after, _ = train(tmp_path, lambda: DataLoader(Buffered(), batch_size=5))
+    before, _ = train(tmp_path, lambda: DataLoader(Buffered(SAMPLES), batch_size=5), at=11)
+    after, _ = train(tmp_path, lambda: DataLoader(Buffered(SAMPLES), batch_size=5))
 
     assert before + after == control

@@ -31,7 +31,7 @@ def orders(samples):
 
 
 def samples_by_step(trace):
-    """What each optimizer step was made of, over all ranks and accumulated batches, and its mean loss."""
+    """The samples of each optimizer step, over all ranks and accumulated batches, and its mean loss."""
     steps = {}
     for epoch, step, _, samples, loss in trace:
         seen, weighted = steps.setdefault((epoch, step), ([], []))

@@ -25,14 +25,6 @@ SCORES = [0.5, 0.2, 0.9, 0.4, 0.8, 0.6]
 pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 
 
-@pytest.fixture(autouse=True)
-def sigterm():
-    """Whatever a run that left made of SIGTERM is undone."""
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, handler)
-
-
 class Net(LightningModule):
     """Two layers with dropout. Its metric is the next one of SCORES, whatever the weights are."""
 

@@ -1,4 +1,4 @@
-"""What a program sets up at the beginning of an epoch, and keeps in attributes, when a later epoch continues midway."""
+"""Attributes that a program sets up at the beginning of an epoch, when a later epoch continues midway."""
 
 from __future__ import annotations
 

@@ -372,8 +372,9 @@ def test_a_pusher_that_reads_nothing_is_replaced(tmp_path, monkeypatch):
 
 def test_the_pusher_reads_relative_paths_as_the_trainer_does(s3_server, bucket, tmp_path, monkeypatch):
     """
-    A credentials file by a path that is relative to the directory of the training. What the check at the start can
-    read, the pusher can read too. A random.py in that directory is not Python's for it.
+    A credentials file by a path that is relative to the directory of the training. The pusher process itself proves
+    the store at the start. A random.py in that directory is not Python's for it. A later process reads the same file,
+    although the program is in another directory by then.
     """
     options = dict(s3_server.storage_options())
     key, secret = options.pop("key"), options.pop("secret")
@@ -389,8 +390,14 @@ def test_the_pusher_reads_relative_paths_as_the_trainer_does(s3_server, bucket, 
         session.resume()
         session.after_step(1)
         heard.wait(Committed, step=1)
+        (tmp_path / "elsewhere").mkdir()
+        monkeypatch.chdir(tmp_path / "elsewhere")
+        os.kill(pusher_pid(session), signal.SIGKILL)
+        until_end_known(session)
+        session.save(2)
+        heard.wait(Committed, step=2)
 
-    assert numbers(open_store(url, s3_server.storage_options())) == [1]
+    assert numbers(open_store(url, s3_server.storage_options())) == [2, 1]
 
 
 def test_a_subscriber_that_blocks_does_not_hold_up_the_end(tmp_path, monkeypatch, caplog):
@@ -489,7 +496,7 @@ def num_fds(pid="self"):
 
 
 def buffers_and_others(pid="self"):
-    """How many of a process' descriptors are of shared buffers, and how many are not."""
+    """Return the number of a process' descriptors that are of shared buffers, and of those that are not."""
     links = []
     for fd in os.listdir(f"/proc/{pid}/fd"):
         with suppress(FileNotFoundError):  # of the listing itself

@@ -42,7 +42,7 @@ def test_a_machine_that_vanishes_does_not_hold_up_the_end(run_ranks):
 
 
 def test_a_note_that_is_no_json_is_an_error_of_its_own(run_ranks):
-    """Whoever reaches the port of the board can write to it."""
+    """Every host that reaches the port of the board can write to it."""
     assert run_ranks(2, "read_rubbish") == [0, 0]
 
 

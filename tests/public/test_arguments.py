@@ -156,6 +156,6 @@ def test_the_old_name_of_on_event_works_and_is_deprecated(host: type, tmp_path: 
 def test_subscribers_that_cannot_be_called_are_refused(
     host: type, arguments: Any, message: str, tmp_path: Path
 ) -> None:
-    """What cannot be called is refused when it is given, not at the first event."""
+    """An object that cannot be called is refused when it is given, not at the first event."""
     with pytest.raises(ConfigError, match=message):
         make(host, tmp_path, **arguments)

@@ -1,4 +1,4 @@
-"""What the documents point at exists, and the code in them runs as far as its imports."""
+"""The targets of all links in the documents exist, and the code in them runs as far as its imports."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_the_architecture_has_the_layers_and_every_package() -> None:
 
 
 def test_each_alarm_is_an_event() -> None:
-    """Whoever watches for an event that does not exist is never warned."""
+    """A user who watches for an event that does not exist is never warned."""
     alarms = (ROOT / "docs/operating.md").read_text().partition("## Alarms")[2].partition("\n## ")[0]
     names = set(re.findall(r"`([A-Z]\w+)`", alarms))
     assert {name for name in names if not hasattr(events, name)} == set()

@@ -1,4 +1,4 @@
-"""What a user may name, and what naming it loads. A change here is a change for every user."""
+"""The names of the package, and the modules that each of them loads. A change here is a change for every user."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_the_package_itself_loads_nothing_of_its_own() -> None:
 
 @pytest.mark.parametrize("name", sorted(PUBLIC_NAMES["spot_plugins"] - {"SpotSession", "load_weights"}))
 def test_a_light_name_of_the_package_loads_nothing_heavy(name: str) -> None:
-    """Who prefetches does so before torch is imported."""
+    """A program prefetches before torch is imported."""
     program = f"import sys; from spot_plugins import {name}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert HEAVY & set(done.stdout.split()) == set()
@@ -111,7 +111,7 @@ def test_the_package_has_these_names_and_no_other() -> None:
 
 
 def test_the_session_loads_no_host() -> None:
-    """Who uses one host needs none of the others installed."""
+    """A user of one host needs none of the others installed."""
     assert heavy_modules_with("spot_plugins.session") <= {"torch"}
 
 

@@ -30,7 +30,6 @@ NOT_YET: dict[str, set[str]] = {}
 
 TESTED_ELSEWHERE = {
     "cli": ["multiprocess/test_cli.py"],
-    "ranks": ["multiprocess/test_board.py", "unit/agreement/test_group.py"],
 }
 """Packages without a folder in tests/unit, and the files that test them: what they do takes processes or threads."""
 

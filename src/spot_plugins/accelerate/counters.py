@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from accelerate import Accelerator
@@ -13,8 +13,6 @@ from accelerate import Accelerator
 from . import internals
 from .cadence import Scale
 from .schedules import Schedules
-
-logger = logging.getLogger(__name__)
 
 
 class CountersPart:
@@ -29,8 +27,11 @@ class CountersPart:
     loop with ``accelerator.accumulate()``.
     """
 
-    def __init__(self, accelerator: Accelerator, schedules: Schedules, *, keep_batch: bool) -> None:
+    def __init__(
+        self, accelerator: Accelerator, schedules: Schedules, say: Callable[[str], None], *, keep_batch: bool
+    ) -> None:
         self._accelerator = accelerator
+        self._say = say
         self._schedules = schedules
         self._keep_batch = keep_batch
         self._configured = accelerator.gradient_accumulation_steps
@@ -114,13 +115,10 @@ class CountersPart:
             )
             return
         self._accelerator.gradient_accumulation_steps = before // at_once
-        if self._accelerator.is_main_process:
-            logger.info(
-                "gradient_accumulation_steps=%s on %s processes: an optimizer step is made of %s batches, as before",
-                before // at_once,
-                self._accelerator.num_processes,
-                before,
-            )
+        self._say(
+            f"gradient_accumulation_steps={before // at_once} on {self._accelerator.num_processes} processes: an "
+            f"optimizer step is made of {before} batches, as before"
+        )
 
     def _restore_save_iteration(self, number: int) -> None:
         """Let ``save_state()`` continue its numbers. Folders that came after the saved step stay as they are."""

@@ -244,7 +244,8 @@ class SpotHook:
         """
         if self._prepared is not None:
             raise RuntimeError("resume() was called already")
-        prepared = Prepared(self._accelerator, self._registered, self._told, keep_batch=self._keep_batch)
+        say, keep_batch = self._session.program.say, self._keep_batch
+        prepared = Prepared(self._accelerator, self._registered, self._told, say, keep_batch=keep_batch)
         parts = [*prepared.parts(), NamedPart("position", self._position), NamedPart("rng", self._streams)]
         self._position.adopt_loaders()
         for named in parts:

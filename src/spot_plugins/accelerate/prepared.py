@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -88,14 +88,23 @@ class Prepared:
         accelerator: After ``prepare``.
         registered: Parts that the user has registered.
         told: The warnings of the loop.
+        say: Shows a line to the user.
         keep_batch: Change gradient accumulation so that it makes up for another number of processes.
     """
 
-    def __init__(self, accelerator: Accelerator, registered: list[Any], told: Told, *, keep_batch: bool) -> None:
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        registered: list[Any],
+        told: Told,
+        say: Callable[[str], None],
+        *,
+        keep_batch: bool,
+    ) -> None:
         self._accelerator = accelerator
         self._registered = registered
         self._schedules = Schedules(accelerator, registered, told)
-        self._counters = CountersPart(accelerator, self._schedules, keep_batch=keep_batch)
+        self._counters = CountersPart(accelerator, self._schedules, say, keep_batch=keep_batch)
         self._number = _num_prepared(accelerator)
         self._has_ended_batch = False
 

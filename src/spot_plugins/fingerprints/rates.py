@@ -52,7 +52,8 @@ class Rates:
 
 
 def _getter_of(group: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
-    return itemgetter(*[name for name in SETTINGS if name in group])
+    names = [name for name in SETTINGS if name in group]
+    return itemgetter(*names) if names else lambda group: ()  # itemgetter() needs a name
 
 
 def _turn(groups: list[dict[str, Any]], step: int) -> list[dict[str, Any]]:

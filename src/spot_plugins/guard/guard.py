@@ -40,8 +40,8 @@ class Guard:
     _open: ClassVar[WeakSet[Guard]] = WeakSet()
     """Guards of this process."""
 
-    _is_alone = True
-    """False for ranks that are threads of one process: each would find the objects of the others."""
+    _beside: ClassVar[WeakSet[Guard]] = WeakSet()
+    """Guards of ranks that are threads of one process: each would find the objects of the others."""
 
     def __init__(self, host: Host, registry: Registry) -> None:
         self.host = host
@@ -65,7 +65,7 @@ class Guard:
         self._steps = OptimizerSteps(self._on_optimizer_step)
         for other in self._open:
             if other._thread != self._thread:
-                self._is_alone = other._is_alone = False
+                self._beside.update((self, other))
         self._open.add(self)
 
     def begin(self, resumed_from: int | None) -> None:
@@ -109,7 +109,7 @@ class Guard:
         self._num_reported += 1
         if self._num_reported == CALLS_TO_COMPARE and self.host.is_bare:
             self._compare_calls()
-        return self._search is not None and self._is_alone and self._search.after_step()
+        return self._search is not None and self not in self._beside and self._search.after_step()
 
     def pause(self) -> None:
         """Expect that loaders are read that the training does not depend on."""

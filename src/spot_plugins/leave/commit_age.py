@@ -7,7 +7,7 @@ import threading
 from typing import Final
 
 from ..clock import Clock
-from ..events import Committed, Event, LocalWriteFailed, PushFailing, SaveAbandoned, SaveDeferred
+from ..events import Committed, Event, LocalWriteFailed, PushFailing, SaveAbandoned, SaveDeferred, SharesCounted
 
 logger = logging.getLogger(__name__)
 
@@ -23,10 +23,13 @@ class CommitAge:
 
     Args:
         clock: Measures the age.
+        counts_shares: Whether a step counts once all ranks have stored it. True on rank 0 of several ranks, whose
+            pusher process looks for the shares of the others.
     """
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, *, counts_shares: bool = False) -> None:
         self._clock = clock
+        self._counts_shares = counts_shares
         self._lock = threading.Lock()  # events come from several threads
         self._step: int | None = None
         self._committed_at = clock.monotonic()
@@ -37,12 +40,19 @@ class CommitAge:
         with self._lock:
             now = self._clock.monotonic()
             match event:
-                case Committed(step=step):
-                    self._step, self._committed_at, self._told_at = step, now, now
+                case Committed(step=step) if not self._counts_shares:
+                    self._reset(now, step)
+                case SharesCounted(visible_step=step) if step is not None and step != self._step:
+                    self._reset(now, step)
+                case SharesCounted(step=step, missing_ranks=ranks) if ranks:
+                    self._tell(now, f"ranks {', '.join(map(str, ranks))} have not stored their share of step {step}")
                 case PushFailing(reason=reason) | SaveAbandoned(reason=reason) | LocalWriteFailed(reason=reason):
                     self._tell(now, reason)
                 case SaveDeferred():
                     self._tell(now, "an earlier save is still being pushed")
+
+    def _reset(self, now: float, step: int) -> None:
+        self._step, self._committed_at, self._told_at = step, now, now
 
     def _tell(self, now: float, reason: str) -> None:
         if now - self._told_at < TOLD_AFTER_S:

@@ -106,7 +106,7 @@ class Departure:
         left_s = notice.deadline - time.monotonic()
         self._say(saved, is_durable, left_s)
         self._bus.emit(Leaving(step=saved, durable=is_durable, left_s=left_s))
-        self._job.meet(self.leave_by())
+        self._job.meet(self.leave_by(), None if is_durable else "the rank left before its share was stored").wait()
         if is_durable and self._config.acknowledge_notice:
             self._listener.acknowledge()
         stays = self._config.on_notice == "continue" and self._agreement.stay()

@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Final
 
@@ -18,7 +18,7 @@ from ..agreement import Agreement, Decision
 from ..data import end_shielded_workers
 from ..errors import Preempted, StoreError
 from ..launch import roster
-from ..ranks import Job
+from ..ranks import BoardClosedError, Job
 from ..save import SavedSteps, Saver
 from .departure import Departure
 from .listener import Listener
@@ -192,11 +192,29 @@ class WayOut:
             self._phase.leave_behind()
             if self._agreement.notice is None:
                 return
+        self._end()
+        raise Preempted(self._saved_steps.last)
+
+    @contextmanager
+    def before_training(self) -> Iterator[None]:
+        """
+        Close the session if the block raises ``Preempted``, because of a notice in a wait for the store.
+
+        After a notice, a rank that waits for another one leaves in the same way once rank 0 is gone.
+        """
+        try:
+            yield
+        except (Preempted, BoardClosedError) as error:
+            if isinstance(error, BoardClosedError) and self._agreement.notice is None:
+                raise
+            self._end()
+            raise Preempted(None) from None
+
+    def _end(self) -> None:
         self._listener.release_signals(for_good=True)
         self._phase.move(Phase.CLOSED)
         self._stack.close()
         roster.leave()
-        raise Preempted(self._saved_steps.last)
 
     def leave_in_pause(self) -> None:
         """

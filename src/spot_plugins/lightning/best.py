@@ -154,7 +154,7 @@ class BestFiles:
         for each in sorted(wanted - self._asked):
             self._session.keeper.keep(each, OWNER, saves_live=saves_live)
         for each in sorted(self._asked - wanted):
-            self._session.keeper.release(each, OWNER)
+            self._session.keeper.release_after(each, OWNER, named_by=step)
         self._asked = wanted
 
     def finish(self, step: int) -> None:

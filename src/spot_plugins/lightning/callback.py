@@ -222,7 +222,7 @@ class SpotCheckpoint(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Close."""
         if self._fit is not None:
-            self._fit.tell_if_skipped()
+            self._fit.end_if_skipped()
         self._close(pl_module)
 
     def _wrap_module_hook(self, fit: Fit, pl_module: LightningModule) -> None:

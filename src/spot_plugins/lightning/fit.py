@@ -148,9 +148,10 @@ class Fit:
         """Return the objects in attributes that are saved as soon as they change."""
         return self._parts.attributes.held()
 
-    def tell_if_skipped(self) -> None:
-        """Say that nothing was left to train, if the training has ended without a start. An early stop is restored."""
+    def end_if_skipped(self) -> None:
+        """Restore the random streams and say that nothing was left to train, if the training ends without a start."""
         if not self._has_started and (step := self.session.resumed_from) is not None:
+            self._parts.restore_streams()
             self.session.program.tell_finished(step)
 
     def close(self) -> None:

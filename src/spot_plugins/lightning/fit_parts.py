@@ -43,6 +43,10 @@ class FitParts:
         self.attributes.apply()
         self._gradients.apply()
         self.loops.apply()
+        self.restore_streams()
+
+    def restore_streams(self) -> None:
+        """Restore the random streams."""
         self._rng.apply()
 
     def register(self, pl_module: LightningModule, own: Callback) -> None:

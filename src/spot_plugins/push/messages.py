@@ -37,6 +37,7 @@ _PUSHER_EVENTS: Final = (
     events.PushFailing,
     events.StoreDamaged,
     events.Committed,
+    events.SharesCounted,
     events.SaveAbandoned,
     events.Superseded,
     events.Pruned,
@@ -57,6 +58,7 @@ class PushSettings:
     rank: int
     world_size: int
     attempt: int
+    """Number of the attempt. 0 before it is claimed: the process then proves the store first."""
     keep_last: int
     keep_every: int | None
 
@@ -209,7 +211,11 @@ def encode_event(event: Event) -> dict[str, Any]:
 
 def decode_event(body: dict[str, Any]) -> Event:
     """Read what :func:`encode_event` wrote."""
-    return _EVENT_TYPES[body["event"]](**body["fields"])
+    fields: dict[str, Any] = body["fields"]
+    for name, value in fields.items():
+        if isinstance(value, list):
+            fields[name] = tuple(value)
+    return _EVENT_TYPES[body["event"]](**fields)
 
 
 class Channel:

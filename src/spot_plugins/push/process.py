@@ -49,12 +49,14 @@ class PusherProcess:
 
     Args:
         settings: The first message to the process.
+        directory: The directory of the process. A variable or an option may hold a path that is relative to it.
         on_message: Called with each message of the process, on the thread of this object.
         on_end: Called once when the process has ended, after its last message and on the same thread.
     """
 
-    def __init__(self, settings: PushSettings, on_message: OnMessage, on_end: OnEnd) -> None:
+    def __init__(self, settings: PushSettings, directory: str | None, on_message: OnMessage, on_end: OnEnd) -> None:
         self._settings = settings
+        self._directory = directory
         self._on_message = on_message
         self._on_end = on_end
         self._channel: Channel | None = None
@@ -72,13 +74,13 @@ class PusherProcess:
             OSError: The machine has no room for another process.
         """
         ours, theirs = socket.socketpair()
-        # Its own session: a signal to the job's process group must not end it. The directory is that of the trainer,
-        # because a variable or an option may hold a path that is relative to it.
+        # Its own session: a signal to the job's process group must not end it.
         mask = signal.pthread_sigmask(signal.SIG_BLOCK, messages.SIGNALS)  # inherited: see main() in worker
         try:
             self._process = process = subprocess.Popen(
                 [sys.executable, "-c", _PROGRAM, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
+                cwd=self._directory,
                 start_new_session=True,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

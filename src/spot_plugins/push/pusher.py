@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
+import queue
 import threading
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from .. import events
+from ..errors import ConfigError, StoreError
 from ..events import Event, EventBus
 from . import messages
 from .ledger import MAX_TRIES, Ledger, Lent
@@ -19,19 +24,26 @@ from .wishes import Wishes
 
 logger = logging.getLogger(__name__)
 
+PROOF_S: Final = 120.0
+"""Longest wait in seconds for one proof. Each request of a proof has a limit of its own, unless the user removed it."""
+
 _NO_START: Final = "the pusher process does not start"
+_PROBE: Final = "probe"
+_POLL_S: Final = 0.02
 
 
 class Pusher:
     """
     Hands staged steps to the pusher process and knows what became of them.
 
+    Before the attempt is claimed, :meth:`prove` lets the process prove the store. :meth:`begin` follows.
+
     If the process dies (out of memory, say), the thread that receives its messages gives the newest step that it had to
     a fresh process, once. Older steps are abandoned. If it had none, the next :meth:`submit` starts a process. Events
     are emitted on the same thread.
 
     Args:
-        settings: Given to every process.
+        settings: Given to every process. The attempt is 0 if :meth:`begin` gives it.
         bus: Gets the events.
     """
 
@@ -42,32 +54,53 @@ class Pusher:
         """Record of the steps and of the buffers that they need."""
         self._sending = threading.Lock()  # the process is started, and sent to, by one thread at a time
         self._process: PusherProcess | None = None
+        self._directory = _current_directory()  # also of a later process: the program may change its directory
+        self._proofs: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._hurries = False
         self._is_closed = False
         self._wishes = Wishes()
         self.is_finished = False
         """True if the training has ended and its end is stored. Then the process removes default local copies."""
 
-    def open(self) -> None:
+    def prove(self, wait: Callable[[float], None]) -> None:
         """
-        Start the process. Returns at once.
+        Let the process put, get, list and delete an object in the store, once. It is started if it does not run.
+
+        Args:
+            wait: Waits for a number of seconds. It may raise, to end the wait for the answer.
 
         Raises:
-            OSError: The machine has no room for another process.
+            ConfigError: The store cannot be used by the process, or the machine has no room for the process.
+            StoreError: The store refuses, or does not answer.
         """
+        answers: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         with self._sending:
-            self._reach_process()
+            self._proofs = answers
+            try:
+                process = self._reach_process()
+            except OSError as error:
+                raise ConfigError(f"{_NO_START}: {error}. Allow this machine more processes or memory") from error
+            with contextlib.suppress(OSError):  # it is not reachable then
+                process.send({"prove": True})
+        match _await_proof(answers, process, wait):
+            case {"ConfigError": [text]}:
+                raise ConfigError(text)
+            case {"StoreError": fields}:
+                raise StoreError(*fields)
+
+    def begin(self, attempt: int) -> None:
+        """Give the number of the attempt, which is claimed now, to this process and to later ones."""
+        with self._sending:
+            self._settings = replace(self._settings, attempt=attempt)
+            if (process := self._process) is not None:
+                with contextlib.suppress(OSError):  # the next process gets it
+                    process.send({"attempt": attempt})
 
     @property
     def pid(self) -> int | None:
-        """Process id of the pusher. None before :meth:`open`, and from a noticed death until the next start."""
+        """Process id of the pusher. None before the first start, and from a noticed death until the next start."""
         process = self._process
         return None if process is None else process.pid
-
-    @property
-    def is_superseded(self) -> bool:
-        """True if a newer attempt has taken over the run, so that nothing more will be committed."""
-        return self.ledger.is_superseded
 
     @property
     def is_busy(self) -> bool:
@@ -177,7 +210,7 @@ class Pusher:
         """Return the process, a fresh one if none runs. Call with the lock held."""
         process = self._process
         if process is None or not process.is_reachable:
-            process = PusherProcess(self._settings, self._on_message, self._on_end)
+            process = PusherProcess(self._settings, self._directory, self._on_message, self._on_end)
             process.start()
             self._process = process
             with contextlib.suppress(OSError):
@@ -193,6 +226,8 @@ class Pusher:
         match body:
             case {"released": list(buffers)}:
                 self.ledger.release(buffers)
+            case {"proof": dict(proof)}:
+                self._proofs.put(proof)
             case {"frozen": int()}:
                 self.ledger.store_frozen(messages.decode_frozen(body))
             case _:
@@ -232,3 +267,25 @@ class Pusher:
         self.ledger.release(lost.buffers)
         if lost.again is not None and failure is not None:
             self.abandon(lost.again, f"{reason}; {failure}")
+
+
+def _current_directory() -> str | None:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:  # it was removed; a process inherits it all the same
+        return None
+
+
+def _await_proof(
+    answers: queue.SimpleQueue[dict[str, Any]], process: PusherProcess, wait: Callable[[float], None]
+) -> dict[str, Any]:
+    deadline = time.monotonic() + PROOF_S
+    while time.monotonic() < deadline:
+        is_reachable = process.is_reachable
+        with contextlib.suppress(queue.Empty):
+            # wait: _POLL_S; it looks again for a notice and for the end of the process, until PROOF_S
+            return answers.get(timeout=_POLL_S)
+        if not is_reachable:
+            raise StoreError("put", _PROBE, "the pusher process ended while it proved the store")
+        wait(0.0)
+    raise StoreError("put", _PROBE, f"the pusher process got no answer within {PROOF_S:.0f} s")

@@ -19,18 +19,20 @@ import time
 from collections import deque
 from typing import Any, Final
 
+from .. import events
 from ..errors import SpotError
 from ..events import EventBus
-from ..format.commit import merge_manifests
+from ..format.commit import merge_manifests, stored_manifests
 from ..format.keys import StepId
 from ..format.manifest import ManifestError
-from ..store import is_below_own, open_local, open_store, sweep
+from ..store import RenewedStore, is_below_own, open_local, open_store, sweep
 from . import messages
 from .frozen_watch import FrozenWatch
 from .keeping import Marks
 from .local_write import Disk
 from .messages import Channel, FrozenUse, PushJob, PushSettings, SealedBlob, StoredFrozen
 from .priority import Priority
+from .proof import serve_proofs
 from .step_push import StepPush, Ways
 
 LINGER_S: Final = 600.0
@@ -46,7 +48,7 @@ LONGEST_PAUSE_S: Final = 5.0
 class Worker:
     """Receives jobs on the main thread, so that the trainer never waits, and pushes them on another one."""
 
-    def __init__(self, channel: Channel) -> None:
+    def __init__(self, channel: Channel, settings: PushSettings) -> None:
         self._channel = channel
         self._changed = threading.Condition()
         self._waiting: deque[tuple[PushJob, list[memoryview]]] = deque()
@@ -55,10 +57,9 @@ class Worker:
         self._trainer_gone = False
         self._hopeless = False
         self._buffers: dict[int, mmap.mmap] = {}
-        body, _ = channel.receive()
-        self._settings = settings = PushSettings(**body)
+        self._settings = settings
         self._bus = EventBus(lambda event: self._send(messages.encode_event(event)))
-        store = open_store(settings.url, settings.storage_options)
+        store = RenewedStore(lambda: open_store(settings.url, settings.storage_options))
         local = None if settings.local_dir is None else open_local(settings.local_dir)
         self._watch = FrozenWatch(store, local, settings, self._bus)
         self._ways = Ways(
@@ -131,7 +132,7 @@ class Worker:
         while (pushed := self._push_next()) is not None:
             step, is_committed = pushed
             if is_committed and self._settings.rank == 0 and self._settings.world_size > 1:
-                self._merge(StepId(step, self._settings.attempt))
+                self._gather(StepId(step, self._settings.attempt))
 
     def _push_next(self) -> tuple[int, bool] | None:
         """Push the job that has waited longest. Return its step and whether it is committed, None if none will come."""
@@ -184,22 +185,43 @@ class Worker:
         assert frozen.number == job.frozen_set
         return list(frozen.blobs)
 
-    def _merge(self, step_id: StepId) -> None:
-        """Add the merged manifest once all ranks have put theirs, unless a newer step is staged before."""
+    def _gather(self, step_id: StepId) -> None:
+        """Merge the manifests of all ranks, and say which of them are missing once a newer step is staged."""
+        missing: tuple[int, ...] = ()
+        visible: int | None = step_id.step
+        if not self._merge(step_id):
+            try:
+                stored = [
+                    each for each in stored_manifests(self._ways.store) if each.step_id.attempt == step_id.attempt
+                ]
+            except SpotError:  # the next step is counted
+                return
+            there = {rank for each in stored if each.step_id == step_id for rank in each.ranks}
+            missing = tuple(sorted(set(range(self._settings.world_size)) - there))
+            visible = max((each.step_id.step for each in stored if each.is_committed), default=None)
+        self._bus.emit(events.SharesCounted(step=step_id.step, missing_ranks=missing, visible_step=visible))
+
+    def _merge(self, step_id: StepId) -> bool:
+        """
+        Add the merged manifest once all ranks have put theirs, unless a newer step is staged before.
+
+        Return whether it was added.
+        """
         pause_s, deadline = FIRST_PAUSE_S, math.inf
         while time.monotonic() < deadline:
             try:
                 if merge_manifests(self._ways.store, step_id, self._settings.world_size):
-                    return
+                    return True
             except (SpotError, ManifestError, KeyError):  # readers can do without the merged one
-                return
+                return False
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting, timeout=pause_s)
                 if self._waiting:
-                    return
+                    return False
                 if self._trainer_gone:
                     deadline = min(deadline, time.monotonic() + MERGE_S)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        return False
 
     def _hasten(self) -> None:
         """Let the push under way not wait for a failing store any more. Call with the lock held."""
@@ -220,5 +242,9 @@ def main() -> None:
     # Such a signal is for the trainer; this process ends after its work. The signals are blocked until here.
     for number in messages.SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    Worker(Channel(socket.socket(fileno=int(sys.argv[1])))).run()
+    channel = Channel(socket.socket(fileno=int(sys.argv[1])))
+    body, _ = channel.receive()
+    settings = serve_proofs(channel, PushSettings(**body))
+    if settings is not None:
+        Worker(channel, settings).run()
     os._exit(0)  # Python would wait for a thread that hangs in the kernel, because of a sick disk

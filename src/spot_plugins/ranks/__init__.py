@@ -10,7 +10,7 @@ Begin with :mod:`.base`, the protocols. :class:`Job` is the one value that other
 from __future__ import annotations
 
 from .base import Board, BoardClosedError, BoardNonsenseError, Ranks
-from .exchange import Job
+from .exchange import Job, Meeting, texts_of_ranks
 from .single import MemoryBoard, SingleRank
 from .torch_ranks import TorchRanks, current_ranks
 
@@ -19,9 +19,11 @@ __all__ = [
     "BoardClosedError",
     "BoardNonsenseError",
     "Job",
+    "Meeting",
     "MemoryBoard",
     "Ranks",
     "SingleRank",
     "TorchRanks",
     "current_ranks",
+    "texts_of_ranks",
 ]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -43,19 +43,58 @@ class Job:
         self.board.post(f"{name}/{self.rank}", value)
         return [self.board.read(f"{name}/{rank}") for rank in range(self.world_size)]
 
-    def meet(self, deadline: float) -> None:
+    def meet(self, deadline: float, note: Json = None) -> Meeting:
         """
-        Wait until all ranks have called this, or until *deadline* (monotonic). Every rank calls this once, at its end.
+        Meet all ranks at the end of the job. Every rank calls this once. It returns at once.
 
         It is needed because launchers kill all other ranks as soon as one process has left.
-        """
-        # On a thread, because the board of a machine that vanished may block its caller.
-        meeting = threading.Thread(target=self._meet, args=(deadline,), name="spot-end", daemon=True)
-        meeting.start()
-        meeting.join(max(0.0, deadline - time.monotonic()) + MEETING_MARGIN_S)
 
-    def _meet(self, deadline: float) -> None:
-        with contextlib.suppress(BoardClosedError):  # too late, or rank 0 is gone
-            self.board.post(f"left/{self.rank}", True)
-            for rank in range(self.world_size):
-                self.board.read(f"left/{rank}", max(0.0, deadline - time.monotonic()))
+        Args:
+            deadline: The end of the meeting (monotonic), if not all ranks come.
+            note: Given to the other ranks.
+        """
+        return Meeting(self, deadline, note)
+
+
+class Meeting:
+    """The wait for all ranks to come to their end, on a thread. See :meth:`Job.meet`."""
+
+    def __init__(self, job: Job, deadline: float, note: Json) -> None:
+        self.notes: dict[int, Json] = {job.rank: note}
+        """The notes of the ranks that have come, this one included."""
+        self.is_cut_off = False
+        """True if the board was lost before the deadline, because rank 0 has ended."""
+        self._deadline = deadline
+        # On a thread, because the board of a machine that vanished may block its caller.
+        self._thread = threading.Thread(target=self._run, args=(job, note), name="spot-end", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_over(self) -> bool:
+        """True if all ranks have come, or the deadline has passed."""
+        return not self._thread.is_alive() or time.monotonic() > self._deadline + MEETING_MARGIN_S
+
+    def wait(self) -> None:
+        """Wait for the end of the meeting."""
+        # wait: the deadline of the caller and MEETING_MARGIN_S; this rank leaves without the others
+        self._thread.join(max(0.0, self._deadline - time.monotonic()) + MEETING_MARGIN_S)
+
+    def _run(self, job: Job, note: Json) -> None:
+        try:
+            job.board.post(f"left/{job.rank}", note)
+            for rank in range(job.world_size):
+                self.notes[rank] = job.board.read(f"left/{rank}", max(0.0, self._deadline - time.monotonic()))
+        except BoardClosedError:  # too late, or rank 0 is gone
+            self.is_cut_off = time.monotonic() < self._deadline
+
+
+def texts_of_ranks(texts: Sequence[str | None]) -> str:
+    """Return the *texts* of all ranks as one, each once, with the ranks that gave it if others gave another or None."""
+    ranks_of: dict[str, list[int]] = {}
+    for rank, text in enumerate(texts):
+        if text is not None:
+            ranks_of.setdefault(text, []).append(rank)
+    return "; ".join(
+        text if len(ranks) == len(texts) else f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}: {text}"
+        for text, ranks in ranks_of.items()
+    )

@@ -1,20 +1,48 @@
-"""The start of an attempt: rank 0 proves that the store works and claims the attempt's number, for all ranks."""
+"""The start of an attempt: every rank's pusher process proves the store, then rank 0 claims the attempt's number."""
 
 from __future__ import annotations
 
 import platform
-from dataclasses import dataclass
-from typing import cast
+import queue
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeVar, cast
 
 from .. import __version__
 from ..clock import SystemClock
 from ..config import SpotConfig
-from ..errors import ConfigError, StoreError
+from ..errors import ConfigError, Preempted, StoreError
+from ..events import EventBus
 from ..format.attempts import claim_attempt
 from ..format.keys import RUN_KEY
 from ..format.manifest import FORMAT, Json, canonical_json
-from ..ranks import Job
-from ..store import LocalStore, ObjectStore, check_writable, local_directory, open_local, open_store, patiently
+from ..push import Pusher, PushSettings
+from ..ranks import BoardClosedError, Job, texts_of_ranks
+from ..store import (
+    LocalStore,
+    ObjectStore,
+    Patience,
+    PatientStore,
+    RenewedStore,
+    local_directory,
+    open_local,
+    open_store,
+    unusable,
+)
+
+JOIN_S: Final = 300.0
+"""Longest wait in seconds for the other ranks, which wait for the store with a limit each."""
+
+TELL_S: Final = 1.0
+"""Longest wait in seconds for the board to take the word that this rank leaves."""
+
+_POLL_S: Final = 0.05
+_NOTICE: Final = "notice"
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +52,8 @@ class Membership:
     url: str
     """The run's URL."""
     store: ObjectStore
+    patient: ObjectStore
+    """The same store, which waits for passing trouble. For the resume."""
     local_dir: str | None
     """Directory for local copies, or None if there are none."""
     attempt: int
@@ -35,35 +65,137 @@ class Membership:
         return None if self.local_dir is None else open_local(self.local_dir)
 
 
-def join_run(config: SpotConfig, job: Job) -> Membership:
+def join_run(config: SpotConfig, job: Job, bus: EventBus, patience: Patience) -> tuple[Membership, Pusher]:
     """
-    Prove that the store can be used, and claim the next attempt. Every rank calls this; rank 0 does the work.
+    Prove on every rank that the store can be used, and claim the next attempt. Every rank calls this.
+
+    1. The pusher process of each rank proves the store. Passing trouble is waited for.
+    2. The ranks exchange the refusals.
+    3. Rank 0 claims the attempt.
+
+    Returns:
+        The run and the pusher, whose process runs.
 
     Raises:
-        ConfigError: The URL cannot work, or the store refuses writes. Every rank raises it.
-        StoreError: The store does not answer. Every rank raises it.
+        ConfigError: The URL cannot work, or the store refuses a rank. Every rank raises it.
+        StoreError: The store does not answer a rank. Every rank raises it.
+        Preempted: There was a notice meanwhile, on any rank.
     """
-    url = config.url
-    if url.startswith("memory:"):
+    if (url := config.url).startswith("memory:"):
         raise ConfigError(f"url={url!r} would be lost with this process. Give a directory, such as file:///data/run")
-    store = open_store(url, config.storage_options)
-    attempt, refusal = 0, None
-    outage: list[Json] = []
-    if job.rank == 0:
+    refusal: Json = None
+    with ExitStack() as stack:
         try:
-            patiently(lambda: check_writable(store))
-            attempt = patiently(lambda: _claim(store, job.world_size))
-        except ConfigError as error:
-            refusal = str(error)
-        except StoreError as error:
-            outage += [error.operation, error.key, error.reason]
-    found = job.exchange("joining", [attempt, refusal, outage])[0]
-    attempt, refusal, lost = cast("tuple[int, str | None, list[str]]", found)
-    if refusal is not None:
-        raise ConfigError(refusal)
-    if lost:
-        raise StoreError(lost[0], lost[1], lost[2])
-    return Membership(url, store, local_directory(url, config.local_dir), attempt)
+            run = _open(config, patience)
+            pusher = Pusher(_push_settings(config, run, job), bus)
+            stack.callback(pusher.close)
+            _finally_refused(run, lambda: patience(lambda: pusher.prove(patience.wait)))
+        except (ConfigError, StoreError) as error:
+            refusal = _note(error)
+        except Preempted:
+            _tell_notice(job)
+            raise
+        _raise_refusals(_exchange(job, "joining", refusal, patience))
+        attempt = 0
+        if job.rank == 0:
+            try:
+                attempt = _finally_refused(run, lambda: _claim(run.patient, job.world_size))
+            except (ConfigError, StoreError) as error:
+                refusal = _note(error)
+        attempt, refusal = cast("Any", _exchange(job, "attempt", [attempt, refusal], patience)[0])
+        _raise_refusals([refusal])
+        stack.pop_all()
+    pusher.begin(attempt)
+    return replace(run, attempt=attempt), pusher
+
+
+def _open(config: SpotConfig, patience: Patience) -> Membership:
+    store = RenewedStore(lambda: open_store(config.url, config.storage_options))
+    return Membership(
+        url=config.url,
+        store=store,
+        patient=PatientStore(store, patience),
+        local_dir=local_directory(config.url, config.local_dir),
+        attempt=0,
+    )
+
+
+def _push_settings(config: SpotConfig, run: Membership, job: Job) -> PushSettings:
+    return PushSettings(
+        url=run.url,
+        storage_options=dict(config.storage_options),
+        local_dir=run.local_dir,
+        rank=job.rank,
+        world_size=job.world_size,
+        attempt=run.attempt,
+        keep_last=config.keep_last,
+        keep_every=config.keep_every,
+    )
+
+
+def _finally_refused(run: Membership, action: Callable[[], _T]) -> _T:
+    """Call *action*, and raise a refusal that will not pass as a :exc:`ConfigError`."""
+    try:
+        return action()
+    except StoreError as error:
+        if error.retryable:
+            raise
+        raise unusable(run.store, error) from error
+
+
+def _note(error: ConfigError | StoreError) -> Json:
+    """Return *error* as a note for the other ranks: its text, or operation, key and reason."""
+    return [str(error)] if isinstance(error, ConfigError) else [error.operation, error.key, error.reason]
+
+
+def _tell_notice(job: Job) -> None:
+    """Let the ranks that wait for this one leave, too. On a thread, because the board may block its caller."""
+
+    def tell() -> None:
+        with suppress(BoardClosedError):
+            job.board.post(f"joining/{job.rank}", _NOTICE)
+
+    teller = threading.Thread(target=tell, name="spot-join", daemon=True)
+    teller.start()
+    # wait: TELL_S; this rank leaves all the same
+    teller.join(TELL_S)
+
+
+def _exchange(job: Job, name: str, value: Json, patience: Patience) -> list[Json]:
+    """Exchange *value* as :meth:`.Job.exchange` does, on a thread, so that a notice ends the wait for the others."""
+    results: queue.SimpleQueue[list[Json] | BoardClosedError] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            results.put(job.exchange(name, value))
+        except BoardClosedError as error:
+            results.put(error)
+
+    threading.Thread(target=run, name="spot-join", daemon=True).start()
+    deadline = time.monotonic() + JOIN_S
+    while time.monotonic() < deadline:
+        try:
+            # wait: _POLL_S; it looks again for a notice, until JOIN_S
+            found = results.get(timeout=_POLL_S)
+        except queue.Empty:
+            patience.wait(0.0)
+            continue
+        if isinstance(found, BoardClosedError):
+            raise found
+        return found
+    raise BoardClosedError(f"a rank has not joined the run within {JOIN_S:.0f} s")
+
+
+def _raise_refusals(refusals: list[Any]) -> None:
+    """Raise one error that tells the refusals of all ranks, each text once."""
+    if _NOTICE in refusals:
+        raise Preempted(None)
+    told = [each for each in refusals if each is not None]
+    text = texts_of_ranks([None if each is None else each[-1] for each in refusals])
+    if any(len(each) == 1 for each in told):
+        raise ConfigError(text)
+    if told:
+        raise StoreError(told[0][0], told[0][1], text)
 
 
 def _claim(store: ObjectStore, world_size: int) -> int:

@@ -47,10 +47,11 @@ def peek(membership: Membership, job: Job, bus: EventBus, path: Sequence[str]) -
         StoreError: The store does not answer.
     """
     stop_prefetch(membership.local_dir)
-    salvage(membership.store, membership.local, job, membership.attempt, bus)
-    found, damaged = _newest_on_all(membership.store, job, path, "peek")
-    if damaged is not None and heal(membership.store, membership.local, job, membership.attempt, damaged, "peek/heal"):
-        found, _ = _newest_on_all(membership.store, job, path, "peek/again")
+    store = membership.patient
+    salvage(store, membership.local, job, membership.attempt, bus)
+    found, damaged = _newest_on_all(store, job, path, "peek")
+    if damaged is not None and heal(store, membership.local, job, membership.attempt, damaged, "peek/heal"):
+        found, _ = _newest_on_all(store, job, path, "peek/again")
     if found is None:
         return None
     step, value, is_plain = found

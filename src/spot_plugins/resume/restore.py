@@ -52,18 +52,18 @@ def restore(
     wanted = registry.wanted()
     check_alike(job, registry.alike(job.world_size))
     stop_prefetch(membership.local_dir)
-    salvage(membership.store, membership.local, job, membership.attempt, bus)
+    salvage(membership.patient, membership.local, job, membership.attempt, bus)
     started = time.monotonic()
     run = membership
     loaded = load_newest(
-        run.store,
+        run.patient,
         run.local,
         run.url,
         job,
         bus,
         wanted,
         is_mirror=is_mirror,
-        heal=partial(heal, run.store, run.local, job, run.attempt),
+        heal=partial(heal, run.patient, run.local, job, run.attempt),
     )
     if loaded is None:
         return None

@@ -59,11 +59,9 @@ class SavedSteps:
         """Return whether *step* is stored or on its way. Then it must not be saved again, as it may be visible."""
         return step == self.last and not self._pusher.is_abandoned(step)
 
-    def finish(self, step: int) -> bool:
-        """Return :meth:`has` at the end of the training. If *step* is stored, nobody needs its local copies."""
-        has_step = self.has(step)
-        self._pusher.is_finished = has_step and self._pusher.has_ended(step)
-        return has_step
+    def finish(self, step: int) -> None:
+        """Record the end of the training. If *step* is stored, nobody needs its local copies."""
+        self._pusher.is_finished = self.has(step) and self._pusher.has_ended(step)
 
     def save(self, step: int, trigger: Trigger) -> bool:
         """

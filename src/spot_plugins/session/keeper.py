@@ -7,7 +7,7 @@ import threading
 from typing import Any, Final, cast
 
 from ..errors import StoreError
-from ..events import Event, EventBus, KeepFailed, Kept, Released, SaveAbandoned
+from ..events import Committed, Event, EventBus, KeepFailed, Kept, Released, SaveAbandoned
 from ..format.kept import KeptStep, kept_steps
 from ..leave.phase import Phase, PhaseTracker
 from ..leave.way_out import WayOut
@@ -61,6 +61,7 @@ class Keeper:
         self._grace_s = grace_s
         self._lock = threading.Lock()
         self._kept: set[tuple[int, str]] = set()
+        self._unneeded: dict[tuple[int, str], int] = {}  # with the step that still names it
         self._is_used = False
 
     def resumed(self, *, is_mirror: bool) -> None:
@@ -74,7 +75,7 @@ class Keeper:
         problem: list[Any] = []
         if self._job.rank == 0:
             try:
-                marks = patiently(lambda: list(kept_steps(self._run.store)))
+                marks = list(kept_steps(self._run.patient))
                 found = [[mark.step_id.step, mark.owner] for mark in marks if mark.is_committed or is_mirror]
                 self._drop([mark for mark in marks if not mark.is_committed and not is_mirror], found)
             except StoreError as error:
@@ -118,6 +119,7 @@ class Keeper:
         self._is_used = True
         with self._lock:
             self._kept.add((step, owner))
+            self._unneeded.pop((step, owner), None)
         if self._phase.now is Phase.LEFT_BEHIND:
             self._fail(step, owner, "the other ranks have left, and this rank saves nothing any more")
         elif step == present and (reason := self._way_out.save(step, saves_live=saves_live)) is not None:
@@ -160,14 +162,26 @@ class Keeper:
     def release(self, step: int, owner: str) -> None:
         """Let *step* be pruned like any other, unless another owner keeps it."""
         self._phase.check("release")
+        self._release(step, owner)
+
+    def release_after(self, step: int, owner: str, *, named_by: int) -> None:
+        """
+        Release *step* as soon as a step after *named_by* is stored.
+
+        Until then a resume may begin at *named_by* or before it, and the state of these steps still names *step*.
+        """
+        self._phase.check("release")
         with self._lock:
-            self._kept.discard((step, owner))
-        if self._job.rank == 0 and self._phase.now is not Phase.LEFT_BEHIND:
-            self._pusher.ask(KeepRequest(step=step, owner=owner, keeps=False))
+            self._unneeded[step, owner] = named_by
 
     def on_event(self, event: Event) -> None:
-        """Say that a step is not kept after all. On any thread."""
+        """Say that a step is not kept after all, and release what no stored step names. On any thread."""
         match event:
+            case Committed(step=stored):
+                with self._lock:
+                    unneeded = [key for key, named_by in self._unneeded.items() if named_by < stored]
+                for step, owner in unneeded:
+                    self._release(step, owner)
             case SaveAbandoned(step=step):
                 with self._lock:
                     owners = [owner for kept, owner in self._kept if kept == step]
@@ -183,6 +197,13 @@ class Keeper:
                 logger.info("step %s of attempt %s is kept by the %s", step, attempt, owner)
             case Released(step=step, owner=owner):
                 logger.info("step %s is released by the %s", step, owner)
+
+    def _release(self, step: int, owner: str) -> None:
+        with self._lock:
+            self._kept.discard((step, owner))
+            self._unneeded.pop((step, owner), None)
+        if self._job.rank == 0 and self._phase.now is not Phase.LEFT_BEHIND:
+            self._pusher.ask(KeepRequest(step=step, owner=owner, keeps=False))
 
     def _fail(self, step: int, owner: str, reason: str) -> None:
         self._bus.emit(KeepFailed(step=step, owner=owner, reason=reason))

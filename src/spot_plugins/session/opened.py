@@ -14,19 +14,20 @@ from ..events import EventBus
 from ..fingerprints import PART, Recorder, recorder_of
 from ..leave.commit_age import CommitAge
 from ..leave.departure import Departure
+from ..leave.early_notices import EarlyNotices
 from ..leave.listener import Listener
 from ..leave.measurements import Measurements
 from ..leave.participant import TrainingParticipant
 from ..leave.phase import PhaseTracker
 from ..leave.way_out import WayOut
 from ..program import Lines
-from ..push import Pusher, PushSettings
+from ..push import Pusher
 from ..ranks import Job, Ranks
 from ..resume.join import Membership, join_run
 from ..save import SavedSteps, Saver
 from ..schedule import Pacer, Preemptions, recent_preemptions
 from ..state.registry import Registry
-from ..store import is_in_memory
+from ..store import Patience, is_in_memory
 from .keeper import Keeper
 
 logger = logging.getLogger(__name__)
@@ -74,14 +75,14 @@ def join_and_build(
         host_level: Returns the lowest level of logging that the host shows.
 
     Raises:
-        ConfigError, StoreError: See :func:`~spot_plugins.resume.join.join_run`.
+        ConfigError, StoreError, Preempted: See :func:`~spot_plugins.resume.join.join_run`.
     """
     job = Job(ranks, ranks.open_board())
     stack.callback(job.board.close)
     lines = Lines(job.rank, host_level)
-    run = join_run(config, job)
+    with EarlyNotices(config, bus, lines, phase) as early:
+        run, pusher = join_run(config, job, bus, Patience(lambda text: lines.say(text, logging.WARNING), early.wait))
     _warn_of_memory(run.local_dir, job)
-    pusher = Pusher(_push_settings(config, run, job), bus)
     saver = Saver(registry, job.ranks, pusher, bus, config.buffer_bytes)
     fingerprints = recorder_of(run.url, run.local_dir, run.attempt, job, bus)
     stack.callback(fingerprints.close)
@@ -93,6 +94,7 @@ def join_and_build(
     agreement: Agreement = Solo(pacer.trigger, participant)
     if job.world_size > 1:
         agreement = Group(job, pacer.trigger, participant)
+    early.agreement = agreement
     listener = Listener(config, agreement, bus, lines, phase, is_first=job.rank == 0)
     departure = Departure(
         config=config,
@@ -118,7 +120,7 @@ def join_and_build(
         stack=stack,
     )
     keeper = Keeper(job, run, pusher, saved_steps, way_out, phase, bus, config.grace_s)
-    for subscriber in (keeper, measurements, pacer, CommitAge(clock)):
+    for subscriber in (keeper, measurements, pacer, CommitAge(clock, counts_shares=job.rank == 0 < job.world_size - 1)):
         bus.subscribe(subscriber.on_event)
     # Closed from the last to the first: the saver before the pusher, which gets what is being copied.
     for close in (listener.release_signals, pusher.close, saver.close, agreement.close, listener.close):
@@ -142,16 +144,3 @@ def _pacer(config: SpotConfig, run: Membership, job: Job, clock: Clock, bus: Eve
     if config.every_s == "auto" and job.rank == 0:
         preemptions = recent_preemptions(run.store, run.attempt, clock)
     return Pacer(config, job.rank, preemptions, clock, bus)
-
-
-def _push_settings(config: SpotConfig, run: Membership, job: Job) -> PushSettings:
-    return PushSettings(
-        url=run.url,
-        storage_options=dict(config.storage_options),
-        local_dir=run.local_dir,
-        rank=job.rank,
-        world_size=job.world_size,
-        attempt=run.attempt,
-        keep_last=config.keep_last,
-        keep_every=config.keep_every,
-    )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
@@ -15,7 +16,7 @@ from torch.optim import Optimizer
 from ..agreement import Notice
 from ..clock import Clock, SystemClock
 from ..config import SpotConfig
-from ..errors import CommitError, Preempted
+from ..errors import Preempted
 from ..events import AttemptStarted, EventBus, Hook, Subscriber, subscribers_of
 from ..guard import Guard, Host
 from ..leave.phase import Phase, PhaseTracker
@@ -30,6 +31,7 @@ from ..schedule import Trigger
 from ..state.part import Part
 from ..state.registry import Registry, register_model
 from .banner import show_banner
+from .ending import check_ends, end_of
 from .keeping import KeepsSteps
 from .milestones import Milestones
 from .opened import Opened, join_and_build
@@ -108,13 +110,15 @@ class SpotSession(KeepsSteps):
 
     def open(self) -> None:
         """
-        Join the run: prove that its store can be written to, claim an attempt, start the pusher, listen for notices.
+        Join the run: prove on every rank that its store can be written to, claim an attempt, listen for notices.
 
+        Trouble with the store that may pass is waited for, at most two minutes, with a line for each try.
         What was opened is closed again if a later step of this fails.
 
         Raises:
             ConfigError: A setting cannot work, such as an unknown URL scheme, a missing package or no permission.
             StoreError: The store does not answer.
+            Preempted: There was a notice before the store answered.
         """
         self._phase.check("open")
         try:
@@ -128,7 +132,6 @@ class SpotSession(KeepsSteps):
                 self._stack,
                 self._guard.host.log_level,
             )
-            it.pusher.open()
             self._phase.move(Phase.JOINED)
             it.agreement.open()
             self._bus.emit(AttemptStarted(attempt=it.run.attempt, world_size=it.job.world_size))
@@ -217,7 +220,8 @@ class SpotSession(KeepsSteps):
         """
         self._phase.check("peek")
         self._open_if_new()
-        return peek(self._opened.run, self._opened.job, self._bus, path)
+        with self._opened.way_out.before_training():
+            return peek(self._opened.run, self._opened.job, self._bus, path)
 
     def resume(self) -> int | None:
         """
@@ -241,14 +245,15 @@ class SpotSession(KeepsSteps):
         is_mirror = is_local(it.run.url) and "sagemaker" in it.listener.providers  # of its S3 prefix
         self._program.gather({name: part.subject for name, part in self._registry.items()})
         self._registry.add(PART, ProgramPart(self._program))
-        step = restore(
-            self._registry,
-            it.run,
-            it.job,
-            self._bus,
-            is_mirror=is_mirror,
-            check=lambda state: self._program.check(state.get(PART)),
-        )
+        with it.way_out.before_training():
+            step = restore(
+                self._registry,
+                it.run,
+                it.job,
+                self._bus,
+                is_mirror=is_mirror,
+                check=lambda state: self._program.check(state.get(PART)),
+            )
         it.fingerprints.begin(step, [part for _, part in self._registry.items()])
         it.saved_steps.resumed(step)
         it.measurements.on_saved(step or 0)
@@ -352,25 +357,17 @@ class SpotSession(KeepsSteps):
             it.way_out.leave(step)
         deadline = time.monotonic() + FINISH_WAIT_S
         it.way_out.wait(lambda: it.saver.has_room, step, deadline)
-        if it.saver.has_room and not it.pusher.is_superseded:
+        if it.saver.has_room and not it.pusher.ledger.is_superseded:
             self._save(step, "end")
         it.way_out.wait(lambda: it.pusher.has_ended(step), step, deadline)
         it.way_out.wait(lambda: not it.pusher.has_wishes, step, time.monotonic() + self._config.grace_s)
-        it.job.meet(time.monotonic() + self._config.grace_s)
+        meeting = it.job.meet(deadline + self._config.grace_s, end_of(it, step))
+        it.way_out.wait(lambda: meeting.is_over, step, math.inf)
         is_left_behind = self._phase.now is Phase.LEFT_BEHIND
-        has_ended, is_stored = it.pusher.has_ended(step), it.saved_steps.finish(step)
+        it.saved_steps.finish(step)
         self.close()
-        if is_left_behind or (has_ended and is_stored):
-            return
-        if it.pusher.is_superseded:  # the newer attempt trains this run, so nothing of it is lost
-            logger.error("step %s is not stored, and will not be: a newer attempt of the same run has started", step)
-            return
-        reason = "the end of the training is not stored, and "
-        if has_ended:
-            reason += "no process tries it any more. See the warnings in the log"
-        else:
-            reason += "the pusher process continues to try. Leave the machine on until that process ends"
-        raise CommitError(step, reason)
+        if not is_left_behind:
+            check_ends(step, meeting, it.job.world_size)
 
     def fail(self, error: BaseException) -> None:
         """

@@ -17,8 +17,9 @@ from .memory import MemoryStore
 from .obstore import ObstoreStore
 from .opening import local_directory, open_store, scratch_directory
 from .private import is_below_own, open_local
-from .probe import check_writable
-from .retry import patiently
+from .probe import check_writable, probe, unusable
+from .retry import Patience, patiently
+from .wrapped import PatientStore, RenewedStore
 
 __all__ = [
     "FsspecStore",
@@ -26,6 +27,9 @@ __all__ = [
     "MemoryStore",
     "ObjectStore",
     "ObstoreStore",
+    "Patience",
+    "PatientStore",
+    "RenewedStore",
     "check_writable",
     "get_at_most",
     "is_below_own",
@@ -34,6 +38,8 @@ __all__ = [
     "open_local",
     "open_store",
     "patiently",
+    "probe",
     "scratch_directory",
     "sweep",
+    "unusable",
 ]

@@ -8,30 +8,46 @@ from ..errors import ConfigError, StoreError
 from .base import ObjectStore
 
 
-def check_writable(store: ObjectStore) -> None:
+def probe(store: ObjectStore) -> None:
     """
     Put, get, list and delete a small object below ``probe/``.
 
     Raises:
-        ConfigError: The store refuses one of these operations permanently, for example because of missing permissions,
-            bad credentials or a missing bucket. The message names the remedy.
-        StoreError: The store does not answer. A later try may succeed.
+        StoreError: The store refuses one of these operations, or does not answer.
+        ConfigError: The object was missing, or had other content, right after it was put.
     """
     key = f"probe/{uuid.uuid4().hex}"
+    store.put(key, key.encode())
     try:
-        store.put(key, key.encode())
-        try:
-            seen = store.get(key) == key.encode() and list(store.keys(key)) == [key]
-        except KeyError:
-            seen = False
-        finally:
-            store.delete(key)
-    except StoreError as error:
-        if error.retryable:
-            raise
-        raise ConfigError(f"{store!r} cannot be used: cannot {error.operation} an object: {error.reason}") from error
+        seen = store.get(key) == key.encode() and list(store.keys(key)) == [key]
+    except KeyError:
+        seen = False
+    finally:
+        store.delete(key)
     if not seen:
         raise ConfigError(
             f"{store!r} cannot be used: an object was missing, or had other content, right after it was put. "
             f"Give the URL of a service with read-after-write consistency"
         )
+
+
+def check_writable(store: ObjectStore) -> None:
+    """
+    Call :func:`probe` once.
+
+    Raises:
+        ConfigError: The store refuses an operation permanently, for example because of missing permissions, bad
+            credentials or a missing bucket. The message names the remedy.
+        StoreError: The store does not answer. A later try may succeed.
+    """
+    try:
+        probe(store)
+    except StoreError as error:
+        if error.retryable:
+            raise
+        raise unusable(store, error) from error
+
+
+def unusable(store: ObjectStore, error: StoreError) -> ConfigError:
+    """Return the error of a setting that names *store*, which has refused an operation with *error* for good."""
+    return ConfigError(f"{store!r} cannot be used: cannot {error.operation} an object: {error.reason}")

@@ -1,7 +1,9 @@
-"""Retries at the start of a job, for a store that may answer a moment later."""
+"""Patience at the start of a job, with a store that may answer a moment later."""
 
 from __future__ import annotations
 
+import math
+import threading
 import time
 from collections.abc import Callable
 from typing import Final, TypeVar
@@ -10,6 +12,16 @@ from ..errors import StoreError
 
 TRIES: Final = 5
 FIRST_PAUSE_S: Final = 0.5  # doubled after each try, 7.5 s in total
+LONGEST_PAUSE_S: Final = 8.0
+
+PATIENCE_S: Final = 100.0
+"""Seconds after its first failure for which a call is tried again, if the trouble passes by itself."""
+
+SETTLING_S: Final = 30.0
+"""The same for a refusal that is final as a rule, but not on a machine or with a key that is new."""
+
+_LINE_GAP_S: Final = 0.4
+"""Shortest time in seconds from one line to the next, because several threads may wait for the same store."""
 
 _T = TypeVar("_T")
 
@@ -17,9 +29,6 @@ _T = TypeVar("_T")
 def patiently(action: Callable[[], _T]) -> _T:
     """
     Call *action* and return its result. If the store fails, pause and try again, 5 tries in total.
-
-    For the start of a job, because the network of a new machine may not be ready yet, and training cannot begin without
-    the store.
 
     Raises:
         StoreError: The last try failed, or an error cannot be retried.
@@ -32,3 +41,61 @@ def patiently(action: Callable[[], _T]) -> _T:
                 raise
             time.sleep(FIRST_PAUSE_S * 2**number)
     return action()
+
+
+class Patience:
+    """
+    The patience of a session with its store, until training begins. Every method is safe on any thread.
+
+    A new machine may run before its network, its clock or its credentials work. Many schedulers do not start a failed
+    job again, so the session waits for that, with a line for each failed try.
+
+    Args:
+        say: Shows a line.
+        wait: Waits for a number of seconds. It may raise, to end the wait.
+    """
+
+    def __init__(self, say: Callable[[str], None], wait: Callable[[float], None]) -> None:
+        self.wait = wait
+        self._say = say
+        self._lock = threading.Lock()
+        self._said_at = -math.inf
+        self._is_spent = False
+
+    def __call__(self, action: Callable[[], _T]) -> _T:
+        """
+        Call *action* until it succeeds, and return its result.
+
+        Once a call has failed for :data:`PATIENCE_S`, other calls fail at once, until one succeeds.
+
+        Raises:
+            StoreError: The failure is final, or has lasted too long.
+        """
+        since: float | None = None
+        pause_s = FIRST_PAUSE_S
+        while True:
+            try:
+                result = action()
+            except StoreError as error:
+                now = time.monotonic()
+                since = now if since is None else since
+                limit_s = PATIENCE_S if error.retryable else SETTLING_S if error.may_settle else 0.0
+                left_s = since + limit_s - now
+                if left_s <= 0 or self._is_spent:
+                    self._is_spent |= error.retryable
+                    raise
+                self._tell(f"waiting for the store, at most {left_s:.0f} s more: {error.reason}")
+            else:
+                self._is_spent = False
+                return result
+            # wait: LONGEST_PAUSE_S; the call is tried again
+            self.wait(min(pause_s, left_s))
+            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    def _tell(self, text: str) -> None:
+        with self._lock:
+            now = time.monotonic()
+            if now - self._said_at < _LINE_GAP_S:
+                return
+            self._said_at = now
+        self._say(text)

@@ -10,11 +10,13 @@ from urllib.parse import quote
 
 from ..errors import ConfigError, StoreError
 from .obstore_errors import obstore_answer, obstore_text
+from .settling import may_settle
 
 _REJECTED: Final = "the service rejects these credentials; give valid ones in storage_options or the environment"
 _NO_BUCKET: Final = "the bucket does not exist; create it, or correct the URL"
 _REASONS: Final[dict[str, str]] = {
     "NoSuchBucket": _NO_BUCKET,
+    "RequestTimeTooSkewed": "the clock of this machine is wrong; set it, for example with NTP",
     "ContainerNotFound": _NO_BUCKET,
     "AccessDenied": "no permission; these credentials must be allowed to put, get, list and delete",
     "InvalidAccessKeyId": _REJECTED,
@@ -26,8 +28,14 @@ _REASONS: Final[dict[str, str]] = {
 }
 """Cause and remedy of error codes of S3 and Azure. The service's own sentence follows them."""
 
-_PASSING_CODES: Final = frozenset({"RequestTimeout", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch"})
-"""Codes of S3 for requests that the network damaged. A retry may succeed, although their HTTP status is 400."""
+_PASSING_CODES: Final = frozenset(
+    {"RequestTimeout", "BadDigest", "IncompleteBody", "XAmzContentSHA256Mismatch", "RequestTimeTooSkewed"}
+)
+"""
+Codes of S3 for requests that the network damaged, or that the clock of a new machine dates wrong. A retry may succeed,
+although their HTTP status is that of a bad request.
+"""
+
 
 _PASSING_STATUSES: Final = frozenset({408, 409, 429})
 
@@ -96,14 +104,15 @@ def to_store_error(operation: str, key: str, error: BaseException, secrets: Secr
     answer = _answer(error)
     if answer is None:
         text = obstore_text(error) or (f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
-        return StoreError(operation, key, secrets.hide(text), retryable=not _is_permanent(error))
+        passing = not _is_permanent(error)
+        return StoreError(operation, key, secrets.hide(text), passing, not passing and may_settle(error, None))
     code, message, status = answer
     if code in _REASONS:
         reason = f"{_REASONS[code]} ({code}{f': {message}' if message else ''})"
     else:
         reason = f"{message} ({f'{code}, ' if code else ''}HTTP status {status})"
     passing = code in _PASSING_CODES or status in _PASSING_STATUSES or (status >= 500 and status != 501)
-    return StoreError(operation, key, secrets.hide(reason), retryable=passing)
+    return StoreError(operation, key, secrets.hide(reason), passing, not passing and may_settle(error, answer))
 
 
 def http_status(error: BaseException) -> int | None:

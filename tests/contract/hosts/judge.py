@@ -29,7 +29,8 @@ def judge(situation, control, lives):
         return
     _check_rows(situation, control, lives)
     _check_validations(control, lives)
-    assert differences(last.final, control.final) == []
+    found = differences(last.final, control.final)
+    assert found == [], found
     _check_told(situation, lives)
 
 

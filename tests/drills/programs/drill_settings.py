@@ -50,7 +50,7 @@ class Settings:
     dataloader: dict[str, Any] = field(default_factory=dict)
     """Arguments of Accelerate's ``DataLoaderConfiguration``. The loaders are plain ones then."""
     stuck: bool = False
-    """Whether workers get stuck."""
+    """True if workers get stuck."""
 
     # the interruption, see drill.py
     at: Place | None = None
@@ -69,11 +69,17 @@ class Settings:
     stop_in: int | None = None
     """Step from which on the last rank is preempted."""
 
-    # outage_train and dying_trainer
+    # start_train
+    endpoints: list[str] = field(default_factory=list)
+    """The endpoint of the store, for each rank."""
+    patience_s: float | None = None
+    """Patience at the start and the end. None: that of the package."""
+
+    # outage_train, dying_trainer and start_train
     config: dict[str, Any] = field(default_factory=dict)
     """Fields of the session's ``SpotConfig``."""
     goes_on: bool = True
-    """Whether anything is trained after resuming."""
+    """True if anything is trained after the resume."""
     death: str | None = None
 
     @property

@@ -1,4 +1,4 @@
-"""What SpotHook says of loops that a resume could not repeat, and what it finds and restores by itself."""
+"""Loops that a resume could not repeat: SpotHook names them, or finds and restores the lost part by itself."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What SpotHook promises inside one process. Real signals and real preemptions are in tests/drills."""
+"""The promises of SpotHook inside one process. Real signals and real preemptions are in tests/drills."""
 
 from __future__ import annotations
 

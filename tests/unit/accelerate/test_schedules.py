@@ -37,7 +37,9 @@ class Ranks:
         self.wrapped, self.scheduler = self.accelerator.prepare(self.optimizer, scheduler)
         self.at_once = 1 if split else processes
         self.per = per
-        self.part = CountersPart(self.accelerator, Schedules(self.accelerator, [], Told()), keep_batch=keep)
+        self.said = []
+        schedules = Schedules(self.accelerator, [], Told())
+        self.part = CountersPart(self.accelerator, schedules, self.said.append, keep_batch=keep)
         self.steps = 0
 
     def train(self, first, last):
@@ -115,7 +117,12 @@ def test_a_prepared_schedule_continues_per_sample(name, pair, recwarn):
     whole = Ranks(pair[0], SCHEDULES[name]).train(0, BATCHES * EPOCHS)
     rates, ranks = changed(pair, SCHEDULES[name])
     assert rates == pytest.approx(whole)
-    assert ranks.accelerator.gradient_accumulation_steps * pair[1] == 12 * pair[0]
+    steps = ranks.accelerator.gradient_accumulation_steps
+    assert steps * pair[1] == 12 * pair[0]
+    is_same = pair[0] == pair[1]
+    assert [line.split(":")[0] for line in ranks.said] == (
+        [] if is_same else [f"gradient_accumulation_steps={steps} on {pair[1]} processes"]
+    )
     assert not [w for w in recwarn if "schedule" in str(w.message)]
 
 

@@ -72,7 +72,7 @@ def test_no_order_of_events_makes_ranks_hang_or_differ(scenario, num_states):
 
 @pytest.mark.parametrize(("scenario", "num_states"), LOST, ids=str)
 def test_ranks_that_lose_the_board_at_any_moment_wait_for_nobody_and_obey_their_notice(scenario, num_states):
-    """Who knows that the board is lost leaves at its next boundary, or where all had agreed before. It never waits."""
+    """A rank that knows of the lost board leaves at its next boundary, or where all had agreed. It never waits."""
     visited, _ = walk(Model(scenario))
 
     assert visited == num_states

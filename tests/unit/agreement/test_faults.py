@@ -176,7 +176,7 @@ def test_a_verdict_that_is_rubbish_is_a_lost_board(open_group, board, rubbish):
 
 @pytest.mark.parametrize("figures", [None, "fast", [1]], ids=repr)
 def test_measurements_that_are_rubbish_make_all_leave_at_once(open_group, board, figures):
-    """What is not known is not planned with."""
+    """A rate that is not known is not planned with."""
     participant = Participant()
     group = open_group(0, participant)
     group.notify(patient())

@@ -51,7 +51,7 @@ class ManualClock(SystemClock):
 
 @dataclass
 class Life:
-    """What happened to one rank."""
+    """The fate of one rank."""
 
     saves: list = field(default_factory=list)
     deferred: list = field(default_factory=list)

@@ -74,7 +74,7 @@ class Streamed:
 
 
 class Shard:
-    """What Accelerate makes of a stream on several ranks."""
+    """The loader that Accelerate makes of a stream on several ranks."""
 
     def __init__(self, dataset):
         self.dataset = dataset

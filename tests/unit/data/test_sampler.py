@@ -40,7 +40,7 @@ def global_order(length, seed, epoch, shuffle=True):
 
 
 def dealt(world, *, length, seed, epoch, consumed, shuffle=True, drop_last=False):
-    """What the replicas get, put back together in global order; each must get as much as the others."""
+    """The samples of all replicas, put back together in global order; each must get as many as the others."""
     shares = []
     for rank in range(world):
         sampler = ElasticSampler(length, seed=seed, shuffle=shuffle, drop_last=drop_last, num_replicas=world, rank=rank)

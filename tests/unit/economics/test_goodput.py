@@ -1,4 +1,4 @@
-"""How often to save, and what that makes of leases: against published values, closed forms and a real trace."""
+"""The best interval and the goodput of leases, against published values, closed forms and a real trace."""
 
 from __future__ import annotations
 

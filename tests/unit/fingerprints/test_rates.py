@@ -62,3 +62,25 @@ def test_what_is_no_number_is_no_error():
     optimizer = optimizer_of()
     optimizer.param_groups[0] |= {"lr": None, "betas": "text", "momentum": torch.ones(3)}
     assert Rates([optimizer]).look(1) > 0
+
+
+class Plain(torch.optim.Optimizer):
+    """An optimizer whose groups have none of the settings that are looked at, or one of them."""
+
+    def __init__(self, params, **settings):
+        super().__init__(params, settings)
+
+    def step(self):
+        pass
+
+
+def test_an_optimizer_without_a_rate_has_nothing_to_see():
+    optimizer = Plain([nn.Parameter(torch.ones(1))])
+    assert Rates([optimizer]).look(1) == Rates([optimizer]).look(2)
+
+
+def test_a_change_of_the_only_setting_is_seen():
+    optimizer = Plain([nn.Parameter(torch.ones(1))], lr=0.1)
+    before = Rates([optimizer]).look(1)
+    optimizer.param_groups[0]["lr"] = 0.2
+    assert Rates([optimizer]).look(1) not in (0, before)

@@ -113,6 +113,7 @@ def test_another_generator_of_numpy_is_seen():
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_number_that_a_device_draws_changes_its_stream():
     torch.rand(1, device="cuda")
     streams = Streams()

@@ -1,4 +1,4 @@
-"""How a step becomes visible, and how an old process life is kept out."""
+"""A step becomes visible all at once, and an old process life is kept out."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which checkpoints stay, and that none is ever half there."""
+"""The checkpoints that stay, and that none is ever half there."""
 
 from __future__ import annotations
 

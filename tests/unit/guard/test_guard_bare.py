@@ -1,4 +1,4 @@
-"""What a bare loop is told about things that it changes and does not save. Each program was silent before."""
+"""The guard tells a bare loop about things that it changes and does not save. Each program was silent before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What programs of Lightning and Accelerate are told about things that they change and do not save."""
+"""The guard tells programs of Lightning and Accelerate about things that they change and do not save."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a bare loop is told about its calls and its step numbers. Each program was silent before."""
+"""The guard tells a bare loop about its calls and its step numbers. Each program was silent before."""
 
 from __future__ import annotations
 

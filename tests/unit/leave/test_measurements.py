@@ -1,4 +1,4 @@
-"""What is done with the seconds between a notice and its end, by sessions that train, save and push for real."""
+"""Sessions that train, save and push for real use the seconds between a notice and its end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who leaves when one rank has a notice. Ranks are threads, each with a session and a pusher process of its own."""
+"""The ranks that leave when one has a notice. Ranks are threads, each with a session and a pusher process."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_those_without_a_notice_go_on(url, caplog):
 
 
 def test_the_others_wait_until_the_step_is_stored(url):
-    """Whoever stays goes on only when the step is committed: its next collective may be its end."""
+    """A rank that stays continues only after the step is committed: its next collective may be its end."""
 
     def body(session, rank, heard, meet):
         step_with_notice(session, rank, meet)

@@ -19,7 +19,7 @@ MB = 1e6
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """How a machine truly behaves after its notice. Seconds, and bytes per second."""
+    """The true behaviour of a machine after its notice. Seconds, and bytes per second."""
 
     grace_s: float
     step_s: float
@@ -75,7 +75,7 @@ class Machine:
         self.saved = self.steps
 
     def situation(self, error, saved_since):
-        """What the planner sees: all is measured faster by the factor *error*."""
+        """The view of the planner: all is measured faster by the factor *error*."""
         world = self.world
         return Situation(
             left_s=world.grace_s - self.now,
@@ -312,7 +312,7 @@ def test_each_choice(changes, choice, is_promised):
 
 
 def by_plan(run):
-    """What a run of this package does at a notice, for the replay."""
+    """The reaction of a run of this package to a notice, for the replay."""
 
     def act(remaining):
         plan = plan_last_seconds(

@@ -1,4 +1,4 @@
-"""What a session makes of notices that it asks for. Ranks are threads, each with a pusher process of its own."""
+"""Notices that a session asks for. Ranks are threads, each with a pusher process of its own."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def test_state_without_a_safe_form_is_refused_before_the_first_step(tmp_path):
 
 
 def test_it_comes_behind_all_other_callbacks(tmp_path):
-    """What it saves is what the others have left, wherever it stood in the list."""
+    """It saves the state that the others have left, at any place in the list."""
     spot = SpotCheckpoint(str(tmp_path / "run"), every_steps=5)
     fit = trainer(tmp_path, spot, ModelCheckpoint(tmp_path / "best"), max_epochs=1, enable_checkpointing=True)
 

@@ -1,4 +1,4 @@
-"""Where a process runs, what that gives it, and what a launcher takes away; nothing of it asks the network."""
+"""The surroundings of a process, their notices, and the effect of a launcher; nothing of it asks the network."""
 
 from __future__ import annotations
 

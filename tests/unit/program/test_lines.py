@@ -53,7 +53,7 @@ def test_a_program_that_sets_nothing_up_shows_the_lines(shown):
 
 
 def test_other_ranks_name_themselves_and_leave_the_rest_to_rank_0(shown):
-    """What all ranks would say the same is said once."""
+    """A line that is the same on all ranks is written once."""
     assert shown(rank=3) == ["spot_plugins rank 3: resumed", "spot_plugins rank 3: SIGTERM: waiting"]
 
 
@@ -75,7 +75,7 @@ def test_the_usual_means_silence_the_lines(silence, shown):
 
 
 def test_the_level_of_the_host_silences_them_too(shown):
-    """Who has silenced the host's own lines wants none of ours."""
+    """A user who has silenced the host's own lines wants none of ours."""
     assert shown(host_level=lambda: logging.WARNING) == []
     assert shown(host_level=lambda: logging.INFO) == ALL
 

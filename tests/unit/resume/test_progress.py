@@ -30,7 +30,7 @@ with progress.RestoreProgress(2_000_000_000, shown=sys.argv[2] == "shown") as ba
 
 
 def on_a_terminal(first_s, shown, tqdm="with tqdm"):
-    """What a restore writes to a terminal."""
+    """The lines that a restore writes to a terminal."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     command = [sys.executable, "-c", ON_A_TERMINAL, str(first_s), shown, tqdm]

@@ -1,4 +1,4 @@
-"""What ranks read of a step that others saved, cut in other ways: their own part, all of it, and little else."""
+"""The bytes that ranks read of a step that others saved, cut in other ways: their own part and little else."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def save_all(store, cut, world, step=1):
 
 
 def read_all(store, cut, world, local=None):
-    """What each of *world* ranks reads of the newest step."""
+    """The bytes that each of *world* ranks reads of the newest step."""
     (newest, *_) = committed_steps(store)
     loaded = []
     for rank in range(world):

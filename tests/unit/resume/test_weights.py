@@ -160,7 +160,7 @@ def changed(manifest, **fields):
     ids=str,
 )
 def test_a_forged_manifest_is_refused(fields, tmp_path):
-    """Whoever can write to the bucket cannot make a reader take memory or bytes that are not there."""
+    """A stranger who can write to the bucket cannot make a reader take memory or bytes that are not there."""
     url = str(tmp_path / "run")
     save(url, [Net(1)])
     path = next((tmp_path / "run/steps").glob("*/rank-*.json"))

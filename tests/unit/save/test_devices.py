@@ -1,4 +1,4 @@
-"""What is on a device is staged from there, and comes back to it. The CPU case is the twin of the CUDA one."""
+"""State on a device is staged from there, and comes back to it. The CPU case is the twin of the CUDA one."""
 
 from __future__ import annotations
 

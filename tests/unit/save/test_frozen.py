@@ -1,4 +1,4 @@
-"""What is not trained is stored once; what only looks like it is stored with every step, as it was then."""
+"""Frozen tensors are stored once; those that only look frozen are stored with every step, as they were then."""
 
 from __future__ import annotations
 

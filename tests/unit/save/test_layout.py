@@ -1,4 +1,4 @@
-"""Who stores which rows of which tensor, and the files that come out of it."""
+"""The rows of each tensor that a rank stores, and the files that come out of it."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def as_manifest(layout, rank, world):
 
 
 def piece_is_all(piece):
-    """Whether *piece* is a whole tensor: without it the tensor is unheard of, which the state document shows."""
+    """Return True if *piece* is a whole tensor. Without it, the state document does not name the tensor."""
     return piece.lengths == piece.shape
 
 

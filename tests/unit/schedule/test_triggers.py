@@ -1,4 +1,4 @@
-"""When a periodic save is due. Time is a value here: nothing waits."""
+"""The times at which a periodic save is due. Time is a value here: nothing waits."""
 
 from __future__ import annotations
 

@@ -22,14 +22,6 @@ from spot_plugins.store import LocalStore
 from spot_plugins.testing import run_thread_ranks
 
 
-@pytest.fixture(autouse=True)
-def sigterm():
-    """Whatever a session that left made of SIGTERM is undone."""
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, handler)
-
-
 @pytest.fixture
 def url(tmp_path):
     return str(tmp_path / "run")
@@ -84,6 +76,39 @@ def test_a_kept_step_outlives_those_after_it(url, store):
         assert numbers(store) == [5]
         assert session.kept == ()
         assert list(store.keys("keep/")) == []
+
+
+def test_a_step_stays_as_long_as_a_stored_step_names_it(url, store):
+    """The state of step 3 names step 1, so a resume from step 3 needs it. It goes after step 4 is stored."""
+    with training(url) as (session, holder, heard):
+        train(session, holder, [1])
+        session.keep(1)
+        heard.wait(Kept, step=1)
+        train(session, holder, [2])
+        session.keeper.release_after(1, "program", named_by=3)
+        train(session, holder, [3])
+        heard.wait(Pruned, step=2)
+        assert numbers(store) == [3, 1]
+        assert session.kept == (1,)
+
+        train(session, holder, [4])
+        heard.wait(Released, step=1)
+        train(session, holder, [5])
+        heard.wait(Pruned, step=4)
+        assert numbers(store) == [5]
+        assert session.kept == ()
+
+
+def test_a_step_that_is_wanted_again_is_not_released(url, store):
+    with training(url) as (session, holder, heard):
+        train(session, holder, [1])
+        session.keep(1)
+        session.keeper.release_after(1, "program", named_by=1)
+        session.keep(1)
+        train(session, holder, [2, 3])
+        heard.wait(Pruned, step=2)
+        assert heard.of(Released) == []
+        assert numbers(store) == [3, 1]
 
 
 def test_later_attempts_keep_it_too(url, store):

@@ -33,14 +33,6 @@ from spot_plugins.store import LocalStore
 from spot_plugins.testing import run_thread_ranks
 
 
-@pytest.fixture(autouse=True)
-def sigterm():
-    """Whatever a session that left made of SIGTERM is undone: this process goes on."""
-    handler = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, handler)
-
-
 @pytest.fixture
 def url(tmp_path):
     return str(tmp_path / "run")

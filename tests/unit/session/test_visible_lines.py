@@ -95,7 +95,7 @@ def test_a_training_shows_its_start_its_end_and_the_answer_to_a_signal(host, run
     ],
 )
 def test_the_usual_means_of_the_host_silence_the_lines(host, silence, run, tmp_path, monkeypatch):
-    """Who has silenced the host has silenced what this package says about a training in order."""
+    """A user who has silenced the host has silenced the lines of this package about a training in order."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "spot_plugins")]
     levels = [each.level for each in loggers]
     silence(monkeypatch)

@@ -18,7 +18,7 @@ from spot_plugins.state import ModelPart, OptimizerPart, RngPart, decode, encode
 
 
 def through_bytes(state):
-    """What a fresh process gets: real JSON and real safetensors bytes."""
+    """Return the state as a fresh process gets it: from real JSON and real safetensors bytes."""
     document, tensors = encode(state)
     stored = safetensors.torch.save({name: tensor.clone().contiguous() for name, tensor in tensors.items()})
     return decode(json.loads(canonical_json(document)), safetensors.torch.load(stored))

@@ -1,4 +1,4 @@
-"""What the registry asks of parts, and what it makes of the answers."""
+"""The questions of the registry to its parts, and the state that it makes of the answers."""
 
 from __future__ import annotations
 

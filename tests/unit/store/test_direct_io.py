@@ -56,7 +56,7 @@ def test_the_bytes_are_those_of_the_memory(size, first, folder, memory):
 
 
 def is_cached(path):
-    """Whether the first page of a file is in the page cache."""
+    """Return True if the first page of a file is in the page cache."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.preadv(file, [bytearray(1)], 0, os.RWF_NOWAIT)

@@ -1,0 +1,45 @@
+"""The end of a training that is done: stored on all ranks, or an error that says what is missing."""
+
+from __future__ import annotations
+
+import logging
+from typing import Final, cast
+
+from ..errors import CommitError
+from ..ranks import Meeting, texts_of_ranks
+from .opened import Opened
+
+logger = logging.getLogger(__name__)
+
+_SUPERSEDED: Final = "superseded"
+_MISSING: Final = "the end of the training is not stored, and "
+_SILENT: Final = "it is not known whether the end of the training is stored, because the rank does not answer"
+
+
+def end_of(it: Opened, step: int) -> str | None:
+    """Return the reason why this rank's share of *step*, the last one, is not stored. None if it is."""
+    if it.pusher.ledger.is_superseded:
+        return _SUPERSEDED
+    if not it.pusher.has_ended(step):
+        return f"{_MISSING}the pusher process continues to try. Leave the machine on until that process ends"
+    if not it.saved_steps.has(step):
+        return f"{_MISSING}no process tries it any more. See the warnings in the log"
+    return None
+
+
+def check_ends(step: int, meeting: Meeting, world_size: int) -> None:
+    """
+    Check that all ranks have stored their share of *step*, the last one.
+
+    If rank 0 has ended before, it has checked that, or has failed. Then this rank checks what it knows.
+    If a newer attempt has taken over the run, nothing of it is lost, so an error is logged only.
+
+    Raises:
+        CommitError: A share is not stored, or that is not known.
+    """
+    unknown = None if meeting.is_cut_off else _SILENT
+    ends = [cast("str | None", meeting.notes.get(rank, unknown)) for rank in range(world_size)]
+    if _SUPERSEDED in ends:
+        logger.error("step %s is not stored, and will not be: a newer attempt of the same run has started", step)
+    elif text := texts_of_ranks(ends):
+        raise CommitError(step, text)
