@@ -82,7 +82,6 @@ def join_and_build(
     lines = Lines(job.rank, host_level)
     with EarlyNotices(config, bus, lines, phase) as early:
         run, pusher = join_run(config, job, bus, Patience(lambda text: lines.say(text, logging.WARNING), early.wait))
-    _warn_of_memory(run.local_dir, job)
     saver = Saver(registry, job.ranks, pusher, bus, config.buffer_bytes)
     fingerprints = recorder_of(run.url, run.local_dir, run.attempt, job, bus)
     stack.callback(fingerprints.close)
@@ -130,7 +129,8 @@ def join_and_build(
     )
 
 
-def _warn_of_memory(local_dir: str | None, job: Job) -> None:
+def warn_of_memory(local_dir: str | None, job: Job) -> None:
+    """Warn on rank 0 if *local_dir* is in the memory of the machine."""
     if job.rank == 0 and local_dir is not None and is_in_memory(local_dir):
         logger.warning(
             "local_dir=%r is in memory (tmpfs), so the local copies of two steps take memory from the training. Set "
