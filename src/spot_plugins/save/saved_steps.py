@@ -60,7 +60,7 @@ class SavedSteps:
         return step == self.last and not self._pusher.is_abandoned(step)
 
     def finish(self, step: int) -> None:
-        """Let the local copies be removed at the end, if *step* is stored, because nobody needs them then."""
+        """Record the end of the training. If *step* is stored, nobody needs its local copies."""
         self._pusher.is_finished = self.has(step) and self._pusher.has_ended(step)
 
     def save(self, step: int, trigger: Trigger) -> bool:

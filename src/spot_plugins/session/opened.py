@@ -82,10 +82,10 @@ def join_and_build(
     lines = Lines(job.rank, host_level)
     with EarlyNotices(config, bus, lines, phase) as early:
         run, pusher = join_run(config, job, bus, Patience(lambda text: lines.say(text, logging.WARNING), early.wait))
-    _warn_of_memory(run.local_dir, job)
     saver = Saver(registry, job.ranks, pusher, bus, config.buffer_bytes)
-    registry.add(PART, fingerprints := recorder_of(run.url, run.local_dir, run.attempt, job, bus))
+    fingerprints = recorder_of(run.url, run.local_dir, run.attempt, job, bus)
     stack.callback(fingerprints.close)
+    registry.add(PART, fingerprints)
     saved_steps = SavedSteps(saver, pusher, config.grace_s)
     measurements = Measurements(config.local_dir_survives, bus)
     pacer = _pacer(config, run, job, clock, bus)
@@ -129,7 +129,8 @@ def join_and_build(
     )
 
 
-def _warn_of_memory(local_dir: str | None, job: Job) -> None:
+def warn_of_memory(local_dir: str | None, job: Job) -> None:
+    """Warn on rank 0 if *local_dir* is in the memory of the machine."""
     if job.rank == 0 and local_dir is not None and is_in_memory(local_dir):
         logger.warning(
             "local_dir=%r is in memory (tmpfs), so the local copies of two steps take memory from the training. Set "

@@ -34,7 +34,7 @@ from .banner import show_banner
 from .ending import check_ends, end_of
 from .keeping import KeepsSteps
 from .milestones import Milestones
-from .opened import Opened, join_and_build
+from .opened import Opened, join_and_build, warn_of_memory
 
 __all__ = ["Pause", "SpotSession"]
 
@@ -132,6 +132,7 @@ class SpotSession(KeepsSteps):
                 self._stack,
                 self._guard.host.log_level,
             )
+            warn_of_memory(it.run.local_dir, it.job)
             self._phase.move(Phase.JOINED)
             it.agreement.open()
             self._bus.emit(AttemptStarted(attempt=it.run.attempt, world_size=it.job.world_size))
