@@ -205,11 +205,18 @@ class StepReader:
                 raise CorruptCheckpointError(step_id.step, blob.key, f"has not {blob.num_bytes} bytes")
 
     def _has_last_byte(self, blob: Blob) -> bool:
-        """Return False if *blob* is known to be smaller than its manifest says. A missing one is found later."""
+        """Return False if *blob* is smaller than its manifest says. If a store does not answer, that is found later."""
+        is_gone = True
         for store in (self._local, self._store):
             if store is not None:
-                with suppress(KeyError, StoreError):
+                try:
                     return store.get_into(blob.key, blob.num_bytes - 1, [memoryview(bytearray(1))]) == 1
+                except StoreError:
+                    is_gone = False
+                except KeyError:
+                    pass
+        if is_gone:
+            raise CorruptCheckpointError(self._committed.step_id.step, blob.key, GONE)
         return True
 
     def _suffices(self, own: RankManifest) -> bool:
