@@ -41,7 +41,7 @@ class Seals:
         ]
 
     def __getitem__(self, index: int) -> SealedBlob:
-        # wait: until the blob is hashed, which reads memory alone
+        # wait: until the blob is hashed; that reads memory alone
         return self._futures[index].result()
 
     @property
@@ -56,6 +56,6 @@ class Seals:
 
     def manifest(self) -> RankManifest:
         """Return the manifest of the step."""
-        # wait: until all blobs are hashed, which reads memory alone
+        # wait: until all blobs are hashed; that reads memory alone
         sealed = [each.result() for each in self._futures]
         return manifest_of(self._job, [*sealed, *self._stored_before], self._settings)
