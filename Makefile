@@ -46,8 +46,10 @@ programs += accelerate_loaders accelerate_loops accelerate_worked
 beside := tests/unit tests/public tests/contract $(wildcard $(programs:%=tests/drills/test_%.py))
 
 test: setup lint  ## Lint, then all tests but those marked gpu or soak
-	$(bin)/python -m pytest -n 2 --dist worksteal --durations=20 $(beside)
-	$(bin)/python -m pytest --durations=20 $(beside:%=--ignore=%) tests
+	@failed=0; \
+	$(bin)/python -m pytest -n 2 --dist worksteal --durations=20 $(beside) || failed=1; \
+	$(bin)/python -m pytest --durations=20 $(beside:%=--ignore=%) tests || failed=1; \
+	exit $$failed
 
 quick: setup lint  ## Lint, then the tests of threads and fakes, side by side: a minute
 	$(bin)/python -m pytest -n 2 --dist worksteal --durations=5 -m 'not gpu and not soak and not long' tests/unit tests/public
