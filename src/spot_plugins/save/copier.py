@@ -95,14 +95,13 @@ class Copier:
                 action()
             except Exception:
                 logger.exception("a bug in spot_plugins; training continues")
+            del action  # it may hold state that its optimizer has replaced
 
     def _complete(self, snapshot: Snapshot, then: Callable[[float, Exception | None], None]) -> None:
         error: Exception | None = None
         waited_s = 0.0
         try:
             snapshot.issue()
-            if (name := snapshot.torn()) is not None:
-                raise TornError(name)
         except Exception as caught:  # noqa: BLE001 - it is reported, and must not leave an optimizer waiting
             error = caught
         finally:
@@ -113,6 +112,8 @@ class Copier:
             try:
                 # wait: until the device has copied; the copying thread, for which others wait with a deadline
                 snapshot.wait()
+                if snapshot.torn is not None:
+                    raise TornError(snapshot.torn)
             except Exception as caught:  # noqa: BLE001 - see above
                 error = caught
         then(waited_s, error)

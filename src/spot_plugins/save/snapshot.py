@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import threading
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -17,13 +18,17 @@ class Snapshot:
     One copy of live tensors into a buffer. It is made on the training thread; another one may call :meth:`issue`.
 
     The constructor copies every tensor that may change before the next optimizer step. :meth:`issue` copies those that
-    only such a step changes. They must not change before :meth:`torn` was called.
+    only such a step changes. They must not change before :meth:`hold_back`, or before everything is copied.
     """
 
     def __init__(self, buffer: SharedBuffer, layout: Layout, tensors: Mapping[str, LiveTensor]) -> None:
         self._streams: dict[torch.device, torch.cuda.Stream] = {}
         self._late: list[tuple[SharedBuffer, int, torch.Tensor]] = []
         self._versions: list[tuple[str, torch.Tensor, int]] = []
+        self._watching = threading.Lock()
+        self._is_watched = True
+        self.torn: str | None = None
+        """The name of a tensor that had changed by :meth:`end_watch`, as far as torch knows, or None."""
         self._begun: dict[torch.device, torch.cuda.Event] = {}
         self._copied: dict[torch.device, torch.cuda.Event] = {}
         self.add(buffer, layout, tensors)
@@ -73,21 +78,33 @@ class Snapshot:
                 else:
                     _copy(buffer, start, tensor)
         self._copied = {device: stream.record_event() for device, stream in self._streams.items()}
+        if not self._copied:
+            self.end_watch()
 
     def hold_back(self) -> None:
-        """Let each device finish the copies that :meth:`issue` has given it before its next work."""
+        """
+        Let each device finish the copies that :meth:`issue` has given it before its next work.
+
+        From now on tensors may change. Those that have changed already are torn, because the copies may still run.
+        """
+        self.end_watch()
         for device, copied in self._copied.items():
             torch.cuda.current_stream(device).wait_event(copied)
 
-    def torn(self) -> str | None:
-        """Return the name of a tensor that has changed since the copy began, as far as torch knows, or None."""
-        return next((name for name, tensor, version in self._versions if tensor._version != version), None)
+    def end_watch(self) -> None:
+        """Look for a tensor that has changed since the copy began, once. A later change is allowed."""
+        with self._watching:
+            if self._is_watched:
+                self._is_watched = False
+                changed = (name for name, tensor, version in self._versions if tensor._version != version)
+                self.torn = next(changed, None)
 
     def wait(self) -> None:
-        """Wait until the devices have finished all copies."""
+        """Wait until the devices have finished all copies. From then on tensors may change."""
         for copied in self._copied.values():
             # wait: until the device has copied; a device that hangs stops the training itself
             copied.synchronize()
+        self.end_watch()
 
 
 def _copy(buffer: SharedBuffer, start: int, tensor: torch.Tensor) -> None:

@@ -1,0 +1,128 @@
+"""Copies that a device has only queued when the training continues, on an emulated device."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from contextlib import closing
+
+import pytest
+import torch
+from hearing import Heard, until
+from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+
+from spot_plugins.config import SpotConfig
+from spot_plugins.events import Committed, SaveAbandoned
+from spot_plugins.save import saver, snapshot
+from spot_plugins.session import SpotSession
+
+pytestmark = pytest.mark.long  # pushes real steps by real processes
+
+
+class Queued(snapshot.Snapshot):
+    """A snapshot of a device that copies only when somebody waits for it, or when its next work must come later."""
+
+    may_copy = threading.Event()
+
+    def issue(self):
+        self._is_copied = threading.Lock()
+        self._copied = {torch.device("meta"): self}
+
+    def hold_back(self):
+        self.end_watch()
+        self._copy()
+
+    def synchronize(self):
+        """Take the part of the event behind the copies."""
+        assert self.may_copy.wait(60)
+        self._copy()
+
+    def _copy(self):
+        if self._is_copied.acquire(blocking=False):
+            for buffer, start, tensor in self._late:
+                snapshot._copy(buffer, start, tensor)
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """Let all copies be queued. They are done once this event is set."""
+    monkeypatch.setattr(saver, "Snapshot", Queued)
+    monkeypatch.setattr(Queued, "may_copy", threading.Event())
+    yield Queued.may_copy
+    Queued.may_copy.set()
+
+
+class Training:
+    """A model and an optimizer with momentum, after one step, in a session that has resumed."""
+
+    def __init__(self, url, make=torch.optim.AdamW):
+        torch.manual_seed(0)
+        self.model = nn.Linear(8, 8)
+        self.optimizer = make(self.model.parameters())
+        self.step()
+        self.heard = Heard()
+        self.session = SpotSession(SpotConfig(url=str(url), every_steps=10**6), on_event=self.heard)
+        self.session.register_model(self.model, optimizers=[self.optimizer])
+        self.resumed_from = self.session.resume()
+
+    def step(self):
+        self.optimizer.zero_grad()
+        self.model(torch.ones(8)).square().sum().backward()
+        self.optimizer.step()
+
+    def close(self):
+        self.session.close()
+
+
+def test_a_change_between_the_queueing_and_the_copy_is_noticed(device, tmp_path):
+    """The copies would get the changed weight. So the step is abandoned, by name of the weight."""
+    with closing(Training(tmp_path)) as training:
+        training.session.save(1)
+        copier = training.session._opened.saver._copier
+        until(copier._issued.is_set, "the copies are queued")
+        with torch.no_grad():
+            training.model.weight.clamp_(-1e-3, 1e-3)
+        device.set()
+
+        assert "weight" in training.heard.wait(SaveAbandoned, step=1).reason
+        assert training.heard.of(Committed) == []
+
+
+def test_the_next_step_changes_nothing_before_the_copy(device, tmp_path):
+    """An optimizer lets the device finish the copies first. What changes later is no business of the save."""
+    with closing(Training(tmp_path)) as training:
+        expected = training.model.weight.detach().clone()
+        training.session.save(1)
+        training.step()
+        device.set()
+        training.heard.wait(Committed, step=1)
+        assert not torch.equal(training.model.weight, expected)
+
+    with closing(Training(tmp_path)) as training:
+        assert training.resumed_from == 1
+        assert torch.equal(training.model.weight, expected)
+
+
+class Replacing(torch.optim.SGD):
+    """An optimizer that replaces its state, and does not change it in place."""
+
+    def step(self, closure=None):
+        for weight in self.param_groups[0]["params"]:
+            self.state[weight] = {"sum": self.state[weight].get("sum", 0) + weight.grad.clone()}
+        return super().step(closure)
+
+
+def test_state_that_an_optimizer_replaces_is_let_go_after_the_copy(tmp_path):
+    """It would take memory on the device until the next save."""
+    with closing(Training(tmp_path, Replacing)) as training:
+        old = StorageWeakRef(training.optimizer.state[training.model.weight]["sum"].untyped_storage())
+        training.session.save(1)
+        training.heard.wait(Committed, step=1)
+        training.step()
+
+        def is_gone():
+            gc.collect()
+            return old.expired()
+
+        until(is_gone, "the old state is let go")
