@@ -82,7 +82,8 @@ def assert_is(found, model):
 def test_the_file_holds_the_state_of_the_module(world, tmp_path):
     """By name, type and bit, from one rank or several that shared the work; what is no tensor is named."""
     url = str(tmp_path / "run")
-    run_thread_ranks(world, lambda ranks: save(url, [Net(1)], ranks=ranks))
+    nets = [Net(1) for _ in range(world)]  # threads draw from one random stream
+    run_thread_ranks(world, lambda ranks: save(url, [nets[ranks.rank]], ranks=ranks))
 
     weights = export_weights(url, tmp_path / "out.safetensors")
 
