@@ -16,6 +16,7 @@ KINDS = typing.get_args(events.Event)
 def example(kind):
     values = {
         "tuple[str, ...]": ("aws", "slurm"),
+        "tuple[int, ...]": (1, 3),
         "int": 3,
         "float | None": 2.5,
         "float": 1.5,
