@@ -1,0 +1,145 @@
+"""
+docs/operating.md has a row for each message that a user can meet, and a test provokes each.
+
+A message is a text of four words or more in the sources that no list below exempts. Messages that are made of parts are
+several texts. A text is recognized by three words in a row that no other text has.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).parents[2]
+SOURCES: Final = ROOT / "src/spot_plugins"
+HOLE: Final = "\0"
+"""The place of a variable part in a text. Rows write it as three dots."""
+
+NOT_SHOWN: Final = {
+    **dict.fromkeys(["debug", "info", "exception"], "detail for those who ask for it, and bugs of this package"),
+    **dict.fromkeys(["say_first", "rank_zero_info", "_say", "tell_finished"], "lines of a training that goes well"),
+    **dict.fromkeys(["described", "Kind", "Option", "Argument"], "help of settings and commands"),
+    **dict.fromkeys(["AttributeError", "KeyError", "RuntimeError", "TypeError"], "a call that is wrong as code"),
+    **dict.fromkeys(["cast", "compile", "filterwarnings"], "not for people"),
+}
+"""Calls whose texts are no messages of something that is wrong, with the reason."""
+
+NOT_MET: Final = {
+    "accelerate/internals.py": "a text of Accelerate",
+    "agreement/messages.py": "what ranks of one version never send each other",
+    "economics/goodput.py": "a call that is wrong as code",
+    "schedule/daly.py": "a call that is wrong as code",
+    "guard/host.py": "remedies, which the table of what is not saved has for each host",
+    "accelerate/guarded.py": "the same",
+    "lightning/guarded.py": "the same",
+    "leave/phase.py": "a call in the wrong order, which is an error in the program",
+    "notices/azure.py": "logged for those who ask for it: a service is asked again",
+    "notices/gcp.py": "the same",
+    "notices/web.py": "the same",
+    "state/decoder.py": "the end of the rows for a state that is damaged or does not fit",
+    "state/leaves.py": "the same",
+    "state/rng.py": "the same",
+    "data/rng.py": "the same",
+    "store/object_names.py": "a key that only this package gives",
+    "store/obstore.py": "the name of an option that obstore lacks, so fsspec is used",
+    "Train on machines that": "help",
+    "import sys": "a program",
+    "Wanted range starting at": "a text of obstore",
+    "Received redirect without LOCATION": "a text of obstore",
+    "user in the URL": "the name of an option that obstore lacks, so fsspec is used",
+    "s3://bucket/run, gs://": "examples within other messages",
+    "or start anew at another URL": "the end of other messages",
+    ", or a loader from": "the end of another message",
+    ", which takes any": "the end of another message",
+    "training ends at once": "within the line on a training that was told to stop",
+}
+"""Modules, and beginnings of texts, that are no messages or have no row of their own, with the reason."""
+
+NOT_PROVOKED: Final[set[str]] = set()
+"""Messages that no test provokes yet. This list only shrinks."""
+
+
+def texts_of(node: ast.AST) -> Iterator[str]:
+    """Yield the texts in *node*, with a hole for each variable part. Docstrings and types are left out."""
+    match node:
+        case ast.Expr(value=ast.Constant()) | ast.Assert() | ast.arg() | ast.AnnAssign(annotation=ast.Name("TypeAlias")):
+            return
+        case ast.Call(func=ast.Attribute(attr=name) | ast.Name(id=name)) if name in NOT_SHOWN:
+            return
+        case ast.Constant(value=str(text)):
+            yield re.sub(r"%(?:\.\d)?[sdfr]|\{\w*\}", HOLE, text)
+        case ast.JoinedStr(values=values):
+            yield "".join(part.value if isinstance(part, ast.Constant) else HOLE for part in values)
+            for part in values:
+                yield from () if isinstance(part, ast.Constant) else texts_of(part)
+        case _:
+            for child in ast.iter_child_nodes(node):
+                yield from texts_of(child)
+
+
+def texts_in(folder: Path) -> dict[str, str]:
+    """Return the texts in all modules below *folder*, each with a module that has it."""
+    paths = sorted(folder.rglob("*.py"))
+    return {
+        text: str(path.relative_to(folder)) for path in paths for text in texts_of(ast.parse(path.read_text("utf-8")))
+    }
+
+
+def threes_in(text: str) -> set[str]:
+    """Return all three words in a row of *text*, without punctuation, and none of them across a variable part."""
+    parts = [[word.strip(".,:;()'\"`") for word in part.split()] for part in re.split(rf"{HOLE}|\.\.\.", text)]
+    return {" ".join(part[i : i + 3]) for part in parts for i in range(len(part) - 2)}
+
+
+TEXTS: Final = texts_in(SOURCES)
+MESSAGES: Final = {
+    text
+    for text, module in TEXTS.items()
+    if max(len(part.split()) for part in text.split(HOLE)) > 3
+    if module not in NOT_MET and not text.startswith(tuple(NOT_MET))
+}
+USES: Final = Counter(three for text in MESSAGES for three in threes_in(text))
+ROWS: Final = [
+    span.replace("\n", " ")
+    for line in (ROOT / "docs/operating.md").read_text().splitlines()
+    if line.startswith("|")
+    for span in re.findall(r"`([^`]+)`", line.split("|")[1])
+]
+
+
+def missing_from(texts: Iterable[str]) -> set[str]:
+    """Return the messages of which *texts* have no three words in a row that hardly another message has."""
+    there = {three for text in texts for three in threes_in(text)}
+    return {
+        text.replace(HOLE, "...")
+        for text in MESSAGES
+        if not any(USES[three] < 3 for three in threes_in(text) & there)
+    }
+
+
+def test_each_message_has_a_row() -> None:
+    """A user who meets a message finds in docs/operating.md what causes it and what to do."""
+    assert missing_from(ROWS) == set()
+
+
+def test_each_message_is_provoked() -> None:
+    """Some test expects the words of each message."""
+    tests = [path for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__)]
+    expected = {re.sub(r"\\(.)|\.\*", r"\1", text) for path in tests for text in texts_of(ast.parse(path.read_text()))}
+    assert missing_from(expected) == NOT_PROVOKED
+
+
+def test_each_row_quotes_a_message_that_exists() -> None:
+    """A row does not outlive its message: each part of a quotation is in the sources."""
+    there = {three for text in TEXTS for three in threes_in(text)}
+    parts = [part for span in ROWS for part in span.split("...") if threes_in(part)]
+    assert [part for part in parts if not threes_in(part) & there] == []
+
+
+def test_each_exemption_is_needed() -> None:
+    """An exemption does not outlive the module or the text that it is for."""
+    assert [each for each in NOT_MET if each not in TEXTS.values() and not any(t.startswith(each) for t in TEXTS)] == []
