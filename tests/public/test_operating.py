@@ -126,9 +126,9 @@ ROWS: Final = [
 
 
 def missing_from(texts: Iterable[str]) -> set[str]:
-    """Return the messages with which *texts* share no words that at most one other message has."""
+    """Return the messages with which *texts* share no words that at most two other messages have."""
     uses = Counter(run for text in MESSAGES for run in runs_in(text))
-    there = {run for text in texts for run in runs_in(text) if uses[run] < 3}
+    there = {run for text in texts for run in runs_in(text) if uses[run] < 4}
     return {text.replace(HOLE, "...") for text in MESSAGES if not runs_in(text) & there}
 
 
@@ -140,8 +140,8 @@ def test_each_message_has_a_row() -> None:
 def test_each_message_is_provoked() -> None:
     """Some test expects the words of each message."""
     tests = [path for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__)]
-    expected = {re.sub(r"\\(.)|\.\*", r"\1", text) for path in tests for text in texts_of(ast.parse(path.read_text()))}
-    assert missing_from(expected) == NOT_PROVOKED
+    found = {text.replace(".*", HOLE) for path in tests for text in texts_of(ast.parse(path.read_text("utf-8")))}
+    assert missing_from(re.sub(r"\\(.)", r"\1", text) for text in found) == NOT_PROVOKED
 
 
 def test_each_row_quotes_a_message_that_exists() -> None:

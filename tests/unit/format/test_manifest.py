@@ -180,7 +180,7 @@ def test_a_manifest_without_a_hash_is_refused():
     document = json.loads(a_manifest().encode())
     del document["xxh3_128"]
 
-    with pytest.raises(ManifestError, match="no hash"):
+    with pytest.raises(ManifestError, match="the manifest has no hash of itself"):
         RankManifest.decode(canonical_json(document))
 
 

@@ -95,6 +95,7 @@ def test_a_damaged_manifest_of_the_newest_step_is_stored_again(damage, machines,
 
     assert_repaired(machines, steps, told, key)
     assert key in caplog.text
+    assert "It was stored again from a local copy" in caplog.text
 
 
 @pytest.mark.parametrize("damage", [cut, flip, None], ids=["cut", "flipped", "gone"])
