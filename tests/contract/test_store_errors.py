@@ -424,7 +424,7 @@ def test_a_file_system_that_writes_in_place_can_be_used_with_a_warning(tmp_path,
     store.delete("steps/1/a")
     with pytest.raises(KeyError):
         store.get("steps/1/a")
-    with pytest.raises(StoreError, match="file:// has no put-if-absent") as caught:
+    with pytest.raises(StoreError, match=r"file.*:// has no put-if-absent") as caught:
         store.put_if_absent("attempts/1", b"mine")
     assert not caught.value.retryable
 

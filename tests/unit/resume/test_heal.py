@@ -135,7 +135,7 @@ def test_copies_of_another_run_repair_nothing(machines):
 
 
 @pytest.mark.parametrize("kind", ["blob", "manifest"])
-def test_a_damaged_copy_repairs_nothing(kind, machines):
+def test_a_damaged_copy_repairs_nothing(kind, machines, caplog):
     """
     Neither is put to the store.
     """
@@ -147,6 +147,7 @@ def test_a_damaged_copy_repairs_nothing(kind, machines):
     steps, told = machines.resume()
 
     assert_left_alone(machines, steps, told, {key: b"damaged"})
+    assert "step 2 cannot be repaired from the local disk: " in caplog.text
 
 
 def test_an_intact_manifest_is_not_replaced_by_another_one(tmp_path):

@@ -220,3 +220,21 @@ def test_a_url_without_a_run_is_refused(tmp_path):
 def test_the_sizes_of_elements_are_those_of_torch():
     """The reader without torch has a table of its own."""
     assert {name: dtype.itemsize for dtype, name in DTYPES.items()} == ITEM_BYTES
+
+
+class Complex(nn.Module):
+    """Has numbers that a file of safetensors cannot hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(2, dtype=torch.complex128))
+
+
+def test_a_type_that_the_file_cannot_hold_is_refused(tmp_path):
+    """Nothing is written."""
+    url = str(tmp_path / "run")
+    save(url, [Complex()])
+
+    with pytest.raises(ConfigError, match="scale has a type that no safetensors file can hold"):
+        export_weights(url, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
