@@ -194,7 +194,10 @@ def test_a_loop_without_accumulate_keeps_its_accumulation():
     state = ranks.state()
     assert state[2]["step"] == 0
     again = Ranks(1, SCHEDULES["linear"], accumulation=1)
-    with pytest.warns(UserWarning, match=r"made of 1 batches now instead of 2, because the loop does not accumulate.*with accelerator.accumulate\(model\)"):
+    with pytest.warns(
+        UserWarning,
+        match=r"made of 1 batches now instead of 2, because the loop does not accumulate.*with accelerator.accumulate\(model\)",
+    ):
         again.load(state)
     assert again.accelerator.gradient_accumulation_steps == 1
     with warnings.catch_warnings():

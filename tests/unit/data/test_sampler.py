@@ -233,7 +233,9 @@ def test_a_position_in_another_order_is_refused(name, there):
     sampler = ElasticSampler(10, seed=5)
     state = {**sampler.state_dict(), "epoch": 1, "consumed": 4, name: there}
 
-    with pytest.raises(ConfigError, match=f"{name}=.*{name}={there} in the checkpoint, so the position saved there means other"):
+    with pytest.raises(
+        ConfigError, match=f"{name}=.*{name}={there} in the checkpoint, so the position saved there means other"
+    ):
         sampler.load_state_dict(state)
 
     assert (sampler.epoch, sampler.consumed) == (0, 0)

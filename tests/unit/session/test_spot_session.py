@@ -164,7 +164,10 @@ def test_a_part_that_refuses_its_state_is_named(url):
 
     with training(url) as (session, _, _):
         session.register("model", Picky({}))
-        with pytest.raises(IncompatibleCheckpointError, match=r"'model' does not fit: size mismatch.*Use the model and settings it was saved with"):
+        with pytest.raises(
+            IncompatibleCheckpointError,
+            match=r"'model' does not fit: size mismatch.*Use the model and settings it was saved with",
+        ):
             session.resume()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 
 import pytest
 
@@ -11,6 +12,8 @@ from spot_plugins.store import LocalStore, MemoryStore
 from spot_plugins.store.base import get_at_most
 from spot_plugins.store.network_errors import network_text
 from spot_plugins.store.obstore_errors import obstore_answer, obstore_text
+from spot_plugins.store.redaction import Secrets
+from spot_plugins.store.store_errors import to_store_error
 
 DEBUG = "\n\nDebug source:\n"
 
@@ -18,7 +21,10 @@ DEBUG = "\n\nDebug source:\n"
 def test_a_full_quota_may_be_cleared_later(tmp_path):
     """It is the user's own limit, and the disk has room."""
     store = LocalStore(str(tmp_path))
-    with pytest.raises(StoreError, match="the disk quota is used up, at .*EDQUOT") as caught, store._as_store_errors("put", "a"):
+    with (
+        pytest.raises(StoreError, match="the disk quota is used up, at .*EDQUOT") as caught,
+        store._as_store_errors("put", "a"),
+    ):
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
     assert caught.value.retryable
 
@@ -48,3 +54,13 @@ def test_an_object_larger_than_allowed_is_not_read():
     store.put("large", bytes(100))
     with pytest.raises(ValueError, match="it has more than 10 bytes"):
         get_at_most(store, "large", 10)
+
+
+def test_an_answer_that_is_no_document_is_tried_again():
+    """A proxy, or the page of a login, answers in the place of the service."""
+    with pytest.raises(json.JSONDecodeError) as page:
+        json.loads("<html>Welcome")
+    error = to_store_error("get", "key", page.value, Secrets("s3://bucket/run", {}))
+
+    assert error.reason.startswith("the answer of the service cannot be read: ")
+    assert error.retryable
