@@ -168,7 +168,7 @@ def test_check_writable_refuses_stale_listings():
     """
     A service that does not list what was just put cannot keep the promises.
     """
-    with pytest.raises(ConfigError, match="had other content, right after it was put.*read-after-write"):
+    with pytest.raises(ConfigError, match=r"had other content, right after it was put.*read-after-write"):
         check_writable(StaleStore())
 
 

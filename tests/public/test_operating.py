@@ -2,7 +2,8 @@
 docs/operating.md has a row for each message that a user can meet, and a test provokes each.
 
 A message is a text of four words or more in the sources that no list below exempts. Messages that are made of parts are
-several texts. A text is recognized by three words in a row that no other text has.
+several texts. A text is recognized by words in a row that few other messages have. So these tests find messages without
+a row or a test, and do not prove that the row is right or that the test provokes the message.
 """
 
 from __future__ import annotations

@@ -491,7 +491,7 @@ def test_arguments_of_batches_are_checked(arguments, url):
     """
     with training(url) as (_, spot, _, _, loaders):
         spot.resume()
-        with pytest.raises(ConfigError, match="repeat=True exclude each other|must not be negative"):
+        with pytest.raises(ConfigError, match=r"repeat=True exclude each other|must not be negative"):
             spot.batches(loaders[0], **arguments)
         with pytest.raises(ConfigError, match="max_steps=None: the training would never end"):
             spot.epochs()

@@ -246,7 +246,7 @@ def test_a_replica_that_cannot_be_is_refused(replica):
     """
     Half of an answer, or a rank outside the world, would deal samples out wrongly.
     """
-    with pytest.raises(ConfigError, match="give both of them, or neither|must be at least 0 and below num_replicas=2"):
+    with pytest.raises(ConfigError, match=r"give both of them, or neither|must be at least 0 and below num_replicas=2"):
         ElasticSampler(10, **replica)
 
 

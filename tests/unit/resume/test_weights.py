@@ -115,7 +115,7 @@ def test_of_several_kept_steps_one_is_named(tmp_path):
     url = str(tmp_path / "run")
     save(url, [Net(1)], [1, 2], kept=[1, 2])
 
-    with pytest.raises(ConfigError, match="several steps are kept: 2, 1. Give the number of one"):
+    with pytest.raises(ConfigError, match=r"several steps are kept: 2, 1. Give the number of one"):
         load_weights(url, kept=True)
 
 

@@ -22,7 +22,7 @@ def test_a_full_quota_may_be_cleared_later(tmp_path):
     """It is the user's own limit, and the disk has room."""
     store = LocalStore(str(tmp_path))
     with (
-        pytest.raises(StoreError, match="the disk quota is used up, at .*EDQUOT") as caught,
+        pytest.raises(StoreError, match=r"the disk quota is used up, at .*EDQUOT") as caught,
         store._as_store_errors("put", "a"),
     ):
         raise OSError(errno.EDQUOT, "Disk quota exceeded")
