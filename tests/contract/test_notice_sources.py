@@ -398,6 +398,7 @@ def test_azure_is_told_that_all_is_saved(names, fault, acknowledged, tmp_path, c
         assert time.monotonic() - started < 5
         assert server.acknowledged == acknowledged
     assert len(caplog.records) == (fault is not None)
+    assert fault is None or "the notice of azure cannot be acknowledged" in caplog.text
 
 
 def test_azure_an_event_that_has_begun_names_no_time(tmp_path):
@@ -509,6 +510,7 @@ def test_a_page_that_is_none(head, body, heard, caplog):
 
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert heard in caplog.text
+    assert "the page of notice_file answers " in caplog.text
 
 
 # -------------------------------------------------------------------------------------------------- SLURM

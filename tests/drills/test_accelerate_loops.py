@@ -418,5 +418,7 @@ def test_a_loader_is_repeated_or_not(tmp_path):
         return run
 
     live(f"file://{tmp_path}/run", program(True), ("kill", 3))
-    with pytest.raises(ConfigError, match="repeat=False differs from repeat=True"):
+    with pytest.raises(
+        ConfigError, match="repeat=False differs from repeat=True, with which this loader was used before"
+    ):
         live(f"file://{tmp_path}/run", program(False))

@@ -97,7 +97,7 @@ def test_damage_in_a_life_is_repaired_from_the_disk(damage, looking, tmp_path, c
 
 
 @every_damage
-def test_damage_without_a_copy_on_the_disk_is_repaired_by_the_next_save(damage, looking, tmp_path):
+def test_damage_without_a_copy_on_the_disk_is_repaired_by_the_next_save(damage, looking, tmp_path, caplog):
     """
     From the weights themselves.
     """
@@ -111,6 +111,9 @@ def test_damage_without_a_copy_on_the_disk_is_repaired_by_the_next_save(damage, 
         until(lambda: not session._opened.pusher.ledger.knows_frozen(1), "the trainer knows")
         save(session, heard, 2)
         assert heard.wait(StoreDamaged, is_repaired=True).key == key
+        assert f"damage in the store: {key} " in caplog.text
+        assert "The next save stores it again, if it can" in caplog.text
+        assert f"{key} was missing or damaged" in caplog.text
         assert store.get(key) == whole
         save(session, heard, 3)
         expected = model["base"].weight.clone()

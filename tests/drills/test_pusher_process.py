@@ -314,7 +314,7 @@ def test_a_pusher_that_cannot_be_started_does_not_end_the_training(tmp_path, mon
         with monkeypatch.context() as patch:
             patch.setattr(subprocess, "Popen", refuse)
             session.after_step(1)
-        assert "does not start" in heard.wait(SaveAbandoned, step=1).reason
+        assert "the pusher process does not start" in heard.wait(SaveAbandoned, step=1).reason
         session.after_step(2)
         heard.wait(Committed, step=2)
 

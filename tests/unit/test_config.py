@@ -343,3 +343,10 @@ def test_settings_are_printed_without_secrets():
         assert "hidden" not in text
         assert "host/run" in text
         assert "every_steps=5" in text
+
+
+@pytest.mark.parametrize("name", ["notice_file", "local_dir"])
+def test_a_path_that_is_no_text_is_refused(name):
+    """The message names what it takes."""
+    with pytest.raises(ConfigError, match=f"{name}=5 must be a string or None"):
+        SpotConfig(url="/data/run", every_steps=1, **{name: 5})

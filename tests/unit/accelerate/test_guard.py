@@ -109,7 +109,10 @@ def stepping(life, spot, nets, optimizers, x):
     [
         (lambda spot, loader: itertools.cycle(spot.batches(loader)), "cycle.*repeat=True"),
         (lambda spot, loader: itertools.islice(spot.batches(loader), 4), "islice.*limit="),
-        (lambda spot, loader: zip(range(99), spot.batches(loader), strict=False), "pairs .* with a range_iterator"),
+        (
+            lambda spot, loader: zip(range(99), spot.batches(loader), strict=False),
+            "pairs the batches of .* with a range_iterator",
+        ),
     ],
     ids=["cycle", "islice", "zip"],
 )
@@ -355,7 +358,9 @@ def test_two_schedulers_that_cannot_be_told_apart_are_named(url):
     """
     with training(url) as (_, spot, _, optimizers, _):
         kept = [torch.optim.lr_scheduler.StepLR(optimizers[0].optimizer, size) for size in (2, 3)]
-        with pytest.warns(UserWarning, match=r"StepLR is not prepared and cannot be saved.*accelerator\.prepare"):
+        with pytest.warns(
+            UserWarning, match=r"StepLR is not prepared .*: another one of the same class.*accelerator\.prepare"
+        ):
             spot.resume()
         assert len(kept) == 2
 
@@ -486,7 +491,18 @@ def test_arguments_of_batches_are_checked(arguments, url):
     """
     with training(url) as (_, spot, _, _, loaders):
         spot.resume()
-        with pytest.raises(ConfigError, match="limit="):
+        with pytest.raises(ConfigError, match=r"repeat=True exclude each other|must not be negative"):
             spot.batches(loaders[0], **arguments)
-        with pytest.raises(ConfigError, match="max_steps=None"):
+        with pytest.raises(ConfigError, match="max_steps=None: the training would never end"):
             spot.epochs()
+
+
+def test_a_loader_without_batches_is_not_repeated_for_ever(url):
+    """
+    It would never yield one.
+    """
+    with training(url) as (life, spot, _, _, _):
+        empty = life.accelerator.prepare(torch.utils.data.DataLoader([]))
+        spot.resume()
+        with pytest.raises(ConfigError, match="a loader without batches cannot be repeated"):
+            next(spot.batches(empty, repeat=True))

@@ -486,7 +486,7 @@ def test_a_loader_that_is_not_prepared_is_a_clear_error(url):
     job = Job(url)
     with job.spot as spot:
         spot.resume()
-        with pytest.raises(ConfigError, match="DataLoader is not prepared"):
+        with pytest.raises(ConfigError, match="DataLoader is not prepared, so its position cannot be saved"):
             spot.batches(DataLoader([1, 2]))
 
 

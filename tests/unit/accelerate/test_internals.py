@@ -31,6 +31,7 @@ def test_a_missing_attribute_is_named(name, accelerator, tmp_path):
         SpotHook(accelerator, str(tmp_path / "run"), every_steps=1)
 
     assert f"has no Accelerator.{name}," in str(refused.value)
+    assert "which spot_plugins needs to save and restore the training exactly" in str(refused.value)
     assert "accelerate=1." in str(refused.value)
     assert "pip install 'accelerate==1.15.*'" in str(refused.value)
     assert not (tmp_path / "run").exists()

@@ -194,7 +194,10 @@ def test_a_loop_without_accumulate_keeps_its_accumulation():
     state = ranks.state()
     assert state[2]["step"] == 0
     again = Ranks(1, SCHEDULES["linear"], accumulation=1)
-    with pytest.warns(UserWarning, match=r"made of 1 batches now instead of 2.*with accelerator.accumulate\(model\)"):
+    with pytest.warns(
+        UserWarning,
+        match=r"instead of 2, because the loop does not accumulate.*with accelerator.accumulate\(model\)",
+    ):
         again.load(state)
     assert again.accelerator.gradient_accumulation_steps == 1
     with warnings.catch_warnings():
@@ -225,3 +228,14 @@ def test_another_function_of_the_program_is_named():
     other = Ranks(2, lambda optimizer: LambdaLR(optimizer, lambda n: max(0.0, 1 - n / TOTAL / 2)))
     with pytest.warns(UserWarning, match="the schedule of this program gives a learning rate of 0.833.*had 0.666"):
         other.load(state)
+
+
+def test_accumulation_that_no_number_makes_up_for_is_named():
+    """
+    Two batches per step cannot be spread over four processes.
+    """
+    ranks = Ranks(2, SCHEDULES["linear"], accumulation=1)
+    ranks.train(0, 4)
+    again = Ranks(4, SCHEDULES["linear"], accumulation=1)
+    with pytest.warns(UserWarning, match="4 batches now instead of 2, which do not divide over 4 processes"):
+        again.load(ranks.state())

@@ -206,9 +206,9 @@ def test_the_data_set_inside_can_be_used_as_before():
 @pytest.mark.parametrize(
     ("dataset", "settings", "message"),
     [
-        (Stream(), {}, "dataset=Stream"),
+        (Stream(), {}, "dataset=Stream has no length or no index"),
         (iter([1, 2]), {}, "dataset=list_iterator"),
-        ([1, 2], {"in_order": False, "num_workers": 1}, "in_order=False"),
+        ([1, 2], {"in_order": False, "num_workers": 1}, "in_order=False yields batches in no fixed order"),
         ([1, 2], {"sampler": RandomSampler([1, 2])}, "sampler=RandomSampler cannot be given.*Leave sampler out"),
         ([1, 2], {"sampler": [0], "shuffle": False}, "sampler=list cannot be given"),
         ([1, 2], {"batch_sampler": [[0, 1]]}, "batch_sampler=list cannot be given"),
@@ -218,7 +218,7 @@ def test_the_data_set_inside_can_be_used_as_before():
         ([1, 2], {"batch_size": True}, "batch_size=True must be a whole number"),
         ([1, 2], {"batch_size": "4"}, "batch_size='4' must be a whole number"),
         ([1, 2], {"batch_size": 2.0}, "batch_size=2.0 must be a whole number"),
-        ([1, 2], {"num_workers": -1}, "num_workers=-1 must be at least 0"),
+        ([1, 2], {"num_workers": -1}, "num_workers=-1 must be at least 0. Write for example"),
         ([1, 2], {"num_workers": None}, "num_workers=None must be a whole number"),
         ([1, 2], {"seed": None}, "seed=None must be a whole number"),
         ([1, 2], {"seed": "7"}, "seed='7' must be a whole number"),

@@ -461,7 +461,9 @@ def test_counting_warns_once_and_says_what_it_costs():
     position.load_state_dict(state[0])
     position.begin_epoch(0)
 
-    with pytest.warns(UserWarning, match=r"fetching 4 batches again.*spot_plugins\.data\.elastic_loader") as met:
+    with pytest.warns(
+        UserWarning, match=r"fetching 4 batches again to find .*A loader from spot_plugins\.data\.elastic_loader"
+    ) as met:
         position.fast_forward(iter(loader))
 
     assert len(met) == 1
@@ -512,7 +514,11 @@ def state_of(make, world_size=1):
 @pytest.mark.parametrize(
     ("state", "loader", "message"),
     [
-        (state_of(COUNTED["in order"]), ELASTIC["elastic"], "kind=elastic differs from kind=counted"),
+        (
+            state_of(COUNTED["in order"]),
+            ELASTIC["elastic"],
+            "the training loader's kind=elastic differs from kind=counted in the checkpoint",
+        ),
         (state_of(ELASTIC["elastic"]), lambda: elastic_loader([1], batch_size=1, seed=1), "num_samples=1 "),
         (state_of(STATEFUL["stateful"], 2), STATEFUL["stateful"], "world_size=1 differs from world_size=2"),
         (state_of(STATEFUL["stateful"]), STATEFUL["stateful, workers"], "num_workers=2 .* num_workers=0"),
@@ -539,7 +545,7 @@ def test_a_loader_that_became_shorter_is_refused():
     position.load_state_dict({**state_of(lambda: [1, 2, 3]), "at": {**state_of(list)["at"], "batches": 3}})
     position.begin_epoch(0)
 
-    with pytest.raises(ConfigError, match="ended after 2 batches, but 3"):
+    with pytest.raises(ConfigError, match="the training loader ended after 2 batches, but 3"):
         position.fast_forward(iter([1, 2]))
 
 

@@ -72,6 +72,16 @@ def test_a_step_that_is_trained_again_is_the_same(local, control, tmp_path, capl
     assert min(read(url).digests.values()) > 0
 
 
+MEANINGS = {
+    "data": "The position in the training data differs.",
+    "rates": "The learning rates, momentums or weight decays differ.",
+    "accumulation": "The step is made of another number of batches.",
+    "torch": "The random stream of torch on the CPU differs.",
+    "python": "The random stream of Python differs,",
+    "numpy": "The random stream of numpy differs,",
+}
+
+
 @pytest.mark.parametrize("kind", CHANGES)
 def test_a_difference_is_named_once(kind, folder, caplog):
     """The event has the first step that differs, the attempt before, and exactly the kind. The warning says more."""
@@ -80,6 +90,7 @@ def test_a_difference_is_named_once(kind, folder, caplog):
     assert differences(heard) == [(CHANGED, 1, (kind,))]
     [warning] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert warning.startswith(f"step {CHANGED} is not the step {CHANGED} that attempt 1 trained before it ended. ")
+    assert MEANINGS[kind] in warning
     assert ADVICE[kind] in warning
     assert [other for other in ADVICE if other != kind and ADVICE[other] in warning] == []
 

@@ -38,7 +38,7 @@ def test_what_is_not_there_is_an_error_that_says_so(urls, tmp_path):
         read(urls[None], step=7)
     with pytest.raises(LookupError, match="has no committed step"):
         read(str(tmp_path))
-    with pytest.raises(LookupError, match="no committed step 7 both"):
+    with pytest.raises(LookupError, match="have no committed step 7 both"):
         compare_runs(urls[None], urls["torch"], step=7)
     with pytest.raises(LookupError, match="rank=1"):
         read(urls[None], rank=1)

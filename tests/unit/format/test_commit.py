@@ -126,7 +126,7 @@ def test_a_store_without_put_if_absent_is_used_with_a_warning(caplog):
     store = NoPutIfAbsent()
 
     assert [claim_attempt(store, b"") for _ in range(2)] == [1, 2]
-    assert "get the same attempt" in caplog.text
+    assert "at the same moment get the same attempt" in caplog.text
 
 
 def test_a_claim_that_failed_is_not_a_claim():

@@ -180,7 +180,7 @@ def test_a_manifest_without_a_hash_is_refused():
     document = json.loads(a_manifest().encode())
     del document["xxh3_128"]
 
-    with pytest.raises(ManifestError, match="no hash"):
+    with pytest.raises(ManifestError, match="the manifest has no hash of itself"):
         RankManifest.decode(canonical_json(document))
 
 
@@ -190,3 +190,13 @@ def test_a_number_that_json_does_not_know_is_no_part_of_a_manifest():
     """
     with pytest.raises(ValueError, match="JSON"):
         a_manifest({"loss": float("nan")}).encode()
+
+
+def test_a_manifest_with_other_content_than_it_was_written_with_is_refused():
+    """
+    One number is another one, and the hash is that of before.
+    """
+    document = {**json.loads(a_manifest().encode()), "rank": 4}
+
+    with pytest.raises(ManifestError, match="the content of the manifest does not match its hash"):
+        RankManifest.decode(canonical_json(document))

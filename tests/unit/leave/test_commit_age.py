@@ -97,3 +97,13 @@ def test_a_rank_that_is_always_one_step_late_is_no_trouble(caplog):
         age.on_event(SharesCounted(step=step, missing_ranks=(1,), visible_step=step - 1))
 
     assert not caplog.records
+
+
+def test_a_deferred_save_is_told_as_one_that_waits(caplog):
+    """The event has no reason of its own."""
+    clock = HandClock()
+    age = CommitAge(clock)
+    clock.now += 301
+    age.on_event(SaveDeferred(step=7, num_deferred=1))
+
+    assert caplog.text.rstrip().endswith("an earlier save is still being pushed")

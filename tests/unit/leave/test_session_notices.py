@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
@@ -95,7 +96,7 @@ def test_a_notice_on_one_machine_is_one_on_all(tmp_path):
 
 
 @pytest.mark.parametrize(("world_size", "told"), [(1, [0]), (2, [1]), (2, [0, 1])])
-def test_a_soft_notice_is_saved_for_and_trained_on(world_size, told, tmp_path, monkeypatch):
+def test_a_soft_notice_is_saved_for_and_trained_on(world_size, told, tmp_path, monkeypatch, caplog):
     """
     On whichever rank it comes, and on how many of a machine: all ranks save one step more, and go on. It names no
     deadline.
@@ -131,19 +132,21 @@ def test_a_soft_notice_is_saved_for_and_trained_on(world_size, told, tmp_path, m
         saved = train(url, body, world_size=world_size, settings=lambda rank: asks if rank in told else {})
     assert len(set(saved)) == 1
     assert saved[0][1] == "soft"
+    assert "this machine may be taken before long; saving once, and training on" in caplog.text
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_the_earliest_deadline_counts(world_size, tmp_path, monkeypatch):
+def test_the_earliest_deadline_counts(world_size, tmp_path, monkeypatch, caplog):
     """
     A notice that comes second but ends sooner shortens the time; one that ends later does not lengthen it.
     """
     url = str(tmp_path / "run")
     with AwsServer() as server:
         monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", server.url)
-        server.announce(110)
 
         def body(session, rank, heard):
+            if rank == 0:  # not before: a notice before training has begun makes all leave at once
+                server.announce(110)
             until(lambda: session.notice, "the notice is known")
             if rank == 0:
                 session._opened.listener._on_signal("SIGTERM", time.monotonic())
@@ -158,6 +161,9 @@ def test_the_earliest_deadline_counts(world_size, tmp_path, monkeypatch):
 
         left = train(url, body, world_size=world_size, settings=lambda rank: {"notice_sources": ("aws",)})
     assert left == [("left with", 1)] * world_size
+    assert re.search(
+        r"this machine will be taken at \S+ UTC, 1\d\d s left: training on, and saving in time", caplog.text
+    )
 
 
 def test_an_earlier_end_that_comes_in_the_last_wait_cuts_it_short(tmp_path):

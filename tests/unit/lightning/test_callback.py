@@ -88,7 +88,7 @@ def test_a_strategy_that_shards_is_refused(tmp_path, monkeypatch):
     # A real one needs the deepspeed package.
     monkeypatch.setattr(fit.strategy, "__class__", DeepSpeedStrategy)
 
-    with pytest.raises(ConfigError, match="strategy=DeepSpeedStrategy"):
+    with pytest.raises(ConfigError, match="strategy=DeepSpeedStrategy keeps its state where it cannot be saved from"):
         fit.callbacks[0].setup(fit, Net(), "fit")
 
 

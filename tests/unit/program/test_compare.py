@@ -193,7 +193,7 @@ def test_software_seed_and_hyperparameters():
 
     found = compare(program("2.12", "1", 0.1), program("2.13", "2", 0.2)).lines
 
-    assert found[0].startswith("torch 2.13 now, and torch 2.12 in the checkpoint")
+    assert found[0] == "torch 2.13 now, and torch 2.12 in the checkpoint: numbers may differ in their last digits"
     assert found[1].startswith("the seed is 2 now, and 1 in the checkpoint") or found[2].startswith("the seed is 2 now")
     assert [line for line in found if "lr" in line] == ["the checkpoint's lr=0.1 is used, not lr=0.2"]
     assert "hparams: width=8 now, and width=4 in the checkpoint" in found

@@ -89,7 +89,7 @@ def test_a_disk_that_hangs_is_given_up_though_the_store_is_down(monkeypatch):
     told = save(1, Down(), local=Gated())
 
     assert len(of(SaveAbandoned, told)) == 1
-    assert "no blob" in of(LocalWriteFailed, told)[0].reason
+    assert "the local disk has finished no blob for " in of(LocalWriteFailed, told)[0].reason
 
 
 def test_a_step_that_the_store_refused_is_still_written_to_the_disk(monkeypatch):

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import queue
 import time
 
+import pytest
 import torch
 from steps import numbers, save
 
 from spot_plugins.config import SpotConfig
+from spot_plugins.errors import StoreError
 from spot_plugins.events import Committed, Superseded
 from spot_plugins.format.attempts import claim_attempt
+from spot_plugins.push import pusher
 from spot_plugins.push.lifecycle import StepState
 from spot_plugins.session import SpotSession
 from spot_plugins.store import MemoryStore
@@ -49,3 +53,12 @@ def test_an_attempt_that_is_superseded_between_its_commit_and_its_removals_has_c
 
     assert [type(event) for event in told] == [Committed, Superseded]
     assert numbers(store) == [1]
+
+
+def test_a_process_that_does_not_answer_is_not_waited_for_without_a_limit(monkeypatch):
+    """
+    The time is over at once here.
+    """
+    monkeypatch.setattr(pusher, "PROOF_S", 0.0)
+    with pytest.raises(StoreError, match="the pusher process got no answer within 0 s"):
+        pusher._await_proof(queue.SimpleQueue(), None, time.sleep)

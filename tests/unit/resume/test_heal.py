@@ -95,6 +95,7 @@ def test_a_damaged_manifest_of_the_newest_step_is_stored_again(damage, machines,
 
     assert_repaired(machines, steps, told, key)
     assert key in caplog.text
+    assert "It was stored again from a local copy" in caplog.text
 
 
 @pytest.mark.parametrize("damage", [cut, flip, None], ids=["cut", "flipped", "gone"])
@@ -134,7 +135,7 @@ def test_copies_of_another_run_repair_nothing(machines):
 
 
 @pytest.mark.parametrize("kind", ["blob", "manifest"])
-def test_a_damaged_copy_repairs_nothing(kind, machines):
+def test_a_damaged_copy_repairs_nothing(kind, machines, caplog):
     """
     Neither is put to the store.
     """
@@ -146,6 +147,7 @@ def test_a_damaged_copy_repairs_nothing(kind, machines):
     steps, told = machines.resume()
 
     assert_left_alone(machines, steps, told, {key: b"damaged"})
+    assert "step 2 cannot be repaired from the local disk: " in caplog.text
 
 
 def test_an_intact_manifest_is_not_replaced_by_another_one(tmp_path):

@@ -143,7 +143,7 @@ def test_a_mirror_that_is_not_a_save_behind_loses_one_at_most(seed, keep_last, s
     assert (loaded.step_id.step if loaded else 0) >= newest - 10
 
 
-def test_elsewhere_a_step_that_lacks_something_is_a_loss(scratch):
+def test_elsewhere_a_step_that_lacks_something_is_a_loss(scratch, caplog):
     """
     A bucket loses nothing by itself: if all steps lack something, a person must know.
     """
@@ -156,6 +156,7 @@ def test_elsewhere_a_step_that_lacks_something_is_a_loss(scratch):
         resume(scratch / "run", is_mirror=False)
     loaded, told = resume(scratch / "run")
     assert loaded is None
+    assert "steps has been copied completely, so training begins anew: " in caplog.text
     assert [event.step for event in told][:2] == [50, 40]
     assert all(isinstance(event, CheckpointRejected) for event in told)
 

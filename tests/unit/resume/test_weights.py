@@ -111,13 +111,22 @@ def test_a_step_is_chosen_by_number_or_because_it_is_kept(tmp_path):
         load_weights(url, 2, kept=True)
 
 
+def test_of_several_kept_steps_one_is_named(tmp_path):
+    """The newest of them need not be the best."""
+    url = str(tmp_path / "run")
+    save(url, [Net(1)], [1, 2], kept=[1, 2])
+
+    with pytest.raises(ConfigError, match=r"several steps are kept: 2, 1. Give the number of one"):
+        load_weights(url, kept=True)
+
+
 def test_of_several_models_one_is_named(tmp_path):
     """A file that mixes generator and discriminator would fit neither."""
     url = str(tmp_path / "run")
     save(url, [Net(1), Net(2)])
 
     assert_is(load_weights(url, part="model-1"), Net(2))
-    with pytest.raises(ConfigError, match="these models: model-0, model-1"):
+    with pytest.raises(ConfigError, match="this run has these models: model-0, model-1"):
         load_weights(url)
     with pytest.raises(ConfigError, match="part='net' is not among the models"):
         load_weights(url, part="net")
@@ -132,7 +141,7 @@ def test_damage_is_found_and_nothing_is_left(tmp_path):
     data[-1] ^= 1
     blob.write_bytes(data)
 
-    with pytest.raises(CorruptCheckpointError, match="its hash differs"):
+    with pytest.raises(CorruptCheckpointError, match="has changed since it was written: its hash differs"):
         export_weights(url, tmp_path / "out.safetensors")
 
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
@@ -212,3 +221,21 @@ def test_a_url_without_a_run_is_refused(tmp_path):
 def test_the_sizes_of_elements_are_those_of_torch():
     """The reader without torch has a table of its own."""
     assert {name: dtype.itemsize for dtype, name in DTYPES.items()} == ITEM_BYTES
+
+
+class Complex(nn.Module):
+    """Has numbers that a file of safetensors cannot hold."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(2, dtype=torch.complex128))
+
+
+def test_a_type_that_the_file_cannot_hold_is_refused(tmp_path):
+    """Nothing is written."""
+    url = str(tmp_path / "run")
+    save(url, [Complex()])
+
+    with pytest.raises(ConfigError, match="scale has a type that no safetensors file can hold"):
+        export_weights(url, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

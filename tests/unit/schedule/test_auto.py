@@ -245,7 +245,7 @@ class DownStore:
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"started_at": 5}', b'{"started_at": "2030-01-01"}', None])
-def test_a_life_that_cannot_be_read_leaves_the_prior(content):
+def test_a_life_that_cannot_be_read_leaves_the_prior(content, caplog):
     """
     A missing or damaged object, and a store that is down, must not keep a training from starting.
     """
@@ -255,6 +255,7 @@ def test_a_life_that_cannot_be_read_leaves_the_prior(content):
 
     assert recent_preemptions(store, 2, HandClock()) == Preemptions()
     assert recent_preemptions(DownStore(), 2, HandClock()) == Preemptions()
+    assert "the preemptions of earlier attempts are not known, so the prior is used: " in caplog.text
 
 
 def test_a_clock_that_was_ahead_makes_no_negative_time():

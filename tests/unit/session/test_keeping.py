@@ -183,7 +183,7 @@ def test_a_step_that_is_not_there_is_told(url, caplog):
         assert session.kept == ()
         with pytest.raises(ValueError, match="step 3 is not trained yet, the last one is 2"):
             session.keep(3)
-        with pytest.raises(ValueError, match="owner='Best Model'"):
+        with pytest.raises(ValueError, match="owner='Best Model' must be a word in small letters"):
             session.keep(2, owner="Best Model")
     assert "step 1 is not kept" in caplog.text
 

@@ -143,7 +143,7 @@ def test_parts_that_do_not_belong_together_name_both_sides(url):
 
     assert "['scaler']" in str(caught.value)
     assert "['ema']" in str(caught.value)
-    assert "same parts" in str(caught.value)
+    assert "Register the same parts as when it was saved" in str(caught.value)
     assert holder.num_loads == 0
 
 
@@ -164,7 +164,10 @@ def test_a_part_that_refuses_its_state_is_named(url):
 
     with training(url) as (session, _, _):
         session.register("model", Picky({}))
-        with pytest.raises(IncompatibleCheckpointError, match=r"'model' does not fit: size mismatch.*settings"):
+        with pytest.raises(
+            IncompatibleCheckpointError,
+            match=r"'model' does not fit: size mismatch.*Use the model and settings it was saved with",
+        ):
             session.resume()
 
 

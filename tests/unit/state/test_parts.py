@@ -13,8 +13,10 @@ import safetensors.torch
 import torch
 from torch import nn
 
+from spot_plugins.errors import UnsafeStateError
 from spot_plugins.format.manifest import canonical_json
 from spot_plugins.state import ModelPart, OptimizerPart, RngPart, decode, encode
+from spot_plugins.state.trained import NamedPiece, state_of_piece
 
 
 def through_bytes(state):
@@ -746,3 +748,15 @@ def test_a_new_rank_gets_streams_of_its_own():
     assert draws[0] == draws[2]
     assert not set(draws[0]) & set(draws[1])
     assert len(set(draws[0])) == 3
+
+
+def test_the_state_of_an_optimizer_in_another_shape_cannot_be_saved(one_rank_mesh):
+    """
+    Its pieces on the ranks are not those of the parameter.
+    """
+    from torch.distributed.tensor import DTensor, Replicate
+
+    parameter = torch.ones(2)
+    other = DTensor.from_local(torch.ones(3), one_rank_mesh, [Replicate()])
+    with pytest.raises(UnsafeStateError, match="weight/average' is a DTensor of another shape than its parameter"):
+        state_of_piece({"average": other}, parameter, NamedPiece("weight"))

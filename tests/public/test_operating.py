@@ -1,0 +1,195 @@
+"""
+docs/operating.md has a row for each message that a user can meet, and a test provokes each.
+
+A message is a text of four words or more in the sources that no list below exempts. Messages that are made of parts are
+several texts. A text is recognized by words in a row that few other messages have. So these tests find messages without
+a row or a test, and do not prove that the row is right or that the test provokes the message.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).parents[2]
+SOURCES: Final = ROOT / "src/spot_plugins"
+HOLE: Final = "\0"
+"""The place of a variable part in a text. Rows write it as three dots."""
+DOTS: Final = re.compile(rf"{HOLE}|\.\.\.")
+
+NOT_SHOWN: Final = {
+    **dict.fromkeys(["debug", "info", "exception"], "detail for those who ask for it, and bugs of this package"),
+    **dict.fromkeys(["say_first", "rank_zero_info", "_say", "tell_finished"], "lines of a training that goes well"),
+    **dict.fromkeys(["described", "Kind", "Option", "Argument"], "help of settings and commands"),
+    **dict.fromkeys(["AttributeError", "KeyError", "RuntimeError", "TypeError"], "a call that is wrong as code"),
+    **dict.fromkeys(["cast", "compile", "filterwarnings"], "not for people"),
+}
+"""Calls whose texts are no messages of something that is wrong, with the reason."""
+
+NOT_MET: Final = {
+    "accelerate/internals.py": "a text of Accelerate",
+    "agreement/messages.py": "what ranks of one version never send each other",
+    "economics/goodput.py": "a call that is wrong as code",
+    "schedule/daly.py": "a call that is wrong as code",
+    "guard/host.py": "remedies, which the table of what is not saved has for each host",
+    "accelerate/guarded.py": "the same",
+    "lightning/guarded.py": "the same",
+    "leave/phase.py": "a call in the wrong order, which is an error in the program",
+    "notices/azure.py": "logged for those who ask for it: a service is asked again",
+    "notices/gcp.py": "the same",
+    "notices/web.py": "the same",
+    "state/decoder.py": "the end of the rows for a state that is damaged or does not fit",
+    "state/leaves.py": "the same",
+    "state/rng.py": "the same",
+    "data/rng.py": "the same",
+    "store/object_names.py": "a key that only this package gives",
+    "store/obstore.py": "the name of an option that obstore lacks, so fsspec is used",
+    "on_save_checkpoint() of the module": "the end of the row for a state that cannot be saved",
+    "state_dict() of the": "the same",
+    "not an order of": "the end of the rows for a state that is damaged",
+    "it may work later": "the end of each StoreError",
+    "trying again will not help": "the same",
+    "step \0 is damaged: \0": "the frame of each CorruptCheckpointError, whose reasons have rows",
+    "nothing to resume from at": "the frame of the row on damaged steps",
+    "Train on machines that": "help",
+    "import sys": "a program",
+    "Wanted range starting at": "a text of obstore",
+    "Received redirect without LOCATION": "a text of obstore",
+    "user in the URL": "the name of an option that obstore lacks, so fsspec is used",
+    "s3://bucket/run, gs://": "examples within other messages",
+    "or start anew at another URL": "the end of other messages",
+    ", or a loader from": "the end of another message",
+    ", which takes any": "the end of another message",
+    "training ends at once": "within the line on a training that was told to stop",
+}
+"""Modules, and beginnings of texts, that are no messages or have no row of their own, with the reason."""
+
+NOT_PROVOKED: Final = {
+    ", or a monitor, so that the run keeps its best steps",
+    "... begins every epoch where it was restored",
+    "...: .... Allow this machine more processes or memory",
+    "...: the ranks save and leave, within ... s",
+    "...no process tries it any more. See the warnings in the log",
+    "A torchdata StatefulDataLoader over a data set",
+    "The random stream of a CUDA device",
+    "a copy from the device does not end; its memory is not released",
+    "a loader that was resumed within its",
+    "a newer step is staged and the store does not answer",
+    "a rank does not answer; boundary ... is decided without it",
+    "a rank has not joined the run within ... s",
+    "holds no state by name of the part",
+    "it was not staged before the pause, and weights may be swapped since",
+    "none of ... belongs to this machine",
+    "nothing is saved yet...",
+    "rank 0 cannot be reached at ...,",
+    "rank 0 cannot listen on any address",
+    "spot export: ... is no tensor, so it is left out",
+    "the kernel does not let this process adopt orphans",
+    "the module optimizes by hand",
+    "the pusher process cannot be reached: ...",
+    "the pusher process that had it has",
+    "the rank left before its share was stored",
+    "the training was told to stop before,",
+    "the write was given up",
+    "this rank is not in its mesh",
+    "training waited ... s for an earlier push",
+    "weights without gradients change all the same,",
+}
+"""Beginnings of messages that no test provokes by their words yet. This list only shrinks."""
+
+
+def texts_of(node: ast.AST) -> Iterator[str]:
+    """Yield the texts in *node*, with a hole for each variable part. Docstrings and types are left out."""
+    match node:
+        case ast.Expr(value=ast.Constant()) | ast.arg() | ast.AnnAssign(annotation=ast.Name("TypeAlias")):
+            return
+        case ast.Assert(test=test):
+            yield from texts_of(test)
+        case ast.Call(func=ast.Attribute(attr=name) | ast.Name(id=name)) if name in NOT_SHOWN:
+            return
+        case ast.Constant(value=str(text)):
+            yield re.sub(r"%(?:\.\d)?[sdfr]|\{\w*\}", HOLE, text)
+        case ast.JoinedStr(values=values):
+            yield "".join(part.value if isinstance(part, ast.Constant) else HOLE for part in values)
+            for part in values:
+                yield from () if isinstance(part, ast.Constant) else texts_of(part)
+        case _:
+            for child in ast.iter_child_nodes(node):
+                yield from texts_of(child)
+
+
+def texts_in(folder: Path) -> dict[str, str]:
+    """Return the texts in all modules below *folder*, each with a module that has it."""
+    paths = sorted(folder.rglob("*.py"))
+    return {
+        text: str(path.relative_to(folder)) for path in paths for text in texts_of(ast.parse(path.read_text("utf-8")))
+    }
+
+
+def runs_in(text: str, num_letters: int = 12) -> set[str]:
+    """
+    Return all three words in a row of *text*, and all two that have *num_letters* together.
+
+    Punctuation is left out. No run goes across a variable part.
+    """
+    parts = [re.findall(r"[^\s.,:;()'\"`]+(?:[.,:;()'\"`]+[^\s.,:;()'\"`]+)*", part) for part in re.split(DOTS, text)]
+    runs = {(" ".join(part[i : i + n]), n) for part in parts for n in (2, 3) for i in range(len(part) - n + 1)}
+    return {run for run, n in runs if n == 3 or len(run) >= num_letters}
+
+
+TEXTS: Final = texts_in(SOURCES)
+MESSAGES: Final = {
+    text
+    for text, module in TEXTS.items()
+    if max(len(part.split()) for part in text.split(HOLE)) > 3
+    if module not in NOT_MET and not text.startswith(tuple(NOT_MET))
+}
+ROWS: Final = [
+    span.replace("\n", " ")
+    for line in (ROOT / "docs/operating.md").read_text().splitlines()
+    if line.startswith("|")
+    for span in re.findall(r"`([^`]+)`", line.split("|")[1])
+]
+
+
+def missing_from(texts: Iterable[str], limit: int) -> set[str]:
+    """Return the messages that contain no part of *texts*, and share no words with them that under *limit* have."""
+    uses = Counter(run for text in MESSAGES for run in runs_in(text))
+    parts = {part.strip() for text in texts for part in DOTS.split(text)}
+    there = {run for part in parts for run in runs_in(part) if uses[run] < limit}
+    parts = {part for part in parts if len(part.split()) > 2}
+    return {
+        text.replace(HOLE, "...")
+        for text in MESSAGES
+        if not runs_in(text) & there and not any(part in text for part in parts)
+    }
+
+
+def test_each_message_has_a_row() -> None:
+    """A user who meets a message finds in docs/operating.md what causes it and what to do."""
+    assert missing_from(ROWS, 2) == set()
+
+
+def test_each_message_is_provoked() -> None:
+    """Some test expects the words of each message."""
+    tests = [path for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__)]
+    found = {text.replace(".*", HOLE) for path in tests for text in texts_of(ast.parse(path.read_text("utf-8")))}
+    missing = missing_from((re.sub(r"\\(.)", r"\1", text) for text in found), 4)
+    assert {text for text in missing if not text.startswith(tuple(NOT_PROVOKED))} == set()
+    assert {each for each in NOT_PROVOKED if not any(text.startswith(each) for text in missing)} == set()
+
+
+def test_each_row_quotes_a_message_that_exists() -> None:
+    """A row does not outlive its message: each part of a quotation is in the sources."""
+    there = {run for text in TEXTS for run in runs_in(text, 0)}
+    parts = [part for span in ROWS for part in DOTS.split(span) if len(runs_in(part, 0)) > 1]
+    assert [part for part in parts if not runs_in(part, 0) & there] == []
+
+
+def test_each_exemption_is_needed() -> None:
+    """An exemption does not outlive the module or the text that it is for."""
+    assert [each for each in NOT_MET if each not in TEXTS.values() and not any(t.startswith(each) for t in TEXTS)] == []
