@@ -74,7 +74,7 @@ gpu: setup  ## The checks of the CUDA path on one GPU, under eight minutes; with
 soak: setup  ## The tests with real processes, SOAK_ROUNDS times; stops at the first failure
 	@for round in $$(seq $(SOAK_ROUNDS)); do \
 		echo "round $$round of $(SOAK_ROUNDS)"; \
-		$(bin)/python -m pytest -m 'not gpu' tests/unit/agreement tests/unit/resume/test_grammar.py tests/multiprocess tests/drills || exit 1; \
+		$(bin)/python -m pytest -m 'not gpu' tests/unit/agreement tests/unit/resume/test_grammar.py tests/contract/hosts tests/multiprocess tests/drills || exit 1; \
 	done
 
 docs: setup  ## Make docs/reference from the sources, build docs/ into site/; a broken link is an error
