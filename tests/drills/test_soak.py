@@ -13,7 +13,7 @@ from collections import Counter
 
 import pytest
 import torch
-from drawn_lives import FAULTS, MAX_STEPS, drawn_life
+from drawn_lives import FAULTS, drawn_life
 from drill_settings import Settings
 from elastic_train import net
 from exactness import events_of, samples_by_step
@@ -35,7 +35,6 @@ GRACE_S = 20
 SAMPLES = 720
 BATCH = 2
 PER_STEP = 12  # samples of an optimizer step on any number of ranks
-EPOCHS = 2 + NUM_INTERRUPTIONS * MAX_STEPS * PER_STEP // SAMPLES
 
 
 class Soak:
@@ -136,7 +135,7 @@ def trained_alone(settings):
     """Return the samples and the loss of each step of the same training, as a plain loop of torch."""
     model, points, sampler, steps = net(settings), Points(SAMPLES), ElasticSampler(SAMPLES, seed=7), {}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-    for epoch in range(EPOCHS):
+    for epoch in range(settings.epochs):
         sampler.set_epoch(epoch)
         for samples in torch.tensor(list(sampler)).split(PER_STEP):
             loss = nn.functional.cross_entropy(model(points.x[samples]), points.y[samples])
@@ -158,19 +157,20 @@ def test_interruptions_one_after_the_other_lose_nothing(host, seed, s3_server, t
     """
     draw = random.Random(f"{host} {seed}")
     lives = [*(drawn_life(draw) for _ in range(NUM_INTERRUPTIONS)), drawn_life(draw, [None])]
+    epochs = 10 + sum(life.after_steps for life in lives) * PER_STEP // SAMPLES  # a notice may come some steps later
     url = f"{s3_server.create_bucket(f'soak-{host}-{seed}')}/run"
     with FaultProxy(s3_server.endpoint_url) as proxy:
         options = s3_server.storage_options(endpoint_url=proxy.endpoint_url, connect_timeout=1, read_timeout=1)
         config = {"every_steps": 5, "grace_seconds": GRACE_S, "storage_options": options}
         config["local_dir"] = str(tmp_path / "disk")
-        settings = {"host": host, "samples": SAMPLES, "epochs": EPOCHS, "batch": BATCH, "url": url, "config": config}
+        settings = {"host": host, "samples": SAMPLES, "epochs": epochs, "batch": BATCH, "url": url, "config": config}
         soak = Soak(tmp_path, settings, proxy, open_store(url, s3_server.storage_options()))
         for number, life in enumerate(lives):
             print(f"life {number} of seed {seed}: {life}")
             soak.live(tmp_path / f"life-{number}", life)
 
     steps = samples_by_step(soak.histories[max(soak.histories)])
-    for epoch in range(EPOCHS):
+    for epoch in range(epochs):
         seen = Counter(sample for key, (samples, _) in steps.items() if key[0] == epoch for sample in samples)
         assert seen == Counter(range(SAMPLES)), f"each sample once in epoch {epoch}"
     alone = trained_alone(Settings(folder=str(tmp_path), **settings))
