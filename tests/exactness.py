@@ -65,6 +65,16 @@ def what_was_seen(folder, rank):
     return seen
 
 
+def samples_by_step(trace):
+    """The samples of each optimizer step, over all ranks and accumulated batches, and its mean loss."""
+    steps = {}
+    for epoch, step, _, samples, loss in trace:
+        seen, weighted = steps.setdefault((epoch, step), ([], []))
+        seen += samples
+        weighted += [loss] * len(samples)
+    return {key: (sorted(seen), sum(losses) / len(losses)) for key, (seen, losses) in steps.items()}
+
+
 def assert_same_training(folder, reference, ranks, left_out=()):
     """Compare all that was seen, except *left_out*, and all state at the end."""
     for rank in range(ranks):

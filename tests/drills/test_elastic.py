@@ -8,6 +8,7 @@ from itertools import groupby
 
 import pytest
 import torch
+from exactness import samples_by_step
 from launching import train
 
 from spot_plugins.data import ElasticSampler
@@ -28,16 +29,6 @@ def orders(samples):
     for epoch in range(EPOCHS):
         sampler.set_epoch(epoch)
         yield epoch, list(sampler)
-
-
-def samples_by_step(trace):
-    """The samples of each optimizer step, over all ranks and accumulated batches, and its mean loss."""
-    steps = {}
-    for epoch, step, _, samples, loss in trace:
-        seen, weighted = steps.setdefault((epoch, step), ([], []))
-        seen += samples
-        weighted += [loss] * len(samples)
-    return {key: (sorted(seen), sum(losses) / len(losses)) for key, (seen, losses) in steps.items()}
 
 
 HOSTS = ["lightning", "accelerate"]

@@ -85,6 +85,8 @@ class CountersPart:
         elif self._keep_batch:
             is_old = self._scale.is_split and "scale" not in state  # an earlier version counted each process here
             self._keep_batches_per_step(self._configured if is_old else state["batches_per_step"])
+        if self._accelerator.gradient_accumulation_steps != saved.accumulation:
+            self._accelerator.step = 0  # the batches counted so far belong to steps of another number of batches
 
     @property
     def _scale(self) -> Scale:
@@ -107,7 +109,6 @@ class CountersPart:
             )
             return
         self._batches_per_step = before
-        self._accelerator.step = 0  # the batches counted so far belong to a window of another size
         if before % at_once:
             warnings.warn(
                 f"{changed}, which do not divide over {at_once} processes",

@@ -1,8 +1,9 @@
 """
-A training that may change its number of ranks and the way its state is spread. Run by test_elastic.py.
+A training that may change its number of ranks and the way its state is spread. Run by test_elastic.py and test_soak.py.
 
-Every rank appends what each batch saw to FOLDER/trace.jsonl, as ``[epoch, step, rank, samples, loss]``. Nothing in it
-depends on how a batch is cut: no dropout, no batch norm, no randomness but the order of the samples.
+Every rank appends what each batch saw to FOLDER/trace.jsonl, as ``[epoch, step, rank, samples, loss]``, and the events
+of its session to FOLDER/events-RANK.jsonl. Nothing in the trace depends on how a batch is cut: no dropout, no batch
+norm, no randomness but the order of the samples.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import os
 import signal
 import warnings
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import torch
 from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
@@ -47,6 +48,15 @@ def net(settings):
 def record(settings, rank, epoch, step, samples, loss):
     with open(f"{settings.folder}/trace.jsonl", "a") as file:
         file.write(json.dumps([epoch, step, rank, samples.tolist(), float(loss)]) + "\n")
+
+
+def spot_settings(settings):
+    def write(event):
+        with (settings.path / f"events-{os.environ.get('RANK', 0)}.jsonl").open("a") as file:
+            file.write(json.dumps({"event": type(event).__name__, **asdict(event)}) + "\n")
+
+    defaults = {"every_steps": 1000, "grace_seconds": 20, "elastic_batch": settings.elastic_batch}
+    return {**defaults, **settings.config, "on_event": write}
 
 
 def write_final(settings, rank, model, optimizer):
@@ -136,9 +146,7 @@ def lightning(settings):
     }
     spot = SpotCheckpoint(
         settings.run,
-        every_steps=1000,
-        grace_seconds=20,
-        elastic_batch=settings.elastic_batch,
+        **spot_settings(settings),
     )
     trainer = Trainer(
         accelerator="cpu",
@@ -184,9 +192,7 @@ def accelerate(settings):
     hook = SpotHook(
         accelerator,
         settings.run,
-        every_steps=1000,
-        grace_seconds=20,
-        elastic_batch=settings.elastic_batch,
+        **spot_settings(settings),
     )
     with hook as spot:
         model = net(settings)

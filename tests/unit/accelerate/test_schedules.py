@@ -136,6 +136,37 @@ def test_it_does_after_a_way_there_and_back(name, pair):
     assert changed(pair, SCHEDULES[name], back=True)[0] == pytest.approx(whole)
 
 
+@pytest.mark.parametrize("pair", [(2, 3), (3, 2), (4, 3), (1, 3)], ids=str)
+def test_a_step_is_whole_after_a_way_there_and_back(pair):
+    """
+    The batches that Accelerate has counted are of steps that the other number of processes accumulates in other parts.
+    """
+    there, back = pair
+    per_step = 12 * there
+    first = Ranks(there, SCHEDULES["linear"])
+    first.train(0, per_step)
+    state = first.state()
+    second = Ranks(back, SCHEDULES["linear"])
+    second.load(state)
+    second.train(per_step, 2 * per_step)
+    state = second.state()
+    third = Ranks(there, SCHEDULES["linear"])
+    third.load(state)
+    assert [*third.train(2 * per_step, 4 * per_step)] == [3 * per_step, 4 * per_step]
+
+
+def test_a_step_is_whole_after_the_program_has_changed_the_accumulation():
+    """
+    One step of 4 batches on each process, then steps of 3.
+    """
+    first = Ranks(2, SCHEDULES["linear"], accumulation=4)
+    first.train(0, 8)
+    state = first.state()
+    second = Ranks(2, SCHEDULES["linear"], accumulation=3)
+    second.load(state)
+    assert [*second.train(8, 20)] == [14, 20]
+
+
 @pytest.mark.parametrize("pair", PAIRS, ids=str)
 def test_it_does_where_the_samples_per_step_change(pair):
     """
