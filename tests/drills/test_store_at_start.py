@@ -217,7 +217,7 @@ def test_a_pusher_process_that_dies_while_it_proves_is_replaced(s3_server, url, 
 def test_trouble_that_does_not_pass_is_an_error_with_the_services_sentence(
     trouble, error, says, s3_server, url, proxy, monkeypatch
 ):
-    """What is final at once, and what is final after the patience."""
+    """Some refusals are final at once, and some after the patience."""
     monkeypatch.setattr(retry, "PATIENCE_S", 1.0)
     monkeypatch.setattr(retry, "SETTLING_S", 1.0)
     trouble(proxy)

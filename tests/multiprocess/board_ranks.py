@@ -144,7 +144,7 @@ def read_rubbish(ranks, board):
 
 
 def meet_a_stranger(ranks, board):
-    """What is no request of c10d is turned away, and a number that is none is a lost board. Nothing dies or waits."""
+    """Rubbish is turned away, and a number that is none is a lost board. Nothing dies or waits."""
     job = Job(ranks, board)
     if ranks.rank == 0:
         for rubbish in (b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 4096, b"\0", b""):

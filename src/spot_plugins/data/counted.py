@@ -55,7 +55,7 @@ class Counted(Replayed):
             return super().fetch_ahead(iterator, batches)
         before = raw_streams()
         batch = super().fetch_ahead(iterator, batches)
-        # The first fetch is also that of the first batch. It is repeated from the begin of the epoch.
+        # The first fetch also gets the first batch. A replay repeats it with the streams of the start of the epoch.
         is_first = self._before + batches == 0
         self._at_ahead = None if is_first or same_streams(before, raw_streams()) else streams_state(before)
         return batch

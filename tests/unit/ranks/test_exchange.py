@@ -1,4 +1,4 @@
-"""What all ranks do together, when one of them does not."""
+"""Calls that all ranks make together, if one of them does not."""
 
 from __future__ import annotations
 
