@@ -112,8 +112,8 @@ def accelerate(folder, kind="elastic", change=None, die_at=None, accumulate=1):
 each_host = pytest.mark.parametrize("life", [lightning, accelerate], ids=lambda life: life.__name__)
 
 # What the second life does in another way, the first step that differs, and the kinds that differ there. Dropout
-# draws from torch's stream once per batch. With two batches per step, Lightning ends step 6 with its first batch in both
-# lives, because it counts the batches of the epoch. Accelerate begins to count anew.
+# draws from torch's stream once per batch. With two batches per step, Lightning ends step 6 with its first batch in
+# both lives, because it counts the batches of the epoch. Accelerate begins to count anew.
 CHANGES = {
     "draw": (CHANGED, ("torch",)),
     "rates": (CHANGED, ("rates",)),
