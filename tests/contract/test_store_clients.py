@@ -74,7 +74,7 @@ def proxy(way):
 
 @pytest.fixture
 def store(opened, proxy):
-    """A store behind the healthy proxy, with ``there`` in it."""
+    """A store after the healthy proxy, with the object ``there``."""
     return opened
 
 

@@ -99,7 +99,7 @@ def streams_state(raw: tuple[Any, ...] | None = None) -> dict[str, Any]:
 
 
 def raw_streams() -> tuple[Any, ...]:
-    """Return the state of the three streams as they give it, to compare it soon. It takes some ten microseconds."""
+    """Return the state of the three streams as they give it, to compare it soon. It takes about 60 microseconds."""
     of_numpy = numpy_random.get_state() if numpy_random is not None else None
     return torch.default_generator.get_state(), random.getstate(), of_numpy
 
