@@ -25,7 +25,10 @@ RUNS = {
     ),
     "overhead": (
         ["--steps", "10", "--saves", "2"],
-        {"session, tight loop", "session", "Lightning SpotCheckpoint", "Accelerate SpotHook"},
+        {
+            *("session, tight loop", "fingerprints, tight loop", "guard, tight loop"),
+            *("session", "Lightning SpotCheckpoint", "Accelerate SpotHook"),
+        },
     ),
     "durable": (
         ["--gb", "0.002", "--saves", "1"],

@@ -130,7 +130,7 @@ class Guard:
         if self._steps is None or threading.get_ident() != self._thread:
             return
         if self.host.is_bare:
-            self._gradients.end_step(self._steps.seen())
+            self._gradients.end_step(optimizer)
         if self._search is not None and self._steps.of(optimizer) == STEPS_OF_NEW:
             self._search.expect_new()
         if not self._is_unreported:
@@ -150,9 +150,9 @@ class Guard:
 
     def _look_for_gradients(self, call: str) -> None:
         """Warn, once, if *call* comes within an accumulation of gradients."""
-        if self._steps is None or self._has_told_gradients or not (self.host.is_bare and self._speaks):
+        if self._has_told_gradients or not (self.host.is_bare and self._speaks):
             return
-        if self._gradients.exist(self._steps.seen()):
+        if self._gradients.exist():
             self._has_told_gradients = True
             warn(
                 f"session.{call} was called while gradients wait for an optimizer step. They are not saved, so if a "

@@ -1,5 +1,6 @@
 """A bare loop is told when it saves while gradients wait for an optimizer step."""
 
+import threading
 import warnings
 
 import pytest
@@ -91,3 +92,16 @@ def test_a_save_within_an_accumulation_is_told_once(session, call):
 def test_a_pause_after_a_step_is_not_told(session, before):
     """Gradients that were used, cleared, or left by a loss for another optimizer wait for nothing."""
     assert told(session, Loop(), before, pause) == []
+
+
+def test_gradients_of_another_thread_are_not_told(session):
+    """Ranks may be threads of one process. What another one accumulates is saved by it."""
+    other = Loop()
+
+    def another_rank(loop):
+        loop.step()
+        thread = threading.Thread(target=lambda: (other.step(), other.backward()))
+        thread.start()
+        thread.join()
+
+    assert told(session, Loop(), another_rank, SpotSession.save) == []

@@ -277,7 +277,7 @@ def test_a_change_that_no_optimizer_made_is_noticed(tmp_path, caplog):
             with torch.no_grad():
                 model[2].weight.clamp_(-1e-3, 1e-3)
         abandoned = heard.wait(SaveAbandoned, step=1)
-        assert "it could not be copied: '2.weight' was changed while it was copied" in abandoned.reason
+        assert "it could not be copied: 'model/parameters/2.weight' was changed while it was copied" in abandoned.reason
         assert "From now on each save copies everything before training continues" in caplog.text
 
         expected = state_of(model, [optimizer])
