@@ -58,7 +58,11 @@ class Streams:
 def _look_at_cuda() -> int:
     if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return 0
-    numbers: list[int] = []
-    for generator in torch.cuda.default_generators:
-        numbers += generator.initial_seed(), generator.get_offset()
+    # A rank may get another device in another life. A device that nothing was drawn from is not the rank's own.
+    current = torch.cuda.current_device()
+    numbers = [
+        (generator.initial_seed(), generator.get_offset())
+        for device, generator in enumerate(torch.cuda.default_generators)
+        if device == current or generator.get_offset()
+    ]
     return hash_32(repr(numbers).encode())

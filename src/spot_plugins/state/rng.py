@@ -25,30 +25,39 @@ class RngPart(ShardedPart):
     """
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the states; ``cuda`` is a list, one tensor per visible device."""
-        uses_cuda = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
-        return {
+        """Return the states. ``cuda`` is a tensor per visible device, and ``device`` the number of the rank's own."""
+        state: dict[str, Any] = {
             "python": random.getstate(),
             "numpy": np.random.get_state(legacy=False),
             "torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if uses_cuda else [],
+            "cuda": [],
         }
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            state |= {"cuda": torch.cuda.get_rng_state_all(), "device": torch.cuda.current_device()}
+        return state
 
     def for_new_rank(self, state: Mapping[str, Any], rank: int) -> dict[str, Any]:
         """Return streams for a new *rank*. They depend on *state*, that of rank 0, and on the rank."""
         drawn = hashlib.blake2b(state["torch"].numpy().tobytes() + rank.to_bytes(8, "little"), digest_size=8)
         seed = int.from_bytes(drawn.digest(), "little")
-        devices = range(min(len(state["cuda"]), torch.cuda.device_count()))
-        return {
+        new: dict[str, Any] = {
             "python": random.Random(seed).getstate(),
             "numpy": np.random.RandomState(seed % 2**32).get_state(legacy=False),
             "torch": torch.Generator().manual_seed(seed).get_state(),
-            "cuda": [torch.Generator(f"cuda:{index}").manual_seed(seed).get_state() for index in devices],
+            "cuda": [],
         }
+        if state["cuda"] and torch.cuda.device_count():
+            device = torch.cuda.current_device()
+            new |= {"cuda": [torch.Generator(f"cuda:{device}").manual_seed(seed).get_state()], "device": 0}
+        return new
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """
-        Restore all generators. CUDA devices without a saved state, and states without a device, are left alone.
+        Restore all generators.
+
+        The rank's own device is the current one. It gets the stream of the device that was the rank's own, whatever the
+        numbers of the two are. The streams of the devices beside it go to those beside it. CUDA devices without a saved
+        state, and states without a device, are left alone.
 
         Raises:
             ValueError: *state* is none that a generator can have.
@@ -57,8 +66,14 @@ class RngPart(ShardedPart):
         random.setstate(state["python"])
         np.random.set_state(state["numpy"])
         torch.set_rng_state(state["torch"])
-        for index, device_state in zip(range(torch.cuda.device_count()), state["cuda"], strict=False):
-            torch.cuda.set_rng_state(device_state, index)
+        num_devices = torch.cuda.device_count()
+        if not (state["cuda"] and num_devices):
+            return
+        current = torch.cuda.current_device()
+        shift = current - state.get("device", current)
+        for device, device_state in enumerate(state["cuda"], start=shift):
+            if 0 <= device < num_devices:
+                torch.cuda.set_rng_state(device_state, device)
 
 
 def _require_numpy_position(position: int) -> None:
