@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch.optim import Optimizer
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -31,7 +32,8 @@ class OptimizerSteps:
         """Steps of all optimizers together."""
         self._on_step = on_step
         self._of: WeakKeyDictionary[Optimizer, int] = WeakKeyDictionary()
-        self._handle = register_optimizer_step_post_hook(self._count)
+        untraced = torch.compiler.disable(self._count)  # type: ignore[no-untyped-call]
+        self._handle = register_optimizer_step_post_hook(untraced)
 
     def of(self, optimizer: Optimizer) -> int:
         """Return the number of steps of *optimizer*."""

@@ -34,7 +34,8 @@ class Copier:
         self._issued.set()
         self._snapshot: Snapshot | None = None
         self._waits_since: float | None = None
-        self._hook = register_optimizer_step_pre_hook(self._before_step)
+        untraced = torch.compiler.disable(self._before_step)  # type: ignore[no-untyped-call]
+        self._hook = register_optimizer_step_pre_hook(untraced)
         self._thread = threading.Thread(target=self._run, name="spot-copy", daemon=True)
         self._thread.start()
 

@@ -358,6 +358,41 @@ def test_a_pusher_that_dies_during_the_copy_takes_nothing_with_it(tmp_path):
     assert not heard.of(SaveAbandoned)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler meets its own
+def test_a_compiled_step_is_compiled_once_and_waits(tmp_path):
+    """
+    The step of an optimizer may be compiled. The compiler leaves out what a session does in it: it is neither traced,
+    which warns, nor compiled again when a save begins or ends.
+    """
+    torch._dynamo.reset()
+    graphs = []
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=torch.tensor(0.1), foreach=False)
+    compiled = torch.compile(optimizer.step, backend=lambda graph, _: graphs.append(graph) or graph.forward)
+
+    def step():
+        forward_backward(model, optimizer)()
+        compiled()
+
+    with session_of(tmp_path, model, [optimizer]) as (session, heard):
+        step()
+        step()  # the state of the optimizer exists from here on
+        for number in range(1, 4):
+            expected = state_of(model, [optimizer])
+            with held_up(session) as gate:
+                session.save(number)
+                open_once_waited_for(session, gate)
+                step()
+                assert gate.is_set()
+            heard.wait(Committed, step=number)
+
+    assert len(graphs) == 1
+    assert_equal(
+        restored(tmp_path, lambda model: [torch.optim.AdamW(model.parameters(), lr=torch.tensor(0.1), foreach=False)]),
+        expected,
+    )
+
+
 def test_a_session_that_is_closed_lets_go_of_all_optimizers(tmp_path):
     """
     Nothing of a session stays in torch: other trainings of the process do not pay for it.
