@@ -4,6 +4,8 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import groupby
+from zlib import crc32
 
 import hypothesis
 import pytest
@@ -16,6 +18,17 @@ from spot_plugins.data import workers
 # Every test has its timeout; that of hypothesis, 200 ms for an example, is about a machine with nothing else to do.
 hypothesis.settings.register_profile("spot", deadline=None)
 hypothesis.settings.load_profile("spot")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is marked
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """Mark two of three cases of each sampled test as soak. The cases are always the same ones, in no pattern."""
+    for _, group in groupby(items, key=lambda item: (item.path, item.originalname)):
+        cases = list(group)
+        if len(cases) > 3 and cases[0].get_closest_marker("sampled"):
+            for item in cases[1:]:
+                if crc32(item.name.encode()) % 3:
+                    item.add_marker(pytest.mark.soak)
 
 
 @pytest.fixture(scope="session")

@@ -12,6 +12,8 @@ from exactness import References, assert_same_fingerprints, assert_same_training
 from hearing import until
 from launching import exit_codes, launch_ranks, launcher, start
 
+pytestmark = pytest.mark.sampled
+
 train = partial(launching.train, "accelerate_train")
 
 

@@ -21,6 +21,7 @@ from spot_plugins.data import elastic_loader
 from spot_plugins.errors import ConfigError, Preempted
 
 pytestmark = [
+    pytest.mark.sampled,
     pytest.mark.filterwarnings("ignore:fetching .* batches again:UserWarning"),
     # torch says so if a process continues at the end of an epoch, where the optimizer has not stepped yet
     pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step:UserWarning"),

@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader
 from spot_plugins.data import elastic_loader
 from spot_plugins.errors import ConfigError
 
+pytestmark = pytest.mark.sampled
+
 ENDS = [("kill", 6), ("term", 6), ("term", 10)]
 each_end = pytest.mark.parametrize("end", ENDS, ids=lambda end: f"{end[0]}-{end[1]}")
 

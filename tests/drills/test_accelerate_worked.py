@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from spot_plugins.data import elastic_loader
 
-pytestmark = [pytest.mark.filterwarnings("ignore:fetching .* batches again:UserWarning")]
+pytestmark = [pytest.mark.sampled, pytest.mark.filterwarnings("ignore:fetching .* batches again:UserWarning")]
 
 ENDS = [("term", 6), ("kill", 6)]
 """Batches of two lives, before which they end. An epoch has ten batches, and every third step is saved."""

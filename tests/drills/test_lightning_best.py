@@ -23,7 +23,7 @@ from spot_plugins.resume.stored import stored_steps
 SCORES = [0.5, 0.2, 0.9, 0.4, 0.8, 0.6]
 """The metric of each validation, so that a best one lies in the middle."""
 
-pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+pytestmark = [pytest.mark.sampled, pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")]
 
 
 class Net(LightningModule):

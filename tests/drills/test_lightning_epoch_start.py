@@ -22,6 +22,8 @@ from lightning_lives import BATCH, Interrupt, Lives, Net, data
 from torch import nn
 from torch.utils.data import DataLoader
 
+pytestmark = pytest.mark.sampled
+
 NOTICE = [(13, "notice")]
 KILL = [(13, "kill")]
 

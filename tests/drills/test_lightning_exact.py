@@ -9,6 +9,8 @@ import launching
 import pytest
 from exactness import References, assert_same_fingerprints, assert_same_training, resumed_steps
 
+pytestmark = pytest.mark.sampled
+
 train = partial(launching.train, "lightning_train")
 
 

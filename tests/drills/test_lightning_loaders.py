@@ -33,6 +33,7 @@ from spot_plugins.events import Committed
 from spot_plugins.lightning import SpotCheckpoint
 
 pytestmark = [
+    pytest.mark.sampled,
     pytest.mark.filterwarnings("ignore:fetching .* batches again:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
     pytest.mark.filterwarnings("ignore:You requested to overfit but enabled train dataloader shuffling:UserWarning"),

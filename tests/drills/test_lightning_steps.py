@@ -16,6 +16,8 @@ from spot_plugins.data import elastic_loader
 from spot_plugins.errors import ConfigError, Preempted
 from spot_plugins.lightning import SpotCheckpoint
 
+pytestmark = pytest.mark.sampled
+
 
 class Manual(Net):
     """Steps its plain optimizer, of which Lightning knows nothing."""

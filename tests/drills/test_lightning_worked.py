@@ -27,6 +27,7 @@ from torch.utils.data import DataLoader, Sampler, SubsetRandomSampler, WeightedR
 from spot_plugins.data import elastic_loader
 
 pytestmark = [
+    pytest.mark.sampled,
     pytest.mark.filterwarnings("ignore:fetching .* batches again:UserWarning"),
     pytest.mark.filterwarnings("ignore:You requested to overfit but enabled train dataloader shuffling:UserWarning"),
     pytest.mark.filterwarnings("ignore:A `OneCycleLR` scheduler is using 'interval'. 'epoch':RuntimeWarning"),

@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 
 from spot_plugins import export_weights
 
+pytestmark = pytest.mark.sampled
+
 SIMPLE = ("ddp", "fsdp1", "fsdp1-flat", "fsdp2")
 SAVERS = [(wrapper, world) for world in (1, 2, 3, 4) for wrapper in SIMPLE] + [
     ("hsdp1", 4),
