@@ -323,7 +323,7 @@ def test_a_pusher_that_cannot_be_started_does_not_end_the_training(tmp_path, mon
 
 @pytest.mark.parametrize("num_sent", [0, 5], ids=["nothing", "half a head"])
 @pytest.mark.parametrize("code", [errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS])
-def test_a_pusher_that_lives_and_cannot_be_sent_to_is_replaced(code, num_sent, tmp_path, monkeypatch):
+def test_a_pusher_that_lives_and_cannot_be_sent_to_is_replaced(code, num_sent, tmp_path, monkeypatch, caplog):
     """
     A refusal of the kernel is not taken for the death of the process. The step goes to another one.
     """
@@ -347,6 +347,7 @@ def test_a_pusher_that_lives_and_cannot_be_sent_to_is_replaced(code, num_sent, t
         heard.wait(Committed, step=2)
         assert pusher_pid(session) != first
 
+    assert f"the pusher process cannot be reached, so another one takes over: [Errno {code}]" in caplog.text
     assert numbers(LocalStore(str(tmp_path))) == [2, 1]
     assert not heard.of(SaveAbandoned)
     until_gone(first)

@@ -167,6 +167,34 @@ def test_enumerate_is_told_where_it_counts_a_rest(url):
     assert {step: record[0] for step, record in trace.items()} == {step: step for step in range(6, 10)}
 
 
+def test_a_loop_that_repeats_the_rest_of_a_resumed_epoch_is_told(url):
+    """
+    It keeps the batches of a short loader beside a longer one. After a resume it has the last ones alone.
+    """
+
+    def program(life):
+        with life.hook() as spot:
+            net = life.net()
+            optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+            loaders = [elastic_loader(Numbers(length), batch_size=2) for length in (20, 8)]
+            net, optimizer, long, short = life.accelerator.prepare(net, optimizer, *loaders)
+            spot.resume()
+            for _ in spot.epochs(1):
+                rest, held = spot.batches(short), []
+                for number, (_, x) in enumerate(spot.batches(long), spot.progress.step):
+                    if (batch := next(rest, None)) is not None:
+                        held.append(batch)
+                    life.point(number, key=number)
+                    step_on(life, net, optimizer, x + held[number % len(held)][1])
+                    spot.after_step()
+                    life.stored()
+
+    live(url, program, ("kill", 3))
+    told = "a loader that was resumed within its epoch has ended, and the loop trains on with the batches of another"
+    with pytest.warns(UserWarning, match=told + r".*write spot\.batches\(loader, repeat=True\) instead"):
+        live(url, program)
+
+
 def test_an_optimizer_that_is_not_prepared_is_named(url):
     """
     Its state would be lost.

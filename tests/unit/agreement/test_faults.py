@@ -242,8 +242,8 @@ def test_a_notice_that_nobody_reads_is_obeyed_in_a_pause(open_group, board, monk
     assert group.notice.source == "test"
 
 
-def test_a_verdict_that_never_comes_is_waited_for_once_for_each_proposal(open_group, board, monkeypatch):
-    """Nothing is saved there, and training goes on."""
+def test_a_verdict_that_never_comes_is_waited_for_once_for_each_proposal(open_group, board, monkeypatch, caplog):
+    """Nothing is saved there, and training goes on. The log says so."""
     monkeypatch.setattr(ballot, "VERDICT_WAIT_S", 0.05)
     group = open_group(1)
     board.take_number("messages")
@@ -251,6 +251,8 @@ def test_a_verdict_that_never_comes_is_waited_for_once_for_each_proposal(open_gr
     board.wait_asked("verdict/1")
 
     assert [group.at_boundary(step) for step in (1, 2, 3)] == [None] * 3
+    told = "a rank does not answer, so boundary 1 is decided without it. Look at the logs of the other ranks"
+    assert [record.getMessage() for record in caplog.records] == [told]
 
 
 def test_an_error_of_the_training_ends_the_agreement_and_no_boundary_waits(open_group, board, caplog):

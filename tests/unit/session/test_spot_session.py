@@ -28,6 +28,8 @@ from spot_plugins.events import (
 )
 from spot_plugins.format.attempts import claim_attempt
 from spot_plugins.format.keys import StepId, merged_manifest_key
+from spot_plugins.ranks import BoardClosedError
+from spot_plugins.resume import join
 from spot_plugins.session import SpotSession, spot_session
 from spot_plugins.store import LocalStore
 from spot_plugins.testing import run_thread_ranks
@@ -240,6 +242,21 @@ def test_ranks_that_do_not_hold_the_same_are_told_so(url):
             told.wait(30)  # a board of threads ends at once when rank 0 lets go of it
 
     run_thread_ranks(3, body)
+
+
+def test_a_rank_that_never_joins_is_not_waited_for_without_a_limit(url, monkeypatch):
+    """
+    The others end with an error, because the job cannot train without it.
+    """
+    monkeypatch.setattr(join, "JOIN_S", 0.05)
+
+    def body(ranks):
+        if ranks.rank == 0:
+            told = r"a rank has not joined the run within 0 s\. Look at the logs of the other ranks"
+            with training(url, ranks=ranks) as (session, _, _), pytest.raises(BoardClosedError, match=told):
+                session.resume()
+
+    run_thread_ranks(2, body)
 
 
 def test_state_that_cannot_be_saved_is_refused_before_the_first_step(url):

@@ -480,6 +480,22 @@ def test_what_a_distributed_tensor_is_taken_for(one_rank_mesh):
         assert caught.value.path == "model/weight"
 
 
+def test_a_distributed_tensor_of_other_ranks_cannot_be_saved():
+    """
+    This rank has no piece of it, and the ranks that have one may not share its name.
+    """
+    from torch.distributed.tensor import DeviceMesh, DTensor, Replicate
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=1, world_size=2)
+    try:
+        other = DTensor.from_local(torch.ones(2), DeviceMesh("cpu", [0]), [Replicate()])
+        with pytest.raises(UnsafeStateError, match="'model/weight' is a DTensor of which this rank is not in its mesh"):
+            encode({"weight": other}, "model")
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_the_dtypes_of_numpy_that_a_state_may_hold():
     """
     Those of torch's that numpy has too, each in both byte orders.
