@@ -187,6 +187,7 @@ def test_no_restart_after_a_rank_has_left_by_itself():
     done = spot("run", "--max-restarts", "1", "sh", "-c", f"{sys.executable} -c '{LEAVES}'; sleep 1 & exit 1")
 
     assert done.returncode == 143
+    assert "the command ended with 1. 1 of its processes still run: they save and leave" in done.stderr
     assert "is started again" not in done.stderr
 
 

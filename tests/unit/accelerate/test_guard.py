@@ -95,7 +95,9 @@ def test_a_loop_that_fetches_ahead_is_told(url):
     """
     The batch that is held counts as trained.
     """
-    with pytest.warns(UserWarning, match="the loop fetches a batch ahead"):
+    with pytest.warns(
+        UserWarning, match="two batches were handed out before the first step, .* the loop fetches a batch ahead"
+    ):
         loop(url, stepping, ahead)
 
 
@@ -107,8 +109,14 @@ def stepping(life, spot, nets, optimizers, x):
 @pytest.mark.parametrize(
     ("iterate", "words"),
     [
-        (lambda spot, loader: itertools.cycle(spot.batches(loader)), "cycle.*repeat=True"),
-        (lambda spot, loader: itertools.islice(spot.batches(loader), 4), "islice.*limit="),
+        (
+            lambda spot, loader: itertools.cycle(spot.batches(loader)),
+            r"itertools\.cycle\(\) repeats the batches that spot\.batches\(\) yields, .*repeat=True",
+        ),
+        (
+            lambda spot, loader: itertools.islice(spot.batches(loader), 4),
+            r"itertools\.islice\(\) counts the batches of spot\.batches\(\) .*limit=",
+        ),
         (
             lambda spot, loader: zip(range(99), spot.batches(loader), strict=False),
             "pairs the batches of .* with a range_iterator",
@@ -206,7 +214,8 @@ def test_an_optimizer_that_is_not_prepared_is_named(url):
         optimizers[1].step()
         spot.after_step()
 
-    with pytest.warns(UserWarning, match=r"not saved, .*: optimizer Adam `optimizers\[1\]`.*accelerator\.prepare\(\)"):
+    told = r"not saved, although this training changes it: optimizer Adam `optimizers\[1\]`.*accelerator\.prepare\(\)"
+    with pytest.warns(UserWarning, match=told):
         loop(url, body)
 
 
@@ -386,9 +395,8 @@ def test_two_schedulers_that_cannot_be_told_apart_are_named(url):
     """
     with training(url) as (_, spot, _, optimizers, _):
         kept = [torch.optim.lr_scheduler.StepLR(optimizers[0].optimizer, size) for size in (2, 3)]
-        with pytest.warns(
-            UserWarning, match=r"StepLR is not prepared .*: another one of the same class.*accelerator\.prepare"
-        ):
+        told = "StepLR is not prepared and cannot be saved, so the learning rate begins anew with each resume: another "
+        with pytest.warns(UserWarning, match=told + r"one of the same class.*accelerator\.prepare"):
             spot.resume()
         assert len(kept) == 2
 
@@ -473,7 +481,9 @@ def test_two_at_once_are_refused(other, is_first, url):
     with first:
         if isinstance(first, SpotSession):
             first.handle_signals()
-        with pytest.raises(ConfigError, match="another SpotHook"):
+        with pytest.raises(
+            ConfigError, match="another SpotHook is open in this process, and its `with` block has not ended"
+        ):
             second.__enter__().handle_signals()
         second.close() if isinstance(second, SpotSession) else None
     with SpotHook(life.accelerator, url + "3", every_steps=1):

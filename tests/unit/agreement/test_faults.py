@@ -175,7 +175,7 @@ def test_a_verdict_that_is_rubbish_is_a_lost_board(open_group, board, rubbish):
 
 
 @pytest.mark.parametrize("figures", [None, "fast", [1]], ids=repr)
-def test_measurements_that_are_rubbish_make_all_leave_at_once(open_group, board, figures):
+def test_measurements_that_are_rubbish_make_all_leave_at_once(open_group, board, figures, caplog):
     """A rate that is not known is not planned with."""
     participant = Participant()
     group = open_group(0, participant)
@@ -187,6 +187,7 @@ def test_measurements_that_are_rubbish_make_all_leave_at_once(open_group, board,
     assert board.read("verdict/2", PATIENCE_S) == 1
     assert group.at_boundary(1).leaves
     assert participant.decisions == []
+    assert "the measurements of the ranks are not known, so all leave at once: " in caplog.text
 
 
 def test_measurements_that_never_come_make_all_leave_at_once(open_group, board, monkeypatch):

@@ -548,7 +548,14 @@ def state_of(make, world_size=1):
         (
             state_of(COUNTED["in order"]),
             ELASTIC["elastic"],
-            "the training loader's kind=elastic differs from kind=counted in the checkpoint",
+            "the training loader's kind=elastic differs from kind=counted in the checkpoint, so its position cannot be "
+            "restored. Use the same loader as before, or start a new run",
+        ),
+        (
+            state_of(COUNTED["in order"]),
+            COUNTED["list"],
+            "the training loader's batch_size=None differs from batch_size=2 in the checkpoint, so its batches cannot "
+            "be compared. Use the same batches as before, or start a new run",
         ),
         (state_of(ELASTIC["elastic"]), lambda: elastic_loader([1], batch_size=1, seed=1), "num_samples=1 "),
         (state_of(STATEFUL["stateful"], 2), STATEFUL["stateful"], "world_size=1 differs from world_size=2"),

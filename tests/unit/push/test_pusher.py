@@ -85,6 +85,19 @@ def test_a_step_whose_memory_is_closed_before_it_is_sent_is_abandoned(tmp_path):
     assert abandoned.reason == "the session is being closed, so the memory of the step is no longer there"
 
 
+def test_a_step_after_the_end_is_abandoned(tmp_path):
+    """
+    Nobody would end the process that it would need.
+    """
+    heard = Heard()
+    pusher = Pusher(settings_of(tmp_path), EventBus(heard))
+    pusher.close()
+    pusher.submit(PushJob(step=1, blobs=(), tensors=(), state=None), {})
+
+    assert [event.reason for event in heard.of(SaveAbandoned)] == ["the session is closed"]
+    assert pusher.pid is None
+
+
 class Overtaken(MemoryStore):
     """A newer attempt is claimed right behind the first manifest that is put."""
 

@@ -383,6 +383,19 @@ def test_a_save_that_waits_for_earlier_ones_says_so(tmp_path, caplog):
     assert re.search(r"training waited \d+\.\d s for an earlier push\. Save less often", caplog.text)
 
 
+def test_a_save_waits_no_longer_than_the_grace(tmp_path):
+    """
+    The caller gets the reason.
+    """
+    with session_of(tmp_path, net(), [], grace_seconds=0.05) as (session, _):
+        os.kill(session._opened.pusher.pid, signal.SIGSTOP)
+        session.save(1)
+        session.save(2)
+        with pytest.raises(StoreError, match="earlier steps are still being pushed, and hold all memory for saves"):
+            session.save(3)
+        os.kill(session._opened.pusher.pid, signal.SIGCONT)
+
+
 def test_a_pusher_that_dies_during_the_copy_takes_nothing_with_it(tmp_path):
     """
     What is still being copied goes to a new pusher process, and is stored.

@@ -471,7 +471,7 @@ def test_what_a_distributed_tensor_is_taken_for(one_rank_mesh):
         assert shard.boxes == ShardBoxes((2,), (Box((0,), (2,)),), (0,))
         assert isinstance(shard.like(torch.zeros(2)), DTensor)
     for dtype, placement, reason in (
-        (torch.float32, Partial(), "sums that were not reduced yet"),
+        (torch.float32, Partial(), "are sums that were not reduced yet"),
         (torch.complex128, Replicate(), "complex128"),
     ):
         local = torch.ones(2, dtype=dtype)
