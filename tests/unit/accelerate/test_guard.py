@@ -466,9 +466,16 @@ def test_save_state_continues_its_numbers(tmp_path, url):
     assert len(names) == 11  # the fourth was saved twice
 
 
-@pytest.mark.parametrize("other", ["hook", "session"])
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ("hook", "another SpotHook is open in this process, and its `with` block has not ended"),
+        ("session", "SIGTERM is a notice to another SpotHook, SpotCheckpoint or SpotSession of this process"),
+    ],
+    ids=["hook", "session"],
+)
 @pytest.mark.parametrize("is_first", [True, False])
-def test_two_at_once_are_refused(other, is_first, url):
+def test_two_at_once_are_refused(other, told, is_first, url):
     """
     Both would count the same steps and leave at the same signal. What was open stays open, and can be closed.
     """
@@ -481,9 +488,7 @@ def test_two_at_once_are_refused(other, is_first, url):
     with first:
         if isinstance(first, SpotSession):
             first.handle_signals()
-        with pytest.raises(
-            ConfigError, match="another SpotHook is open in this process, and its `with` block has not ended"
-        ):
+        with pytest.raises(ConfigError, match=told):
             second.__enter__().handle_signals()
         second.close() if isinstance(second, SpotSession) else None
     with SpotHook(life.accelerator, url + "3", every_steps=1):
