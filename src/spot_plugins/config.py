@@ -394,5 +394,5 @@ def from_environment(**settings: Any) -> SpotConfig:
         except ValueError:
             raise ConfigError(f"{variable}={text!r} is not {setting.kind.noun}") from None
     if "url" not in given:
-        raise ConfigError("url is missing: pass it, or set SPOT_URL, for example to s3://bucket/run-7")
+        raise ConfigError("url is missing. Pass it, or set SPOT_URL, for example to s3://bucket/run-7")
     return SpotConfig(**given)

@@ -268,7 +268,7 @@ def test_opening_asks_nothing_of_the_service(client):
         ("s3://bucket/$RUN", r"holds \$RUN, which was not expanded"),
         ("s3://bucket/{run}/7", r"holds \{run\}, which was not expanded: let the shell or an f-string"),
         ("/data/$(date)/run", r"holds \$\(date\), which was not expanded"),
-        (" s3://bucket/run", r"url=' s3://bucket/run' begins or ends with white space"),
+        (" s3://bucket/run", r"url=' s3://bucket/run' begins or ends with white space: remove it"),
         ("s3://bucket/run\n", r"begins or ends with white space"),
         ("~nobody-of-this-name/run", r"a user who is unknown here: give the whole path"),
         ("file://data/run", r"url='file://data/run' names a host.*three slashes, as in file:///data/run"),

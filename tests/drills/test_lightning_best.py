@@ -342,5 +342,9 @@ def test_a_best_file_that_is_lost_for_good_is_told(tmp_path):
     with pytest.raises(Preempted):
         life(tmp_path / "spot", Notice(14), make=make)
     new_machine(tmp_path / "spot")
-    with pytest.warns(UserWarning, match=r"ckpt_path='best' finds no file. Give ModelCheckpoint a dirpath .*monitor"):
+    told = (
+        r"""best_model_path='.*' was on another machine, so ckpt_path='best' finds no file\. Give ModelCheckpoint a """
+    )
+    told += r"dirpath that every machine sees, or a monitor, so that the run keeps its best steps"
+    with pytest.warns(UserWarning, match=told):
         life(tmp_path / "spot", make=make, max_epochs=5)

@@ -375,7 +375,7 @@ def test_an_ended_training_continues_as_a_longer_one_would_have_gone(
     assert torch.equal(continued.layer.weight, control.layer.weight)
 
 
-def test_a_training_that_ran_out_of_time_continues_with_more(tmp_path):
+def test_a_training_that_ran_out_of_time_continues_with_more(tmp_path, caplog):
     """With the batch after the last one."""
 
     class OutOfTime(Timer):
@@ -388,7 +388,10 @@ def test_a_training_that_ran_out_of_time_continues_with_more(tmp_path):
 
     first, _, _ = lives(1).run("run")
     again, _, _ = lives(1).run("run")
+    told = "the training was told to stop before, by EarlyStopping, max_time or the program; training "
+    assert f"{told}ends at once. It continues if max_epochs, max_steps, max_time, " in caplog.text
     longer, continued, _ = lives(2).run("run")
+    assert f"{told}continues. It continues if " in caplog.text
     expected, control, _ = lives(2).run("control")
 
     assert (len(first), len(again)) == (13, 0)

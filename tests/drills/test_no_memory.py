@@ -88,12 +88,32 @@ def test_a_notice_without_memory_leaves_with_what_is_committed(call, tmp_path, m
     assert numbers(LocalStore(str(tmp_path))) == [1]
 
 
+def test_a_notice_in_a_pause_without_memory_says_that_nothing_is_saved(call, tmp_path, monkeypatch, caplog):
+    """The weights may be others in the pause, so it is too late to copy them then."""
+    with _session(tmp_path, Heard(), every_steps=100) as session:
+        session.handle_signals()
+        session.resume()
+        monkeypatch.setattr(*call, Scarce(getattr(*call), ERRORS[1]))
+        with pytest.raises(Preempted), session.pause(1) as pause:  # noqa: PT012 - what raises is its last line
+            os.kill(os.getpid(), signal.SIGTERM)
+            until(lambda: session.notice is not None, "the notice is known")
+            pause.check()
+
+    assert "there is no memory to save step 1, so a notice in this pause cannot: [Errno 12]" in caplog.text
+    assert "step 1 could not be saved before leaving: " in caplog.text
+    assert "it was not copied before the pause, and the weights may have been swapped since" in caplog.text
+    assert "nothing is saved yet; leaving with code 143" in caplog.text
+
+
 def test_a_training_whose_end_finds_no_memory_does_not_end_well(call, tmp_path, monkeypatch):
     """The end of the training is lost, so the exit code is not 0."""
     with _session(tmp_path, Heard(), every_steps=100) as session:
         session.resume()
         monkeypatch.setattr(*call, Scarce(getattr(*call), ERRORS[1]))
-        with pytest.raises(CommitError):
+        told = (
+            r"step 1 is not known to be committed: the end of the training is not stored, and no process tries it any "
+        )
+        with pytest.raises(CommitError, match=told + r"more\. See the warnings in the log"):
             session.finish(1)
 
 

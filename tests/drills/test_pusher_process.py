@@ -200,7 +200,7 @@ def test_a_pusher_that_is_killed_is_replaced_at_once(tmp_path):
     until_gone(second)
 
 
-def test_a_pusher_whose_successor_is_killed_too_is_replaced_at_the_next_save(tmp_path):
+def test_a_pusher_whose_successor_is_killed_too_is_replaced_at_the_next_save(tmp_path, caplog):
     """
     What both had is told as abandoned, once; training goes on, and the next save is pushed by a third process.
     """
@@ -218,7 +218,8 @@ def test_a_pusher_whose_successor_is_killed_too_is_replaced_at_the_next_save(tmp
         heard.wait(Committed, step=2)
         third = pusher_pid(session)
 
-    assert "code -9" in lost.reason
+    assert lost.reason == "the pusher process ended with code -9"
+    assert "step 1 will not be committed: the pusher process ended with code -9" in caplog.text
     assert third not in (first, second)
     assert numbers(LocalStore(str(tmp_path))) == [2]
     assert len(heard.of(SaveAbandoned)) == 1
@@ -323,7 +324,7 @@ def test_a_pusher_that_cannot_be_started_does_not_end_the_training(tmp_path, mon
 
 @pytest.mark.parametrize("num_sent", [0, 5], ids=["nothing", "half a head"])
 @pytest.mark.parametrize("code", [errno.ENOBUFS, errno.ENOMEM, errno.ETOOMANYREFS])
-def test_a_pusher_that_lives_and_cannot_be_sent_to_is_replaced(code, num_sent, tmp_path, monkeypatch):
+def test_a_pusher_that_lives_and_cannot_be_sent_to_is_replaced(code, num_sent, tmp_path, monkeypatch, caplog):
     """
     A refusal of the kernel is not taken for the death of the process. The step goes to another one.
     """
@@ -347,6 +348,7 @@ def test_a_pusher_that_lives_and_cannot_be_sent_to_is_replaced(code, num_sent, t
         heard.wait(Committed, step=2)
         assert pusher_pid(session) != first
 
+    assert f"the pusher process cannot be reached, so another one takes over: [Errno {code}]" in caplog.text
     assert numbers(LocalStore(str(tmp_path))) == [2, 1]
     assert not heard.of(SaveAbandoned)
     until_gone(first)

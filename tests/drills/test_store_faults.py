@@ -153,6 +153,7 @@ def test_a_store_that_fails_for_a_while_does_not_stop_the_training(fault, start,
     fault(proxy)
     failing = training.run_until(PushFailing)
     abandoned = training.run_until(SaveAbandoned)
+    assert "a newer step is staged and the store does not answer" in abandoned.reason
     training.run(20)
     last_while_down = training.step
     assert max(event.step for event in training.heard.of(Committed)) < failing.step

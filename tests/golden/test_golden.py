@@ -6,6 +6,7 @@ import json
 import shutil
 
 import pytest
+from golden.hosts import two_processes
 from golden.make import DATA, installed
 from golden.programs import PROGRAMS
 from golden.training import EPOCHS, STEPS_PER_EPOCH, STORED
@@ -56,6 +57,18 @@ def test_the_same_state_is_stored_in_the_same_bytes(name, tmp_path):
         assert found.keys() == golden.keys()
         assert [key for key, data in golden.items() if found[key] != data] == []
     assert decided_here(found) == decided_here(golden)
+
+
+@pytest.mark.soak
+def test_a_run_of_one_rank_continues_on_two(tmp_path):
+    """
+    Values that were logged with ``sync_dist=True`` are synchronized from then on.
+    """
+    shutil.copytree(DATA / "lightning", tmp_path / "run")
+
+    resumed = two_processes("lightning", f"file://{tmp_path}/run", False)
+
+    assert [records[0].step for records in resumed] == [STORED] * 2
 
 
 def stored(folder):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
+import platform
 import re
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -91,6 +94,28 @@ def test_a_failure_of_its_own_is_not_taken_for_the_commands(tmp_path):
     assert (done.returncode, done.stderr) == (125, "spot run: [Errno 2] No usable temporary directory found\n")
 
 
+def test_a_sandbox_in_which_it_cannot_work_is_not_taken_for_the_commands(tmp_path):
+    """
+    The kernel refuses to let it adopt orphans. A real filter of system calls does, as sandboxes have them.
+    """
+    load, equal, answer = 0x20, 0x15, 0x06
+    prctl = {"x86_64": 157, "aarch64": 167}[platform.machine()]
+    refuse, allow = 0x00050000 | errno.EPERM, 0x7FFF0000
+    program = [(load, 0, 0, 0), (equal, 0, 3, prctl), (load, 0, 0, 16), (equal, 0, 1, 36), (answer, 0, 0, refuse)]
+    code = b"".join(struct.pack("HBBI", *each) for each in [*program, (answer, 0, 0, allow)])
+    script = "import ctypes, os, struct, sys; libc = ctypes.CDLL(None, use_errno=True); "
+    script += f"code = ctypes.create_string_buffer({code!r}); head = struct.pack('HP', 6, ctypes.addressof(code)); "
+    script += "done = libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, ctypes.c_char_p(head)); "
+    script += f"assert not done, ctypes.get_errno(); os.execv(sys.executable, {[*SPOT, 'run', 'true']})"
+
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+
+    told = (
+        "spot run: [Errno 1] the kernel does not let this process adopt orphans. Start the command without spot run\n"
+    )
+    assert (done.returncode, done.stderr) == (125, told)
+
+
 def test_without_typer_it_says_what_to_install(tmp_path):
     """
     The package alone has no command line; its name is there all the same.
@@ -162,6 +187,7 @@ def test_no_restart_after_a_rank_has_left_by_itself():
     done = spot("run", "--max-restarts", "1", "sh", "-c", f"{sys.executable} -c '{LEAVES}'; sleep 1 & exit 1")
 
     assert done.returncode == 143
+    assert "the command ended with 1. 1 of its processes still run: they save and leave" in done.stderr
     assert "is started again" not in done.stderr
 
 
@@ -190,8 +216,9 @@ def test_a_launcher_that_ends_well_on_a_notice_hides_no_preemption(tmp_path):
     until((tmp_path / "begun").exists, "the rank has joined")
     process.terminate()
 
-    assert process.wait(timeout=20) == 143, process.stderr.read()
-    process.stderr.close()
+    printed = process.communicate(timeout=20)[1].decode()
+    assert process.returncode == 143, printed
+    assert "spot run: SIGTERM: the ranks save and leave, within 9 s\n" in printed
 
 
 def test_what_ignores_the_notice_is_killed_when_the_grace_is_over(tmp_path):
@@ -263,7 +290,7 @@ def test_a_run_is_shown_and_its_weights_are_exported(tmp_path):
     The steps come as a table, the weights as a file with the names of the model. Neither command imports torch.
     """
     url, out = str(tmp_path / "run"), tmp_path / "weights.safetensors"
-    state = {"parameters": {"weight": torch.ones(2, 3)}, "buffers": {}, "extra": {}}
+    state = {"parameters": {"weight": torch.ones(2, 3)}, "buffers": {}, "extra": {"version": 3}}
     with SpotSession(SpotConfig(url=url, every_steps=1), on_event=(heard := Heard())) as session:
         session.register("model", Holder(state), replicated=("parameters",))
         session.resume()
@@ -281,6 +308,7 @@ def test_a_run_is_shown_and_its_weights_are_exported(tmp_path):
     assert (shown.returncode, rows[0]) == (0, ["STEP", "ATTEMPT", "RANKS", "MB", "KEPT", "STARTED"])
     assert [(row[0], row[1], row[2], row[4]) for row in rows[1:]] == [("2", "1", "1", "-"), ("1", "1", "1", "program")]
     assert (exported.returncode, exported.stdout) == (0, f"wrote 1 tensors of step 1 to {out}\n")
+    assert "spot export: version is no tensor, so it is left out\n" in exported.stderr
     assert not re.search(r"\| +torch$", exported.stderr, re.MULTILINE)
     assert torch.equal(load_file(out)["weight"], torch.ones(2, 3))
     assert (again.returncode, "exists already" in again.stderr) == (2, True)

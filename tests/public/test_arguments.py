@@ -134,7 +134,7 @@ def test_the_old_name_of_on_event_works_and_is_deprecated(host: type, tmp_path: 
     """hooks=[...] is accepted until 1.0; the warning has the new name and the line of the caller."""
     heard: list[Any] = []
 
-    with pytest.warns(DeprecationWarning, match="Write on_event") as warned:
+    with pytest.warns(DeprecationWarning, match="hooks is the old name of on_event. Write on_event=") as warned:
         spot = make(host, tmp_path, hooks=[heard.append])
     train(spot, tmp_path)
 

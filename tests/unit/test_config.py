@@ -89,13 +89,13 @@ def test_an_interval_may_be_missing_or_automatic():
 
 
 BAD = [
-    ("url", "", "''", "give one, such as s3://bucket/run"),
-    ("url", Path("/data/run"), "PosixPath", "must be a string"),
+    ("url", "", "''", "names no place: give one, such as s3://bucket/run"),
+    ("url", Path("/data/run"), "PosixPath", "must be a string, such as 's3://bucket/run'"),
     ("url", None, "None", "must be a string"),
     ("url", b"s3://bucket/run", "b's3", "must be a string"),
-    ("every_steps", 0, "0", "at least 1"),
+    ("every_steps", 0, "0", "must be at least 1"),
     ("every_steps", -5, "-5", "at least 1"),
-    ("every_steps", 2.5, "2.5", "a whole number"),
+    ("every_steps", 2.5, "2.5", "must be a whole number"),
     ("every_steps", "100", "'100'", "a whole number"),
     ("every_steps", "", "''", "a whole number"),
     ("every_steps", True, "True", "a whole number"),
@@ -128,7 +128,7 @@ BAD = [
     ("notice_sources", [["aws"]], "[['aws']]", "names of aws, gcp, azure, slurm"),
     ("notice_sources", True, "True", "names of aws, gcp, azure, slurm"),
     ("notice_sources", None, "None", "must be 'auto' or names"),
-    ("notice_file", "", "''", "give a path, or None"),
+    ("notice_file", "", "''", "names no file: give a path, or None"),
     ("notice_file", Path("/notice"), "PosixPath", "must be a string"),
     ("acknowledge_notice", 1, "1", "must be True or False"),
     ("acknowledge_notice", None, "None", "must be True or False"),
@@ -138,7 +138,7 @@ BAD = [
     ("keep_every", 0, "0", "at least 1"),
     ("keep_every", 10.0, "10.0", "a whole number"),
     ("local_dir", Path("/nvme"), "PosixPath", "must be a string"),
-    ("local_dir", "", "''", "give a path, or None"),
+    ("local_dir", "", "''", "names no directory: give a path, or None"),
     ("local_dir_survives", "yes", "'yes'", "must be True or False"),
     ("buffer_bytes", 0, "0", "at least 1"),
     ("buffer_bytes", 1e9, "1000000000.0", "a whole number"),
@@ -325,7 +325,9 @@ def test_without_a_url_it_says_where_to_give_one():
     """
     The one setting that has no default.
     """
-    with pytest.raises(ConfigError, match=r"url is missing.*SPOT_URL"):
+    with pytest.raises(
+        ConfigError, match=r"url is missing\. Pass it, or set SPOT_URL, for example to s3://bucket/run-7"
+    ):
         from_environment(every_steps=5)
 
 

@@ -197,7 +197,10 @@ class Group:
             self._changed.wait(min(left_s, threading.TIMEOUT_MAX))
             now = time.monotonic()
         if self._ballot.is_open(boundary) or self._ballot.is_overdue(now):
-            logger.error("a rank does not answer; boundary %s is decided without it", boundary)
+            logger.error(
+                "a rank does not answer, so boundary %s is decided without it. Look at the logs of the other ranks",
+                boundary,
+            )
             self._ballot.give_up(boundary, now)
 
     def _wish(self, step: int) -> Wish | None:

@@ -61,7 +61,8 @@ def supervise(command: Sequence[str], grace_s: float, max_restarts: int = 0) -> 
             ``spot run`` itself cannot work here.
     """
     if _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "the kernel does not let this process adopt orphans")
+        reason = "the kernel does not let this process adopt orphans. Start the command without spot run"
+        raise OSError(ctypes.get_errno(), reason)
     # Signals that a shell or nohup has set to be ignored stay ignored. The others are blocked and read by sigwaitinfo,
     # which needs no handler, has no race, and works in process 1 too.
     notices = {number for number in NOTICES if signal.getsignal(number) is not signal.SIG_IGN}

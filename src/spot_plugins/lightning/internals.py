@@ -274,11 +274,25 @@ def collector_description(collector: Any) -> dict[str, Any]:
     return description
 
 
+class _RestoredMetadata(_Metadata):
+    """
+    Metadata that take over from each call of ``log()`` whether the ranks are synchronized.
+
+    Lightning decides that by the number of ranks, which may have changed since the save. Otherwise it would refuse the
+    call, because it differs from the calls before.
+    """
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, _Metadata):
+            self.sync = other.sync
+        return isinstance(other, _Metadata) and vars(self) == vars(other)
+
+
 def make_collector(trainer: Trainer, description: dict[str, Any], *, is_tensor: bool) -> Any:
     """Return a new collector that was described by :func:`collector_description`."""
     values = dict(description)
     sync = _Sync(fn=trainer.strategy.reduce, _should=values.pop("sync"), **values.pop("sync_options"))
-    metadata = _Metadata(**values)
+    metadata = _RestoredMetadata(**values)
     metadata.sync = sync
     return _ResultMetric(metadata, is_tensor=is_tensor)
 

@@ -79,6 +79,10 @@ class Disk:
                 wait([self.begin(lambda: remove_copies(self.store, settings))], STALL_S)
 
 
+class _GivenUpError(Exception):
+    """Ends a write whose end was told before it came."""
+
+
 class LocalWrite:
     """
     The write of one step. It runs from its construction on, and one event tells how it ended.
@@ -167,18 +171,18 @@ class LocalWrite:
         key = sealed.blob.key
         if key.startswith(FROZEN_PREFIX) and damage_of(local, sealed) is None:
             return
-        self._check_wanted(key)
+        self._check_wanted()
         local.put(key, image)
         self._progressed_at = time.monotonic()
         try:
-            self._check_wanted(key)
-        except StoreError:  # another step may have been in the memory before its last byte was written
+            self._check_wanted()
+        except _GivenUpError:  # another step may have been in the memory before its last byte was written
             local.delete(key)
             raise
 
-    def _check_wanted(self, key: str) -> None:
+    def _check_wanted(self) -> None:
         if self._is_decided:
-            raise StoreError("put", key, "the write was given up")
+            raise _GivenUpError
 
     def _decide(self, failure: str | None, num_bytes: int = 0, write_s: float = 0.0) -> None:
         """Tell the end of the write, unless it was told before."""

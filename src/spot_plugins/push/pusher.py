@@ -79,7 +79,9 @@ class Pusher:
             try:
                 process = self._reach_process()
             except OSError as error:
-                raise ConfigError(f"{_NO_START}: {error}. Allow this machine more processes or memory") from error
+                raise ConfigError(
+                    f"{_NO_START}: {error}. Allow this machine more processes, memory or open files"
+                ) from error
             with contextlib.suppress(OSError):  # it is not reachable then
                 process.send({"prove": True})
         match _await_proof(answers, process, wait):
@@ -198,11 +200,11 @@ class Pusher:
                 logger.warning("%s: %s", _NO_START, error)
                 continue
             if (submission := self.ledger.hand_over(step, process)) is None:
-                return "the pusher process that had it has ended, and its memory is no longer there"
+                return "the session is being closed, so the memory of the step is no longer there"
             try:
                 process.push(submission)
             except OSError as error:  # the thread that receives its messages notices, too, and sees to the step
-                logger.warning("the pusher process cannot be reached: %s", error)
+                logger.warning("the pusher process cannot be reached, so another one takes over: %s", error)
             return None
         return _NO_START
 

@@ -70,7 +70,10 @@ def _serve(found: list[tuple[str | None, list[str]]]) -> tuple[TCPStore | None, 
     try:
         listener, has_the_address = listening.listen(found, BACKLOG)
     except OSError as error:
-        return None, f"rank 0 cannot listen on any address that the ranks have for it, {found}: {error}"
+        return None, (
+            f"rank 0 cannot listen on any address that the ranks have for it, {found}: {error}. Set MASTER_ADDR to an "
+            f"address of the machine of rank 0"
+        )
     host, port, *_ = listener.getsockname()
     logger.info("the ranks agree over a port of rank 0: it listens on %s, port %d", host, port)
     server = TCPStore(

@@ -184,7 +184,7 @@ def _exchange(job: Job, name: str, value: Json, patience: Patience) -> list[Json
         if isinstance(found, BoardClosedError):
             raise found
         return found
-    raise BoardClosedError(f"a rank has not joined the run within {JOIN_S:.0f} s")
+    raise BoardClosedError(f"a rank has not joined the run within {JOIN_S:.0f} s. Look at the logs of the other ranks")
 
 
 def _raise_refusals(refusals: list[Any]) -> None:

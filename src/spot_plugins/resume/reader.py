@@ -150,7 +150,9 @@ class StepReader:
         except ValueError as error:
             raise CorruptCheckpointError(step_id.step, step_id.prefix, f"holds unreadable state: {error}") from error
         if not isinstance(state, dict):
-            raise CorruptCheckpointError(step_id.step, step_id.prefix, "holds no state by name of the part")
+            raise CorruptCheckpointError(
+                step_id.step, step_id.prefix, f"holds a {type(state).__name__} as its state, and not a dict of parts"
+            )
         return LoadedStep(step_id, world_size, state, num_bytes, from_local_bytes)
 
     def _allocate(

@@ -46,7 +46,7 @@ class Buffers:
             if not self._pusher.ledger.wait_released(numbers, deadline):
                 raise StoreError("put", "", "earlier steps are still being pushed, and hold all memory for saves")
             if (waited_s := time.monotonic() - started) > 0.1:
-                logger.warning("training waited %.1f s for an earlier push", waited_s)
+                logger.warning("training waited %.1f s for an earlier push. Save less often", waited_s)
         for buffer in self._free(self._buffers):
             if buffer.num_bytes >= num_bytes:
                 return buffer

@@ -151,7 +151,7 @@ class SavedSteps:
     def _save_last(self, step: int, deadline: float, is_paused: bool) -> None:
         if is_paused:
             if not self.save_held(step):
-                reason = "it was not staged before the pause, and weights may be swapped since"
+                reason = "it was not copied before the pause, and the weights may have been swapped since"
                 raise StoreError("put", "", reason, False)
             return
         self._held = None  # its memory may be used for this save

@@ -151,12 +151,14 @@ class Saver:
         """True if :meth:`stage` would find a buffer without waiting."""
         return self._buffers.has_room
 
-    def close(self, timeout_s: float = CLOSE_S) -> None:
+    def close(self) -> None:
         """Hand over the step that is being copied, and close all buffers. The pusher keeps its own mappings."""
-        if self._copier.close(timeout_s):
+        if self._copier.close(CLOSE_S):
             self._buffers.close()
         else:  # its device hangs, and may still write into the buffers
-            logger.error("a copy from the device does not end; its memory is not released")
+            logger.error(
+                "a copy from the device does not end, so its memory is not released. Look at the device and its driver"
+            )
 
     def _begin(self, step: int, trigger: Trigger, deadline: float) -> tuple[StagedStep, Snapshot]:
         started = time.monotonic()

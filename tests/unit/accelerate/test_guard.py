@@ -95,7 +95,9 @@ def test_a_loop_that_fetches_ahead_is_told(url):
     """
     The batch that is held counts as trained.
     """
-    with pytest.warns(UserWarning, match="the loop fetches a batch ahead"):
+    with pytest.warns(
+        UserWarning, match="two batches were handed out before the first step, .* the loop fetches a batch ahead"
+    ):
         loop(url, stepping, ahead)
 
 
@@ -107,8 +109,14 @@ def stepping(life, spot, nets, optimizers, x):
 @pytest.mark.parametrize(
     ("iterate", "words"),
     [
-        (lambda spot, loader: itertools.cycle(spot.batches(loader)), "cycle.*repeat=True"),
-        (lambda spot, loader: itertools.islice(spot.batches(loader), 4), "islice.*limit="),
+        (
+            lambda spot, loader: itertools.cycle(spot.batches(loader)),
+            r"itertools\.cycle\(\) repeats the batches that spot\.batches\(\) yields, .*repeat=True",
+        ),
+        (
+            lambda spot, loader: itertools.islice(spot.batches(loader), 4),
+            r"itertools\.islice\(\) counts the batches of spot\.batches\(\) .*limit=",
+        ),
         (
             lambda spot, loader: zip(range(99), spot.batches(loader), strict=False),
             "pairs the batches of .* with a range_iterator",
@@ -167,6 +175,34 @@ def test_enumerate_is_told_where_it_counts_a_rest(url):
     assert {step: record[0] for step, record in trace.items()} == {step: step for step in range(6, 10)}
 
 
+def test_a_loop_that_repeats_the_rest_of_a_resumed_epoch_is_told(url):
+    """
+    It keeps the batches of a short loader beside a longer one. After a resume it has the last ones alone.
+    """
+
+    def program(life):
+        with life.hook() as spot:
+            net = life.net()
+            optimizer = torch.optim.SGD(net.parameters(), lr=0.01)
+            loaders = [elastic_loader(Numbers(length), batch_size=2) for length in (20, 8)]
+            net, optimizer, long, short = life.accelerator.prepare(net, optimizer, *loaders)
+            spot.resume()
+            for _ in spot.epochs(1):
+                rest, held = spot.batches(short), []
+                for number, (_, x) in enumerate(spot.batches(long), spot.progress.step):
+                    if (batch := next(rest, None)) is not None:
+                        held.append(batch)
+                    life.point(number, key=number)
+                    step_on(life, net, optimizer, x + held[number % len(held)][1])
+                    spot.after_step()
+                    life.stored()
+
+    live(url, program, ("kill", 3))
+    told = "a loader that was resumed within its epoch has ended, and the loop trains on with the batches of another"
+    with pytest.warns(UserWarning, match=told + r".*write spot\.batches\(loader, repeat=True\) instead"):
+        live(url, program)
+
+
 def test_an_optimizer_that_is_not_prepared_is_named(url):
     """
     Its state would be lost.
@@ -178,7 +214,8 @@ def test_an_optimizer_that_is_not_prepared_is_named(url):
         optimizers[1].step()
         spot.after_step()
 
-    with pytest.warns(UserWarning, match=r"not saved, .*: optimizer Adam `optimizers\[1\]`.*accelerator\.prepare\(\)"):
+    told = r"not saved, although this training changes it: optimizer Adam `optimizers\[1\]`.*accelerator\.prepare\(\)"
+    with pytest.warns(UserWarning, match=told):
         loop(url, body)
 
 
@@ -358,9 +395,8 @@ def test_two_schedulers_that_cannot_be_told_apart_are_named(url):
     """
     with training(url) as (_, spot, _, optimizers, _):
         kept = [torch.optim.lr_scheduler.StepLR(optimizers[0].optimizer, size) for size in (2, 3)]
-        with pytest.warns(
-            UserWarning, match=r"StepLR is not prepared .*: another one of the same class.*accelerator\.prepare"
-        ):
+        told = "StepLR is not prepared and cannot be saved, so the learning rate begins anew with each resume: another "
+        with pytest.warns(UserWarning, match=told + r"one of the same class.*accelerator\.prepare"):
             spot.resume()
         assert len(kept) == 2
 
@@ -430,9 +466,16 @@ def test_save_state_continues_its_numbers(tmp_path, url):
     assert len(names) == 11  # the fourth was saved twice
 
 
-@pytest.mark.parametrize("other", ["hook", "session"])
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        ("hook", "another SpotHook is open in this process, and its `with` block has not ended"),
+        ("session", "SIGTERM is a notice to another SpotHook, SpotCheckpoint or SpotSession of this process"),
+    ],
+    ids=["hook", "session"],
+)
 @pytest.mark.parametrize("is_first", [True, False])
-def test_two_at_once_are_refused(other, is_first, url):
+def test_two_at_once_are_refused(other, told, is_first, url):
     """
     Both would count the same steps and leave at the same signal. What was open stays open, and can be closed.
     """
@@ -445,7 +488,7 @@ def test_two_at_once_are_refused(other, is_first, url):
     with first:
         if isinstance(first, SpotSession):
             first.handle_signals()
-        with pytest.raises(ConfigError, match="another SpotHook"):
+        with pytest.raises(ConfigError, match=told):
             second.__enter__().handle_signals()
         second.close() if isinstance(second, SpotSession) else None
     with SpotHook(life.accelerator, url + "3", every_steps=1):

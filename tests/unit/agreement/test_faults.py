@@ -175,7 +175,7 @@ def test_a_verdict_that_is_rubbish_is_a_lost_board(open_group, board, rubbish):
 
 
 @pytest.mark.parametrize("figures", [None, "fast", [1]], ids=repr)
-def test_measurements_that_are_rubbish_make_all_leave_at_once(open_group, board, figures):
+def test_measurements_that_are_rubbish_make_all_leave_at_once(open_group, board, figures, caplog):
     """A rate that is not known is not planned with."""
     participant = Participant()
     group = open_group(0, participant)
@@ -187,6 +187,7 @@ def test_measurements_that_are_rubbish_make_all_leave_at_once(open_group, board,
     assert board.read("verdict/2", PATIENCE_S) == 1
     assert group.at_boundary(1).leaves
     assert participant.decisions == []
+    assert "the measurements of the ranks are not known, so all leave at once: " in caplog.text
 
 
 def test_measurements_that_never_come_make_all_leave_at_once(open_group, board, monkeypatch):
@@ -242,8 +243,8 @@ def test_a_notice_that_nobody_reads_is_obeyed_in_a_pause(open_group, board, monk
     assert group.notice.source == "test"
 
 
-def test_a_verdict_that_never_comes_is_waited_for_once_for_each_proposal(open_group, board, monkeypatch):
-    """Nothing is saved there, and training goes on."""
+def test_a_verdict_that_never_comes_is_waited_for_once_for_each_proposal(open_group, board, monkeypatch, caplog):
+    """Nothing is saved there, and training goes on. The log says so."""
     monkeypatch.setattr(ballot, "VERDICT_WAIT_S", 0.05)
     group = open_group(1)
     board.take_number("messages")
@@ -251,6 +252,8 @@ def test_a_verdict_that_never_comes_is_waited_for_once_for_each_proposal(open_gr
     board.wait_asked("verdict/1")
 
     assert [group.at_boundary(step) for step in (1, 2, 3)] == [None] * 3
+    told = "a rank does not answer, so boundary 1 is decided without it. Look at the logs of the other ranks"
+    assert [record.getMessage() for record in caplog.records] == [told]
 
 
 def test_an_error_of_the_training_ends_the_agreement_and_no_boundary_waits(open_group, board, caplog):

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from accelerate.data_loader import DataLoaderDispatcher, prepare_data_loader
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DataLoaderConfiguration
+from streams import Kept
 from torch.utils.data import (
     BatchSampler,
     DataLoader,
@@ -451,22 +452,52 @@ def test_the_last_batch_of_an_epoch_consumes_all_of_it(drop_last, expected):
     assert [state["epoch_done"] for state in states] == [False] * expected + [True]
 
 
-def test_counting_warns_once_and_says_what_it_costs():
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("shuffled", "A loader from spot_plugins.data.elastic_loader goes there at once"),
+        (
+            "stream",
+            "A torchdata StatefulDataLoader over a data set with state_dict() and load_state_dict() goes there at once",
+        ),
+    ],
+)
+def test_counting_warns_once_and_says_what_it_costs(name, advice):
     """
     Fetching again can take as long as training; people should know, and know what to do.
     """
-    _, state = train(COUNTED["shuffled"], rng=3, stop=(0, 4))
-    loader = COUNTED["shuffled"]()
+    _, state = train(COUNTED[name], rng=3, stop=(0, 4))
+    loader = COUNTED[name]()
     position = LoaderPosition(loader, 1)
     position.load_state_dict(state[0])
     position.begin_epoch(0)
 
-    with pytest.warns(
-        UserWarning, match=r"fetching 4 batches again to find .*A loader from spot_plugins\.data\.elastic_loader"
-    ) as met:
+    with pytest.warns(UserWarning, match="fetching 4 batches again to find the position in the training data") as met:
         position.fast_forward(iter(loader))
 
     assert len(met) == 1
+    assert str(met[0].message).endswith(f". {advice}")
+
+
+class Late(Kept):
+    """A stream that has no state before it is iterated."""
+
+    def __init__(self, length):
+        self.length, self.start = length, 0
+
+
+def test_a_stream_that_stays_restored_and_had_no_state_before_is_named():
+    """
+    Nothing can bring it back to its beginning, where an uninterrupted process begins the next epoch.
+    """
+
+    def make():
+        return StatefulDataLoader(Late(LENGTH), batch_size=2)
+
+    _, state = train(make, stop=(0, 2))
+    told = r"Late begins every epoch where it was restored to, and had no state before its first epoch\. Let it forget "
+    with pytest.warns(UserWarning, match=told + r"the state of load_state_dict\(\) when an iterator is made"):
+        train(make, state=state)
 
 
 def test_fast_forward_leaves_the_streams_alone():
@@ -517,7 +548,14 @@ def state_of(make, world_size=1):
         (
             state_of(COUNTED["in order"]),
             ELASTIC["elastic"],
-            "the training loader's kind=elastic differs from kind=counted in the checkpoint",
+            "the training loader's kind=elastic differs from kind=counted in the checkpoint, so its position cannot be "
+            "restored. Use the same loader as before, or start a new run",
+        ),
+        (
+            state_of(COUNTED["in order"]),
+            COUNTED["list"],
+            "the training loader's batch_size=None differs from batch_size=2 in the checkpoint, so its batches cannot "
+            "be compared. Use the same batches as before, or start a new run",
         ),
         (state_of(ELASTIC["elastic"]), lambda: elastic_loader([1], batch_size=1, seed=1), "num_samples=1 "),
         (state_of(STATEFUL["stateful"], 2), STATEFUL["stateful"], "world_size=1 differs from world_size=2"),

@@ -13,7 +13,8 @@ from twice_train import CHANGED, SAVED, DiedError, run
 
 from spot_plugins.events import EventBus, Resumed, StepDiffers
 from spot_plugins.fingerprints import KINDS, Recorder, compare_runs, read, ring
-from spot_plugins.fingerprints.earlier import ADVICE
+from spot_plugins.fingerprints.earlier import ADVICE, Comparison, EarlierStep
+from spot_plugins.fingerprints.record import NO_DIGEST, StepRecord
 from spot_plugins.fingerprints.ring import RingId
 from spot_plugins.testing import run_thread_ranks
 
@@ -79,7 +80,21 @@ MEANINGS = {
     "torch": "The random stream of torch on the CPU differs.",
     "python": "The random stream of Python differs,",
     "numpy": "The random stream of numpy differs,",
+    "cuda": "The random stream of a CUDA device differs.",
 }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_difference_has_its_words(kind, caplog):
+    """A CUDA device is not needed for those of its stream."""
+    earlier = StepRecord(CHANGED, NO_DIGEST, (1,) * len(KINDS))
+    hashes = tuple(2 if each == kind else 1 for each in KINDS)
+
+    Comparison({CHANGED: EarlierStep(1, earlier)}, RingId(2, 0, 1), EventBus()).compare(earlier._replace(hashes=hashes))
+
+    [warning] = [record.getMessage() for record in caplog.records]
+    assert MEANINGS[kind] in warning
+    assert ADVICE[kind] in warning
 
 
 @pytest.mark.parametrize("kind", CHANGES)

@@ -10,6 +10,7 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
+from spot_plugins.format import manifest
 from spot_plugins.format.keys import StepId, blob_key
 from spot_plugins.format.manifest import (
     Blob,
@@ -54,6 +55,16 @@ def a_manifest(state=None):
         if state is None
         else replace(a_manifest(), state=state)
     )
+
+
+def test_a_manifest_that_no_reader_would_accept_is_not_written(monkeypatch):
+    """
+    The training is told before a step is lost.
+    """
+    monkeypatch.setattr(manifest, "MAX_MANIFEST_BYTES", 100)
+    told = r"the manifest of 1 slices and their state has \d+ bytes, and a reader accepts 100: return tensors from "
+    with pytest.raises(ManifestError, match=told + r"state_dict\(\) instead of long lists of numbers"):
+        a_manifest().encode()
 
 
 def signed(document):

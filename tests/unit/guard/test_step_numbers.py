@@ -63,7 +63,11 @@ def warned(run):
 def test_numbers_that_begin_again_after_a_resume_are_an_error(url, first):
     with Life(url) as life:
         assert life.resumed == 10
-        with pytest.raises(ConfigError, match=rf"after_step\({first}\) after a resume from step 10"):
+        told = rf"after_step\({first}\) after a resume from step 10: the program does not continue"
+        told += (
+            r" after the step that resume\(\) returned\. Begin with `step = session\.resume\(\) or 0`, and add 1 before"
+        )
+        with pytest.raises(ConfigError, match=told):
             life.train(first)
 
 
@@ -121,7 +125,8 @@ def test_steps_that_are_never_reported_are_told(tmp_path, resumes, monkeypatch):
         [told] = warned(lambda: [life.step() for _ in range(10)])
     finally:
         life.session.close()
-    assert "3 optimizer steps" in told
+    assert told.startswith("3 optimizer steps, and session.")
+    assert "was not called: nothing is saved, and a notice is not obeyed" in told
     assert ("resume() and after_step" in told) is not resumes
 
 

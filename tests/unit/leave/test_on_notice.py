@@ -11,7 +11,7 @@ from steps import Holder, numbers, state_of
 
 from spot_plugins.config import SpotConfig
 from spot_plugins.errors import Preempted
-from spot_plugins.events import Committed, Staged
+from spot_plugins.events import Committed, KeepFailed, Staged
 from spot_plugins.session import SpotSession
 from spot_plugins.store import LocalStore
 from spot_plugins.testing import run_thread_ranks
@@ -91,7 +91,10 @@ def test_those_without_a_notice_go_on(url, caplog):
             session.save(step)
             with session.pause(step) as pause:
                 pause.check()
+        session.keep(5)
         session.finish(5)
+        told = "the other ranks have left, and this rank saves nothing any more"
+        assert [event.reason for event in heard.of(KeepFailed)] == [told]
         return [event.step for event in heard.of(Staged)]
 
     assert train(url, body, every_steps=1, on_notice="continue") == [[1], ("left with", 1)]

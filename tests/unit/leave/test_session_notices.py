@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import signal
 import threading
 import time
+from contextlib import suppress
 
 import pytest
 from hearing import Heard, until, until_idle
@@ -14,7 +16,7 @@ from metadata import AwsServer
 from steps import Holder, numbers, state_of
 
 from spot_plugins.config import SpotConfig
-from spot_plugins.errors import Preempted
+from spot_plugins.errors import CommitError, Preempted
 from spot_plugins.events import Leaving, NoticeReceived, NoticeSourcesFound, Staged
 from spot_plugins.notices import Announcement
 from spot_plugins.notices.aws import AwsSource
@@ -184,6 +186,31 @@ def test_an_earlier_end_that_comes_in_the_last_wait_cuts_it_short(tmp_path):
             assert not heard.of(Leaving)[0].durable
 
     assert train(str(tmp_path / "run"), body) == [("left with", 1)]
+
+
+def test_a_rank_at_its_end_is_told_of_one_that_left_without_its_share(tmp_path):
+    """
+    The notice of rank 1 leaves time, and its last state cannot be saved. Rank 0 has stored its own share.
+    """
+    config = SpotConfig(url=str(tmp_path / "run"), every_steps=1_000_000)
+
+    def run(ranks):
+        holder = Holder(state_of(1))
+        with SpotSession(config, ranks=ranks) as session:
+            session.register("part", holder, replicated=("both",))
+            session.resume()
+            if ranks.rank == 0:
+                session.finish(1)
+            session.after_step(1)
+            holder.state = {"both": object()}
+            session._opened.listener._on_announcement(Announcement("test", time.monotonic() + 60))
+            until(lambda: session.notice, "the notice is known")
+            with suppress(Preempted):
+                for step in itertools.count(2):
+                    session.after_step(step)
+
+    with pytest.raises(CommitError, match=r"step 1 .*: rank 1: the rank left before its share was stored"):
+        run_thread_ranks(2, run)
 
 
 def test_nothing_to_ask_takes_no_thread(tmp_path):

@@ -212,7 +212,12 @@ def test_a_launcher_that_waits_long_enough_is_not(look, caplog, grace_s):
         ("/env/bin/python /env/bin/accelerate launch train.py", 7, ELASTIC, None),
         ("/env/bin/python /env/bin/accelerate launch train.py", 7, {"SPOT_ROSTER": "/tmp/x"}, None),
         ("sh -c python", 1, {}, "exec"),
-        ("/bin/bash /start.sh", 1, {}, "spot run --"),
+        (
+            "/bin/bash /start.sh",
+            1,
+            {},
+            "process 1 of this container is bash, which does not forward SIGTERM. Begin the last",
+        ),
         ("/bin/bash /start.sh", 7, {}, None),
         ("/sbin/init", 1, {}, None),
         ("", 1, {}, None),

@@ -86,7 +86,9 @@ def test_a_disk_that_hangs_is_given_up_though_the_store_is_down(monkeypatch):
     """
     monkeypatch.setattr(local_write, "STALL_S", 0.5)
     monkeypatch.setattr(step_push.StepPush, "_retry", lambda self, action: action())
-    told = save(1, Down(), local=Gated())
+    local = Gated()
+    told = save(1, Down(), local=local)
+    local.opened.set()  # else the interpreter waits at its end for the thread that hangs
 
     assert len(of(SaveAbandoned, told)) == 1
     assert "the local disk has finished no blob for " in of(LocalWriteFailed, told)[0].reason

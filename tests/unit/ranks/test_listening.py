@@ -10,6 +10,7 @@ import pytest
 from spot_plugins.ranks.listening import addresses_of, listen
 
 FAR = "198.51.100.7"  # reserved for documents, so that no interface of this machine has it
+NOWHERE = "fe80::1"  # only together with the name of an interface it would be an address
 LOCAL = ("localhost", ["127.0.0.1"])
 OWN_NAME = ("node0", ["127.0.1.1"])  # as Debian writes it into /etc/hosts
 
@@ -63,6 +64,12 @@ def test_a_gateway_has_the_address():
 def test_all_interfaces_are_for_rank_0_to_ask_for(told):
     """MASTER_ADDR of rank 0 says so."""
     assert listened((told, [told]), LOCAL) == (told, False)
+
+
+def test_an_address_of_no_machine_is_named():
+    """Nothing can listen on it, and no way leads there."""
+    with pytest.raises(OSError, match=rf"none of \['{NOWHERE}'\] belongs to this machine"):
+        listened((NOWHERE, [NOWHERE]))
 
 
 def test_what_does_not_resolve_has_no_addresses():

@@ -179,6 +179,15 @@ def test_known_nonsense_costs_one_step_and_little_memory(damage, stored):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500 * 1024
 
 
+@pytest.mark.parametrize("state", [["part"], "part", None, 1.5])
+def test_a_state_without_parts_is_named(state, stored):
+    """It is no state of a training, although it can be decoded."""
+    loaded, [rejected] = _resume(stored, _signed(_changed(stored[2], ("state",), state)))
+
+    assert loaded.step_id.step == 1
+    assert f"holds a {type(state).__name__} as its state, and not a dict of parts" in rejected.reason
+
+
 def test_a_manifest_without_end_is_cut_off():
     """A reader takes no more of an object than a manifest can have."""
     store = MemoryStore()

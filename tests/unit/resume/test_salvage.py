@@ -186,7 +186,7 @@ def flip(data):
 
 
 DAMAGES = {
-    "blob flipped": (0, flip, "its hash differs"),
+    "blob flipped": (0, flip, "has changed since it was written, because its hash differs"),
     "header flipped": (0, lambda data: data[:12] + flip(data[:13])[12:] + data[13:], "its hash differs"),
     "blob cut": (0, lambda data: data[:-1], "does not have the"),
     "blob longer": (0, lambda data: data + b"x", "does not have the"),
@@ -255,7 +255,7 @@ def test_a_manifest_under_another_name_is_not_believed(job, caplog):
     job.disks[rank].put(rank_manifest_key(StepId(2, 1), rank, world_size), data)
     steps, told = job.resume()
 
-    assert_left_alone(job, steps, told, caplog, "of another step or rank")
+    assert_left_alone(job, steps, told, caplog, "is the manifest of another step or rank")
 
 
 def test_steps_of_another_number_of_ranks_are_not_looked_at(tmp_path, caplog):

@@ -175,6 +175,26 @@ def test_what_changes_without_gradients_is_never_taken_from_an_earlier_step(chan
                 path.unlink()
 
 
+def test_what_changes_during_the_first_copy_is_stored_as_it_was_and_told(tmp_path, caplog):
+    """
+    The step that would bring the base for all later ones keeps it for itself.
+    """
+    model, optimizer = tuned()
+    step(model, optimizer)
+    gate = threading.Event()
+    with session_of(tmp_path, model, optimizer) as (session, heard):
+        session._opened.saver._copier.do(gate.wait)
+        session.save(1)
+        expected = weights(model)
+        behind_the_version(model["base"])
+        gate.set()
+        heard.wait(Committed, step=1)
+
+    assert "weights without gradients change all the same, so they are stored with each step" in caplog.text
+    assert frozen_objects(tmp_path) == {}
+    assert_equal(restored(tmp_path)[1], expected)
+
+
 def test_a_notice_stores_what_turns_out_not_to_be_frozen(tmp_path):
     """
     If the last save finds that a weight has changed that should not, it is made again with that weight, not given up.
@@ -216,7 +236,8 @@ def test_the_end_has_what_turns_out_not_to_be_frozen(is_saved_before, ends, tmp_
             until(lambda: session.notice, "the notice is heard")
             with pytest.raises(Preempted):
                 session.after_step(2)
-    assert len(heard.of(SaveAbandoned, step=2)) == is_saved_before
+    told = "weights without gradients have changed since they were stored"
+    assert [event.reason for event in heard.of(SaveAbandoned, step=2)] == [told] * is_saved_before
     assert restored(tmp_path)[0] == 2
     assert_equal(restored(tmp_path)[1], expected)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import signal
 import threading
@@ -342,6 +343,57 @@ def test_closing_hands_over_what_is_being_copied(tmp_path):
         session.save(1)
     until(lambda: list((tmp_path / "steps").glob("*/rank*")), "the step is committed")
     assert_equal(restored(tmp_path, lambda model: [torch.optim.AdamW(model.parameters())]), expected)
+
+
+def test_a_copy_that_does_not_end_is_left_behind_and_told(tmp_path, monkeypatch, caplog):
+    """
+    A device that hangs holds up no end of a session.
+    """
+    monkeypatch.setattr(saver, "CLOSE_S", 0.05)
+    model = net()
+    with session_of(tmp_path, model, [torch.optim.AdamW(model.parameters())]) as (session, _), held_up(session):
+        session.save(1)
+        session.close()
+
+    told = "a copy from the device does not end, so its memory is not released. Look at the device and its driver"
+    assert told in caplog.text
+
+
+def test_a_save_that_waits_for_earlier_ones_says_so(tmp_path, caplog):
+    """
+    Both buffers are in use, because the pusher stands still.
+    """
+    with session_of(tmp_path, net(), []) as (session, heard):
+        pusher = session._opened.pusher
+        os.kill(pusher.pid, signal.SIGSTOP)
+        session.save(1)
+        session.save(2)
+
+        def go_on():
+            until(lambda: pusher.ledger._changed._waiters, "the third save waits")
+            time.sleep(HELD_UP_S)
+            os.kill(pusher.pid, signal.SIGCONT)
+
+        thread = threading.Thread(target=go_on)
+        thread.start()
+        session.save(3)
+        thread.join()
+        heard.wait(Committed, step=3)
+
+    assert re.search(r"training waited \d+\.\d s for an earlier push\. Save less often", caplog.text)
+
+
+def test_a_save_waits_no_longer_than_the_grace(tmp_path):
+    """
+    The caller gets the reason.
+    """
+    with session_of(tmp_path, net(), [], grace_seconds=0.05) as (session, _):
+        os.kill(session._opened.pusher.pid, signal.SIGSTOP)
+        session.save(1)
+        session.save(2)
+        with pytest.raises(StoreError, match="earlier steps are still being pushed, and hold all memory for saves"):
+            session.save(3)
+        os.kill(session._opened.pusher.pid, signal.SIGCONT)
 
 
 def test_a_pusher_that_dies_during_the_copy_takes_nothing_with_it(tmp_path):

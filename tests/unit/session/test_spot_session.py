@@ -28,6 +28,8 @@ from spot_plugins.events import (
 )
 from spot_plugins.format.attempts import claim_attempt
 from spot_plugins.format.keys import StepId, merged_manifest_key
+from spot_plugins.ranks import BoardClosedError
+from spot_plugins.resume import join
 from spot_plugins.session import SpotSession, spot_session
 from spot_plugins.store import LocalStore
 from spot_plugins.testing import run_thread_ranks
@@ -242,6 +244,21 @@ def test_ranks_that_do_not_hold_the_same_are_told_so(url):
     run_thread_ranks(3, body)
 
 
+def test_a_rank_that_never_joins_is_not_waited_for_without_a_limit(url, monkeypatch):
+    """
+    The others end with an error, because the job cannot train without it.
+    """
+    monkeypatch.setattr(join, "JOIN_S", 0.05)
+
+    def body(ranks):
+        if ranks.rank == 0:
+            told = r"a rank has not joined the run within 0 s\. Look at the logs of the other ranks"
+            with training(url, ranks=ranks) as (session, _, _), pytest.raises(BoardClosedError, match=told):
+                session.resume()
+
+    run_thread_ranks(2, body)
+
+
 def test_state_that_cannot_be_saved_is_refused_before_the_first_step(url):
     """
     Not at the first save, hours later: resume() looks at it, and names the place.
@@ -289,6 +306,19 @@ def test_a_save_takes_the_state_of_that_moment(url, store):
     state = load(store).state["part"]
     assert torch.equal(state["w"], torch.full((50_000,), 1.0))
     assert state["log"] == [1]
+
+
+def test_a_look_at_more_than_one_value_is_refused(url):
+    """
+    The tensors of a step are read by a resume alone.
+    """
+    with training(url) as (session, _, _):
+        session.resume()
+        session.finish(1)
+    with training(url) as (session, _, _):
+        told = r"path=part leads to more than one plain value, which only resume\(\) can load"
+        with pytest.raises(ConfigError, match=told):
+            session.peek(("part",))
 
 
 def test_finish_stores_the_last_step(url, store):
@@ -441,7 +471,7 @@ def test_a_notice_is_left_with_at_the_next_step(url, store):
     os.kill(os.getpid(), signal.SIGTERM)  # and another one while the process is on its way out
 
 
-def test_a_pause_holds_the_state_of_its_step(url, store):
+def test_a_pause_holds_the_state_of_its_step(url, store, caplog):
     """
     Weights that are swapped in a pause are not what is saved: a notice in the pause stores the state from before it.
     """
@@ -457,6 +487,7 @@ def test_a_pause_holds_the_state_of_its_step(url, store):
             pause.check()
 
         assert caught.value.step == 4
+    assert "SIGTERM: waiting for the next check in the pause, " in caplog.text
     assert numbers(store) == [4]
     assert_same(load(store).state["part"], state_of(4))
 
@@ -588,7 +619,7 @@ def test_a_push_that_is_lost_while_leaving_is_made_again(url, store):
     assert numbers(store) == [8]
 
 
-def test_a_notice_while_the_end_is_being_stored_cuts_the_wait(url, monkeypatch):
+def test_a_notice_while_the_end_is_being_stored_cuts_the_wait(url, caplog):
     """
     finish() waits long for a slow store, but not beyond the deadline of a notice that comes meanwhile.
     """
@@ -612,6 +643,8 @@ def test_a_notice_while_the_end_is_being_stored_cuts_the_wait(url, monkeypatch):
             os.kill(pusher, signal.SIGCONT)
 
         assert heard.of(Leaving, step=3)[0].durable is False
+    assert "step 3 is NOT stored yet, " in caplog.text
+    assert "leaving with code 143. The pusher process continues to try" in caplog.text
 
 
 def test_finish_says_when_the_end_is_not_stored(url, monkeypatch):
@@ -624,7 +657,10 @@ def test_finish_says_when_the_end_is_not_stored(url, monkeypatch):
         pusher = session._opened.pusher.pid
         os.kill(pusher, signal.SIGSTOP)
         try:
-            with pytest.raises(CommitError, match=r"step 3 is not known to be committed.*the pusher process continues"):
+            told = "step 3 is not known to be committed: the end of the training is not stored, and the pusher process "
+            with pytest.raises(
+                CommitError, match=told + r"continues to try\. Leave the machine on until that process ends"
+            ):
                 session.finish(3)
         finally:
             os.kill(pusher, signal.SIGCONT)

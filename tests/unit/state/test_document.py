@@ -471,13 +471,29 @@ def test_what_a_distributed_tensor_is_taken_for(one_rank_mesh):
         assert shard.boxes == ShardBoxes((2,), (Box((0,), (2,)),), (0,))
         assert isinstance(shard.like(torch.zeros(2)), DTensor)
     for dtype, placement, reason in (
-        (torch.float32, Partial(), "sums that were not reduced yet"),
+        (torch.float32, Partial(), "are sums that were not reduced yet"),
         (torch.complex128, Replicate(), "complex128"),
     ):
         local = torch.ones(2, dtype=dtype)
         with pytest.raises(UnsafeStateError, match=reason) as caught:
             encode({"weight": DTensor.from_local(local, one_rank_mesh, [placement])}, "model")
         assert caught.value.path == "model/weight"
+
+
+def test_a_distributed_tensor_of_other_ranks_cannot_be_saved():
+    """
+    This rank has no piece of it, and the ranks that have one may not share its name.
+    """
+    from torch.distributed.tensor import DeviceMesh, DTensor, Replicate
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=1, world_size=2)
+    try:
+        other = DTensor.from_local(torch.ones(2), DeviceMesh("cpu", [0]), [Replicate()])
+        with pytest.raises(UnsafeStateError, match="'model/weight' is a DTensor of which this rank is not in its mesh"):
+            encode({"weight": other}, "model")
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_the_dtypes_of_numpy_that_a_state_may_hold():
