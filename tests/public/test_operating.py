@@ -80,7 +80,6 @@ NOT_PROVOKED: Final = {
     "a loader that was resumed within its",
     "a newer step is staged and the store does not answer",
     "a rank does not answer; boundary ... is decided without it",
-    "a rank has not joined the run within ... s",
     "holds no state by name of the part",
     "it was not staged before the pause, and weights may be swapped since",
     "none of ... belongs to this machine",
