@@ -10,7 +10,7 @@ import threading
 from contextlib import closing
 
 import pytest
-from hearing import Heard, until
+from hearing import Heard, until, until_idle
 from sick_disks import SickDisk
 from steps import Holder, assert_same, numbers, state_of
 
@@ -140,6 +140,7 @@ def test_one_rank_without_its_disk_leaves_the_step_that_only_the_disks_have(tmp_
                 session.save(number)
                 heard.wait(Committed, step=number)
                 heard.wait(WrittenLocally, step=number)
+                until_idle(session)  # the old copies are removed
         return step
 
     assert run_thread_ranks(2, life) == [0, 0]

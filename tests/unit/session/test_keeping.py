@@ -9,7 +9,7 @@ from threading import Barrier, Event
 
 import pytest
 import torch
-from hearing import DEADLINE_S, Heard, next_pusher, pusher_pid, until
+from hearing import DEADLINE_S, Heard, next_pusher, pusher_pid, until, until_idle
 from steps import Holder, assert_same, load, numbers, state_of
 
 from spot_plugins.config import SpotConfig
@@ -117,6 +117,7 @@ def test_the_share_of_one_rank_releases_nothing(url, store):
                 if step == 1:
                     session.keep(1)
             session.keeper.release_after(1, "program", named_by=3)
+            until_idle(session)
             if ranks.rank == 0:
                 heard.wait(SharesCounted, step=3, missing_ranks=())
                 stopped.wait(DEADLINE_S)
