@@ -47,19 +47,21 @@ that comes by itself, or that another row limits. The rows are made from the com
   of a job waits 6 hours for the slowest rank, because a rank may read hundreds of GB first.
 - **Locks** are held for moments, with two exceptions: a departure holds its lock until it has left, and a message to
   the pusher holds the lock of the socket while it is sent. Both are limited by rows below.
-- **Local files** are read and written without a limit, as by any program. The pusher does that, not the training.
+- **Local files** are read and written by the pusher without a limit, on a thread for which no push waits. The training
+  process reads and writes them on threads of their own, and gives the disk up. The exception is the fingerprint of a
+  step, which is written to an open file.
 """
 Definition = ast.ClassDef | ast.FunctionDef
 # fmt: off
 WAITING = {
-    "accept", "acquire", "all_gather", "all_gather_object", "all_reduce", "as_completed", "barrier",
+    "accept", "acquire", "all_gather", "all_gather_object", "all_reduce", "as_completed", "attentively", "barrier",
     "broadcast", "broadcast_object_list", "check_call", "check_output", "communicate", "connect",
     "create_connection", "flock", "getresponse", "join", "lockf", "new_group", "os.read", "readinto", "recv",
     "recv_fds", "recv_into", "recvmsg", "request", "result", "select", "send_fds", "sendall", "sigtimedwait",
     "sigwait", "sigwaitinfo", "sleep", "synchronize", "urlopen", "wait", "wait_for", "waitpid",
 }
 # fmt: on
-"""Names of the functions and methods of libraries that wait. What waits in the package is made from these."""
+"""Names of functions and methods of libraries that wait, and ``attentively``, each caller of which has its limit."""
 NOT_WAITING = {
     *("os.path.join", "roster.join", "self.ledger.accept", "guard.request", "holders.select", "probe.connect"),
     "it.way_out.wait",  # its own wait has a row

@@ -97,6 +97,20 @@ def test_a_disk_that_recovers_is_written_to_again(gate, tmp_path):
         assert {key.split("/")[1] for key in local.keys("steps/")} == {f"{step:010d}-000001"}
 
 
+def test_a_temporary_directory_that_hangs_costs_no_save(gate, tmp_path, monkeypatch):
+    """The pusher process looks for its temporary directory. It does so on the thread of the disk alone."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    monkeypatch.setenv("SICK_TMP", "1")
+    session, _, heard = session_at(tmp_path)
+    pusher = pusher_pid(session)
+    session.save(1)
+    heard.wait(Committed, step=1)
+    session.finish(1)
+    until_gone(pusher)
+    assert numbers(LocalStore(str(tmp_path / "store"))) == [1]
+
+
 @pytest.mark.parametrize("has_one_buffer", [False, True])
 def test_a_notice_is_in_time_though_the_disk_hangs(has_one_buffer, gate, tmp_path):
     """

@@ -5,17 +5,17 @@ from __future__ import annotations
 import logging
 import marshal
 import os
+import threading
 from collections.abc import Iterable
 from typing import Any, ClassVar, Final
 from weakref import WeakSet
 
 from torch.optim import Optimizer
 
-from ..errors import ConfigError
 from ..events import EventBus
 from ..ranks import Job
 from ..state import ShardedPart
-from ..store import scratch_directory
+from ..store import HangingDiskError, LocalDisk
 from .earlier import Comparison, earlier_steps, remove_all
 from .history import History
 from .rates import Rates
@@ -44,16 +44,18 @@ class Recorder(ShardedPart):
     _recording: ClassVar[WeakSet[Recorder]] = WeakSet()
     """Recorders of this process. Several of them are ranks that are threads, which share the random streams."""
 
-    def __init__(self, folder: str | None, ring_id: RingId, bus: EventBus) -> None:
+    def __init__(self, folder: str | None, disk: LocalDisk, ring_id: RingId, bus: EventBus) -> None:
         """
         Record nothing yet.
 
         Args:
             folder: Directory for the files on the local disk. None: keep none.
+            disk: The limit for the work on *folder*.
             ring_id: This attempt and rank.
             bus: Gets the events.
         """
         self._folder = folder
+        self._disk = disk
         self._id = ring_id
         self._bus = bus
         self._streams: Streams | None = Streams()
@@ -92,12 +94,16 @@ class Recorder(ShardedPart):
         if last is None or last.step != step:
             last = None
             self._history.begin_anew((step or 0) + 1)
-        if self._folder is None:
+        if (folder := self._folder) is None:
             return
-        if step is None:
-            remove_all(self._folder, self._id.rank)
-        elif last is not None:
-            self._comparison = Comparison(earlier_steps(self._folder, self._id, last), self._id, self._bus)
+        try:
+            if step is None:
+                self._disk.do(lambda: remove_all(folder, self._id.rank))
+            elif last is not None:
+                earlier = self._disk.do(lambda: earlier_steps(folder, self._id, last))
+                self._comparison = Comparison(earlier, self._id, self._bus)
+        except HangingDiskError:
+            self._folder = None
 
     def record(self, step: int, position: tuple[int, ...], num_batches: int) -> None:
         """
@@ -129,14 +135,15 @@ class Recorder(ShardedPart):
         self._recording.discard(self)
         self._is_on = False
         if self._ring is not None:
-            self._ring.close()
+            # On a thread, because the close of a file on NFS may hang.
+            threading.Thread(target=self._ring.close, name="spot-close", daemon=True).start()
             self._ring = None
 
     def _new_ring(self, folder: str) -> Ring | None:
         """Return a file that begins with the step of the checkpoint, by which the next attempt knows all others."""
         try:
-            ring = Ring(folder, self._id)
-        except OSError as error:
+            ring = self._disk.do(lambda: Ring(folder, self._id))
+        except (HangingDiskError, OSError) as error:
             self._folder = None
             logger.info("the local disk takes no fingerprints of steps: %s", error)
             return None
@@ -151,22 +158,16 @@ class Recorder(ShardedPart):
             self._comparison = None
 
 
-def recorder_of(url: str, local_dir: str | None, attempt: int, job: Job, bus: EventBus) -> Recorder:
+def recorder_of(scratch: str | None, disk: LocalDisk, attempt: int, job: Job, bus: EventBus) -> Recorder:
     """
-    Return the recorder of this rank. Its file lies beside the local copies, or in the temporary directory.
+    Return the recorder of this rank.
 
     Args:
-        url: URL of the run.
-        local_dir: Directory of the local copies, if there are any.
+        scratch: Directory for local files. None: there is none.
+        disk: The limit for the work on *scratch*.
         attempt: Number of this attempt.
         job: The ranks of the job.
         bus: Gets the events.
     """
-    folder: str | None = local_dir
-    if local_dir is None:
-        try:
-            folder = scratch_directory(url)
-        except ConfigError as error:
-            logger.info("no fingerprints of steps are kept on the local disk: %s", error)
-    path = None if folder is None else os.path.join(folder, _FOLDER)
-    return Recorder(path, RingId(attempt, job.rank, job.world_size), bus)
+    path = None if scratch is None else os.path.join(scratch, _FOLDER)
+    return Recorder(path, disk, RingId(attempt, job.rank, job.world_size), bus)

@@ -23,7 +23,7 @@ from ..format.keys import (
     rank_manifest_key,
 )
 from ..format.retention import removal_groups
-from ..store import ObjectStore
+from ..store import ObjectStore, is_below_own
 from .frozen_watch import damage_of
 from .messages import PushSettings
 from .seals import Seals
@@ -72,11 +72,20 @@ class Disk:
         return self._last
 
     def end(self, settings: PushSettings) -> None:
-        """Remove the copies of this rank if nobody needs them. A disk that hangs is waited for :data:`STALL_S`."""
+        """
+        Remove the copies of this rank from a default directory, if nobody needs them.
+
+        A disk that hangs is waited for :data:`STALL_S`.
+        """
+
+        def remove() -> None:
+            if settings.local_dir is not None and is_below_own(settings.local_dir):
+                remove_copies(self.store, settings)
+
         if self.is_done_with:
             with suppress(StoreError):  # what is left is swept after some days
                 # wait: STALL_S; the copies are swept after some days
-                wait([self.begin(lambda: remove_copies(self.store, settings))], STALL_S)
+                wait([self.begin(remove)], STALL_S)
 
 
 class _GivenUpError(Exception):

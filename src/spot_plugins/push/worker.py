@@ -25,7 +25,7 @@ from ..events import EventBus
 from ..format.commit import merge_manifests, stored_manifests
 from ..format.keys import StepId
 from ..format.manifest import ManifestError
-from ..store import RenewedStore, is_below_own, open_local, open_store, sweep
+from ..store import RenewedStore, open_local, open_store, sweep
 from . import messages
 from .frozen_watch import FrozenWatch
 from .keeping import Marks
@@ -110,8 +110,7 @@ class Worker:
                     if self._pushing is not None:  # the last save may need its memory
                         self._pushing.free()
             case {"finished": True}:
-                directory = self._settings.local_dir
-                if self._ways.disk is not None and directory is not None and is_below_own(directory):
+                if self._ways.disk is not None:
                     self._ways.disk.is_done_with = True
             case {"frozen": int()}:
                 self._watch.frozen = messages.decode_frozen(body)

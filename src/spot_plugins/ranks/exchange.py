@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from ..format.manifest import Json
+from ..store import attentively
 from .base import Board, BoardClosedError, Ranks
 
 EXCHANGE_S: Final = 6 * 3600.0  # longest wait for the other ranks, one of which may read hundreds of GB before
-MEETING_MARGIN_S: Final = 0.5  # seconds that the thread that meets the others has after the deadline
+MEETING_MARGIN_S: Final = 0.5  # seconds that the thread that waits for the others has after the deadline
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +23,9 @@ class Job:
 
     ranks: Ranks
     board: Board
+    wait: Callable[[float], None] = lambda seconds: None
+    """Waits for a number of seconds. It raises if there is a notice and training has not begun."""
+    _num_uses: Counter[str] = field(default_factory=Counter)
 
     @property
     def rank(self) -> int:
@@ -32,20 +37,41 @@ class Job:
         """Number of processes."""
         return self.ranks.world_size
 
-    def exchange(self, name: str, value: Json) -> list[Json]:
+    def exchange(self, name: str, value: Json, limit_s: float | None = None) -> list[Json]:
         """
-        Give *value* to all ranks, and return the values of all ranks in rank order.
+        Give *value* to all ranks, and return the values of all ranks in rank order. A notice ends the wait for them.
 
-        Every rank calls this with the same *name*, which is used once.
+        Every rank makes the same calls in the same order. A name may be used again, because each use has notes of its
+        own.
+
+        Args:
+            name: The name of the exchange.
+            value: The value of this rank.
+            limit_s: Longest wait for the other ranks. None: :data:`EXCHANGE_S`.
 
         Raises:
-            BoardClosedError: The board is gone, or a rank does not call this within :data:`EXCHANGE_S`.
+            BoardClosedError: The board is gone or does not answer, or a rank does not call this in time.
         """
-        self.board.post(f"{name}/{self.rank}", value)
-        deadline = time.monotonic() + EXCHANGE_S
-        return [
-            self.board.read(f"{name}/{rank}", max(0.0, deadline - time.monotonic())) for rank in range(self.world_size)
-        ]
+        self._num_uses[name] += 1
+        number = self._num_uses[name]
+        notes = name if number == 1 else f"{name} ({number})"
+        deadline = time.monotonic() + (EXCHANGE_S if limit_s is None else limit_s)
+
+        def give_and_take() -> list[Json]:
+            self.board.post(f"{notes}/{self.rank}", value)
+            return [
+                self.board.read(f"{notes}/{rank}", max(0.0, deadline - time.monotonic()))
+                for rank in range(self.world_size)
+            ]
+
+        if self.world_size == 1:
+            return give_and_take()
+        # wait: EXCHANGE_S, or limit_s of the caller; the caller gets an error
+        done = attentively(give_and_take, self.wait, lambda: time.monotonic() > deadline + MEETING_MARGIN_S)
+        if done is None:
+            raise BoardClosedError(f"the board of rank 0 has not answered in the exchange of {name!r}")
+        # wait: at once; the exchange has ended
+        return done.result()
 
     def meet(self, deadline: float, note: Json = None) -> Meeting:
         """

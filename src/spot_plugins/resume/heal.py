@@ -11,14 +11,14 @@ from ..format.commit import CommittedStep
 from ..format.keys import rank_manifest_key
 from ..format.manifest import ManifestError, NewerFormatError, RankManifest
 from ..ranks import Job
-from ..store import LocalStore, ObjectStore, patiently
-from .salvage import Share, again, claim_of, manifests_in, problem_of
+from ..store import ObjectStore, patiently
+from .salvage import Share, again, claim_of, manifests_in, problem_of, warn_of
 
 logger = logging.getLogger(__name__)
 
 
 def heal(
-    store: ObjectStore, local: LocalStore | None, job: Job, attempt: int, committed: CommittedStep, name: str
+    store: ObjectStore, local: ObjectStore | None, job: Job, attempt: int, committed: CommittedStep, name: str
 ) -> bool:
     """
     Put the objects of a damaged step to the store again, as far as local disks have them intact. Every rank calls this.
@@ -42,7 +42,7 @@ def heal(
         try:
             held = _held(store, local, committed)
         except StoreError as error:
-            logger.warning("step %s cannot be repaired from the local disk: %s", committed.step_id.step, error)
+            warn_of("step %s cannot be repaired from the local disk: %s", error, committed.step_id.step)
     found = cast("list[list[int]]", job.exchange(f"{name}/held", cast("Any", held)))
     holders: defaultdict[int, list[int]] = defaultdict(list)
     for rank, owners in enumerate(found):
@@ -64,7 +64,7 @@ def heal(
     return bool(holders) and None in job.exchange(f"{name}/healed", problem)
 
 
-def _held(store: ObjectStore, local: LocalStore, committed: CommittedStep) -> list[int]:
+def _held(store: ObjectStore, local: ObjectStore, committed: CommittedStep) -> list[int]:
     """Return the ranks whose manifests of the step are in *local*, belong to this run, and may be put to *store*."""
     step_id, world_size = committed.step_id, committed.world_size
     known = claim_of(store, step_id.attempt)
@@ -76,7 +76,7 @@ def _held(store: ObjectStore, local: LocalStore, committed: CommittedStep) -> li
     ]
 
 
-def _is_same_or_damaged(store: ObjectStore, local: LocalStore, key: str) -> bool:
+def _is_same_or_damaged(store: ObjectStore, local: ObjectStore, key: str) -> bool:
     try:
         stored = patiently(lambda: store.get(key))
         if stored == again(lambda: local.get(key)):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import platform
-import queue
 import threading
-import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
@@ -19,19 +18,25 @@ from ..events import EventBus
 from ..format.attempts import claim_attempt
 from ..format.keys import RUN_KEY
 from ..format.manifest import FORMAT, Json, canonical_json
+from ..locations import is_local
 from ..push import Pusher, PushSettings
 from ..ranks import BoardClosedError, Job, texts_of_ranks
 from ..store import (
-    LocalStore,
+    HangingDiskError,
+    LimitedStore,
+    LocalDisk,
     ObjectStore,
     Patience,
     PatientStore,
     RenewedStore,
-    local_directory,
+    is_in_memory,
     open_local,
     open_store,
+    scratch_directory,
     unusable,
 )
+
+logger = logging.getLogger(__name__)
 
 JOIN_S: Final = 300.0
 """Longest wait in seconds for the other ranks, which wait for the store with a limit each."""
@@ -39,7 +44,6 @@ JOIN_S: Final = 300.0
 TELL_S: Final = 1.0
 """Longest wait in seconds for the board to take the word that this rank leaves."""
 
-_POLL_S: Final = 0.05
 _NOTICE: Final = "notice"
 
 _T = TypeVar("_T")
@@ -56,13 +60,14 @@ class Membership:
     """The same store, which waits for passing trouble. For the resume."""
     local_dir: str | None
     """Directory for local copies, or None if there are none."""
+    local: ObjectStore | None
+    """The store of the local copies, or None."""
+    scratch: str | None
+    """Directory for other local files: that of the local copies, or one in the temporary directory."""
+    disk: LocalDisk
+    """The limit for all work on the two directories."""
     attempt: int
     """Number of this attempt, counted from 1."""
-
-    @property
-    def local(self) -> LocalStore | None:
-        """The store of the local copies, or None."""
-        return None if self.local_dir is None else open_local(self.local_dir)
 
 
 def join_run(config: SpotConfig, job: Job, bus: EventBus, patience: Patience) -> tuple[Membership, Pusher]:
@@ -86,7 +91,7 @@ def join_run(config: SpotConfig, job: Job, bus: EventBus, patience: Patience) ->
     refusal: Json = None
     with ExitStack() as stack:
         try:
-            run = _open(config, patience)
+            run = _open(config, job, patience)
             pusher = Pusher(_push_settings(config, run, job), bus)
             stack.callback(pusher.close)
             _finally_refused(run, lambda: patience(lambda: pusher.prove(patience.wait)))
@@ -95,29 +100,59 @@ def join_run(config: SpotConfig, job: Job, bus: EventBus, patience: Patience) ->
         except Preempted:
             _tell_notice(job)
             raise
-        _raise_refusals(_exchange(job, "joining", refusal, patience))
+        _raise_refusals(job.exchange("joining", refusal, JOIN_S))
         attempt = 0
         if job.rank == 0:
             try:
                 attempt = _finally_refused(run, lambda: _claim(run.patient, job.world_size))
             except (ConfigError, StoreError) as error:
                 refusal = _note(error)
-        attempt, refusal = cast("Any", _exchange(job, "attempt", [attempt, refusal], patience)[0])
+        attempt, refusal = cast("Any", job.exchange("attempt", [attempt, refusal], JOIN_S)[0])
         _raise_refusals([refusal])
         stack.pop_all()
     pusher.begin(attempt)
     return replace(run, attempt=attempt), pusher
 
 
-def _open(config: SpotConfig, patience: Patience) -> Membership:
+def _open(config: SpotConfig, job: Job, patience: Patience) -> Membership:
     store = RenewedStore(lambda: open_store(config.url, config.storage_options))
+    disk = LocalDisk(config.local_dir, patience.wait)
+    scratch = config.local_dir or _scratch(config.url, disk)
+    local_dir = scratch if config.local_dir or not is_local(config.url) else None
+    if local_dir is not None and job.rank == 0:
+        _warn_of_memory(local_dir, disk)
     return Membership(
         url=config.url,
         store=store,
         patient=PatientStore(store, patience),
-        local_dir=local_directory(config.url, config.local_dir),
+        local_dir=local_dir,
+        local=None if local_dir is None else LimitedStore(open_local(local_dir), disk),
+        scratch=scratch,
+        disk=disk,
         attempt=0,
     )
+
+
+def _scratch(url: str, disk: LocalDisk) -> str | None:
+    try:
+        return disk.do(lambda: scratch_directory(url))
+    except HangingDiskError:
+        return None
+    except ConfigError as error:
+        if not is_local(url):
+            raise
+        logger.info("no fingerprints of steps are kept on the local disk: %s", error)
+        return None
+
+
+def _warn_of_memory(local_dir: str, disk: LocalDisk) -> None:
+    with suppress(HangingDiskError):
+        if disk.do(lambda: is_in_memory(local_dir)):
+            logger.warning(
+                "local_dir=%r is in memory (tmpfs), so the local copies of two steps take memory from the training. "
+                "Set local_dir or SPOT_LOCAL_DIR to a directory on a disk",
+                local_dir,
+            )
 
 
 def _push_settings(config: SpotConfig, run: Membership, job: Job) -> PushSettings:
@@ -159,32 +194,6 @@ def _tell_notice(job: Job) -> None:
     teller.start()
     # wait: TELL_S; this rank leaves all the same
     teller.join(TELL_S)
-
-
-def _exchange(job: Job, name: str, value: Json, patience: Patience) -> list[Json]:
-    """Exchange *value* as :meth:`.Job.exchange` does, on a thread, so that a notice ends the wait for the others."""
-    results: queue.SimpleQueue[list[Json] | BoardClosedError] = queue.SimpleQueue()
-
-    def run() -> None:
-        try:
-            results.put(job.exchange(name, value))
-        except BoardClosedError as error:
-            results.put(error)
-
-    threading.Thread(target=run, name="spot-join", daemon=True).start()
-    deadline = time.monotonic() + JOIN_S
-    while time.monotonic() < deadline:
-        try:
-            # wait: _POLL_S; it looks again for a notice, until JOIN_S
-            found = results.get(timeout=_POLL_S)
-        except queue.Empty:
-            # wait: at once; it raises if there is a notice
-            patience.wait(0.0)
-            continue
-        if isinstance(found, BoardClosedError):
-            raise found
-        return found
-    raise BoardClosedError(f"a rank has not joined the run within {JOIN_S:.0f} s. Look at the logs of the other ranks")
 
 
 def _raise_refusals(refusals: list[Any]) -> None:

@@ -20,7 +20,7 @@ from ..events import EventBus
 from ..format.commit import CommittedStep, committed_steps
 from ..format.keys import StepId
 from ..ranks import Job
-from ..store import LocalStore, ObjectStore, patiently
+from ..store import ObjectStore, patiently
 
 if TYPE_CHECKING:
     from ..state import ShardedPart
@@ -47,7 +47,7 @@ def check_alike(job: Job, held: str) -> None:
 
 def load_newest(
     store: ObjectStore,
-    local: LocalStore | None,
+    local: ObjectStore | None,
     url: str,
     job: Job,
     bus: EventBus,

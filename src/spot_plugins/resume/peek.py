@@ -46,7 +46,7 @@ def peek(membership: Membership, job: Job, bus: EventBus, path: Sequence[str]) -
         IncompatibleCheckpointError: The newest step was written by newer software.
         StoreError: The store does not answer.
     """
-    stop_prefetch(membership.local_dir)
+    stop_prefetch(membership.local_dir, job.wait)
     store = membership.patient
     salvage(store, membership.local, job, membership.attempt, bus)
     found, damaged = _newest_on_all(store, job, path, "peek")

@@ -8,7 +8,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
@@ -18,7 +18,17 @@ from ..format.commit import NUM_GETS, committed_steps
 from ..format.keys import rank_manifest_key
 from ..format.manifest import Blob, ManifestError, RankManifest
 from ..locations import is_local
-from ..store import ObjectStore, local_directory, open_local, open_store, patiently
+from ..store import (
+    HangingDiskError,
+    LimitedStore,
+    LocalDisk,
+    ObjectStore,
+    attentively,
+    open_local,
+    open_store,
+    patiently,
+    scratch_directory,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +58,8 @@ def prefetch(
         storage_options: Storage options, as in the configuration of the run.
 
     Returns:
-        The download. None if *url* is a local directory, so that there is nothing to download.
+        The download. None if *url* is a local directory, so that there is nothing to download, or if the local disk
+        does not answer.
 
     Raises:
         ConfigError: *url* or *local_dir* cannot work.
@@ -57,29 +68,41 @@ def prefetch(
     if not url:
         raise ConfigError("url is missing. Pass it, or set SPOT_URL, for example to s3://bucket/run-7")
     url, given = checked("url", url), local_dir or os.environ.get("SPOT_LOCAL_DIR")
-    directory = local_directory(url, checked("local_dir", given) if given else None)
-    if is_local(url) or directory is None:
+    given = checked("local_dir", given) if given else None
+    if is_local(url):
         return None
-    started = Prefetch(open_store(url, storage_options), directory)
+    disk = LocalDisk(given)
+    try:
+        directory = given or disk.do(lambda: scratch_directory(url))
+    except HangingDiskError:
+        return None
+    started = Prefetch(open_store(url, storage_options), directory, disk)
     _running[directory] = started
     started.start()
     return started
 
 
-def stop_prefetch(directory: str | None) -> None:
-    """Stop the prefetch into *directory*, after the blobs in progress. The resume reads the others itself."""
+def stop_prefetch(directory: str | None, wait: Callable[[float], None]) -> None:
+    """
+    Stop the prefetch into *directory*, after the blobs in progress. The resume reads the others itself.
+
+    Args:
+        directory: The local directory, or None.
+        wait: Waits for a number of seconds. It raises if there is a notice.
+    """
     if directory is not None and (running := _running.pop(directory, None)) is not None:
-        running.stop()
+        running.stop(wait)
 
 
 class Prefetch(threading.Thread):
     """The thread of one prefetch. :func:`prefetch` starts it."""
 
-    def __init__(self, store: ObjectStore, directory: str) -> None:
+    def __init__(self, store: ObjectStore, directory: str, disk: LocalDisk) -> None:
         super().__init__(name="spot-prefetch", daemon=True)
         self._store = store
         self._directory = directory
-        self._local = open_local(directory)
+        self._disk = disk
+        self._local = LimitedStore(open_local(directory), disk)
         self._rank = _number("RANK", 0)
         self._world_size = max(_number("WORLD_SIZE", 1), 1)
         self._stopped = threading.Event()
@@ -91,7 +114,7 @@ class Prefetch(threading.Thread):
         """Download, and log errors."""
         started = time.monotonic()
         try:
-            os.makedirs(self._directory, exist_ok=True)
+            self._disk.do(lambda: os.makedirs(self._directory, exist_ok=True))
             queue: SimpleQueue[Blob] = SimpleQueue()
             for blob in self._wanted():
                 queue.put(blob)
@@ -109,11 +132,12 @@ class Prefetch(threading.Thread):
             logger.info("no prefetch: %s", error)
         logger.info("prefetched %.1f MB in %.1f s", self.num_bytes / 1e6, time.monotonic() - started)
 
-    def stop(self) -> None:
-        """Start no further blob, and wait for those in progress."""
+    def stop(self, wait: Callable[[float], None]) -> None:
+        """Start no further blob, and wait for those in progress. See :func:`stop_prefetch`."""
         self._stopped.set()
+        latest = time.monotonic() + STOP_S
         # wait: STOP_S; resume() downloads the blobs that are in progress once more
-        self.join(STOP_S)
+        attentively(self.join, wait, lambda: time.monotonic() > latest)
 
     def _wanted(self) -> list[Blob]:
         """Return the blobs of the newest step that this rank has to download."""
@@ -133,7 +157,7 @@ class Prefetch(threading.Thread):
         try:
             while not self._stopped.is_set():
                 blob = queue.get_nowait()
-                free = shutil.disk_usage(self._directory).free
+                free = self._disk.do(lambda: shutil.disk_usage(self._directory).free)
                 if blob.num_bytes + SPARE_BYTES > free:
                     raise OSError(errno.ENOSPC, f"only {free / 1e9:.1f} GB are free", self._directory)
                 self._local.put(blob.key, self._store.get(blob.key))

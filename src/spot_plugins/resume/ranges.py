@@ -12,7 +12,7 @@ import xxhash
 from ..errors import GONE, CorruptCheckpointError, StoreError
 from ..format.manifest import Blob, RankManifest, TensorSlice, hash_of_blob
 from ..state.dtypes import TORCH_DTYPES
-from ..store import LocalStore, ObjectStore, patiently
+from ..store import ObjectStore, patiently
 
 MAX_RANGE_BYTES: Final = 16 * 1024**2  # largest request; several are in progress at a time
 
@@ -73,7 +73,7 @@ def byte_ranges(manifest: RankManifest, number: int, copies: list[Copy]) -> Iter
         first = last
 
 
-def fetch(byte_range: ByteRange, step: int, store: ObjectStore, local: LocalStore | None) -> bool:
+def fetch(byte_range: ByteRange, step: int, store: ObjectStore, local: ObjectStore | None) -> bool:
     """
     Read *byte_range*, verify it, and copy its slices into their tensors.
 

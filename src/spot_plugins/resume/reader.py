@@ -28,7 +28,7 @@ from ..format.manifest import (
 from ..ranks import Ranks
 from ..state import Shard, decode, graft, named
 from ..state.dtypes import TORCH_DTYPES
-from ..store import LocalStore, ObjectStore, get_at_most, patiently
+from ..store import ObjectStore, get_at_most, patiently
 from .plausible import find_nonsense
 from .progress import RestoreProgress
 from .ranges import Copy, byte_ranges, fetch
@@ -88,7 +88,7 @@ class StepReader:
     def __init__(
         self,
         store: ObjectStore,
-        local: LocalStore | None,
+        local: ObjectStore | None,
         committed: CommittedStep,
         ranks: Ranks,
         want: Wanted,

@@ -51,7 +51,7 @@ def restore(
     """
     wanted = registry.wanted()
     check_alike(job, registry.alike(job.world_size))
-    stop_prefetch(membership.local_dir)
+    stop_prefetch(membership.local_dir, job.wait)
     salvage(membership.patient, membership.local, job, membership.attempt, bus)
     started = time.monotonic()
     run = membership

@@ -29,7 +29,7 @@ from ..format.keys import (
 )
 from ..format.manifest import Blob, ManifestError, RankManifest, TensorSlice, is_intact
 from ..ranks import Job
-from ..store import LocalStore, ObjectStore, patiently
+from ..store import HangingDiskError, ObjectStore, patiently
 
 NUM_PUTS: Final = 8  # blobs of 64 MiB in memory at once, to read, verify and put
 
@@ -40,7 +40,7 @@ _T = TypeVar("_T")
 
 def salvage(
     store: ObjectStore,
-    local: LocalStore | None,
+    local: ObjectStore | None,
     job: Job,
     attempt: int,
     bus: EventBus,
@@ -70,7 +70,7 @@ def salvage(
             again(partial(_remove_another_runs, local, attempt))
             manifests = manifests_in(local, job.world_size)
         except StoreError as error:
-            logger.warning("the local copies cannot be used: %s", error)
+            warn_of("the local copies cannot be used: %s", error)
             local = None
     claim = _own_claim(store, attempt) if job.rank == 0 else None
     notes = cast("list[Any]", job.exchange("salvage/found", cast("Any", [manifests, claim])))
@@ -103,6 +103,12 @@ def salvage(
         logger.warning("step %s is on local disks only and cannot be stored: %s. An older step is tried", step, reason)
 
 
+def warn_of(text: str, error: StoreError, *arguments: object) -> None:
+    """Log *text* with the *arguments* and *error*, unless the disk hangs, which was said when it was given up."""
+    if not isinstance(error, HangingDiskError):
+        logger.warning(text, *arguments, error)
+
+
 def again(action: Callable[[], _T]) -> _T:
     """Call *action*, which uses the local disk, and once more if the disk fails, because an error of it may pass."""
     try:
@@ -111,14 +117,14 @@ def again(action: Callable[[], _T]) -> _T:
         return action()
 
 
-def _remove_another_runs(local: LocalStore, attempt: int) -> None:
+def _remove_another_runs(local: ObjectStore, attempt: int) -> None:
     """Remove steps of *attempt*. It has saved nothing yet, so they are from another run at this URL."""
     for key in list(local.keys(STEPS_PREFIX)):
         if (step_id := parse_step_id(key)) is not None and step_id.attempt == attempt:
             local.delete(key)
 
 
-def manifests_in(local: LocalStore, world_size: int) -> list[list[Any]]:
+def manifests_in(local: ObjectStore, world_size: int) -> list[list[Any]]:
     """Return step, attempt, rank and the attempt's claim of each manifest of *world_size* ranks in *local*."""
     keys = again(lambda: list(local.keys(STEPS_PREFIX)))
     names = [name for key in keys if (name := parse_rank_manifest_key(key)) is not None]
@@ -146,7 +152,7 @@ def _own_claim(store: ObjectStore, attempt: int) -> str | None:
         return None
 
 
-def _keep_claim(local: LocalStore | None, attempt: int, claim: str | None) -> None:
+def _keep_claim(local: ObjectStore | None, attempt: int, claim: str | None) -> None:
     """Copy the *claim* of this job to *local*, and remove claims of attempts of which no step is left there."""
     if local is None or claim is None:
         return
@@ -157,7 +163,7 @@ def _keep_claim(local: LocalStore | None, attempt: int, claim: str | None) -> No
             if parse_attempt_key(key) not in saved | {attempt}:
                 local.delete(key)
     except StoreError as error:
-        logger.warning("the next attempt cannot use the local copies of this one: %s", error)
+        warn_of("the next attempt cannot use the local copies of this one: %s", error)
 
 
 def _propose(store: ObjectStore, found: list[list[list[Any]]]) -> list[list[Any]]:
@@ -221,7 +227,7 @@ class Share:
     def __init__(
         self,
         store: ObjectStore,
-        local: LocalStore | None,
+        local: ObjectStore | None,
         step_id: StepId,
         *,
         owners: list[int],
@@ -297,7 +303,7 @@ class Share:
         patiently(lambda: check_newest(self._store, self._by_attempt))
 
     @property
-    def _here(self) -> LocalStore:
+    def _here(self) -> ObjectStore:
         assert self._local is not None  # a rank without a local disk gets no share
         return self._local
 

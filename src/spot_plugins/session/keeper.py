@@ -7,7 +7,7 @@ import threading
 from typing import Any, Final, cast
 
 from ..errors import StoreError
-from ..events import Committed, Event, EventBus, KeepFailed, Kept, Released, SaveAbandoned
+from ..events import Committed, Event, EventBus, KeepFailed, Kept, Released, SaveAbandoned, SharesCounted
 from ..format.kept import KeptStep, kept_steps
 from ..leave.phase import Phase, PhaseTracker
 from ..leave.way_out import WayOut
@@ -166,22 +166,31 @@ class Keeper:
 
     def release_after(self, step: int, owner: str, *, named_by: int) -> None:
         """
-        Release *step* as soon as a step after *named_by* is stored.
+        Release *step* as soon as all ranks have stored a step after *named_by*. Rank 0 does so.
 
         Until then a resume may begin at *named_by* or before it, and the state of these steps still names *step*.
         """
         self._phase.check("release")
+        if self._job.rank != 0:
+            self._release(step, owner)
+            return
         with self._lock:
             self._unneeded[step, owner] = named_by
+
+    def on_visible(self, stored: int) -> None:
+        """Release what no step names from *stored* on, which all ranks have stored. On any thread of rank 0."""
+        with self._lock:
+            unneeded = [key for key, named_by in self._unneeded.items() if named_by < stored]
+        for step, owner in unneeded:
+            self._release(step, owner)
 
     def on_event(self, event: Event) -> None:
         """Say that a step is not kept after all, and release what no stored step names. On any thread."""
         match event:
-            case Committed(step=stored):
-                with self._lock:
-                    unneeded = [key for key, named_by in self._unneeded.items() if named_by < stored]
-                for step, owner in unneeded:
-                    self._release(step, owner)
+            case Committed(step=stored) if self._job.world_size == 1:
+                self.on_visible(stored)
+            case SharesCounted(visible_step=int(stored)):
+                self.on_visible(stored)
             case SaveAbandoned(step=step):
                 with self._lock:
                     owners = [owner for kept, owner in self._kept if kept == step]

@@ -27,10 +27,8 @@ from ..resume.join import Membership, join_run
 from ..save import SavedSteps, Saver
 from ..schedule import Pacer, Preemptions, recent_preemptions
 from ..state.registry import Registry
-from ..store import Patience, is_in_memory
+from ..store import Patience
 from .keeper import Keeper
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,23 +75,21 @@ def join_and_build(
     Raises:
         ConfigError, StoreError, Preempted: See :func:`~spot_plugins.resume.join.join_run`.
     """
-    job = Job(ranks, ranks.open_board())
+    lines = Lines(ranks.rank, host_level)
+    early = EarlyNotices(config, bus, lines, phase)
+    job = Job(ranks, ranks.open_board(), early.wait)
     stack.callback(job.board.close)
-    lines = Lines(job.rank, host_level)
-    with EarlyNotices(config, bus, lines, phase) as early:
+    with early:
         run, pusher = join_run(config, job, bus, Patience(lambda text: lines.say(text, logging.WARNING), early.wait))
     saver = Saver(registry, job.ranks, pusher, bus, config.buffer_bytes)
-    fingerprints = recorder_of(run.url, run.local_dir, run.attempt, job, bus)
+    fingerprints = recorder_of(run.scratch, run.disk, run.attempt, job, bus)
     stack.callback(fingerprints.close)
     registry.add(PART, fingerprints)
     saved_steps = SavedSteps(saver, pusher, config.grace_s)
     measurements = Measurements(config.local_dir_survives, bus)
     pacer = _pacer(config, run, job, clock, bus)
     participant = TrainingParticipant(saver, pusher, measurements, bus)
-    agreement: Agreement = Solo(pacer.trigger, participant)
-    if job.world_size > 1:
-        agreement = Group(job, pacer.trigger, participant)
-    early.agreement = agreement
+    early.agreement = agreement = _agreement(job, pacer, participant)
     listener = Listener(config, agreement, bus, lines, phase, is_first=job.rank == 0)
     departure = Departure(
         config=config,
@@ -129,14 +125,10 @@ def join_and_build(
     )
 
 
-def warn_of_memory(local_dir: str | None, job: Job) -> None:
-    """Warn on rank 0 if *local_dir* is in the memory of the machine."""
-    if job.rank == 0 and local_dir is not None and is_in_memory(local_dir):
-        logger.warning(
-            "local_dir=%r is in memory (tmpfs), so the local copies of two steps take memory from the training. Set "
-            "local_dir or SPOT_LOCAL_DIR to a directory on a disk",
-            local_dir,
-        )
+def _agreement(job: Job, pacer: Pacer, participant: TrainingParticipant) -> Agreement:
+    if job.world_size > 1:
+        return Group(job, pacer.trigger, participant)
+    return Solo(pacer.trigger, participant)
 
 
 def _pacer(config: SpotConfig, run: Membership, job: Job, clock: Clock, bus: EventBus) -> Pacer:

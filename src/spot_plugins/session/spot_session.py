@@ -34,7 +34,7 @@ from .banner import show_banner
 from .ending import check_ends, end_of
 from .keeping import KeepsSteps
 from .milestones import Milestones
-from .opened import Opened, join_and_build, warn_of_memory
+from .opened import Opened, join_and_build
 
 __all__ = ["Pause", "SpotSession"]
 
@@ -132,7 +132,6 @@ class SpotSession(KeepsSteps):
                 self._stack,
                 self._guard.host.log_level,
             )
-            warn_of_memory(it.run.local_dir, it.job)
             self._phase.move(Phase.JOINED)
             it.agreement.open()
             self._bus.emit(AttemptStarted(attempt=it.run.attempt, world_size=it.job.world_size))
@@ -255,12 +254,12 @@ class SpotSession(KeepsSteps):
                 is_mirror=is_mirror,
                 check=lambda state: self._program.check(state.get(PART)),
             )
-        it.fingerprints.begin(step, [part for _, part in self._registry.items()])
+            it.fingerprints.begin(step, [part for _, part in self._registry.items()])
+            if step is not None:
+                it.keeper.resumed(is_mirror=is_mirror)
         it.saved_steps.resumed(step)
         it.measurements.on_saved(step or 0)
         it.agreement.saved(step or 0)
-        if step is not None:
-            it.keeper.resumed(is_mirror=is_mirror)
         self._phase.move(Phase.TRAINING)
         self._guard.begin(step)
         show_banner(it, self._program, self._milestones.resumed)
@@ -367,6 +366,7 @@ class SpotSession(KeepsSteps):
         try:
             if self._phase.now is not Phase.LEFT_BEHIND:
                 check_ends(step, meeting, it.job.world_size)
+                it.keeper.on_visible(step)
                 it.saved_steps.finish(step)
         finally:
             self.close()

@@ -13,16 +13,20 @@ from .base import ObjectStore, get_at_most
 from .fsspec import FsspecStore
 from .leftovers import is_in_memory, sweep
 from .local import LocalStore
+from .local_disk import HangingDiskError, LimitedStore, LocalDisk
 from .memory import MemoryStore
 from .obstore import ObstoreStore
-from .opening import local_directory, open_store, scratch_directory
+from .opening import open_store, scratch_directory
 from .private import is_below_own, open_local
 from .probe import check_writable, probe, unusable
-from .retry import Patience, patiently
+from .retry import Patience, attentively, patiently
 from .wrapped import PatientStore, RenewedStore
 
 __all__ = [
     "FsspecStore",
+    "HangingDiskError",
+    "LimitedStore",
+    "LocalDisk",
     "LocalStore",
     "MemoryStore",
     "ObjectStore",
@@ -30,11 +34,11 @@ __all__ = [
     "Patience",
     "PatientStore",
     "RenewedStore",
+    "attentively",
     "check_writable",
     "get_at_most",
     "is_below_own",
     "is_in_memory",
-    "local_directory",
     "open_local",
     "open_store",
     "patiently",

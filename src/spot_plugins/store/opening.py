@@ -107,20 +107,6 @@ def _fast_store(url: str, storage_options: Mapping[str, Any] | None) -> ObstoreS
         return None
 
 
-def local_directory(url: str, given: str | None = None) -> str | None:
-    """
-    Return the directory for local copies of the run at *url*: *given*, or a directory for this user and run.
-
-    None if *given* is None and the run itself is on a local disk.
-
-    Raises:
-        ConfigError: Another user could read what is in the directory.
-    """
-    if given is not None:
-        return given
-    return None if is_local(url) else scratch_directory(url)
-
-
 def scratch_directory(url: str) -> str:
     """
     Return a directory for this user and run in the temporary directory.

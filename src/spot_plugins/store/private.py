@@ -41,8 +41,12 @@ def make_private(path: str) -> None:
 
 
 def open_local(directory: str) -> LocalStore:
-    """Return the store of local copies in *directory*. Below :func:`own_directory` each put looks who may read them."""
-    return _PrivateStore(directory) if is_below_own(directory) else LocalStore(directory)
+    """
+    Return the store of local copies in *directory*. Below :func:`own_directory` each put looks who may read them.
+
+    This touches no disk.
+    """
+    return _PrivateStore(directory)
 
 
 def is_below_own(directory: str) -> bool:
@@ -51,12 +55,13 @@ def is_below_own(directory: str) -> bool:
 
 
 class _PrivateStore(LocalStore):
-    """Store below :func:`own_directory`, which a cleaner of temporary files may have removed, and another user made."""
+    """Store that may lie below :func:`own_directory`, which a cleaner of temporary files may have removed."""
 
     def put(self, key: str, data: bytes | memoryview) -> None:
         """As :meth:`LocalStore.put`. Raises :exc:`StoreError` if another user could read the object."""
         try:
-            make_private(own_directory())
+            if is_below_own(self._root):
+                make_private(own_directory())
         except (ConfigError, OSError) as error:
             raise StoreError("put", key, str(error), retryable=False) from error
         super().put(key, data)

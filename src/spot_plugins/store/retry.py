@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Callable
+from concurrent import futures
 from typing import Final, TypeVar
 
 from ..errors import StoreError
@@ -23,7 +24,42 @@ SETTLING_S: Final = 30.0
 _LINE_GAP_S: Final = 0.4
 """Shortest time in seconds from one line to the next, because several threads may wait for the same store."""
 
+_POLL_S: Final = 0.05
+"""Seconds between two looks for a notice."""
+
 _T = TypeVar("_T")
+
+
+def attentively(
+    action: Callable[[], _T], wait: Callable[[float], None], is_over: Callable[[], bool]
+) -> futures.Future[_T] | None:
+    """
+    Call *action* on a thread of its own. The thread is left behind if the wait for it ends before it does.
+
+    Args:
+        action: It may hang in the kernel or in a client, where no thread can be ended.
+        wait: Waits for a number of seconds. It raises if there is a notice.
+        is_over: Returns whether the action is given up.
+
+    Returns:
+        The future of the action, which has ended. None if the action was given up.
+    """
+    done: futures.Future[_T] = futures.Future()
+
+    def run() -> None:
+        try:
+            done.set_result(action())
+        except BaseException as error:  # noqa: BLE001 - the thread of the caller raises it
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="spot-attentive", daemon=True).start()
+    # wait: _POLL_S; it looks again for a notice, until the caller gives the action up
+    while not futures.wait([done], _POLL_S).done:
+        # wait: at once; it raises if there is a notice
+        wait(0.0)
+        if is_over():
+            return None
+    return done
 
 
 def patiently(action: Callable[[], _T]) -> _T:

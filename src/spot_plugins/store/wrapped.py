@@ -14,7 +14,7 @@ from .retry import Patience
 _T = TypeVar("_T")
 
 
-class _Wrapped(ABC):
+class Wrapped(ABC):
     """Base of a store that passes each operation on through :meth:`_call`."""
 
     @abstractmethod
@@ -45,7 +45,7 @@ class _Wrapped(ABC):
         self._call(lambda store: store.delete(key))
 
 
-class RenewedStore(_Wrapped):
+class RenewedStore(Wrapped):
     """
     Store whose client is made anew after a refusal.
 
@@ -76,7 +76,7 @@ class RenewedStore(_Wrapped):
             raise
 
 
-class PatientStore(_Wrapped):
+class PatientStore(Wrapped):
     """
     Store that waits for passing trouble in each operation.
 

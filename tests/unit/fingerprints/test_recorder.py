@@ -16,6 +16,7 @@ from spot_plugins.fingerprints import KINDS, Recorder, compare_runs, read, ring
 from spot_plugins.fingerprints.earlier import ADVICE, Comparison, EarlierStep
 from spot_plugins.fingerprints.record import NO_DIGEST, StepRecord
 from spot_plugins.fingerprints.ring import RingId
+from spot_plugins.store import LocalDisk
 from spot_plugins.testing import run_thread_ranks
 
 DIED = 9
@@ -202,7 +203,7 @@ def test_a_disk_that_takes_no_file_is_no_error(tmp_path, caplog):
 
 def test_an_error_ends_no_training(tmp_path, caplog):
     """It is logged once, and from then on no step is looked at."""
-    recorder = Recorder(str(tmp_path), RingId(1, 0, 1), EventBus())
+    recorder = Recorder(str(tmp_path), LocalDisk(None), RingId(1, 0, 1), EventBus())
     recorder.begin(None, [])
     recorder.record("no number", (), 1)
     recorder.record("no number", (), 1)
@@ -215,7 +216,7 @@ def test_an_error_ends_no_training(tmp_path, caplog):
 @pytest.mark.parametrize("state", [None, {}, {"format": 2}, {"format": 1, "step": -1}, [1], "text"])
 def test_fingerprints_that_make_no_sense_are_as_good_as_none(state, tmp_path):
     """A checkpoint of a later version, or one that was forged, is resumed all the same."""
-    recorder = Recorder(str(tmp_path), RingId(2, 0, 1), EventBus())
+    recorder = Recorder(str(tmp_path), LocalDisk(None), RingId(2, 0, 1), EventBus())
     recorder.load_state_dict(state)
     recorder.begin(5, [])
     recorder.record(6, (), 1)

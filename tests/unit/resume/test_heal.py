@@ -5,9 +5,11 @@ from __future__ import annotations
 import uuid
 from contextlib import closing
 from functools import partial
+from itertools import count
 
 import pytest
 from hearing import Heard
+from sick_disks import SickDisk
 from steps import URL, Holder, assert_same, numbers, save, state_of
 
 from spot_plugins.config import SpotConfig
@@ -20,7 +22,7 @@ from spot_plugins.resume.heal import heal
 from spot_plugins.resume.newest import load_newest
 from spot_plugins.resume.salvage import salvage
 from spot_plugins.session import SpotSession
-from spot_plugins.store import LocalStore, MemoryStore
+from spot_plugins.store import LimitedStore, LocalDisk, LocalStore, MemoryStore
 from spot_plugins.testing import run_thread_ranks
 
 NEWEST = StepId(2, 1)
@@ -224,3 +226,25 @@ def test_one_error_of_the_disk_costs_no_step(tmp_path):
 
     assert [step.step_id for step in steps] == [(3, 1)] * 2
     assert numbers(machines.store) == [3, 2, 1]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_disk_that_hangs_meanwhile_is_given_up(world_size, tmp_path, caplog):
+    """It does so at its first, second, third ... act. All ranks use the step before if this one stays damaged."""
+    loaded = []
+    for first in count():
+        caplog.clear()
+        folder = tmp_path / str(first)
+        machines = Machines(world_size, folder)
+        key = blob_key(NEWEST, world_size - 1, 0)
+        machines.store.put(key, cut(machines.store.get(key)))
+        machines.disks[-1] = LimitedStore(machines.disks[-1], LocalDisk("its disk"))
+        with SickDisk(folder / str(world_size - 1), first=first) as sick:
+            steps, _ = machines.resume()
+        loaded.append(steps[0].step_id.step)
+        for rank, step in enumerate(steps):
+            assert_same(step.state["part"], state_of(loaded[-1], rank))
+        if not sick.hangs.is_set():
+            break
+        assert caplog.text.count("the local disk has not answered for 0 s at its disk") == 1
+    assert (loaded[0], loaded[-1]) == (1, 2)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import uuid
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import count
 
 import pytest
 import torch
 from hearing import Heard
+from sick_disks import SickDisk
 from steps import URL, Holder, assert_same, assert_whole, numbers, save, state_of
 from torch import nn
 
@@ -23,7 +25,7 @@ from spot_plugins.resume import salvage
 from spot_plugins.resume.newest import load_newest
 from spot_plugins.session import SpotSession
 from spot_plugins.state import ModelPart, OptimizerPart
-from spot_plugins.store import LocalStore, MemoryStore
+from spot_plugins.store import LimitedStore, LocalDisk, LocalStore, MemoryStore
 from spot_plugins.testing import run_thread_ranks
 
 
@@ -620,3 +622,28 @@ def test_a_session_resumes_from_what_its_disk_has(tmp_path):
 
     assert_same(holder.state, state_of(1))
     assert numbers(store) == [2, 1]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_resume_continues_with_the_store_wherever_the_disk_hangs(world_size, tmp_path, caplog):
+    """
+    The disk of the last rank hangs at its first, second, third ... act. All ranks load the newest step that the store
+    has then, bit for bit, and what the disk gives later changes nothing. One warning names the disk.
+    """
+    loaded = []
+    for first in count():
+        caplog.clear()
+        folder = tmp_path / str(first)
+        job = job_of(world_size, folder)
+        job.disks = [LimitedStore(disk, LocalDisk(str(folder / str(rank)))) for rank, disk in enumerate(job.disks)]
+        with SickDisk(folder / str(world_size - 1), first=first) as sick:
+            steps, _ = job.resume()
+        loaded.append(numbers(job.store)[0])
+        assert [step.step_id.step for step in steps] == loaded[-1:] * world_size
+        for rank, step in enumerate(steps):
+            assert_same(step.state["part"], state_of(loaded[-1], rank))
+        if not sick.hangs.is_set():
+            break
+        said = [record for record in caplog.records if "the local disk has not answered" in record.getMessage()]
+        assert sum(f" at {folder / str(world_size - 1)}, " in record.getMessage() for record in said) == 1
+    assert (loaded[0], loaded[-1]) == (1, 2)

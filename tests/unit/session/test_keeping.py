@@ -5,15 +5,16 @@ from __future__ import annotations
 import os
 import signal
 from contextlib import contextmanager
+from threading import Barrier, Event
 
 import pytest
 import torch
-from hearing import Heard, next_pusher, pusher_pid, until
+from hearing import DEADLINE_S, Heard, next_pusher, pusher_pid, until, until_idle
 from steps import Holder, assert_same, load, numbers, state_of
 
 from spot_plugins.config import SpotConfig
 from spot_plugins.errors import Preempted
-from spot_plugins.events import Committed, KeepFailed, Kept, Pruned, Released
+from spot_plugins.events import Committed, KeepFailed, Kept, Pruned, Released, SharesCounted
 from spot_plugins.format.attempts import claim_attempt
 from spot_plugins.format.kept import kept_steps
 from spot_plugins.format.keys import StepId, keep_key
@@ -97,6 +98,73 @@ def test_a_step_stays_as_long_as_a_stored_step_names_it(url, store):
         heard.wait(Pruned, step=4)
         assert numbers(store) == [5]
         assert session.kept == ()
+
+
+def test_the_share_of_one_rank_releases_nothing(url, store):
+    """
+    Step 3 names step 1. Rank 0 stores its shares of steps 4 and 5, rank 1 does not. Then both pushers are killed. The
+    next life resumes from step 3, and step 1 is there.
+    """
+    stopped, done = Event(), Barrier(2)
+
+    def life(ranks):
+        with training(url, ranks=ranks, state=state_of(0, ranks.rank)) as (session, holder, heard):
+            for step in (1, 2, 3):
+                holder.state = state_of(step, ranks.rank)
+                session.after_step(step)
+                session.save(step)
+                heard.wait(Committed, step=step)
+                if step == 1:
+                    session.keep(1)
+            session.keeper.release_after(1, "program", named_by=3)
+            until_idle(session)
+            if ranks.rank == 0:
+                heard.wait(SharesCounted, step=3, missing_ranks=())
+                stopped.wait(DEADLINE_S)
+            else:
+                os.kill(pusher_pid(session), signal.SIGSTOP)
+                stopped.set()
+            for step in (4, 5):
+                holder.state = state_of(step, ranks.rank)
+                session.after_step(step)
+                session.save(step)
+                if ranks.rank == 0:
+                    heard.wait(Committed, step=step)
+            if ranks.rank == 0:
+                heard.wait(SharesCounted, step=4, missing_ranks=(1,), visible_step=3)
+            done.wait(DEADLINE_S)
+            assert heard.of(Released) == []
+            pusher = pusher_pid(session)
+            session.close()  # so that no other process takes the steps over
+            os.kill(pusher, signal.SIGKILL)
+
+    run_thread_ranks(2, life)
+
+    def next_life(ranks):
+        with training(url, ranks=ranks, state=state_of(0, ranks.rank)) as (session, _, _):
+            return session.resumed_from, session.kept, session.keeper.state_of(1)["part"]["step"]
+
+    assert run_thread_ranks(2, next_life) == [(3, (1,), 1)] * 2
+
+
+@pytest.mark.parametrize("finishes", [False, True])
+def test_a_step_that_all_ranks_have_stored_releases_what_it_does_not_name(finishes, url, store):
+    """Rank 0 hears of it after its own share is stored, or at the end of the training."""
+
+    def life(ranks):
+        with training(url, ranks=ranks, state=state_of(0, ranks.rank)) as (session, holder, heard):
+            train(session, holder, [1])
+            session.keep(1)
+            train(session, holder, [2])
+            session.keeper.release_after(1, "program", named_by=2)
+            train(session, holder, [3], saved=not finishes)
+            if finishes:
+                session.finish(3)
+            elif ranks.rank == 0:
+                heard.wait(Released, step=1)
+
+    run_thread_ranks(2, life)
+    until(lambda: not list(kept_steps(store)), "the mark is removed")
 
 
 def test_a_step_that_is_wanted_again_is_not_released(url, store):

@@ -9,7 +9,7 @@ import tempfile
 import pytest
 
 from spot_plugins.errors import ConfigError, StoreError
-from spot_plugins.store import LocalStore, local_directory, open_local
+from spot_plugins.store import open_local, scratch_directory
 from spot_plugins.store.private import own_directory
 
 URL = "s3://bucket/run"
@@ -37,7 +37,7 @@ def test_the_directory_is_made_for_this_user_alone():
     """Whatever the umask says."""
     before = os.umask(0)
     try:
-        local_directory(URL)
+        scratch_directory(URL)
     finally:
         os.umask(before)
 
@@ -49,7 +49,7 @@ def test_rights_of_others_are_taken_away():
     os.mkdir(own_directory())
     os.chmod(own_directory(), 0o755)
 
-    local_directory(URL)
+    scratch_directory(URL)
 
     assert stat.S_IMODE(os.lstat(own_directory()).st_mode) == 0o700
 
@@ -59,7 +59,7 @@ def test_a_file_in_its_place_is_refused():
     _a_file()
 
     with pytest.raises(ConfigError, match="is a file or a link that somebody has put there: remove it, or give"):
-        local_directory(URL)
+        scratch_directory(URL)
 
 
 def test_a_link_in_its_place_is_refused(shared_folder):
@@ -67,7 +67,7 @@ def test_a_link_in_its_place_is_refused(shared_folder):
     _a_link(shared_folder / "elsewhere")
 
     with pytest.raises(ConfigError, match="is a file or a link"):
-        local_directory(URL)
+        scratch_directory(URL)
 
 
 def test_a_directory_of_another_user_is_refused(monkeypatch):
@@ -77,13 +77,13 @@ def test_a_directory_of_another_user_is_refused(monkeypatch):
     os.mkdir(own_directory(), mode=0o700)
 
     with pytest.raises(ConfigError, match="belongs to another user, who could read the weights"):
-        local_directory(URL)
+        scratch_directory(URL)
 
 
 @pytest.mark.parametrize("replace", [_a_file, lambda: _a_link(f"{own_directory()}-theirs")], ids=["file", "link"])
 def test_a_pusher_writes_nothing_where_the_directory_was_replaced(replace, shared_folder):
     """A cleaner of temporary files may remove it while a training runs. Another user may be the next to make it."""
-    directory = local_directory(URL)
+    directory = scratch_directory(URL)
     store = open_local(directory)
     store.put("steps/one", b"weights")
     assert store.get("steps/one") == b"weights"
@@ -98,7 +98,7 @@ def test_a_pusher_writes_nothing_where_the_directory_was_replaced(replace, share
 
 def test_a_directory_that_was_removed_is_made_again_for_this_user_alone(shared_folder):
     """A cleaner of temporary files costs one copy at most."""
-    store = open_local(local_directory(URL))
+    store = open_local(scratch_directory(URL))
     os.rmdir(own_directory())
     store.put("steps/one", b"weights")
 
@@ -111,6 +111,6 @@ def test_a_directory_that_was_given_is_used_as_it_is(tmp_path):
     given = tmp_path / "given"
     given.mkdir(mode=0o755)
 
-    assert local_directory(URL, str(given)) == str(given)
-    assert type(open_local(str(given))) is LocalStore
+    open_local(str(given)).put("steps/one", b"weights")
+
     assert stat.S_IMODE(given.stat().st_mode) == 0o755
