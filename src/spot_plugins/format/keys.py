@@ -18,6 +18,8 @@ KEEP_PREFIX: Final = "keep/"
 _STEP_DIR = re.compile(r"steps/(\d{10,})-(\d{6,})/")
 _RANK_MANIFEST = re.compile(r"steps/(\d{10,})-(\d{6,})/rank-(\d{5,})-of-(\d{5,})\.json")
 _ATTEMPT = re.compile(r"attempts/(\d{6,})\.json")
+_BLOB = re.compile(r"steps/(\d{10,})-(\d{6,})/r(\d{5,})-b\d{4,}\.safetensors")
+_HASH = re.compile(r"[0-9a-f]{32}")
 _KEEP = re.compile(r"keep/(\d{10,})-(\d{6,})/([a-z]+)\.json")
 
 
@@ -72,6 +74,13 @@ def blob_key(step_id: StepId, rank: int, index: int) -> str:
 def frozen_key(xxh3_128: str) -> str:
     """Return the key of a blob that several steps share. It is named by the hash of its bytes."""
     return f"{FROZEN_PREFIX}{xxh3_128}.safetensors"
+
+
+def is_blob_key(key: str, step_id: StepId, rank: int, xxh3_128: str) -> bool:
+    """Return True if *rank* may store a blob of the hash *xxh3_128* for the step *step_id* under *key*."""
+    match = _BLOB.fullmatch(key)
+    is_own = match is not None and tuple(map(int, match.groups())) == (*step_id, rank)
+    return _HASH.fullmatch(xxh3_128) is not None and (is_own or key == frozen_key(xxh3_128))
 
 
 def rank_manifest_key(step_id: StepId, rank: int, world_size: int) -> str:

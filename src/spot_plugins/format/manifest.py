@@ -14,13 +14,16 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 import xxhash
 
-from .keys import StepId
+from .keys import StepId, is_blob_key
 
 FORMAT: Final = 1
 """Version of the format that this software writes. It reads no newer version."""
 
 MAX_MANIFEST_BYTES: Final = 64 * 1024**2
 """Largest manifest. A slice takes about 300 bytes in it."""
+
+MAX_MANIFEST_VALUES: Final = 7_000_000
+"""Largest number of values in a manifest. A slice has about 25. Each may take 70 bytes of memory and 3 in the file."""
 
 Json: TypeAlias = "bool | int | float | str | list[Json] | dict[str, Json] | None"
 
@@ -90,7 +93,7 @@ class RankManifest:
         Return the manifest as canonical JSON with a hash of itself.
 
         Raises:
-            ManifestError: It is larger than a reader accepts.
+            ManifestError: It is larger than a reader accepts, or it has more values.
         """
         document = {
             "format": FORMAT,
@@ -104,10 +107,11 @@ class RankManifest:
         }
         document["xxh3_128"] = xxhash.xxh3_128_hexdigest(canonical_json(document))
         encoded = canonical_json(document)
-        if len(encoded) > MAX_MANIFEST_BYTES:
+        if len(encoded) > MAX_MANIFEST_BYTES or _num_values(encoded) > MAX_MANIFEST_VALUES:
             raise ManifestError(
-                f"the manifest of {len(self.tensors)} slices and their state has {len(encoded)} bytes, and a reader "
-                f"accepts {MAX_MANIFEST_BYTES}: return tensors from state_dict() instead of long lists of numbers"
+                f"the manifest of {len(self.tensors)} slices and their state has {len(encoded)} bytes and about "
+                f"{_num_values(encoded)} values, and a reader accepts {MAX_MANIFEST_BYTES} and {MAX_MANIFEST_VALUES}: "
+                f"return tensors from state_dict() instead of long lists of numbers"
             )
         return encoded
 
@@ -120,6 +124,8 @@ class RankManifest:
             NewerFormatError: Newer software wrote it.
             ManifestError: *data* is cut off, damaged, or no manifest at all.
         """
+        if len(data) > MAX_MANIFEST_BYTES or _num_values(data) > MAX_MANIFEST_VALUES:
+            raise ManifestError(f"{len(data)} bytes are no manifest, because it is too long or has too many values")
         try:
             document = json.loads(data)
             written = document.pop("xxh3_128", None)
@@ -129,11 +135,18 @@ class RankManifest:
             _check_format(document["format"])
             if written is None:
                 raise ManifestError("the manifest has no hash of itself")
+            step, attempt, rank, world_size = (document[name] for name in ("step", "attempt", "rank", "world_size"))
+            if any(type(number) is not int for number in (step, attempt, rank, world_size)):
+                raise ManifestError("the step, the attempt or the rank is no whole number")
+            blobs = tuple(_checked(Blob(**blob)) for blob in document["blobs"])
+            for blob in blobs:
+                if not is_blob_key(blob.key, StepId(step, attempt), rank, blob.xxh3_128):
+                    raise ManifestError(f"{blob.key!r} is no blob of this step and rank")
             return cls(
-                step_id=StepId(document["step"], document["attempt"]),
-                rank=document["rank"],
-                world_size=document["world_size"],
-                blobs=tuple(_checked(Blob(**blob)) for blob in document["blobs"]),
+                step_id=StepId(step, attempt),
+                rank=rank,
+                world_size=world_size,
+                blobs=blobs,
                 tensors=tuple(_checked(_slice(tensor)) for tensor in document["tensors"]),
                 state=document["state"],
             )
@@ -188,6 +201,11 @@ def canonical_json(document: Any) -> bytes:
     """Return *document* as JSON with sorted keys, no spaces and one newline at the end."""
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return text.encode() + b"\n"
+
+
+def _num_values(data: bytes) -> int:
+    """Return how many values the JSON in *data* has at most, without reading it."""
+    return data.count(b",") + data.count(b"[") + data.count(b"{")
 
 
 def _check_format(version: int) -> None:

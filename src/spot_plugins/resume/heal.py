@@ -9,9 +9,9 @@ from typing import Any, cast
 from ..errors import StoreError
 from ..format.commit import CommittedStep
 from ..format.keys import rank_manifest_key
-from ..format.manifest import ManifestError, NewerFormatError, RankManifest
+from ..format.manifest import MAX_MANIFEST_BYTES, NewerFormatError, RankManifest
 from ..ranks import Job
-from ..store import ObjectStore, patiently
+from ..store import ObjectStore, get_at_most, patiently
 from .salvage import Share, again, claim_of, manifests_in, problem_of, warn_of
 
 logger = logging.getLogger(__name__)
@@ -78,12 +78,12 @@ def _held(store: ObjectStore, local: ObjectStore, committed: CommittedStep) -> l
 
 def _is_same_or_damaged(store: ObjectStore, local: ObjectStore, key: str) -> bool:
     try:
-        stored = patiently(lambda: store.get(key))
+        stored = patiently(lambda: get_at_most(store, key, MAX_MANIFEST_BYTES))
         if stored == again(lambda: local.get(key)):
             return True
         RankManifest.decode(stored)
     except NewerFormatError:
         return False
-    except (KeyError, ManifestError):
+    except (KeyError, ValueError):
         return True
     return False

@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from ..errors import ConfigError, IncompatibleCheckpointError, StoreError
+from ..errors import ConfigError, CorruptCheckpointError, IncompatibleCheckpointError, StoreError
 from ..events import EventBus
 from ..format.commit import CommittedStep, committed_steps
-from ..format.keys import StepId, rank_manifest_key
-from ..format.manifest import Json, ManifestError, NewerFormatError, RankManifest
+from ..format.keys import StepId
+from ..format.manifest import Json
 from ..ranks import Job
 from ..store import ObjectStore, patiently
 from .heal import heal
 from .join import Membership
+from .manifests import manifest_of
 from .prefetch import stop_prefetch
 from .salvage import salvage
 
@@ -87,12 +88,9 @@ def _newest_on_all(
 def _newest(store: ObjectStore, path: Sequence[str]) -> tuple[list[Any] | None, CommittedStep | None]:
     damaged: CommittedStep | None = None
     for committed in patiently(lambda: committed_steps(store)):
-        key = rank_manifest_key(committed.step_id, 0, committed.world_size)
         try:
-            manifest = RankManifest.decode(patiently(lambda key=key: store.get(key)))  # type: ignore[misc]
-        except NewerFormatError as error:
-            raise IncompatibleCheckpointError(committed.step_id.step, str(error)) from error
-        except (KeyError, ManifestError):
+            manifest = manifest_of(store, committed, 0)
+        except CorruptCheckpointError:
             damaged = damaged or committed
             continue  # a resume rejects it too, unless a local copy repairs it
         value: Any = manifest.state if path else None

@@ -15,8 +15,7 @@ from typing import Any, Final
 from ..config import checked
 from ..errors import ConfigError, SpotError
 from ..format.commit import NUM_GETS, committed_steps
-from ..format.keys import rank_manifest_key
-from ..format.manifest import Blob, ManifestError, RankManifest
+from ..format.manifest import Blob
 from ..locations import is_local
 from ..store import (
     HangingDiskError,
@@ -29,13 +28,14 @@ from ..store import (
     patiently,
     scratch_directory,
 )
+from .manifests import manifest_of
 
 logger = logging.getLogger(__name__)
 
 STOP_S: Final = 300.0  # longest wait for the blobs in progress when a resume begins
 SPARE_BYTES: Final = 1024**3  # room that a prefetch leaves on the disk for the next save and the job
 
-_FAILURES: Final = (SpotError, ManifestError, KeyError, OSError)
+_FAILURES: Final = (SpotError, KeyError, OSError)
 
 _running: dict[str, Prefetch] = {}
 
@@ -147,8 +147,7 @@ class Prefetch(threading.Thread):
         newest = steps[0]
         wanted: list[Blob] = []
         for rank in range(self._rank, newest.world_size, self._world_size):
-            key = rank_manifest_key(newest.step_id, rank, newest.world_size)
-            wanted += RankManifest.decode(self._store.get(key)).blobs
+            wanted += manifest_of(self._store, newest, rank).blobs
         present = {*self._local.keys("steps/"), *self._local.keys("frozen/")}
         return [blob for blob in wanted if blob.key not in present]
 

@@ -10,7 +10,7 @@ import torch
 import xxhash
 
 from ..errors import GONE, CorruptCheckpointError, StoreError
-from ..format.manifest import Blob, RankManifest, TensorSlice, hash_of_blob
+from ..format.manifest import Blob, TensorSlice, hash_of_blob
 from ..state.dtypes import TORCH_DTYPES
 from ..store import ObjectStore, patiently
 
@@ -48,13 +48,12 @@ class ByteRange(NamedTuple):
         return self.pieces[-1].stop - self.start
 
 
-def byte_ranges(manifest: RankManifest, number: int, copies: list[Copy]) -> Iterator[ByteRange]:
-    """Yield the byte ranges of blob *number* for *copies*. The header is read only if all slices are."""
+def byte_ranges(blob: Blob, inside: list[TensorSlice], copies: list[Copy]) -> Iterator[ByteRange]:
+    """Yield the byte ranges of *blob* for *copies*. The header is read only if all slices *inside* the blob are."""
     by_piece: dict[TensorSlice, list[Copy]] = {copy.piece: [] for copy in copies}
     for copy in copies:
         by_piece[copy.piece].append(copy)
     needed = sorted(by_piece, key=lambda piece: piece.start)
-    inside = [piece for piece in manifest.tensors if piece.blob == number and piece.stop > piece.start]
     is_whole = len(needed) == len(inside)
     first = 0
     for last, piece in enumerate(needed, start=1):
@@ -64,7 +63,7 @@ def byte_ranges(manifest: RankManifest, number: int, copies: list[Copy]) -> Iter
         pieces = needed[first:last]
         with_header = is_whole and first == 0
         yield ByteRange(
-            blob=manifest.blobs[number],
+            blob=blob,
             start=0 if with_header else pieces[0].start,
             pieces=pieces,
             copies={each: by_piece[each] for each in pieces},

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -13,28 +12,20 @@ import torch
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorProperties, TensorStorageMetadata
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-from ..errors import GONE, CorruptCheckpointError, IncompatibleCheckpointError, SpotError, StoreError
+from ..errors import GONE, CorruptCheckpointError, SpotError, StoreError
 from ..format.boxes import Box, overlap, whole
 from ..format.commit import NUM_GETS, CommittedStep
-from ..format.keys import StepId, merged_manifest_key, rank_manifest_key
-from ..format.manifest import (
-    MAX_MANIFEST_BYTES,
-    Blob,
-    NewerFormatError,
-    RankManifest,
-    TensorSlice,
-    decode_merged,
-)
+from ..format.keys import StepId
+from ..format.manifest import Blob, RankManifest, TensorSlice
 from ..ranks import Ranks
 from ..state import Shard, decode, graft, named
 from ..state.dtypes import TORCH_DTYPES
-from ..store import ObjectStore, get_at_most, patiently
-from .plausible import find_nonsense
+from ..store import ObjectStore
+from .manifests import manifest_of, manifests_of
+from .plausible import UNCHECKED_BYTES, find_nonsense
 from .progress import RestoreProgress
 from .ranges import Copy, byte_ranges, fetch
 
-_UNCHECKED_BYTES: Final = 64 * 1024**2  # blobs up to this size are allocated before anything of them is read
-_MAX_MERGED_BYTES: Final = 4 * MAX_MANIFEST_BYTES
 _MAX_REASON: Final = 500
 
 Wanted: TypeAlias = Callable[[str, tuple[int, ...]], Shard | None]
@@ -122,18 +113,17 @@ class StepReader:
         step_id, world_size = self._committed.step_id, self._committed.world_size
         with ThreadPoolExecutor(NUM_GETS, thread_name_prefix="spot-get") as pool:
             # A rank that did not exist when the step was saved begins with the state of rank 0.
-            own = self._manifest(self._ranks.rank if self._ranks.rank < world_size else 0)
-            self._check([(own, piece) for piece in own.tensors], complete=False)
-            manifests = [own] if self._suffices(own) else self._all_manifests(pool)
-            pieces = [(own, piece) for piece in own.tensors if not piece.shared]
-            pieces += [(each, piece) for each in manifests for piece in each.tensors if piece.shared]
-            self._check(pieces, complete=len(manifests) == world_size)
-            self._check_sizes(manifests, pieces, pool)
-            targets, copies = self._allocate(pieces)
-            by_rank = {manifest.rank: manifest for manifest in manifests}
-            ranges = [
-                each for blob, found in copies.items() for each in byte_ranges(by_rank[blob.rank], blob.blob, found)
+            own = manifest_of(self._store, self._committed, self._ranks.rank if self._ranks.rank < world_size else 0)
+            self._check([own])
+            manifests = [own] if self._suffices(own) else manifests_of(self._store, self._committed, own)
+            self._check(manifests)
+            pieces = [
+                (each, piece) for each in manifests for piece in each.tensors if piece.shared or each.rank == own.rank
             ]
+            blobs = self._used_blobs(pieces)
+            self._check_sizes({blob for blob, _ in blobs.values()}, pool)
+            targets, copies = self._allocate(pieces)
+            ranges = [each for number, found in copies.items() for each in byte_ranges(*blobs[number], found)]
             num_bytes = sum(each.num_bytes for each in ranges)
             were_local = pool.map(lambda each: fetch(each, step_id.step, self._store, self._local), ranges)
             from_local_bytes = 0
@@ -187,20 +177,28 @@ class StepReader:
                 copies[_BlobId(manifest.rank, piece.blob)].append(Copy(piece, tuple(item.storage_offsets), into))
         return targets, copies
 
-    def _check(self, pieces: list[tuple[RankManifest, TensorSlice]], *, complete: bool) -> None:
-        if (nonsense := find_nonsense(pieces, complete=complete)) is not None:
+    def _check(self, manifests: list[RankManifest]) -> None:
+        pieces = ((manifest, piece) for manifest in manifests for piece in manifest.tensors)
+        if (nonsense := find_nonsense(pieces, complete=len(manifests) == self._committed.world_size)) is not None:
             step_id = self._committed.step_id
             raise CorruptCheckpointError(step_id.step, step_id.prefix, f"makes no sense: {nonsense}")
 
-    def _check_sizes(
-        self, manifests: list[RankManifest], pieces: list[tuple[RankManifest, TensorSlice]], pool: ThreadPoolExecutor
-    ) -> None:
+    def _used_blobs(
+        self, pieces: list[tuple[RankManifest, TensorSlice]]
+    ) -> dict[_BlobId, tuple[Blob, list[TensorSlice]]]:
+        """Return the blobs that *pieces* are in, each with all slices in it that are not empty."""
+        blobs: dict[_BlobId, tuple[Blob, list[TensorSlice]]] = {}
+        for manifest in {manifest.rank: manifest for manifest, _ in pieces}.values():
+            for piece in manifest.tensors:
+                number = _BlobId(manifest.rank, piece.blob)
+                _, inside = blobs.setdefault(number, (manifest.blobs[piece.blob], []))
+                if piece.stop > piece.start:
+                    inside.append(piece)
+        return {number: blobs[number] for number in {_BlobId(manifest.rank, piece.blob) for manifest, piece in pieces}}
+
+    def _check_sizes(self, blobs: set[Blob], pool: ThreadPoolExecutor) -> None:
         """Compare large blobs with what is stored before memory is allocated for them: one byte is read of each."""
-        used = {_BlobId(manifest.rank, piece.blob) for manifest, piece in pieces}
-        blobs = {
-            each: manifest.blobs[each.blob] for manifest in manifests for each in used if each.rank == manifest.rank
-        }
-        large = {blob for blob in blobs.values() if blob.num_bytes > _UNCHECKED_BYTES}
+        large = {blob for blob in blobs if blob.num_bytes > UNCHECKED_BYTES}
         for blob, is_there in zip(large, pool.map(self._has_last_byte, large), strict=True):
             if not is_there:
                 step_id = self._committed.step_id
@@ -242,32 +240,6 @@ class StepReader:
         """Return the boxes that this rank reads of the tensor of *piece*."""
         template = self._want(piece.name, piece.shape) if piece.shared else None
         return (whole(piece.shape),) if template is None else template.boxes.held
-
-    def _all_manifests(self, pool: ThreadPoolExecutor) -> list[RankManifest]:
-        """Return the manifests of all ranks, from the merged object if that exists and is intact."""
-        step_id, world_size = self._committed.step_id, self._committed.world_size
-        with suppress(KeyError, StoreError, ValueError):
-            manifests = decode_merged(get_at_most(self._store, merged_manifest_key(step_id), _MAX_MERGED_BYTES))
-            if [(each.step_id, each.rank, each.world_size) for each in manifests] == [
-                (step_id, rank, world_size) for rank in range(world_size)
-            ]:
-                return manifests
-        return list(pool.map(self._manifest, range(world_size)))
-
-    def _manifest(self, rank: int) -> RankManifest:
-        step_id = self._committed.step_id
-        key = rank_manifest_key(step_id, rank, self._committed.world_size)
-        try:
-            manifest = RankManifest.decode(patiently(lambda: get_at_most(self._store, key, MAX_MANIFEST_BYTES)))
-        except KeyError:
-            raise CorruptCheckpointError(step_id.step, key, GONE) from None
-        except NewerFormatError as error:
-            raise IncompatibleCheckpointError(step_id.step, str(error)) from error
-        except ValueError as error:
-            raise CorruptCheckpointError(step_id.step, key, f"is damaged: {error}") from error
-        if (manifest.step_id, manifest.rank, manifest.world_size) != (step_id, rank, self._committed.world_size):
-            raise CorruptCheckpointError(step_id.step, key, "is the manifest of another step or rank")
-        return manifest
 
 
 def _chunk(box: Box) -> ChunkStorageMetadata:

@@ -21,7 +21,6 @@ from ..format.keys import (
     STEPS_PREFIX,
     StepId,
     attempt_key,
-    frozen_key,
     parse_attempt_key,
     parse_rank_manifest_key,
     parse_step_id,
@@ -259,8 +258,6 @@ class Share:
         blobs: dict[str, tuple[Blob, list[TensorSlice]]] = {}
         for manifest in self._manifests:
             for index, blob in enumerate(manifest.blobs):
-                if not (blob.key.startswith(self._step_id.prefix) or blob.key == frozen_key(blob.xxh3_128)):
-                    raise _UnusableError(f"{blob.key!r} is no blob of this step")
                 blobs[blob.key] = blob, [piece for piece in manifest.tensors if piece.blob == index]
         if any(key.startswith(FROZEN_PREFIX) for key in blobs):
             here = set(again(lambda: list(self._here.keys(FROZEN_PREFIX)))) if self._repairs else set()

@@ -5,18 +5,16 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import GONE, ConfigError, CorruptCheckpointError, IncompatibleCheckpointError, StoreError
-from ..format.commit import NUM_GETS, CommittedStep, committed_steps
+from ..errors import ConfigError, CorruptCheckpointError, IncompatibleCheckpointError
+from ..format.commit import CommittedStep, committed_steps
 from ..format.kept import kept_steps
-from ..format.keys import StepId, attempt_key, merged_manifest_key, rank_manifest_key
-from ..format.manifest import ManifestError, NewerFormatError, RankManifest, decode_merged
+from ..format.keys import StepId, attempt_key
 from ..locations import is_local
 from ..store import ObjectStore, open_store, patiently
+from .manifests import manifests_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,40 +101,6 @@ def choose_step(store: ObjectStore, step: int | None = None, *, kept: bool = Fal
     if not there or (step is not None and step not in there):
         raise ConfigError(f"step={step} is not among the {kind} steps, which are: {listed}")
     return found[0] if step is None else next(each for each in found if each.step_id.step == step)
-
-
-def manifests_of(store: ObjectStore, committed: CommittedStep) -> list[RankManifest]:
-    """
-    Return the manifests of all ranks, in their order.
-
-    Raises:
-        CorruptCheckpointError: A manifest is missing or damaged.
-        IncompatibleCheckpointError: Newer software wrote it.
-        StoreError: The store does not answer.
-    """
-    step_id, world_size = committed.step_id, committed.world_size
-    wanted = [(step_id, rank, world_size) for rank in range(world_size)]
-    with suppress(KeyError, StoreError, ManifestError):
-        manifests = decode_merged(store.get(merged_manifest_key(step_id)))
-        if [(each.step_id, each.rank, each.world_size) for each in manifests] == wanted:
-            return manifests
-
-    def read(rank: int) -> RankManifest:
-        key = rank_manifest_key(step_id, rank, world_size)
-        try:
-            manifest = RankManifest.decode(patiently(lambda: store.get(key)))
-        except KeyError:
-            raise CorruptCheckpointError(step_id.step, key, GONE) from None
-        except NewerFormatError as error:
-            raise IncompatibleCheckpointError(step_id.step, str(error)) from error
-        except ManifestError as error:
-            raise CorruptCheckpointError(step_id.step, key, f"is damaged: {error}") from error
-        if (manifest.step_id, manifest.rank, manifest.world_size) != wanted[rank]:
-            raise CorruptCheckpointError(step_id.step, key, "is the manifest of another step or rank")
-        return manifest
-
-    with ThreadPoolExecutor(NUM_GETS, thread_name_prefix="spot-get") as pool:
-        return list(pool.map(read, range(world_size)))
 
 
 def _num_bytes(store: ObjectStore, committed: CommittedStep) -> int | None:

@@ -12,6 +12,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from math import prod
@@ -27,18 +28,12 @@ from ..format.commit import NUM_GETS
 from ..format.keys import StepId
 from ..format.manifest import Json, RankManifest, TensorSlice
 from ..store import ObjectStore, patiently
-from .stored import choose_step, manifests_of, open_run
+from .manifests import manifests_of
+from .plausible import ITEM_BYTES, UNCHECKED_BYTES, find_nonsense
+from .stored import choose_step, open_run
 
 if TYPE_CHECKING:
     import numpy as np
-
-ITEM_BYTES: Final = {
-    **dict.fromkeys(("F64", "I64", "U64", "C64"), 8),
-    **dict.fromkeys(("F32", "I32", "U32"), 4),
-    **dict.fromkeys(("F16", "BF16", "I16", "U16"), 2),
-    **dict.fromkeys(("F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL"), 1),
-}
-"""Bytes of one element, by the name of the dtype in a safetensors file."""
 
 _KINDS: Final = ("parameters", "buffers", "extra")
 
@@ -81,6 +76,9 @@ class Weights:
         """The name of the model in the state."""
         self.left_out: list[str] = []
         """Names of extra state that is no tensor, and that a file of tensors cannot hold."""
+        nonsense = find_nonsense((manifest, piece) for manifest in manifests for piece in manifest.tensors)
+        if nonsense is not None:
+            raise self._corrupt(f"makes no sense: {nonsense}")
         self._pieces: defaultdict[str, dict[Box, tuple[RankManifest, TensorSlice]]] = defaultdict(dict)
         for manifest in manifests:
             for piece in manifest.tensors:
@@ -128,10 +126,6 @@ class Weights:
         if not pieces or name == "__metadata__":
             raise self._corrupt(f"has no tensor {stored!r}")
         first = pieces[0][1]
-        alike = {(piece.dtype, piece.shape) for _, piece in pieces} == {(first.dtype, first.shape)}
-        possible = alike and all(_is_possible(piece, manifest) for manifest, piece in pieces)
-        if not possible or sum(prod(piece.lengths) for _, piece in pieces) != prod(first.shape):
-            raise self._corrupt(f"makes no sense: not all of {stored!r} is there")
         return Weight(name=name, dtype=first.dtype, shape=first.shape, pieces=pieces)
 
     def _join(self, weight: Weight) -> memoryview:
@@ -142,18 +136,17 @@ class Weights:
         if len(parts) == 1:
             return memoryview(parts[0][1])
         whole = np.zeros((*weight.shape, item), dtype=np.uint8)
-        is_there = np.zeros(weight.shape, dtype=np.bool_)
         for piece, image in parts:
             box = tuple(slice(first, first + n) for first, n in zip(piece.offsets, piece.lengths, strict=True))
             whole[box] = _array(image).reshape((*piece.lengths, item))
-            is_there[box] = True
-        if not is_there.all():
-            raise self._corrupt(f"makes no sense: the slices of {weight.name!r} overlap")
         return whole.reshape(-1).data
 
     def _fetch(self, manifest: RankManifest, piece: TensorSlice) -> bytearray:
         key = manifest.blobs[piece.blob].key
-        image = bytearray(piece.stop - piece.start)
+        size = piece.stop - piece.start
+        if size > UNCHECKED_BYTES and not self._has_byte(key, piece.stop - 1):
+            raise CorruptCheckpointError(self.step_id.step, key, f"has no {size} bytes from {piece.start}")
+        image = bytearray(size)
         try:
             count = patiently(lambda: self._store.get_into(key, piece.start, [memoryview(image)])) if image else 0
         except KeyError:
@@ -164,6 +157,11 @@ class Weights:
             reason = "has changed since it was written: its hash differs"
             raise CorruptCheckpointError(self.step_id.step, key, reason)
         return image
+
+    def _has_byte(self, key: str, position: int) -> bool:
+        with suppress(KeyError):
+            return patiently(lambda: self._store.get_into(key, position, [memoryview(bytearray(1))])) == 1
+        return False
 
     def _corrupt(self, reason: str) -> CorruptCheckpointError:
         return CorruptCheckpointError(self.step_id.step, self.step_id.prefix, reason)
@@ -284,19 +282,6 @@ def _items(document: Json) -> Iterator[tuple[str, Json]]:
     if isinstance(order, list) and sorted(map(str, order)) == sorted(map(str, range(len(keys)))):
         keys = [keys[int(str(position))] for position in order]
     yield from ((key, document[key]) for key in keys)
-
-
-def _is_possible(piece: TensorSlice, manifest: RankManifest) -> bool:
-    """Return whether *piece* lies inside its blob and its tensor."""
-    dimensions = (piece.shape, piece.offsets, piece.lengths)
-    return (
-        piece.dtype in ITEM_BYTES
-        and 0 <= piece.blob < len(manifest.blobs)
-        and 0 <= piece.start <= piece.stop <= manifest.blobs[piece.blob].num_bytes
-        and len({len(each) for each in dimensions}) == 1
-        and all(0 <= first <= first + n <= extent for extent, first, n in zip(*dimensions, strict=True))
-        and prod(piece.lengths) * ITEM_BYTES[piece.dtype] == piece.stop - piece.start
-    )
 
 
 def _array(image: bytearray) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spot_plugins.format import manifest
-from spot_plugins.format.keys import StepId, blob_key
+from spot_plugins.format.keys import StepId, blob_key, frozen_key
 from spot_plugins.format.manifest import (
+    MAX_MANIFEST_BYTES,
     Blob,
     ManifestError,
     NewerFormatError,
@@ -62,8 +63,8 @@ def test_a_manifest_that_no_reader_would_accept_is_not_written(monkeypatch):
     The training is told before a step is lost.
     """
     monkeypatch.setattr(manifest, "MAX_MANIFEST_BYTES", 100)
-    told = r"the manifest of 1 slices and their state has \d+ bytes, and a reader accepts 100: return tensors from "
-    with pytest.raises(ManifestError, match=told + r"state_dict\(\) instead of long lists of numbers"):
+    told = r"the manifest of 1 slices and their state has \d+ bytes and about \d+ values, and a reader accepts 100 and \d+: "
+    with pytest.raises(ManifestError, match=told + r"return tensors from state_dict\(\) instead of long lists of numbers"):
         a_manifest().encode()
 
 
@@ -193,6 +194,53 @@ def test_a_manifest_without_a_hash_is_refused():
 
     with pytest.raises(ManifestError, match="the manifest has no hash of itself"):
         RankManifest.decode(canonical_json(document))
+
+
+@pytest.mark.parametrize("item", [b"[],", b"{},", b"0,"], ids=repr)
+def test_a_manifest_of_more_values_than_a_reader_accepts_takes_no_memory(item):
+    """
+    Millions of empty lists are 60 MB of JSON and a gigabyte of memory. They are counted before they are read.
+    """
+    count = MAX_MANIFEST_BYTES // len(item) - 1
+
+    with pytest.raises(ManifestError, match="are no manifest, because it is too long or has too many values"):
+        RankManifest.decode(b"[" + item * count + b"0]")
+
+
+def test_a_state_of_more_values_than_a_reader_accepts_is_not_written(monkeypatch):
+    """
+    The save is refused with the remedy, not the resume.
+    """
+    monkeypatch.setattr(manifest, "MAX_MANIFEST_VALUES", 1000)
+    with pytest.raises(ManifestError, match=r"values, and a reader accepts .* and 1000: return tensors"):
+        a_manifest([0] * 1000).encode()
+
+
+@pytest.mark.parametrize(
+    "key", ["../up", "attempts/000009.json", blob_key(STEP, 2, 0), frozen_key("0f" * 15), "frozen/"]
+)
+def test_a_blob_that_this_rank_cannot_have_stored_is_refused(key):
+    """
+    A blob lies below its step with the number of its rank, or is named by its hash.
+    """
+    (blob,) = a_manifest().blobs
+    forged = replace(a_manifest(), blobs=(replace(blob, key=key),)).encode()
+
+    with pytest.raises(ManifestError, match="is no blob of this step and rank"):
+        RankManifest.decode(forged)
+    frozen = replace(a_manifest(), blobs=(replace(blob, key=frozen_key(blob.xxh3_128)),))
+    assert RankManifest.decode(frozen.encode()) == frozen
+
+
+@pytest.mark.parametrize("field", ["step", "attempt", "rank", "world_size"])
+def test_a_number_of_another_type_is_refused(field):
+    """
+    3.0 equals 3 and names another object.
+    """
+    document = json.loads(a_manifest().encode())
+
+    with pytest.raises(ManifestError, match="the step, the attempt or the rank is no whole number"):
+        RankManifest.decode(signed({**document, field: float(document[field])}))
 
 
 def test_a_number_that_json_does_not_know_is_no_part_of_a_manifest():

@@ -2,7 +2,27 @@
 Steps that a grammar makes, of one rank or two, with up to four faults and signed like honest ones.
 
 A step is read exactly as its manifests say, or it is damage and the step before is read. An own reader, which is slow
-and simple, says what they say.
+and simple, says what they say. Honest steps are read. Each of these checks of the reader is missed here if it is gone:
+
+=============================  =========================================================================================
+check                          faults that find it
+=============================  =========================================================================================
+slice within its blob          ``slide``, ``edge`` and ``size``: the start, the end or the size of the blob is shifted
+bytes of a slice               ``edge``, ``type``, ``item`` and ``shift``: they are not those of its box and type
+alignment                      ``slide``: no tensor can be a view of the bytes
+index of the blob              ``index``: also from the end of the list
+box within its tensor          ``item``, ``shift`` and ``flip``
+one of own and shared          ``own``: on one rank alone
+one dtype and shape            ``type``, ``shift`` and ``flip``: on one rank alone
+all of a tensor, each once     ``gone``, ``twice`` and ``shift``
+bytes belong to one slice      ``twice`` and ``slide``
+key of a blob                  ``swap`` and ``name``: the blob of another rank, and a frozen blob of another hash
+one size of a frozen blob      ``size``: of one of two ranks that have the same blob
+sizes against the store        ``huge``: nothing is allocated for bytes that nobody has stored
+numbers of the manifest        ``root``, ``next`` and ``kind``: of another step or rank, or no whole numbers
+the merged copy                ``other``: it contradicts the manifest of the reading rank
+hashes and lengths             ``bit``, ``cut``, ``long``, ``hash`` and ``blob``: after signing
+=============================  =========================================================================================
 """
 
 from __future__ import annotations
@@ -11,7 +31,10 @@ import copy
 import json
 import random
 import resource
+from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import cache
+from itertools import pairwise
 from math import prod
 
 import numpy as np
@@ -20,16 +43,20 @@ import torch
 import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from steps import URL, save
+from steps import URL, ThreadRank, save
 
+from spot_plugins.errors import CorruptCheckpointError
 from spot_plugins.events import CheckpointRejected, EventBus
-from spot_plugins.format.keys import StepId, rank_manifest_key
+from spot_plugins.format.commit import CommittedStep
+from spot_plugins.format.keys import StepId, merged_manifest_key, rank_manifest_key
 from spot_plugins.format.manifest import canonical_json
 from spot_plugins.ranks import Job, MemoryBoard, SingleRank
 from spot_plugins.resume.newest import load_newest
+from spot_plugins.resume.reader import StepReader
 from spot_plugins.store import MemoryStore
 
-ITEM_BYTES = {"F32": 4, "F64": 8, "I64": 8, "BF16": 2, "U8": 1}
+ITEM_BYTES = {"F32": 4, "I32": 4, "F64": 8, "I64": 8, "BF16": 2, "F16": 2, "U8": 1, "BOOL": 1}
+SAME_SIZE = {"F32": "I32", "F64": "I64", "I64": "F64", "BF16": "F16", "U8": "BOOL"}
 STEP = StepId(2, 1)
 HEADER = b"\x08".ljust(8, b"\0") + b"{}      "
 ROOM_BYTES = 1024**3
@@ -59,6 +86,8 @@ ABSURD = st.sampled_from(
     ]
 )
 KINDS = ["item", "shift", "twice", "gone", "number", "item", "shift", "word", "many", "huge", "blob", "swap", "root"]
+KINDS += ["edge", "slide", "slide", "size", "own", "own", "type", "type", "flip", "index", "kind", "kind", "next"]
+NUMBERS = ["step", "attempt", "rank", "world_size", "start", "stop", "blob", "shared", "num_bytes"]
 WORDS = st.sampled_from(["", "part/t0", "part/t1", "F32", "F64", "U8", "F7", "z" * 32, "../up", "x" * 300, "\ud800"])
 
 
@@ -68,12 +97,17 @@ class Step:
 
     documents: list
     blobs: dict = field(default_factory=dict)
+    frozen: list = field(default_factory=list)
+    """The ranks whose blob is a frozen one."""
+    merged: str | None = None
+    """``copy``, or ``other`` if it contradicts the manifest of rank 0. None if there is no merged manifest."""
+    is_honest: bool = True
 
 
 @st.composite
 def steps(draw):
     """Draw a step, honest at first."""
-    world_size = draw(st.integers(1, 2))
+    world_size = draw(st.sampled_from([1, 2, 2]))
     bytes_of = random.Random(draw(st.integers(0, 99)))
     step = Step([_empty(rank, world_size) for rank in range(world_size)])
     contents = [bytearray(HEADER) for _ in range(world_size)]
@@ -83,7 +117,7 @@ def steps(draw):
         is_shared = draw(st.booleans())
         whole = [0] * len(shape), shape
         boxes = [[whole] if rank == 0 or not is_shared else [] for rank in range(world_size)]
-        if is_shared and world_size == 2 and shape and draw(st.booleans()):
+        if is_shared and world_size == 2 and shape and draw(st.integers(0, 3)):
             rows = draw(st.integers(0, shape[0]))
             boxes = [[(whole[0], [rows, *shape[1:]])], [([rows, *whole[0][1:]], [shape[0] - rows, *shape[1:]])]]
         for rank, held in enumerate(boxes):
@@ -100,12 +134,26 @@ def steps(draw):
         key = f"steps/0000000002-000001/r{rank:05}-b0000.safetensors"
         step.blobs[key] = bytes(content)
         step.documents[rank]["blobs"].append({"key": key, "num_bytes": len(content), "xxh3_128": ""})
+    if world_size == 2 and draw(st.integers(0, 2)) == 0:  # rank 1 has stored the same as rank 0
+        step.documents[1] |= copy.deepcopy({name: step.documents[0][name] for name in ("tensors", "state")})
+        contents[1] = contents[0]
+        step.blobs = {key: bytes(contents[0]) for key in step.blobs}
+        step.documents[1]["blobs"][0]["num_bytes"] = len(contents[0])
+        step.is_honest = all(each["lengths"] == each["shape"] for each in step.documents[0]["tensors"])
+    step.merged = draw(st.sampled_from([None, None, "copy", "other"]))
+    step.frozen = draw(st.sampled_from([[], [], [], [0], [world_size - 1], [*range(world_size)]]))
     if draw(st.integers(0, 3)) == 0:
         step.documents[0]["state"]["part"]["more"] = draw(states())
+        step.is_honest = False
     for _ in range(draw(st.integers(0, 4))):
         draw(faults(step))
-    for document in step.documents:
+        step.is_honest = False
+    for rank, document in enumerate(step.documents):
         _sign(document, step.blobs)
+        if rank in step.frozen:
+            _freeze(document, step.blobs)
+    if not step.is_honest and draw(st.integers(0, 2)) == 0:
+        draw(damages(step))
     return step
 
 
@@ -159,7 +207,14 @@ def faults(draw, step):
     kind = draw(st.sampled_from(KINDS))
     if not isinstance(pieces, list) or not isinstance(blobs, list):
         return  # by an earlier fault
-    if kind == "root":
+    if kind == "kind":
+        holder = draw(st.sampled_from([each for each in (document, *pieces, *blobs) if isinstance(each, dict)]))
+        name = draw(st.sampled_from([each for each in NUMBERS if each in holder] or ["rank"]))
+        if type(holder[name]) in (int, bool):
+            holder[name] = draw(st.sampled_from([float, int, bool]))(holder[name])
+    elif kind == "next":
+        document[draw(st.sampled_from(["step", "attempt", "rank", "world_size"]))] = draw(st.integers(0, 3))
+    elif kind == "root":
         document[draw(st.sampled_from(["step", "rank", "world_size", "tensors", "blobs", "state"]))] = draw(ABSURD)
     elif kind == "blob" and blobs:
         blobs[0][draw(st.sampled_from(["num_bytes", "key"]))] = draw(st.one_of(ABSURD, WORDS))
@@ -177,6 +232,26 @@ def _spoil(draw, kind, piece, pieces, blobs):
         piece[draw(st.sampled_from(["start", "stop", "blob", "shared"]))] = draw(ABSURD)
     elif kind == "item" and isinstance(box, list) and box:
         box[draw(st.integers(0, len(box) - 1))] = draw(ABSURD)
+    elif kind == "edge":
+        edge = draw(st.sampled_from(["start", "stop"]))
+        if type(piece[edge]) is int:
+            piece[edge] += draw(st.sampled_from([-16, -8, -4, -2, -1, 1, 2, 4, 8, 16]))
+    elif kind == "slide" and type(piece["start"]) is int and type(piece["stop"]) is int:
+        shift = draw(st.sampled_from([-32, -16, -8, -4, -2, -1, 1, 2, 4, 8, 16]))
+        piece["start"] += shift
+        piece["stop"] += shift
+    elif kind == "index":
+        piece["blob"] = draw(st.sampled_from([-1, 1, -2]))
+    elif kind == "size" and blobs and type(blobs[0]["num_bytes"]) is int:
+        blobs[0]["num_bytes"] += draw(st.sampled_from([-16, -8, -4, -1, 1, 8]))
+    elif kind == "own":
+        for each in pieces if draw(st.booleans()) else [piece]:
+            each["shared"] = not each["shared"]
+    elif kind == "type":
+        piece["dtype"] = SAME_SIZE.get(piece["dtype"], "F32")
+    elif kind == "flip" and all(isinstance(piece[each], list) for each in ("shape", "offsets", "lengths")):
+        for each in ("shape", "offsets", "lengths"):
+            piece[each].reverse()
     elif kind == "word":
         piece[draw(st.sampled_from(["name", "dtype", "shape", "lengths"]))] = draw(WORDS)
     elif kind == "shift" and isinstance(box, list) and box and type(box[0]) is int:
@@ -191,6 +266,40 @@ def _spoil(draw, kind, piece, pieces, blobs):
         pieces += [{**piece, "shape": [3000], "offsets": [number], "lengths": [1]} for number in range(3000)]
     elif kind == "gone":
         pieces.remove(piece)
+
+
+@st.composite
+def damages(draw, step):
+    """Draw a damage of what is signed, and put it there."""
+    document = draw(st.sampled_from(step.documents))
+    key = draw(st.sampled_from(sorted(step.blobs)))
+    content = step.blobs[key]
+    kind = draw(st.sampled_from(["bit", "cut", "long", "gone", "name", "hash", "blob"]))
+    if kind == "bit" and content:
+        place = draw(st.integers(0, len(content) - 1))
+        step.blobs[key] = content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+    elif kind == "cut":
+        step.blobs[key] = content[: -draw(st.sampled_from([1, 8, 16]))]
+    elif kind == "long":
+        step.blobs[key] = content + bytes(draw(st.sampled_from([1, 8])))
+    elif kind == "gone":
+        del step.blobs[key]
+    elif kind == "name" and isinstance(document["blobs"], list):
+        step.blobs["frozen/" + "0" * 32 + ".safetensors"] = content
+        document["blobs"] = [{**each, "key": "frozen/" + "0" * 32 + ".safetensors"} for each in document["blobs"]]
+    elif isinstance(hashed := document["tensors" if kind == "hash" else "blobs"], list) and hashed:
+        hashed[0]["xxh3_128"] = draw(st.sampled_from(["", "z" * 32, "0" * 32, "../../up", "x" * 300, None]))
+
+
+def _freeze(document, blobs):
+    """Store the blob of *document* under its hash, if it is an honest one."""
+    try:
+        (blob,) = document["blobs"]
+        content = blobs[blob["key"]]
+        blob["key"] = f"frozen/{blob['xxh3_128']}.safetensors"
+        blobs[blob["key"]] = content
+    except (TypeError, KeyError, ValueError):
+        pass  # its fault has no such blob
 
 
 def _sign(document, blobs):
@@ -209,43 +318,121 @@ def _sign(document, blobs):
         pass  # its fault has no hash
 
 
+@cache
+def _honest():
+    """The objects of an honest step 1."""
+    store = MemoryStore()
+    save(1, store, state={"both": {"w": torch.ones(2)}})
+    return {key: store.get(key) for key in store.keys("")}
+
+
 def _stored(step):
     """Return a store with an honest step 1 and *step* as the newer one."""
     store = MemoryStore()
-    save(1, store, state={"both": {"w": torch.ones(2)}})
-    for key, content in step.blobs.items():
+    lines = []
+    for key, content in (_honest() | step.blobs).items():
         store.put(key, content)
     for rank, document in enumerate(step.documents):
-        try:
-            document["xxh3_128"] = xxhash.xxh3_128_hexdigest(canonical_json(document))
-            data = canonical_json(document)
-        except UnicodeEncodeError:
-            data = json.dumps(document).encode()
-        store.put(rank_manifest_key(STEP, rank, len(step.documents)), data)
+        lines.append(_encoded(document))
+        store.put(rank_manifest_key(STEP, rank, len(step.documents)), lines[-1])
+    if step.merged == "other":
+        lines[0] = _encoded({**step.documents[0], "state": {"part": {"tensors": {}, "is_other": True}}, "blobs": []})
+    if step.merged is not None:
+        store.put(merged_manifest_key(STEP), b"".join(lines))
     return store
 
 
-def _expected(step, name):
-    """Return the bytes of the tensor *name*, of shape ``(*shape, bytes of an item)``, by the manifests."""
-    manifests = step.documents if _pieces(step.documents, name)[0]["shared"] else step.documents[:1]
-    pieces = _pieces(manifests, name)
-    item_bytes = ITEM_BYTES[pieces[0]["dtype"]]
-    found = np.zeros((*pieces[0]["shape"], item_bytes), np.uint8)
-    times = np.zeros(pieces[0]["shape"], int)
-    for box in {(*each["offsets"], -1, *each["lengths"]): each for each in pieces}.values():
-        (content,) = [
-            step.blobs.get(doc["blobs"][0]["key"], b"") for doc in manifests if any(box is e for e in doc["tensors"])
-        ]
-        where = tuple(slice(first, first + n) for first, n in zip(box["offsets"], box["lengths"], strict=True))
-        data = np.frombuffer(content[box["start"] : box["stop"]], np.uint8)
-        found[where] = data.reshape((*box["lengths"], item_bytes))
+def _encoded(document):
+    document = {name: value for name, value in document.items() if name != "xxh3_128"}
+    try:
+        document["xxh3_128"] = xxhash.xxh3_128_hexdigest(canonical_json(document))
+        return canonical_json(document)
+    except UnicodeEncodeError:
+        return json.dumps(document).encode()
+
+
+def _expected(step, name, rank):
+    """Return the bytes of the tensor *name*, of shape ``(*shape, bytes of an item)``, as *rank* has to get it."""
+    found = [(document, piece) for document, piece in _read_by(step, rank) if piece["name"] == name]
+    shape, item_bytes = found[0][1]["shape"], ITEM_BYTES[found[0][1]["dtype"]]
+    whole = np.zeros((*shape, item_bytes), np.uint8)
+    times = np.zeros(shape, int)
+    for document, piece in found:
+        where = tuple(slice(first, first + n) for first, n in zip(piece["offsets"], piece["lengths"], strict=True))
+        whole[where] = _bytes_of(step, document, piece).reshape((*piece["lengths"], item_bytes))
         times[where] += 1
     assert (times == 1).all(), "a reader made up elements, or took one of two"
-    return found
+    return whole
 
 
-def _pieces(documents, name):
-    return [each for document in documents for each in document["tensors"] if each["name"] == name]
+def _read_by(step, rank):
+    """Return the slices that *rank* reads, each with its manifest. Of several copies of a box it reads the first."""
+    found = {}
+    for document in step.documents:
+        for piece in document["tensors"]:
+            if piece["shared"] or document["rank"] == rank:
+                found.setdefault((piece["name"], *piece["offsets"], -1, *piece["lengths"]), (document, piece))
+    return [*found.values()]
+
+
+def _bytes_of(step, document, piece):
+    content = step.blobs.get(document["blobs"][piece["blob"]]["key"], b"")
+    return np.frombuffer(content[piece["start"] : piece["stop"]], np.uint8)
+
+
+def _assert_manifests_agree(step):
+    """Fail if manifests contradict their keys, their blobs or each other, or if two slices share bytes of a blob."""
+    facts, places = defaultdict(list), defaultdict(set)
+    for rank, document in enumerate(step.documents):
+        numbers = [document[name] for name in ("step", "attempt", "rank", "world_size")]
+        assert str(numbers) == str([STEP.step, STEP.attempt, rank, len(step.documents)])
+        for blob in document["blobs"]:
+            own = f"steps/0000000002-000001/r{rank:05}-b0000.safetensors"
+            assert blob["key"] in (own, f"frozen/{blob['xxh3_128']}.safetensors"), "a foreign blob"
+            facts["blob", blob["key"]].append(blob)
+        for piece in document["tensors"]:
+            name, start, stop = piece["name"], piece["start"], piece["stop"]
+            assert piece["blob"] >= 0
+            blob = document["blobs"][piece["blob"]]
+            facts["shared", name].append(piece["shared"])
+            facts["tensor", name, None if piece["shared"] else rank].append([piece["dtype"], piece["shape"]])
+            assert 8 <= start <= stop <= blob["num_bytes"], "a slice beyond its blob"
+            assert stop - start == prod(piece["lengths"]) * ITEM_BYTES[piece["dtype"]], "the size of a slice"
+            assert start % ITEM_BYTES[piece["dtype"]] == 0, "a slice that no tensor can be a view of"
+            assert all(0 <= n <= 2**63 - 1 for n in (*piece["shape"], *piece["offsets"], *piece["lengths"]))
+            if start < stop:
+                places[blob["key"]].add((start, stop, name, *piece["offsets"]))
+    assert all(each == found[0] for found in facts.values() for each in found), "ranks contradict each other"
+    for found in places.values():
+        assert all(after[0] >= before[1] for before, after in pairwise(sorted(found))), "slices share bytes"
+
+
+def _assert_intact(step, rank):
+    """Fail if a byte that *rank* reads has another hash than the manifests say."""
+    read = [(document, piece) for document, piece in _read_by(step, rank) if piece["start"] < piece["stop"]]
+    for document, piece in read:
+        assert xxhash.xxh3_128_hexdigest(_bytes_of(step, document, piece)) == piece["xxh3_128"]
+        blob = document["blobs"][piece["blob"]]
+        assert piece["stop"] < blob["num_bytes"] or len(step.blobs[blob["key"]]) == blob["num_bytes"]
+    for document in step.documents:
+        full = [each for each in document["tensors"] if each["start"] < each["stop"]]
+        for number, blob in enumerate(document["blobs"]):
+            inside = sorted((each for each in full if each["blob"] == number), key=lambda each: each["start"])
+            if inside and all(any(each is piece for _, piece in read) for each in inside):
+                hashed = step.blobs[blob["key"]][: inside[0]["start"]]
+                hashed += b"".join(bytes.fromhex(each["xxh3_128"]) for each in inside)
+                assert xxhash.xxh3_128_hexdigest(hashed) == blob["xxh3_128"]
+
+
+def _assert_same(step, state, rank):
+    _assert_intact(step, rank)
+    for name, tensor in state["part"]["tensors"].items():
+        if tensor.numel() == 0:  # numpy has no such array if another extent is huge
+            assert [*tensor.shape] in [piece["shape"] for _, piece in _read_by(step, rank) if piece["name"] == name]
+            continue
+        expected = _expected(step, name, rank)
+        assert tensor.shape == expected.shape[:-1]
+        assert tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() == expected.tobytes()
 
 
 def _check(step):
@@ -255,11 +442,18 @@ def _check(step):
         loaded = load_newest(store, None, URL, Job(SingleRank(), MemoryBoard()), bus)
     assert loaded.step_id.step == (1 if rejected else STEP.step)
     for each in rejected:
+        assert not step.is_honest, each.reason
         assert "MemoryError" not in each.reason and "allocate" not in each.reason, "sizes are believed"  # noqa: PT018
-    for name, tensor in {} if rejected else loaded.state["part"]["tensors"].items():
-        expected = _expected(step, name)
-        assert tensor.shape == expected.shape[:-1]
-        assert tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes() == expected.tobytes()
+    if not rejected:
+        _assert_manifests_agree(step)
+        _assert_same(step, loaded.state, 0)
+    third = ThreadRank(rank=1, world_size=3, board=MemoryBoard())
+    try:
+        of_third = StepReader(store, None, CommittedStep(STEP, len(step.documents)), third, lambda *_: None).read()
+    except CorruptCheckpointError:
+        assert not step.is_honest or step.merged == "other"
+    else:
+        _assert_same(step, of_third.state, len(step.documents) - 1)
     return rejected
 
 
@@ -277,7 +471,7 @@ class _little_memory:  # noqa: N801
 
 
 # The same examples in every run. The soak looks for new ones.
-checked = settings(deadline=None, max_examples=400, derandomize=True, suppress_health_check=list(HealthCheck))
+checked = settings(deadline=None, max_examples=600, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 @given(step=steps())

@@ -17,8 +17,8 @@ from spot_plugins.config import SpotConfig
 from spot_plugins.errors import ConfigError, CorruptCheckpointError
 from spot_plugins.events import Committed, Kept
 from spot_plugins.format.manifest import RankManifest
+from spot_plugins.resume.plausible import ITEM_BYTES
 from spot_plugins.resume.stored import StoredStep, stored_steps
-from spot_plugins.resume.weights import ITEM_BYTES
 from spot_plugins.session import SpotSession
 from spot_plugins.state.dtypes import DTYPES
 from spot_plugins.store import LocalStore

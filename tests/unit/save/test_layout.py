@@ -16,7 +16,7 @@ from steps import Holder, InlinePusher
 
 from spot_plugins.events import EventBus
 from spot_plugins.format.boxes import ShardBoxes, range_boxes, whole
-from spot_plugins.format.keys import StepId
+from spot_plugins.format.keys import StepId, blob_key, frozen_key
 from spot_plugins.format.manifest import Blob, RankManifest
 from spot_plugins.ranks import SingleRank
 from spot_plugins.resume.plausible import find_nonsense
@@ -74,10 +74,12 @@ def as_bytes(tensor):
 
 
 def as_manifest(layout, rank, world):
-    blobs = tuple(Blob(key=str(number), num_bytes=size, xxh3_128="") for number, (_, size) in enumerate(layout.blobs))
-    return RankManifest(
-        step_id=StepId(1, 1), rank=rank, world_size=world, blobs=blobs, tensors=layout.slices, state=None
+    step_id = StepId(1, 1)
+    blobs = tuple(
+        Blob(key=blob_key(step_id, rank, number), num_bytes=size, xxh3_128="")
+        for number, (_, size) in enumerate(layout.blobs)
     )
+    return RankManifest(step_id=step_id, rank=rank, world_size=world, blobs=blobs, tensors=layout.slices, state=None)
 
 
 def piece_is_all(piece):
@@ -260,16 +262,15 @@ def test_boxes_that_only_touch_do_not_overlap():
     Four quarters of a matrix are the matrix; with one of them moved by a column they are not.
     """
     layout = plan_layout({"w": LiveTensor(torch.zeros(2, 2))}, 0)
-    manifest = as_manifest(layout, 0, 1)
     (matrix,) = layout.slices
-    quarter = replace(matrix, shape=(4, 4), lengths=(2, 2))
+    quarter = replace(matrix, shape=(4, 4), lengths=(2, 2), shared=True)
     corners = [(0, 0), (0, 2), (2, 0), (2, 2)]
 
     for wrong in (None, (0, 1), (1, 2), (1, 1)):
         offsets = corners if wrong is None else [*corners[:3], wrong]
         # One rank each, because slices of one rank lie in different bytes.
         found = find_nonsense(
-            (replace(manifest, rank=rank), replace(quarter, offsets=offset)) for rank, offset in enumerate(offsets)
+            (as_manifest(layout, rank, 4), replace(quarter, offsets=offset)) for rank, offset in enumerate(offsets)
         )
         assert found == (None if wrong is None else "not all of 'w' is there")
 
@@ -282,15 +283,31 @@ def test_parts_of_different_tensors_are_no_tensor(changes):
     Two ranks that disagree about the type or the shape of a tensor did not store the same one.
     """
     layout = plan_layout({"w": LiveTensor(torch.zeros(2, 2))}, 0)
-    manifest = as_manifest(layout, 0, 1)
     parts = [
-        replace(layout.slices[0], shape=(4, 4), offsets=offsets, lengths=(2, 2))
+        replace(layout.slices[0], shape=(4, 4), offsets=offsets, lengths=(2, 2), shared=True)
         for offsets in [(0, 0), (0, 2), (2, 0), (2, 2)]
     ]
     parts[3] = replace(parts[3], **changes)
 
-    found = find_nonsense((replace(manifest, rank=rank), part) for rank, part in enumerate(parts))
+    found = find_nonsense((as_manifest(layout, rank, 4), part) for rank, part in enumerate(parts))
     assert found == "the slices of 'w' are of different tensors"
+
+
+def test_ranks_that_differ_about_a_tensor_or_a_blob_are_no_checkpoint():
+    """
+    One says that a tensor is shared and another that it has one of its own; or both name a frozen blob, in two sizes.
+    """
+    layout = plan_layout({"w": LiveTensor(torch.zeros(2, 2))}, 0)
+    first, second = as_manifest(layout, 0, 2), as_manifest(layout, 1, 2)
+    (own,) = layout.slices
+    frozen = replace(first.blobs[0], key=frozen_key("0" * 32))
+    longer = replace(frozen, num_bytes=frozen.num_bytes + 8)
+
+    found = find_nonsense([(first, replace(own, shared=True)), (second, own)])
+    assert found == "'w' is both shared and a rank's own"
+    found = find_nonsense([(replace(first, blobs=(frozen,)), own), (replace(second, blobs=(longer,)), own)])
+    assert found.endswith(".safetensors' has two sizes or hashes")
+    assert find_nonsense([(replace(each, blobs=(frozen,)), own) for each in (first, second)]) is None
 
 
 def test_slices_that_share_bytes_are_no_checkpoint():
@@ -313,12 +330,11 @@ def test_thousands_of_boxes_take_no_longer_than_their_number(is_complete, dims):
     Boxes that all overlap are found out without comparing each with each.
     """
     layout = plan_layout({"w": LiveTensor(torch.zeros(2, 2))}, 0)
-    manifest = as_manifest(layout, 0, 1)
     shape = (20_004,) * dims
     lengths = (4,) + (1,) * (dims - 1)
     pieces = [
         (
-            replace(manifest, rank=number),
+            as_manifest(layout, number, 20_000),
             replace(layout.slices[0], shape=shape, offsets=(number,) * dims, lengths=lengths, shared=True),
         )
         for number in range(20_000)
