@@ -7,15 +7,16 @@ import errno
 import logging
 import mmap
 import os
-from typing import Any, Final
+from typing import Final
 
 import torch
+
+from .devices import DEVICES, Device, Stream
 
 logger = logging.getLogger(__name__)
 
 _NO_MEMFD: Final = (errno.ENOSYS, errno.EPERM)  # old sandboxes and seccomp profiles of containers
 _MEMORY_DISK: Final = "/dev/shm"
-_FOR_ALL_DEVICES: Final = 1  # cudaHostRegisterPortable
 _FAULTED_AT_ONCE: Final = 1024**2  # short enough for the interpreter's lock to come free in between
 
 
@@ -25,8 +26,8 @@ class SharedBuffer:
 
     Copying into fresh pages takes many times as long as copying into present ones. So all pages are made present here,
     and the buffer is used again and again. It is a memfd: the small ``/dev/shm`` of a container does not limit it, and
-    it is gone when the last process that maps it has ended. If CUDA is in use it is pinned, so that a device copies
-    into it on its own.
+    it is gone when the last process that maps it has ended. If a device with streams is in use it is pinned, so that
+    the device copies into it on its own.
     """
 
     def __init__(self, number: int, num_bytes: int) -> None:
@@ -51,25 +52,24 @@ class SharedBuffer:
         # Not MAP_POPULATE: until it has ended, no thread of this process could map memory, nor run Python.
         for start in range(0, num_bytes, _FAULTED_AT_ONCE):
             ctypes.memset(self.address + start, 0, min(_FAULTED_AT_ONCE, num_bytes - start))
-        self._streams: dict[torch.device, torch.cuda.Stream] = {}
-        self._is_pinned = torch.cuda.is_initialized() and self._pin()  # type: ignore[no-untyped-call]
+        self._streams: dict[torch.device, Stream] = {}
+        self._pinned_for = [kind for kind in DEVICES.values() if kind.is_used() and self._pin(kind)]
 
-    def stream(self, device: torch.device) -> torch.cuda.Stream:
-        """Return the stream for copies from a CUDA device. Training never uses it."""
+    def stream(self, device: torch.device) -> Stream:
+        """Return the stream for copies from a device of :data:`.DEVICES`. Training never uses it."""
         if device not in self._streams:
-            self._streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._streams[device] = DEVICES[device.type].make_stream(device)
         return self._streams[device]
 
     def close(self) -> None:
         """Close the memory. The pusher keeps its own mapping. The tensor must not be used any more."""
-        if self._is_pinned:
-            _cudart().cudaHostUnregister(self.address)
+        for kind in self._pinned_for:
+            kind.unpin(self.address)
         os.close(self.fd)
         del self.bytes, self._map
 
-    def _pin(self) -> bool:
-        failure = int(_cudart().cudaHostRegister(self.address, self.num_bytes, _FOR_ALL_DEVICES))
-        if failure:
+    def _pin(self, kind: Device) -> bool:
+        if failure := kind.pin(self.address, self.num_bytes):
             logger.warning("host memory for saves cannot be pinned (CUDA error %s), so copies are slower", failure)
         return not failure
 
@@ -93,7 +93,3 @@ def _open_memory(name: str, num_bytes: int) -> int:
         os.close(fd)
         raise
     return fd
-
-
-def _cudart() -> Any:
-    return torch.cuda.cudart()  # type: ignore[no-untyped-call]

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Mapping
 import torch
 
 from ..state.live_tensor import Changes, LiveTensor
+from .devices import DEVICES, Event, Stream
 from .layout import Layout
 from .shared_buffer import SharedBuffer
 
@@ -22,15 +23,15 @@ class Snapshot:
     """
 
     def __init__(self, buffer: SharedBuffer, layout: Layout, tensors: Mapping[str, LiveTensor]) -> None:
-        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+        self._streams: dict[torch.device, Stream] = {}
         self._late: list[tuple[SharedBuffer, int, torch.Tensor]] = []
         self._versions: list[tuple[str, torch.Tensor, int]] = []
         self._watching = threading.Lock()
         self._is_watched = True
         self.torn: str | None = None
         """The name of a tensor that had changed by :meth:`end_watch`, as far as torch knows, or None."""
-        self._begun: dict[torch.device, torch.cuda.Event] = {}
-        self._copied: dict[torch.device, torch.cuda.Event] = {}
+        self._begun: dict[torch.device, Event] = {}
+        self._copied: dict[torch.device, Event] = {}
         self.add(buffer, layout, tensors)
 
     def add(self, buffer: SharedBuffer, layout: Layout, tensors: Mapping[str, LiveTensor]) -> None:
@@ -46,9 +47,9 @@ class Snapshot:
                 else:
                     _copy(buffer, start, tensor)
         for device in devices:
-            if device.type == "cuda":
+            if (kind := DEVICES.get(device.type)) is not None:
                 # In the order of the training's own stream, everything after this event is as it is now.
-                self._begun[device] = torch.cuda.current_stream(device).record_event()
+                self._begun[device] = kind.current_stream(device).record_event()
                 self._streams[device] = buffer.stream(device)
             elif device.type != "cpu":
                 # wait: until the device has copied; a device that hangs stops the training itself
@@ -64,19 +65,15 @@ class Snapshot:
 
     def issue(self) -> None:
         """
-        Copy the rest. On a CUDA device, put the copies into a stream of their own.
+        Copy the rest. On a device with streams, put the copies into a stream of their own.
 
-        Afterwards tensors may change, those on a CUDA device only after :meth:`hold_back`.
+        Afterwards tensors may change, those on such a device only after :meth:`hold_back`.
         """
         for device, stream in self._streams.items():
             stream.wait_event(self._begun[device])
         with torch.no_grad():
             for buffer, start, tensor in self._late:
-                if tensor.is_cuda:
-                    with torch.cuda.stream(self._streams[tensor.device]):
-                        _copy(buffer, start, tensor)
-                else:
-                    _copy(buffer, start, tensor)
+                _copy(buffer, start, tensor, self._streams.get(tensor.device))
         self._copied = {device: stream.record_event() for device, stream in self._streams.items()}
         if not self._copied:
             self.end_watch()
@@ -89,7 +86,7 @@ class Snapshot:
         """
         self.end_watch()
         for device, copied in self._copied.items():
-            torch.cuda.current_stream(device).wait_event(copied)
+            DEVICES[device.type].current_stream(device).wait_event(copied)
 
     def end_watch(self) -> None:
         """Look for a tensor that has changed since the copy began, once. A later change is allowed."""
@@ -107,13 +104,18 @@ class Snapshot:
         self.end_watch()
 
 
-def _copy(buffer: SharedBuffer, start: int, tensor: torch.Tensor) -> None:
-    if tensor.is_cpu and tensor.is_contiguous():
+def _copy(buffer: SharedBuffer, start: int, tensor: torch.Tensor, stream: Stream | None = None) -> None:
+    """Copy *tensor* into *buffer*. On a device with streams, queue the copy in *stream*, by default the current one."""
+    kind = DEVICES.get(tensor.device.type)
+    if kind is None and tensor.is_cpu and tensor.is_contiguous():
         # Not torch: on the copying thread it would start a second team of threads on the same cores.
         ctypes.memmove(buffer.address + start, tensor.data_ptr(), tensor.nbytes)
         return
     target = buffer.bytes[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-    target.copy_(tensor, non_blocking=True)
+    if kind is None:
+        target.copy_(tensor, non_blocking=True)
+    else:
+        kind.copy(stream or kind.current_stream(tensor.device), target, tensor)
 
 
 def pieces_in(layout: Layout, tensors: Mapping[str, LiveTensor]) -> Iterator[tuple[int, torch.Tensor, Changes]]:
