@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Final, Protocol, cast
 
 import torch
@@ -56,11 +57,15 @@ class Device(Protocol):
         ...
 
     def copy(self, stream: Stream, target: torch.Tensor, source: torch.Tensor) -> None:
-        """Queue a copy of *source*. *target* lies in one pinned piece of host memory, or in memory that is not pinned."""
+        """Queue a copy of *source*. *target* lies in one pinned piece of host memory, or nothing of it is pinned."""
         ...
 
     def pin(self, address: int, num_bytes: int) -> int:
         """Pin host memory, so that no copy into it is waited for. Return 0, or the error of a driver that refuses."""
+        ...
+
+    def clear_error(self) -> None:
+        """Read away the error of :meth:`pin` on this thread, which the next work of this thread would raise."""
         ...
 
     def unpin(self, address: int) -> None:
@@ -77,11 +82,11 @@ class Cuda:
 
     def current_stream(self, device: torch.device) -> Stream:
         """See :meth:`Device.current_stream`."""
-        return torch.cuda.current_stream(device)
+        return cast("Stream", torch.cuda.current_stream(device))
 
     def make_stream(self, device: torch.device) -> Stream:
         """See :meth:`Device.make_stream`."""
-        return torch.cuda.Stream(device)  # type: ignore[no-untyped-call, no-any-return]
+        return cast("Stream", torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
 
     def run(self, stream: Stream, action: Callable[[], None]) -> None:
         """See :meth:`Device.run`."""
@@ -96,6 +101,12 @@ class Cuda:
     def pin(self, address: int, num_bytes: int) -> int:
         """See :meth:`Device.pin`."""
         return int(_cudart().cudaHostRegister(address, num_bytes, _FOR_ALL_DEVICES))
+
+    def clear_error(self) -> None:
+        """See :meth:`Device.clear_error`."""
+        # torch has no cudaGetLastError(). It is what every kernel calls after its launch.
+        with suppress(RuntimeError):
+            torch.ones(1, device="cuda")
 
     def unpin(self, address: int) -> None:
         """See :meth:`Device.unpin`."""

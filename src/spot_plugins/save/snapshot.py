@@ -11,7 +11,7 @@ import torch
 from ..state.live_tensor import Changes, LiveTensor
 from .devices import DEVICES, Event, Stream
 from .layout import Layout
-from .shared_buffer import SharedBuffer
+from .shared_buffer import PIECE_BYTES, SharedBuffer
 
 
 class Snapshot:
@@ -111,11 +111,27 @@ def _copy(buffer: SharedBuffer, start: int, tensor: torch.Tensor, stream: Stream
         # Not torch: on the copying thread it would start a second team of threads on the same cores.
         ctypes.memmove(buffer.address + start, tensor.data_ptr(), tensor.nbytes)
         return
-    target = buffer.bytes[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-    if kind is None:
-        target.copy_(tensor, non_blocking=True)
-    else:
-        kind.copy(stream or kind.current_stream(tensor.device), target, tensor)
+    for first, part in _cut(start, tensor):
+        target = buffer.bytes[first : first + part.nbytes].view(part.dtype).view(part.shape)
+        if kind is None:
+            target.copy_(part, non_blocking=True)
+        else:
+            kind.copy(stream or kind.current_stream(part.device), target, part)
+
+
+def _cut(start: int, tensor: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield parts of *tensor* of which none crosses the end of a pinned piece, and their starts in the buffer."""
+    room = PIECE_BYTES - start % PIECE_BYTES
+    if tensor.nbytes <= room:
+        yield start, tensor
+        return
+    row_bytes = tensor[0].nbytes
+    num_rows, crosses = divmod(room, row_bytes)
+    rest = [tensor[num_rows], tensor[num_rows + 1 :]] if crosses else [tensor[num_rows:]]
+    for part in (tensor[:num_rows], *rest):
+        if part.nbytes:
+            yield from _cut(start, part)
+        start += part.nbytes
 
 
 def pieces_in(layout: Layout, tensors: Mapping[str, LiveTensor]) -> Iterator[tuple[int, torch.Tensor, Changes]]:
