@@ -105,8 +105,7 @@ class Pool:
 
     def _close(self, buffers: list[SharedBuffer]) -> None:
         for buffer in buffers:
-            self._pusher.forget_buffer(buffer.number)
-            buffer.close()
+            buffer.close(gives_back=not self._pusher.forget_buffer(buffer.number))
 
     def _cancel(self) -> None:
         """Give back what is made by now of a buffer that nobody waits for."""

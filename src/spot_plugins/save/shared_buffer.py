@@ -79,12 +79,20 @@ class SharedBuffer:
             self._streams[device] = DEVICES[device.type].make_stream(device)
         return self._streams[device]
 
-    def close(self) -> None:
-        """Close the memory. The pusher keeps its own mapping. The tensor must not be used any more."""
+    def close(self, *, gives_back: bool = True) -> None:
+        """
+        Close the memory. The tensor must not be used any more.
+
+        Args:
+            gives_back: Free the memory, although a worker of a data loader that was forked meanwhile maps it. False if
+                the pusher process maps it: any access would end that process, which frees the memory itself.
+        """
         for kind in list(self._pinned):
             self._unpin(kind)
-        os.close(self.fd)
         del self.bytes, self._map
+        if gives_back:
+            os.ftruncate(self.fd, 0)
+        os.close(self.fd)
 
     def _pin(self, start: int, stop: int) -> None:
         """Pin one piece. If the driver refuses, unpin the others, because a copy must not cross the edge."""
