@@ -90,7 +90,14 @@ class EmulatedDevice:
     def make_stream(self, device):
         return Stream(self, is_current=False)
 
-    def run(self, stream, action):
+    def fetch(self, stream, gather):
+        self.num_blocking += 1
+        found = []
+        self._put(stream, lambda: found.append(gather().clone()))
+        stream.record_event().synchronize()
+        return found[0]
+
+    def _put(self, stream, action):
         if getattr(self._last_error, "code", 0):
             code, self._last_error.code = self._last_error.code, 0
             raise RuntimeError(f"error {code} of an earlier call")
@@ -101,7 +108,7 @@ class EmulatedDevice:
         if lies == "across":
             raise RuntimeError("invalid argument: the memory lies in more than one pinned piece")
         self.num_at_once += stream.is_current
-        self.run(stream, lambda: self._copy(target, source))
+        self._put(stream, lambda: self._copy(target, source))
         if lies == "outside":
             self.num_blocking += 1
             self.do(stream.record_event())

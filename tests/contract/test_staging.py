@@ -15,6 +15,7 @@ import pytest
 import torch
 from emulated import EmulatedDevice, emulated_device
 
+from spot_plugins.save import devices
 from spot_plugins.save.copier import Copier
 from spot_plugins.save.layout import plan_layout
 from spot_plugins.save.shared_buffer import SharedBuffer
@@ -174,6 +175,36 @@ def test_nobody_waits_for_a_device_with_streams(place):
             assert place.is_busy()
         snapshot.wait()
         assert_equal(staged(buffer, layout, live), expected)
+
+
+def test_a_driver_that_refuses_to_pin_costs_speed_alone(place, monkeypatch):
+    """Nothing stays pinned, the next work of the device raises no error of the driver, and the copies are correct."""
+    if not place.has_streams:
+        pytest.skip("the CPU copies itself")
+    if place.emulated is not None:
+        place.emulated.refuses_to_pin = True
+    else:
+        pin = devices.Cuda.pin
+        monkeypatch.setattr(devices.Cuda, "pin", lambda *arguments: pin(*arguments) or pin(*arguments))  # twice
+    live = live_state(place)
+    layout = plan_layout(live, 0)
+    expected = values_of(live)
+    with closing(SharedBuffer(1, layout.num_bytes)) as buffer:
+        assert buffer.pin_error
+        snapshot = Snapshot(buffer, layout, live)
+        snapshot.issue()
+        snapshot.wait()
+        assert_equal(staged(buffer, layout, live), expected)
+
+
+def test_values_are_fetched_in_a_stream(place):
+    if not place.has_streams:
+        pytest.skip("the CPU copies itself")
+    weight = place.tensor(torch.arange(9.0))
+    kind = devices.DEVICES[weight.device.type]
+    stream = kind.make_stream(weight.device)
+    stream.wait_event(kind.current_stream(weight.device).record_event())
+    assert kind.fetch(stream, lambda: weight[::2] * 2).tolist() == [0, 4, 8, 12, 16]
 
 
 def test_a_device_that_fails_during_the_copy_holds_nobody_up(emulated):

@@ -52,12 +52,12 @@ class Device(Protocol):
         """Return a new stream."""
         ...
 
-    def run(self, stream: Stream, action: Callable[[], None]) -> None:
-        """Queue the work of all torch calls in *action*."""
-        ...
-
     def copy(self, stream: Stream, target: torch.Tensor, source: torch.Tensor) -> None:
         """Queue a copy of *source*. *target* lies in one pinned piece of host memory, or nothing of it is pinned."""
+        ...
+
+    def fetch(self, stream: Stream, gather: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """Queue the work of *gather* and one copy of its result. Wait for the copy and return it."""
         ...
 
     def pin(self, address: int, num_bytes: int) -> int:
@@ -88,15 +88,18 @@ class Cuda:
         """See :meth:`Device.make_stream`."""
         return cast("Stream", torch.cuda.Stream(device))  # type: ignore[no-untyped-call]
 
-    def run(self, stream: Stream, action: Callable[[], None]) -> None:
-        """See :meth:`Device.run`."""
-        with torch.cuda.stream(cast("torch.cuda.Stream", stream)):
-            action()
-
     def copy(self, stream: Stream, target: torch.Tensor, source: torch.Tensor) -> None:
         """See :meth:`Device.copy`."""
         with torch.cuda.stream(cast("torch.cuda.Stream", stream)):
             target.copy_(source, non_blocking=True)
+
+    def fetch(self, stream: Stream, gather: Callable[[], torch.Tensor]) -> torch.Tensor:
+        """See :meth:`Device.fetch`."""
+        with torch.cuda.stream(cast("torch.cuda.Stream", stream)):
+            found = gather().to("cpu", non_blocking=True)
+        # wait: until the device has copied; a device that hangs stops the training itself
+        stream.record_event().synchronize()
+        return found
 
     def pin(self, address: int, num_bytes: int) -> int:
         """See :meth:`Device.pin`."""

@@ -160,6 +160,7 @@ class Saver:
             blobs.append(Blobs(buffer, layout, is_frozen=frozen.use is FrozenUse.BRINGS))
             snapshot.add(buffer, layout, live_frozen)
         else:
+            snapshot.begin_on({each.tensor.device for each in live_frozen.values()}, buffer)
             self._buffers.retire()
         stall_s = time.monotonic() - started
         return StagedStep(step, trigger, document, tuple(blobs), frozen, stall_s, started), snapshot

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 
@@ -46,6 +46,13 @@ class Snapshot:
                     self._late.append((buffer, start, tensor))
                 else:
                     _copy(buffer, start, tensor)
+        self.begin_on(devices, buffer)
+        for name, live in tensors.items():
+            if live.changes is Changes.IN_STEP:
+                self._versions.append((name, live.tensor, live.tensor._version))
+
+    def begin_on(self, devices: Iterable[torch.device], buffer: SharedBuffer) -> None:
+        """Let the stream of *buffer* on each of *devices* begin after all that the training has queued there."""
         for device in devices:
             if (kind := DEVICES.get(device.type)) is not None:
                 # In the order of the training's own stream, everything after this event is as it is now.
@@ -54,9 +61,6 @@ class Snapshot:
             elif device.type != "cpu":
                 # wait: until the device has copied; a device that hangs stops the training itself
                 torch.accelerator.current_stream(device).synchronize()
-        for name, live in tensors.items():
-            if live.changes is Changes.IN_STEP:
-                self._versions.append((name, live.tensor, live.tensor._version))
 
     @property
     def is_complete(self) -> bool:
