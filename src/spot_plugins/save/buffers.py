@@ -76,7 +76,8 @@ class Pool:
 
         Raises:
             StoreError: There was none in time.
-            OSError, MemoryError: The system has no memory for one, and no other one can become free.
+            NotEnoughError: The machine has too little memory for one, and there is no other one.
+            OSError, MemoryError: The system has no memory or no descriptor for one.
         """
         failure: BaseException | None = None
         while True:
@@ -87,7 +88,7 @@ class Pool:
                 self.drop(buffer)
                 failure = None
             making = self.make(num_bytes + ROOM_BYTES) if failure is None and may_grow() else None
-            if making is None and failure is not None and not self.buffers:
+            if failure is not None and not (self.buffers and isinstance(failure, NotEnoughError)):
                 raise failure
             self._wait(making, make_by if making is not None else deadline)
             if making is not None:

@@ -11,8 +11,8 @@ SPARE: Final = 0.1
 """Share of what is to be taken that must be available beside it, for the training and the pusher process."""
 
 _MIB: Final = 1024**2
-_V2: Final = ("memory.max", "memory.current", "inactive_file")
-_V1: Final = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+_V2: Final = ("memory.max", "memory.current", "")
+_V1: Final = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
 
 
 class NotEnoughError(MemoryError):
@@ -52,16 +52,17 @@ def available_bytes(root: Path = Path("/")) -> int:
     """
     Return the bytes that this process can take before the kernel kills something for want of memory.
 
-    Each cgroup above the process may have a limit. Files that nobody has read lately do not count, because the kernel
-    drops them first. A container may see its own cgroup as the root of the tree, and another path in ``/proc``.
+    Each cgroup above the process may have a limit. Cached files do not count, because the kernel drops them first. They
+    fill a cgroup up to its limit as a rule. A container may see its own cgroup as the root of the tree, and another
+    path in ``/proc``.
     """
     rooms = [_number(root / "proc/meminfo", r"^MemAvailable: +(\d+) kB") * 1024]
-    for folder, (limit, usage, files) in _cgroups(root):
+    for folder, (limit, usage, prefix) in _cgroups(root):
         try:
             text = (folder / limit).read_text().strip()
             if text != "max":
                 used = int((folder / usage).read_text())
-                rooms.append(int(text) - used + _number(folder / "memory.stat", rf"^{files} (\d+)"))
+                rooms.append(int(text) - used + _number(folder / "memory.stat", rf"^{prefix}(?:in)?active_file (\d+)"))
         except (OSError, ValueError):  # the root of the tree has no limit, or this kernel does not tell
             continue
     return min(rooms)
@@ -86,5 +87,5 @@ def _cgroups(root: Path) -> Iterator[tuple[Path, tuple[str, str, str]]]:
 
 
 def _number(file: Path, pattern: str) -> int:
-    found = re.search(pattern, file.read_text(), re.MULTILINE)
-    return int(found[1]) if found else 0
+    """Return the sum of all numbers in *file* that *pattern* finds."""
+    return sum(map(int, re.findall(pattern, file.read_text(), re.MULTILINE)))

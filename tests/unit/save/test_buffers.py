@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import queue
@@ -42,15 +43,15 @@ def v2(folder, limit, used, files=0):
     return {
         f"{folder}/memory.max": f"{limit}\n",
         f"{folder}/memory.current": f"{used}\n",
-        f"{folder}/memory.stat": f"anon 5\ninactive_file {files}\n",
+        f"{folder}/memory.stat": f"anon 5\ninactive_file {files}\nactive_file 0\n",
     }
 
 
-def v1(folder, limit, used, files=0):
+def v1(folder, limit, used, files=200):
     return {
         f"{folder}/memory.limit_in_bytes": f"{limit}\n",
         f"{folder}/memory.usage_in_bytes": f"{used}\n",
-        f"{folder}/memory.stat": f"inactive_file 1\ntotal_inactive_file {files}\n",
+        f"{folder}/memory.stat": f"inactive_file 1\ntotal_inactive_file {files - 200}\ntotal_active_file 200\n",
     }
 
 
@@ -69,13 +70,13 @@ MACHINES = {
     "container": ({"proc/self/cgroup": "0::/\n", **v2(TOP, 9_000, 2_000)}, 7_000),
     "more than the machine": ({"proc/self/cgroup": "0::/\n", **v2(TOP, 9_000_000, 2_000)}, 512_000),
     "v1": ({"proc/self/cgroup": OLD, **v1(f"{V1}/job/a", 9_000, 2_000, 500), **v1(V1, 2**63 - 4096, 0)}, 7_500),
-    "v1, path of the host": ({"proc/self/cgroup": OLD, **v1(V1, 9_000, 2_000)}, 7_000),
+    "v1, path of the host": ({"proc/self/cgroup": OLD, **v1(V1, 9_000, 2_000)}, 7_200),
 }
 
 
 @pytest.mark.parametrize(("files", "expected"), MACHINES.values(), ids=MACHINES)
 def test_the_least_of_the_machine_and_of_all_cgroups_is_available(files, expected, tmp_path):
-    """Files that nobody has read lately do not count. A container may see its own cgroup as the root."""
+    """Cached files do not count. A container may see its own cgroup as the root."""
     write(tmp_path, files)
     assert available_bytes(tmp_path) == expected
 
@@ -210,6 +211,19 @@ def test_too_little_memory_for_a_second_buffer_waits_for_the_push(buffers, reade
         assert results == []
         reader.ledger.release([1])
     assert results[0].number == 1
+
+
+def test_no_descriptor_for_a_second_buffer_gives_the_save_up_at_once(buffers, copying, monkeypatch):
+    """Training does not wait for the store. The buffer that is being pushed stays as it is."""
+
+    def refuse(*arguments):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "memfd_create", refuse)
+    with taking(buffers) as results:
+        copying.do_next()
+    assert results[0].errno == errno.EMFILE
+    assert [each.number for each in buffers.active.buffers] == [1]
 
 
 def test_memory_that_is_gone_while_it_is_taken_is_given_back(buffers, reader, copying, monkeypatch):
