@@ -7,7 +7,7 @@ import time
 import torch
 from torch import nn
 
-from spot_plugins.save import shared_buffer
+from spot_plugins.save import devices
 
 from ..host_memory import HostMemory, copy_speed
 from ..training import Events, outcome, session_of, sleep_on_device
@@ -33,7 +33,7 @@ def twice(settings, report):
 
 def _refused_save(settings, report):
     """Save while the driver refuses to register, by registering each buffer before the session does."""
-    cudart = shared_buffer._cudart()
+    cudart = devices._cudart()
 
     class Refusing:
         cudaHostUnregister = staticmethod(cudart.cudaHostUnregister)  # noqa: N815 - the driver's name
@@ -43,7 +43,7 @@ def _refused_save(settings, report):
             cudart.cudaHostRegister(*arguments)
             return cudart.cudaHostRegister(*arguments)
 
-    shared_buffer._cudart = lambda: Refusing
+    devices._cudart = lambda: Refusing
     model = nn.Linear(64, 64, device="cuda")
     optimizer = torch.optim.AdamW(model.parameters())
     events = Events()

@@ -7,6 +7,11 @@ import mmap
 import os
 import resource
 import signal
+import subprocess
+import sys
+import uuid
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 from hearing import Heard, until, until_idle
@@ -75,8 +80,7 @@ def test_a_notice_without_memory_leaves_with_what_is_committed(call, tmp_path, m
         session.after_step(1)
         heard.wait(Committed, step=1)
         until_idle(session)
-        session._opened.saver._buffers.close()
-        session._opened.saver._buffers._buffers.clear()
+        session._opened.saver._buffers.active.drop(session._opened.saver._buffers.active.buffers[0])
         monkeypatch.setattr(*call, Scarce(getattr(*call), ERRORS[0]))
         os.kill(os.getpid(), signal.SIGTERM)
         until(lambda: session.notice is not None, "the notice is known")
@@ -147,3 +151,51 @@ def test_a_sandbox_without_memfd_saves_all_the_same(code, tmp_path, monkeypatch)
 
     assert not heard.of(SaveAbandoned)
     assert numbers(LocalStore(str(tmp_path))) == [1]
+
+
+LIMITED = """
+import os, sys
+import torch
+from steps import Holder
+from spot_plugins.config import SpotConfig
+from spot_plugins.errors import ConfigError
+from spot_plugins.session import SpotSession
+
+url, group = sys.argv[1:]
+session = SpotSession(SpotConfig(url=url, every_steps=1))
+session.register("part", Holder({"w": torch.ones(25 * 1024**2)}))
+session.resume()
+with open(f"{group}/cgroup.procs", "w") as file:  # only what is taken from now on counts
+    file.write(str(os.getpid()))
+try:
+    session.after_step(1)
+except ConfigError as error:
+    print(error, flush=True)
+    os._exit(3)
+"""
+
+
+@pytest.fixture
+def limited_group():
+    """A cgroup with 64 MiB of memory."""
+    for mount, limit in (("memory", "memory.limit_in_bytes"), ("", "memory.max")):
+        group = Path("/sys/fs/cgroup", mount, f"spot-{uuid.uuid4().hex}")
+        with suppress(OSError):
+            group.mkdir()
+            try:
+                (group / limit).write_text(str(64 * 1024**2))
+                yield group
+                return
+            finally:
+                group.rmdir()
+    pytest.skip("this user may make no cgroup")
+
+
+def test_a_cgroup_that_is_too_small_is_an_error_and_kills_nothing(limited_group, tmp_path):
+    """The kernel would kill the training at its first save, and again after each restart."""
+    command = [sys.executable, "-c", LIMITED, str(tmp_path), str(limited_group)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert ended.returncode == 3, ended.stderr[-2000:]
+    assert "needs 101 MiB of host memory" in ended.stdout
+    assert " 64 MiB are available" in ended.stdout or " 63 MiB are available" in ended.stdout

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import errno
+import multiprocessing
 import os
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 import uuid
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -527,9 +529,72 @@ def test_many_saves_leave_no_descriptor_open(tmp_path):
         heard.wait(Committed, step=100)
 
     assert len(heard.of(Committed)) == 100
-    for counts, per_buffer in ((ours, 2), (theirs, 1)):  # a mapping in Python holds a descriptor of its own
+    for counts, per_buffer in ((ours, 2), (theirs, 2)):  # a mapping in Python holds a descriptor of its own
         assert max(num_buffers for num_buffers, _ in counts) <= per_buffer * MAX_BUFFERS
         assert max(others for _, others in counts[1:]) <= counts[1][1] + 1, "a transient one of somebody else at most"
+
+
+@contextmanager
+def forked_worker():
+    """A process that inherits everything and touches nothing, as a worker of a data loader does."""
+    worker = multiprocessing.get_context("fork").Process(target=signal.pause, daemon=True)
+    worker.start()
+    try:
+        yield
+    finally:
+        worker.kill()
+        worker.join()
+        worker.close()
+
+
+@contextmanager
+def memory_of(session):
+    """Return a function that returns the bytes of the buffer of *session*, whoever has it open or mapped."""
+    (buffer,) = session._opened.saver._buffers.active.buffers
+    fd = os.dup(buffer.fd)
+    try:
+        yield lambda: os.fstat(fd).st_blocks * 512
+    finally:
+        os.close(fd)
+
+
+def test_a_forked_worker_keeps_no_memory_that_was_dropped(tmp_path):
+    """
+    A buffer that is replaced is freed once the pusher process has let go of it, and one that was never pushed at once.
+    The last one is freed when its step is stored, and not while the pusher still reads it.
+    """
+    holder = Holder({"w": torch.ones(200_000)})
+    with ExitStack() as stack:
+        with session_at(tmp_path, holder) as (session, heard):
+            session.resume()
+            for step in (1, 2):
+                if step == 1:
+                    session.save(1)
+                    heard.wait(Committed, step=1)
+                else:  # another buffer, which no process knows
+                    session._opened.saver._buffers.active.make(600_000)
+                    session._opened.saver.wait_copied(time.monotonic() + 60)
+                until_idle(session)
+                memory = stack.enter_context(memory_of(session))
+                stack.enter_context(forked_worker())
+                assert memory() >= 600_000
+                session._opened.saver._buffers.active.drop(session._opened.saver._buffers.active.buffers[0])
+                until(lambda memory=memory: memory() == 0, f"buffer {step} is freed")
+            session.save(2)
+            heard.wait(Committed, step=2)
+            until_idle(session)
+            memory = stack.enter_context(memory_of(session))
+            stack.enter_context(forked_worker())
+            pusher = pusher_pid(session)
+            os.kill(pusher, signal.SIGSTOP)
+            holder.state = {"w": torch.full((200_000,), 3.0)}
+            session.save(3)
+            heard.wait(Staged, step=3)
+        assert memory() >= 800_000
+        os.kill(pusher, signal.SIGCONT)
+        until_gone(pusher)
+        assert memory() == 0
+    assert_same(load(LocalStore(str(tmp_path))).state["part"], holder.state)
 
 
 def test_sessions_one_after_another_leave_nothing(tmp_path):

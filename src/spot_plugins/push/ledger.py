@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Final, NamedTuple, Protocol
 
@@ -68,7 +68,8 @@ class Ledger:
     """
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        self.changed = threading.Condition()
+        """The lock of all methods. It is notified of every change."""
         self._steps: dict[int, _Entry] = {}
         self._handed_over: set[int] = set()
         self._held: dict[int, int] = {}  # buffers, and the steps in them
@@ -79,13 +80,13 @@ class Ledger:
 
     def announce(self, step: int, buffers: Iterable[int]) -> None:
         """Record that *step* is being copied into *buffers*."""
-        with self._changed:
+        with self.changed:
             self._steps[step] = _Entry(StepLifecycle(step))
             self._held |= dict.fromkeys(buffers, step)
 
     def accept(self, job: PushJob, buffers: Mapping[int, Lent]) -> None:
         """Record that the step of *job* lies in *buffers*, complete. It need not have been announced."""
-        with self._changed:
+        with self.changed:
             entry = self._steps.get(job.step)
             if entry is None or entry.lifecycle.has_ended:
                 entry = self._steps[job.step] = _Entry(StepLifecycle(job.step))
@@ -101,7 +102,7 @@ class Ledger:
             The message to send. None if it cannot be completed: a buffer was closed, or the frozen weights that the
             step refers to are not stored.
         """
-        with self._changed:
+        with self.changed:
             entry = self._steps[step]
             job = entry.job
             if job is None or not entry.is_intact:
@@ -123,7 +124,7 @@ class Ledger:
         The newest one is to be handed over again, if its buffers are intact, if it has not been before, and if no newer
         attempt has taken over the run. All others are abandoned. Steps that are still being copied are not affected.
         """
-        with self._changed:
+        with self.changed:
             pushed = [step for step, entry in self._steps.items() if self._is_pushed_by(entry, holder)]
             again = max(pushed, default=None)
             if again is not None and not self._may_try_again(self._steps[again]):
@@ -133,39 +134,39 @@ class Ledger:
                 self._end(step, StepState.ABANDONED)
             self._is_failing = False
             left = {step for step, entry in self._steps.items() if entry.holder == holder and step != again}
-            self._changed.notify_all()
+            self.changed.notify_all()
             return Lost(again, abandoned, frozenset(buffer for buffer, step in self._held.items() if step in left))
 
     def abandon(self, step: int) -> None:
         """Record that *step* will not come, and release its buffers."""
-        with self._changed:
+        with self.changed:
             self._end(step, StepState.ABANDONED)
             self._held = {buffer: held for buffer, held in self._held.items() if held != step}
-            self._changed.notify_all()
+            self.changed.notify_all()
 
     def release(self, buffers: Iterable[int]) -> None:
         """Record that no process reads *buffers* any more."""
-        with self._changed:
+        with self.changed:
             for buffer in buffers:
                 self._held.pop(buffer, None)
             self._is_failing = False
-            self._changed.notify_all()
+            self.changed.notify_all()
 
     def forget(self, buffer: int) -> None:
         """Record that *buffer* is closed next: no step that lies in it can be handed over again."""
-        with self._changed:
+        with self.changed:
             for entry in self._steps.values():
                 if buffer in entry.buffers:
                     entry.is_intact = False
 
     def store_frozen(self, frozen: StoredFrozen) -> None:
         """Record that a set of frozen blobs is stored, so that later steps may refer to it."""
-        with self._changed:
+        with self.changed:
             self._frozen = frozen
 
     def on_event(self, event: Event) -> None:
         """Record an event of the pusher process."""
-        with self._changed:
+        with self.changed:
             match event:
                 case events.Committed(step=step):
                     self._end(step, StepState.COMMITTED)
@@ -178,7 +179,7 @@ class Ledger:
                 case events.StoreDamaged(key=key, is_repaired=False):
                     if (frozen := self._frozen) is not None and any(each.blob.key == key for each in frozen.blobs):
                         self._lost_frozen = frozen.number  # the next step brings the blobs again
-            self._changed.notify_all()
+            self.changed.notify_all()
 
     @property
     def is_superseded(self) -> bool:
@@ -188,7 +189,7 @@ class Ledger:
     @property
     def is_busy(self) -> bool:
         """True if a step is on its way and the store takes it. A push that only fails does not count."""
-        with self._changed:
+        with self.changed:
             return bool(self._held) and not self._is_failing
 
     @property
@@ -198,31 +199,36 @@ class Ledger:
 
     def knows_frozen(self, number: int) -> bool:
         """Return whether the set of frozen blobs of that *number* is stored, and not lost since."""
-        with self._changed:
+        with self.changed:
             return self._frozen is not None and self._frozen.number == number != self._lost_frozen
 
     def holds(self, buffer: int) -> bool:
         """Return whether a step on its way needs *buffer*."""
-        with self._changed:
+        with self.changed:
             return buffer in self._held
 
-    def wait_released(self, buffers: set[int], deadline: float) -> bool:
-        """Wait until one of *buffers* is not held, or until *deadline* (monotonic). Return whether one is free."""
-        with self._changed:
+    def wait_released(self, buffers: set[int], deadline: float, is_made: Callable[[], bool] = lambda: False) -> bool:
+        """
+        Wait until one of *buffers* is not held, until *is_made* returns true, or until *deadline* (monotonic).
+
+        *is_made* is called at once and after each notification of :attr:`changed`. Return whether the wait ended
+        before *deadline*.
+        """
+        with self.changed:
             left_s = max(0.0, deadline - time.monotonic())
             # wait: the deadline of the caller; the save is deferred
-            return self._changed.wait_for(lambda: not buffers <= self._held.keys(), timeout=left_s)
+            return self.changed.wait_for(lambda: not buffers <= self._held.keys() or is_made(), timeout=left_s)
 
     def has_ended(self, step: int) -> bool:
         """Return whether *step* is committed or abandoned. A step that is not recorded has ended as well."""
-        with self._changed:
+        with self.changed:
             return step not in self._steps or self._steps[step].lifecycle.has_ended
 
     def wait_ended(self, step: int, deadline: float) -> StepState | None:
         """Wait until *step* has ended or until *deadline* (monotonic). Return its state, None if it is not recorded."""
-        with self._changed:
+        with self.changed:
             # wait: the deadline of the caller; the step is on its way still
-            self._changed.wait_for(lambda: self.has_ended(step), timeout=max(0.0, deadline - time.monotonic()))
+            self.changed.wait_for(lambda: self.has_ended(step), timeout=max(0.0, deadline - time.monotonic()))
             return self._steps[step].lifecycle.state if step in self._steps else None
 
     def _is_pushed_by(self, entry: _Entry, holder: Hashable) -> bool:

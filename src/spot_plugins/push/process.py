@@ -130,12 +130,14 @@ class PusherProcess:
             self._known_frozen = frozen.number
         self.send(messages.encode_job(submission.job))
 
-    def drop(self, buffer: int) -> None:
-        """Let the process unmap *buffer*, if it knows it."""
-        if buffer in self._known_buffers:
-            self._known_buffers.discard(buffer)
-            with contextlib.suppress(OSError):
-                self.send({"drop_buffer": buffer})
+    def drop(self, buffer: int) -> bool:
+        """Let the process give back the memory of *buffer* after its last step in it. Return whether it knows it."""
+        if buffer not in self._known_buffers:
+            return False
+        self._known_buffers.discard(buffer)
+        with contextlib.suppress(OSError):  # it has died, or is about to
+            self.send({"drop_buffer": buffer})
+        return True
 
     def send(self, message: dict[str, Any], fd: int | None = None) -> None:
         """Send one message. Raises :exc:`OSError` if the process has died, or is about to."""

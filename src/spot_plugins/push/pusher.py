@@ -130,12 +130,18 @@ class Pusher:
         self.ledger.abandon(step)
         self._emit(events.SaveAbandoned(step=step, reason=reason))
 
-    def forget_buffer(self, buffer: int) -> None:
-        """Let the process unmap *buffer*, which is closed next. A step in it that the process loses is abandoned."""
+    def forget_buffer(self, buffer: int) -> bool:
+        """
+        Let the process give back the memory of *buffer*, which is closed next.
+
+        A step in it that the process loses is abandoned.
+
+        Returns:
+            Whether the process maps it. If it does not, the caller gives the memory back.
+        """
         with self._sending:  # no other process is being given it at this moment
             self.ledger.forget(buffer)
-            if (process := self._process) is not None:
-                process.drop(buffer)
+            return (process := self._process) is not None and process.drop(buffer)
 
     def hurry(self) -> None:
         """Give this process, and any later one, normal priority, because the machine will be taken."""

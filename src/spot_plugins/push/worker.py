@@ -16,6 +16,7 @@ import socket
 import sys
 import threading
 import time
+import weakref
 from collections import deque
 from typing import Any, Final
 
@@ -100,8 +101,8 @@ class Worker:
         match body:
             case {"buffer": int(number), "num_bytes": int(num_bytes)}:
                 assert fd is not None
-                self._buffers[number] = mmap.mmap(fd, num_bytes)
-                os.close(fd)
+                self._buffers[number] = mapping = mmap.mmap(fd, num_bytes)
+                weakref.finalize(mapping, _give_back, fd).atexit = False
             case {"drop_buffer": int(number)}:
                 del self._buffers[number]
             case {"hurry": True}:
@@ -239,6 +240,17 @@ class Worker:
     def _send(self, message: dict[str, Any]) -> None:
         with contextlib.suppress(OSError):  # the trainer is gone
             self._channel.send(message)
+
+
+def _give_back(fd: int) -> None:
+    """
+    Free the memory of a buffer that the trainer has dropped. Called when no step of this process is in it any more.
+
+    Without this, each worker of a data loader that was forked meanwhile would keep the memory until its own end.
+    """
+    with contextlib.suppress(OSError):
+        os.ftruncate(fd, 0)
+    os.close(fd)
 
 
 def main() -> None:

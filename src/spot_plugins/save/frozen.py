@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import partial
 from typing import Final, TypeAlias
 
 import torch
@@ -13,6 +15,7 @@ import torch
 from ..push import FrozenUse
 from ..state.dtypes import TORCH_DTYPES
 from ..state.live_tensor import LiveTensor
+from .devices import DEVICES
 from .layout import Layout
 from .shared_buffer import SharedBuffer
 from .snapshot import pieces_in
@@ -72,28 +75,34 @@ class FrozenSet:
             image = buffer.bytes[first + piece.start : first + piece.stop].view(TORCH_DTYPES[piece.dtype])
             self._samples.append(_sample(image).clone())
 
-    def check(self, live: Mapping[str, LiveTensor], *, reads_values: bool) -> bool:
+    def check(self, live: Mapping[str, LiveTensor], *, values_by: SharedBuffer | None = None) -> bool:
         """
         Compare *live* with the fingerprint. If they differ, the set is CHANGED for good.
 
         Args:
             live: The tensors as they are now, by name.
-            reads_values: Compare the sample of the values, which waits for the devices. Otherwise compare versions,
-                addresses and shapes, which takes microseconds for each tensor.
+            values_by: Compare the sample of the values. Each device is waited for once, in the stream of this buffer.
+                Without a buffer compare versions, addresses and shapes, which takes microseconds for each tensor.
 
         Returns:
             Whether they are the same.
         """
-        is_same = self._has_values_of(live) if reads_values else self._places == _places_of(live)
+        is_same = self._places == _places_of(live) if values_by is None else self._has_values_of(live, values_by)
         if not is_same:
             self.move(FrozenState.CHANGED)
         return is_same
 
-    def _has_values_of(self, live: Mapping[str, LiveTensor]) -> bool:
-        found = (_sample(tensor.reshape(-1)) for _, tensor, _ in pieces_in(self.layout, live))
-        return all(
-            torch.equal(_as_bytes(now.cpu()), _as_bytes(then)) for now, then in zip(found, self._samples, strict=True)
-        )
+    def _has_values_of(self, live: Mapping[str, LiveTensor], buffer: SharedBuffer) -> bool:
+        on_device: defaultdict[torch.device, list[tuple[torch.Tensor, torch.Tensor]]] = defaultdict(list)
+        for then, (_, tensor, _) in zip(self._samples, pieces_in(self.layout, live), strict=True):
+            on_device[tensor.device].append((then, tensor))
+        for device, pairs in on_device.items():
+            gather = partial(_gather, [tensor for _, tensor in pairs])
+            kind = DEVICES.get(device.type)
+            now = gather().cpu() if kind is None else kind.fetch(buffer.stream(device), gather)
+            if not torch.equal(now, torch.cat([then for then, _ in pairs])):
+                return False
+        return True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -130,7 +139,7 @@ class FrozenSets:
         """
         newest = self._newest
         if newest is not None and newest.state is not FrozenState.CHANGED and newest.layout is layout:
-            newest.check(live, reads_values=False)
+            newest.check(live)
         if newest is not None and newest.state is FrozenState.CHANGED:  # other frozen tensors are not trusted either
             return StagedFrozen(live=live, use=FrozenUse.NONE)
         if newest is not None and newest.layout is layout and is_stored(newest.number):
@@ -150,9 +159,10 @@ def _place_of(tensor: torch.Tensor) -> _Place:
     return tensor.data_ptr(), version, tensor.shape, tensor.stride()
 
 
+def _gather(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([_sample(tensor.reshape(-1)) for tensor in tensors])
+
+
 def _sample(flat: torch.Tensor) -> torch.Tensor:
-    return flat[:: max(len(flat) // _SAMPLES, 1)].detach()
-
-
-def _as_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.contiguous().view(torch.uint8)  # a NaN equals itself
+    """Return some of the values, as bytes, because a NaN does not equal itself."""
+    return flat[:: max(len(flat) // _SAMPLES, 1)].detach().contiguous().view(torch.uint8)

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Hashable
-from contextlib import suppress
 from typing import Final
 
-from ..errors import StoreError
 from ..events import EventBus, Staged
 from ..format.manifest import Json
 from ..push import FrozenUse, Pusher
@@ -29,7 +26,7 @@ logger = logging.getLogger(__name__)
 NO_MEMORY: Final = (OSError, MemoryError)
 """Errors of a system that has no memory or no descriptor for a buffer. Training continues without the save."""
 
-PREPARE_S: Final = 30.0  # longest wait for the first buffers, also where no store is waited for: 100 GB take as long
+PREPARE_S: Final = 30.0  # longest wait for memory, except after a notice: 100 GB take as long
 CLOSE_S: Final = 60.0  # longest wait for a copy that is under way
 
 
@@ -57,40 +54,28 @@ class Saver:
         self._ranks = ranks
         self._pusher = pusher
         self._bus = bus
-        self._buffers = Buffers(pusher, max_bytes)
         self._copier = Copier()
+        self._buffers = Buffers(pusher, max_bytes, self._copier.do)
         self._overlaps = True
-        self._is_prepared = threading.Event()
-        self._is_prepared.set()
         self._layouts: dict[bool, tuple[Hashable, Layout]] = {}
         self._frozen_sets = FrozenSets()
 
     def prepare(self) -> None:
         """
-        Make the first buffers on the copying thread, so that the first save need not.
+        Begin to make the first buffers on the copying thread, so that the first save need not wait for them.
 
         The state is taken in any case, because the first step is the first moment at which an optimizer has one.
 
         Raises:
-            UnsafeStateError, ConfigError: As :meth:`save`.
+            UnsafeStateError, ConfigError: See :meth:`save`.
         """
         has_buffers = bool(self._layouts)  # of a save, or of a pause before the first step
         _, active, frozen = self._capture()
         num_bytes = self._layout_of(active, frozen=False).num_bytes
         num_frozen_bytes = self._layout_of(frozen, frozen=True).num_bytes if frozen else 0
         self._buffers.check_size(num_bytes)
-        if has_buffers:
-            return
-        self._is_prepared.clear()
-
-        def make() -> None:
-            try:
-                with suppress(*NO_MEMORY):  # the first save tries again, and says so
-                    self._buffers.prepare(num_bytes, num_frozen_bytes)
-            finally:
-                self._is_prepared.set()
-
-        self._copier.do(make)
+        if not has_buffers:
+            self._buffers.prepare(num_bytes, num_frozen_bytes)
 
     def save(self, step: int, trigger: Trigger, deadline: float) -> None:
         """
@@ -100,7 +85,7 @@ class Saver:
 
         Raises:
             UnsafeStateError: Some state has no pickle-free form.
-            ConfigError: It does not fit into the memory that it is given.
+            ConfigError: It does not fit into the memory that it is given, or that the machine has.
             StoreError: No buffer became free, or was made, in time.
             OSError, MemoryError: The system has no memory for a buffer. See :meth:`give_up`.
         """
@@ -153,9 +138,8 @@ class Saver:
 
     def close(self) -> None:
         """Hand over the step that is being copied, and close all buffers. The pusher keeps its own mappings."""
-        if self._copier.close(CLOSE_S):
-            self._buffers.close()
-        else:  # its device hangs, and may still write into the buffers
+        self._buffers.close()
+        if not self._copier.close(CLOSE_S):  # its device hangs, and may still write into the buffers
             logger.error(
                 "a copy from the device does not end, so its memory is not released. Look at the device and its driver"
             )
@@ -163,22 +147,22 @@ class Saver:
     def _begin(self, step: int, trigger: Trigger, deadline: float) -> tuple[StagedStep, Snapshot]:
         started = time.monotonic()
         self._copier.fence()  # at most one copy at a time: it is done, or the optimizer's step would not be
-        # wait: the deadline of the caller, at least PREPARE_S; the step is not saved
-        if not self._is_prepared.wait(max(PREPARE_S, deadline - started)):
-            raise StoreError("put", "", "the memory for saves was not made in time", False)
+        make_by = deadline if trigger == "notice" else max(deadline, started + PREPARE_S)
         document, active, live_frozen = self._capture()
         layout = self._layout_of(active, frozen=False)
-        blobs = [Blobs(self._buffers.take(layout.num_bytes, deadline), layout, is_frozen=False)]
+        buffer = self._buffers.take(layout.num_bytes, deadline=deadline, make_by=make_by)
+        blobs = [Blobs(buffer, layout, is_frozen=False)]
         snapshot = Snapshot(blobs[0].buffer, layout, active)
         frozen = StagedFrozen(live={}, use=FrozenUse.NONE)
         if live_frozen:
             layout = self._layout_of(live_frozen, frozen=True)
             frozen = self._frozen_sets.stage(live_frozen, layout, self._pusher.ledger.knows_frozen)
         if live_frozen and frozen.use is not FrozenUse.REFERS:
-            buffer = self._buffers.take_frozen(layout.num_bytes)
+            buffer = self._buffers.take_frozen(layout.num_bytes, make_by=make_by)
             blobs.append(Blobs(buffer, layout, is_frozen=frozen.use is FrozenUse.BRINGS))
             snapshot.add(buffer, layout, live_frozen)
         else:
+            snapshot.begin_on({each.tensor.device for each in live_frozen.values()}, buffer)
             self._buffers.retire()
         stall_s = time.monotonic() - started
         return StagedStep(step, trigger, document, tuple(blobs), frozen, stall_s, started), snapshot

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import logging
 import mmap
 import os
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Final
 
 import torch
 
-logger = logging.getLogger(__name__)
+from .devices import DEVICES, Device, Stream
 
+PIECE_BYTES: Final = 256 * 1024**2  # a registration with the driver holds locks of the process: 0.05 to 0.2 s/GiB
+STEP_BYTES: Final = 64 * 1024**2  # faulting in holds a lock of the process: about 1 s/GiB
 _NO_MEMFD: Final = (errno.ENOSYS, errno.EPERM)  # old sandboxes and seccomp profiles of containers
 _MEMORY_DISK: Final = "/dev/shm"
-_FOR_ALL_DEVICES: Final = 1  # cudaHostRegisterPortable
+_POPULATE_WRITE: Final = 23  # MADV_POPULATE_WRITE, since Linux 5.14
 _FAULTED_AT_ONCE: Final = 1024**2  # short enough for the interpreter's lock to come free in between
+_libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
 class SharedBuffer:
@@ -25,19 +28,26 @@ class SharedBuffer:
 
     Copying into fresh pages takes many times as long as copying into present ones. So all pages are made present here,
     and the buffer is used again and again. It is a memfd: the small ``/dev/shm`` of a container does not limit it, and
-    it is gone when the last process that maps it has ended. If CUDA is in use it is pinned, so that a device copies
-    into it on its own.
+    it is gone when the last process that maps it has ended. If a device with streams is in use it is pinned, in pieces
+    of :data:`PIECE_BYTES`, so that the device copies into it on its own.
+
+    It takes seconds to make and to close a large buffer. The copying thread does both.
     """
 
-    def __init__(self, number: int, num_bytes: int) -> None:
+    def __init__(self, number: int, num_bytes: int, before_step: Callable[[int], None] = lambda _: None) -> None:
         """
         Make the buffer.
+
+        Args:
+            number: Name of the buffer between trainer and pusher. One session never uses a number twice.
+            num_bytes: Its size.
+            before_step: Called before each step with the bytes that are still to be taken. If it raises an exception,
+                all memory is given back.
 
         Raises:
             OSError: The system has no memory or no descriptor for it, or allows none.
         """
         self.number = number
-        """Name of the buffer between trainer and pusher. One session never uses a number twice."""
         self.num_bytes = num_bytes
         self.fd = _open_memory(f"spot-{number}", num_bytes)
         try:
@@ -48,30 +58,71 @@ class SharedBuffer:
         self.bytes = torch.frombuffer(self._map, dtype=torch.uint8)
         """The memory as a tensor of shape ``(num_bytes,)``."""
         self.address = self.bytes.data_ptr()
-        # Not MAP_POPULATE: until it has ended, no thread of this process could map memory, nor run Python.
-        for start in range(0, num_bytes, _FAULTED_AT_ONCE):
-            ctypes.memset(self.address + start, 0, min(_FAULTED_AT_ONCE, num_bytes - start))
-        self._streams: dict[torch.device, torch.cuda.Stream] = {}
-        self._is_pinned = torch.cuda.is_initialized() and self._pin()  # type: ignore[no-untyped-call]
+        self._streams: dict[torch.device, Stream] = {}
+        self._pinned: dict[Device, list[int]] = {kind: [] for kind in DEVICES.values() if kind.is_used()}
+        self.pin_error = 0
+        """The error of a driver that has refused to pin the memory. Copies into it are correct, and waited for."""
+        try:
+            for start in range(0, num_bytes, PIECE_BYTES):
+                stop = min(start + PIECE_BYTES, num_bytes)
+                for first in range(start, stop, STEP_BYTES):
+                    before_step(num_bytes - first)
+                    _fault_in(self.address + first, min(STEP_BYTES, stop - first))
+                self._pin(start, stop)
+        except BaseException:
+            self.close()
+            raise
 
-    def stream(self, device: torch.device) -> torch.cuda.Stream:
-        """Return the stream for copies from a CUDA device. Training never uses it."""
+    def stream(self, device: torch.device) -> Stream:
+        """Return the stream for copies from a device of :data:`.DEVICES`. Training never uses it."""
         if device not in self._streams:
-            self._streams[device] = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._streams[device] = DEVICES[device.type].make_stream(device)
         return self._streams[device]
 
-    def close(self) -> None:
-        """Close the memory. The pusher keeps its own mapping. The tensor must not be used any more."""
-        if self._is_pinned:
-            _cudart().cudaHostUnregister(self.address)
-        os.close(self.fd)
-        del self.bytes, self._map
+    def close(self, *, gives_back: bool = True) -> None:
+        """
+        Close the memory. The tensor must not be used any more.
 
-    def _pin(self) -> bool:
-        failure = int(_cudart().cudaHostRegister(self.address, self.num_bytes, _FOR_ALL_DEVICES))
-        if failure:
-            logger.warning("host memory for saves cannot be pinned (CUDA error %s), so copies are slower", failure)
-        return not failure
+        Args:
+            gives_back: Free the memory, although a worker of a data loader that was forked meanwhile maps it. False if
+                the pusher process maps it: any access would end that process, which frees the memory itself.
+        """
+        for kind in list(self._pinned):
+            self._unpin(kind)
+        del self.bytes, self._map
+        if gives_back:
+            os.ftruncate(self.fd, 0)
+        os.close(self.fd)
+
+    def _pin(self, start: int, stop: int) -> None:
+        """Pin one piece. If the driver refuses, unpin the others, because a copy must not cross the edge."""
+        for kind in list(self._pinned):
+            if error := kind.pin(self.address + start, stop - start):
+                self.pin_error = error
+                kind.clear_error()
+                self._unpin(kind)
+            else:
+                self._pinned[kind].append(self.address + start)
+
+    def _unpin(self, kind: Device) -> None:
+        for address in self._pinned.pop(kind):
+            kind.unpin(address)
+
+
+def _fault_in(address: int, num_bytes: int) -> None:
+    """
+    Make pages present.
+
+    Raises:
+        OSError: The system has no memory for them.
+    """
+    # Not MAP_POPULATE: until it has ended, no thread of this process could map memory, nor run Python.
+    if _libc.madvise(ctypes.c_void_p(address), ctypes.c_size_t(num_bytes), _POPULATE_WRITE) == 0:
+        return
+    if (error := ctypes.get_errno()) != errno.EINVAL:
+        raise OSError(error, os.strerror(error))
+    for start in range(0, num_bytes, _FAULTED_AT_ONCE):  # this kernel is older
+        ctypes.memset(address + start, 0, min(_FAULTED_AT_ONCE, num_bytes - start))
 
 
 def _open_memory(name: str, num_bytes: int) -> int:
@@ -93,7 +144,3 @@ def _open_memory(name: str, num_bytes: int) -> int:
         os.close(fd)
         raise
     return fd
-
-
-def _cudart() -> Any:
-    return torch.cuda.cudart()  # type: ignore[no-untyped-call]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 
 from ..state.live_tensor import Changes, LiveTensor
+from .devices import DEVICES, Event, Stream
 from .layout import Layout
-from .shared_buffer import SharedBuffer
+from .shared_buffer import PIECE_BYTES, SharedBuffer
 
 
 class Snapshot:
@@ -22,15 +23,15 @@ class Snapshot:
     """
 
     def __init__(self, buffer: SharedBuffer, layout: Layout, tensors: Mapping[str, LiveTensor]) -> None:
-        self._streams: dict[torch.device, torch.cuda.Stream] = {}
+        self._streams: dict[torch.device, Stream] = {}
         self._late: list[tuple[SharedBuffer, int, torch.Tensor]] = []
         self._versions: list[tuple[str, torch.Tensor, int]] = []
         self._watching = threading.Lock()
         self._is_watched = True
         self.torn: str | None = None
         """The name of a tensor that had changed by :meth:`end_watch`, as far as torch knows, or None."""
-        self._begun: dict[torch.device, torch.cuda.Event] = {}
-        self._copied: dict[torch.device, torch.cuda.Event] = {}
+        self._begun: dict[torch.device, Event] = {}
+        self._copied: dict[torch.device, Event] = {}
         self.add(buffer, layout, tensors)
 
     def add(self, buffer: SharedBuffer, layout: Layout, tensors: Mapping[str, LiveTensor]) -> None:
@@ -45,17 +46,21 @@ class Snapshot:
                     self._late.append((buffer, start, tensor))
                 else:
                     _copy(buffer, start, tensor)
+        self.begin_on(devices, buffer)
+        for name, live in tensors.items():
+            if live.changes is Changes.IN_STEP:
+                self._versions.append((name, live.tensor, live.tensor._version))
+
+    def begin_on(self, devices: Iterable[torch.device], buffer: SharedBuffer) -> None:
+        """Let the stream of *buffer* on each of *devices* begin after all that the training has queued there."""
         for device in devices:
-            if device.type == "cuda":
+            if (kind := DEVICES.get(device.type)) is not None:
                 # In the order of the training's own stream, everything after this event is as it is now.
-                self._begun[device] = torch.cuda.current_stream(device).record_event()
+                self._begun[device] = kind.current_stream(device).record_event()
                 self._streams[device] = buffer.stream(device)
             elif device.type != "cpu":
                 # wait: until the device has copied; a device that hangs stops the training itself
                 torch.accelerator.current_stream(device).synchronize()
-        for name, live in tensors.items():
-            if live.changes is Changes.IN_STEP:
-                self._versions.append((name, live.tensor, live.tensor._version))
 
     @property
     def is_complete(self) -> bool:
@@ -64,19 +69,15 @@ class Snapshot:
 
     def issue(self) -> None:
         """
-        Copy the rest. On a CUDA device, put the copies into a stream of their own.
+        Copy the rest. On a device with streams, put the copies into a stream of their own.
 
-        Afterwards tensors may change, those on a CUDA device only after :meth:`hold_back`.
+        Afterwards tensors may change, those on such a device only after :meth:`hold_back`.
         """
         for device, stream in self._streams.items():
             stream.wait_event(self._begun[device])
         with torch.no_grad():
             for buffer, start, tensor in self._late:
-                if tensor.is_cuda:
-                    with torch.cuda.stream(self._streams[tensor.device]):
-                        _copy(buffer, start, tensor)
-                else:
-                    _copy(buffer, start, tensor)
+                _copy(buffer, start, tensor, self._streams.get(tensor.device))
         self._copied = {device: stream.record_event() for device, stream in self._streams.items()}
         if not self._copied:
             self.end_watch()
@@ -89,7 +90,7 @@ class Snapshot:
         """
         self.end_watch()
         for device, copied in self._copied.items():
-            torch.cuda.current_stream(device).wait_event(copied)
+            DEVICES[device.type].current_stream(device).wait_event(copied)
 
     def end_watch(self) -> None:
         """Look for a tensor that has changed since the copy began, once. A later change is allowed."""
@@ -107,13 +108,34 @@ class Snapshot:
         self.end_watch()
 
 
-def _copy(buffer: SharedBuffer, start: int, tensor: torch.Tensor) -> None:
-    if tensor.is_cpu and tensor.is_contiguous():
+def _copy(buffer: SharedBuffer, start: int, tensor: torch.Tensor, stream: Stream | None = None) -> None:
+    """Copy *tensor* into *buffer*. On a device with streams, queue the copy in *stream*, by default the current one."""
+    kind = DEVICES.get(tensor.device.type)
+    if kind is None and tensor.is_cpu and tensor.is_contiguous():
         # Not torch: on the copying thread it would start a second team of threads on the same cores.
         ctypes.memmove(buffer.address + start, tensor.data_ptr(), tensor.nbytes)
         return
-    target = buffer.bytes[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
-    target.copy_(tensor, non_blocking=True)
+    for first, part in _cut(start, tensor):
+        target = buffer.bytes[first : first + part.nbytes].view(part.dtype).view(part.shape)
+        if kind is None:
+            target.copy_(part, non_blocking=True)
+        else:
+            kind.copy(stream or kind.current_stream(part.device), target, part)
+
+
+def _cut(start: int, tensor: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield parts of *tensor* of which none crosses the end of a pinned piece, and their starts in the buffer."""
+    room = PIECE_BYTES - start % PIECE_BYTES
+    if tensor.nbytes <= room:
+        yield start, tensor
+        return
+    row_bytes = tensor[0].nbytes
+    num_rows, crosses = divmod(room, row_bytes)
+    rest = [tensor[num_rows], tensor[num_rows + 1 :]] if crosses else [tensor[num_rows:]]
+    for part in (tensor[:num_rows], *rest):
+        if part.nbytes:
+            yield from _cut(start, part)
+        start += part.nbytes
 
 
 def pieces_in(layout: Layout, tensors: Mapping[str, LiveTensor]) -> Iterator[tuple[int, torch.Tensor, Changes]]:

@@ -72,7 +72,7 @@ class StagedStep:
             for each in self.blobs:
                 if each.is_frozen:
                     frozen.set.take_sample(each.buffer)
-        if frozen.set.check(frozen.live, reads_values=True):
+        if frozen.set.check(frozen.live, values_by=self.blobs[-1].buffer):
             return self
         if frozen.use is FrozenUse.REFERS:
             return None

@@ -410,10 +410,10 @@ def test_one_check_compares_places_or_values(reads_values):
             frozen = FrozenSet(1, LAYOUT, live(tensor))
             Snapshot(buffer, LAYOUT, live(tensor)).issue()
             frozen.take_sample(buffer)
-            assert frozen.check(live(change()), reads_values=reads_values) != is_seen
+            assert frozen.check(live(change()), values_by=buffer if reads_values else None) != is_seen
             assert (frozen.state is FrozenState.CHANGED) == is_seen
         tensor.data[1] = 5.0
-        assert frozen.check(live(tensor), reads_values=reads_values) != reads_values
+        assert frozen.check(live(tensor), values_by=buffer if reads_values else None) != reads_values
 
 
 @pytest.mark.parametrize("changes_on", [None, 1])

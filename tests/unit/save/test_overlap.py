@@ -112,7 +112,8 @@ def restored(url, make_optimizers):
 
 @contextmanager
 def held_up(session):
-    """Let the copying thread begin only when this ends."""
+    """Let the copying thread begin only when this ends. The memory for the first save is made before."""
+    session._opened.saver.prepare()
     gate = threading.Event()
     session._opened.saver._copier.do(gate.wait)
     try:
@@ -464,24 +465,26 @@ def test_the_first_buffer_is_made_behind_the_first_step(tmp_path):
     forward_backward(model, optimizer)()
     optimizer.step()
     with session_of(tmp_path, model, [optimizer]) as (session, heard):
-        assert not session._opened.saver._buffers._buffers
+        assert not session._opened.saver._buffers.active.buffers
         session.after_step(1)
-        (buffer,) = until(lambda: session._opened.saver._buffers._buffers, "the buffer is made")
+        (buffer,) = until(lambda: session._opened.saver._buffers.active.buffers, "the buffer is made")
         session.save(2)
         heard.wait(Committed, step=2)
-        assert session._opened.saver._buffers._buffers == [buffer]
+        assert session._opened.saver._buffers.active.buffers == [buffer]
 
 
 def test_a_first_buffer_that_is_never_made_is_not_waited_for_without_a_limit(tmp_path, monkeypatch, caplog):
     """A save fails with the reason, and a pause goes on with a warning."""
     monkeypatch.setattr(saver, "PREPARE_S", 0.05)
-    model = net()
-    with session_of(tmp_path, model, [], grace_seconds=0.1) as (session, _), held_up(session):
+    model, gate = net(), threading.Event()
+    with session_of(tmp_path, model, [], grace_seconds=0.1) as (session, _):
+        session._opened.saver._copier.do(gate.wait)
         session.after_step(1)
         with pytest.raises(StoreError, match="the memory for saves was not made in time"):
             session.save(1)
         with session.pause(1):
             assert "a notice in this pause cannot save step 1: the memory for saves was not made" in caplog.text
+        gate.set()
 
 
 def test_memory_is_bounded_by_what_is_given(tmp_path):
@@ -512,7 +515,7 @@ def test_memory_is_bounded_by_what_is_given(tmp_path):
             until_idle(session)
             session.after_step(5)
             heard.wait(Committed, step=5)
-            assert len(session._opened.saver._buffers._buffers) == 1
+            assert len(session._opened.saver._buffers.active.buffers) == 1
 
 
 @pytest.fixture

@@ -3,54 +3,28 @@
 from __future__ import annotations
 
 import gc
-import threading
 from contextlib import closing
 
 import pytest
 import torch
+from emulated import emulated_device
 from hearing import Heard, until
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from spot_plugins.config import SpotConfig
 from spot_plugins.events import Committed, SaveAbandoned
-from spot_plugins.save import saver, snapshot
 from spot_plugins.session import SpotSession
 
 pytestmark = pytest.mark.long  # pushes real steps by real processes
 
 
-class Queued(snapshot.Snapshot):
-    """A snapshot of a device that copies only when somebody waits for it, or when its next work must come later."""
-
-    may_copy = threading.Event()
-
-    def issue(self):
-        self._is_copied = threading.Lock()
-        self._copied = {torch.device("meta"): self}
-
-    def hold_back(self):
-        self.end_watch()
-        self._copy()
-
-    def synchronize(self):
-        """Take the part of the event behind the copies."""
-        assert self.may_copy.wait(60)
-        self._copy()
-
-    def _copy(self):
-        if self._is_copied.acquire(blocking=False):
-            for buffer, start, tensor in self._late:
-                snapshot._copy(buffer, start, tensor)
-
-
 @pytest.fixture
-def device(monkeypatch):
-    """Let all copies be queued. They are done once this event is set."""
-    monkeypatch.setattr(saver, "Snapshot", Queued)
-    monkeypatch.setattr(Queued, "may_copy", threading.Event())
-    yield Queued.may_copy
-    Queued.may_copy.set()
+def device():
+    """Let all copies be queued. They are done once ``may_work`` is set."""
+    with emulated_device() as device:
+        device.may_work.clear()
+        yield device
 
 
 class Training:
@@ -83,7 +57,7 @@ def test_a_change_between_the_queueing_and_the_copy_is_noticed(device, tmp_path)
         until(copier._issued.is_set, "the copies are queued")
         with torch.no_grad():
             training.model.weight.clamp_(-1e-3, 1e-3)
-        device.set()
+        device.may_work.set()
 
         assert "weight" in training.heard.wait(SaveAbandoned, step=1).reason
         assert training.heard.of(Committed) == []
@@ -95,7 +69,7 @@ def test_the_next_step_changes_nothing_before_the_copy(device, tmp_path):
         expected = training.model.weight.detach().clone()
         training.session.save(1)
         training.step()
-        device.set()
+        device.may_work.set()
         training.heard.wait(Committed, step=1)
         assert not torch.equal(training.model.weight, expected)
 
