@@ -1,10 +1,15 @@
-"""A small training with any host, and no set-up of logging. Started by tests/unit/session/test_visible_lines.py."""
+"""
+A small training with any host, and no set-up of logging. Started by tests/unit/session/test_visible_lines.py.
+
+It gets :data:`sent` in the middle of a step, and :data:`sent_later` at each event that follows.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+import threading
 import time
 import warnings
 
@@ -13,6 +18,28 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 STEPS = 4
+
+sent = [signal.SIGTERM]
+sent_later = []
+
+
+def send(signals):
+    """Send all of *signals* to this process, before it looks at the first of them."""
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    for number in signals:
+        os.kill(os.getpid(), number)
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def on_event(event):
+    """Send what comes while the process leaves."""
+    if type(event).__name__ == "NoticeReceived":
+        on_event.is_noticed = True
+    if on_event.is_noticed and threading.current_thread() is threading.main_thread():
+        send(sent_later)
+
+
+on_event.is_noticed = False
 
 
 def pieces():
@@ -24,9 +51,9 @@ def pieces():
 
 
 def in_step(step, stop):
-    """Get a SIGTERM in the middle of step *stop*, which is long."""
+    """Get the signals in the middle of step *stop*, which is long."""
     if step + 1 == stop:
-        os.kill(os.getpid(), signal.SIGTERM)
+        send(sent)
         time.sleep(0.3)
         print("still in the step", file=sys.stderr, flush=True)
 
@@ -35,7 +62,7 @@ def bare(url, stop):
     from spot_plugins import SpotConfig, SpotSession
 
     model, optimizer, _ = pieces()
-    with SpotSession(SpotConfig(url=url, every_steps=100)) as session:
+    with SpotSession(SpotConfig(url=url, every_steps=100), on_event=on_event) as session:
         session.handle_signals()
         session.register_model(model, [optimizer])
         step = session.resume() or 0
@@ -69,7 +96,7 @@ def lightning(url, stop):
             return self.loader
 
     quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
-    callbacks = [SpotCheckpoint(url, every_steps=100)]
+    callbacks = [SpotCheckpoint(url, every_steps=100, on_event=on_event)]
     Trainer(accelerator="cpu", callbacks=callbacks, max_epochs=1, **quiet).fit(Net())
 
 
@@ -79,7 +106,7 @@ def accelerate(url, stop):
     from spot_plugins.accelerate import SpotHook
 
     accelerator = Accelerator(cpu=True)
-    with SpotHook(accelerator, url, every_steps=100) as spot:
+    with SpotHook(accelerator, url, every_steps=100, on_event=on_event) as spot:
         model, optimizer, loader = accelerator.prepare(*pieces())
         spot.resume()
         for _ in spot.epochs(1):
