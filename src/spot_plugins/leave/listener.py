@@ -52,6 +52,8 @@ class Listener:
     ) -> None:
         self.awaits: str | None = None
         """The next thing that this process does after a signal. None: what the phase says."""
+        self.machine_ends = False
+        """True if a notice source has said that the machine of this process will be taken."""
         self._lines = lines
         self._phase = phase
         self._agreement = agreement
@@ -144,6 +146,7 @@ class Listener:
             self._lines.answer(text, logging.WARNING)
             self._agreement.save_soon()
         else:
+            self.machine_ends = True
             grace_s = deadline - time.monotonic()
             known = self._agreement.notice
             if known is None or deadline < known.deadline - 1.0:

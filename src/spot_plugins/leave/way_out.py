@@ -212,7 +212,7 @@ class WayOut:
         self._listener.release_signals(for_good=True)
         self._phase.move(Phase.CLOSED)
         self._stack.close()
-        roster.leave()
+        roster.leave(machine_ends=self._listener.machine_ends)
 
     def leave_in_pause(self) -> None:
         """
@@ -226,7 +226,7 @@ class WayOut:
             logger.warning("the training thread is stuck in the pause; ending the process")
             end_shielded_workers()
             self._job.board.close()
-            roster.leave()
+            roster.leave(machine_ends=self._listener.machine_ends)
             os._exit(Preempted.EXIT_CODE)
 
 

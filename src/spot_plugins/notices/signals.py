@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import select
 import signal
 import threading
 import time
@@ -15,6 +16,9 @@ from ..errors import ConfigError
 
 AGAIN_S: Final = 1.0
 """Shortest time in seconds between two calls of ``on_again``. Launchers send a signal twice in a row."""
+
+TOGETHER_S: Final = 0.2
+"""Seconds after a SIGINT in which a notice belongs to it, because the kernel does not keep the order of signals."""
 
 CLOSE_WAIT_S: Final = 5.0
 """Longest wait in seconds for the thread that calls back. It takes that long only if other ranks hang."""
@@ -34,8 +38,8 @@ class SignalNotices:
 
     SIGHUP is a notice unless it is ignored, as under ``nohup``, or the program has a handler for it. SIGINT is none. It
     gets to the program's own handler, which raises ``KeyboardInterrupt`` by default, unless the process leaves. The
-    thread decides that, because Python would call the handler of SIGINT before that of an earlier SIGTERM. It then
-    sends a SIGINT of its own to the main thread.
+    thread decides that, because Python would call the handler of SIGINT before that of an earlier SIGTERM. If no notice
+    comes with the SIGINT, the thread sends a SIGINT of its own to the main thread.
 
     Args:
         on_notice: Called with the name of the signal and the monotonic time at which it was received.
@@ -164,6 +168,10 @@ class SignalNotices:
         while True:
             # wait: until a signal arrives or uninstall() writes a zero; a thread of its own
             numbers = os.read(self._read_fd, 64)
+            # wait: TOGETHER_S; then SIGINT has come alone
+            if set(numbers) == {signal.SIGINT} and select.select([self._read_fd], [], [], TOGETHER_S)[0]:
+                # wait: at once; there is something to read
+                numbers += os.read(self._read_fd, 64)
             if self._previous_fd != -1 and (signals := numbers.replace(b"\0", b"")):
                 os.write(self._previous_fd, signals)  # an event loop of the program reads them too
             notices = [number for number in numbers if number in self._previous_handlers and number != signal.SIGINT]

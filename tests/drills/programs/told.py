@@ -24,11 +24,9 @@ sent_later = []
 
 
 def send(signals):
-    """Send all of *signals* to this process, before it looks at the first of them."""
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    """Send *signals* to this process, each after the one before has arrived."""
     for number in signals:
         os.kill(os.getpid(), number)
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def on_event(event):
@@ -54,7 +52,8 @@ def in_step(step, stop):
     """Get the signals in the middle of step *stop*, which is long."""
     if step + 1 == stop:
         send(sent)
-        time.sleep(0.3)
+        while not on_event.is_noticed:  # or until KeyboardInterrupt
+            time.sleep(0.01)
         print("still in the step", file=sys.stderr, flush=True)
 
 
@@ -120,6 +119,7 @@ def accelerate(url, stop):
 
 def main(host, url, stop):
     warnings.simplefilter("ignore")
+    on_event.is_noticed = False
     torch.set_num_threads(1)
     {"bare": bare, "lightning": lightning, "accelerate": accelerate}[host](url, stop)
 

@@ -171,10 +171,10 @@ def test_ctrl_c_interrupts_until_the_process_leaves():
                     time.sleep(0.01)
             except KeyboardInterrupt:
                 say("interrupted")
-        both = {signal.SIGINT, signal.SIGTERM}
+        both = [signal.SIGTERM, signal.SIGINT]  # python would call the handler of SIGINT first
         signal.pthread_sigmask(signal.SIG_BLOCK, both)
         for number in both:
-            os.kill(os.getpid(), number)
+            signal.pthread_kill(threading.main_thread().ident, number)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, both)
         wait(noticed)
         while not again.is_set():
