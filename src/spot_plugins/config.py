@@ -214,8 +214,8 @@ class SpotConfig:
             "Once all ranks have saved: 'leave' on all of them, or 'continue' on those without a notice."
         ),
     )
-    """``continue`` is for an elastic launcher, which starts the job again on the machines that are left. The ranks that
-    stay save nothing more."""
+    """``continue`` is for a launcher that replaces single ranks and keeps the others. torchrun does not: it starts all
+    ranks again, and needs ``leave``. The ranks that stay save nothing more."""
 
     notice_sources: NoticeSources = field(
         default="auto",

@@ -191,6 +191,17 @@ def test_no_restart_after_a_rank_has_left_by_itself():
     assert "is started again" not in done.stderr
 
 
+def test_a_launcher_is_ended_once_a_rank_has_left_because_its_machine_will_be_taken():
+    """
+    torchrun would otherwise start the rank again and again, on the same machine.
+    """
+    leaves = LEAVES.replace("leave()", "leave(machine_ends=True)")
+    done = spot("run", "--grace-seconds", "5", "sh", "-c", f"{sys.executable} -c '{leaves}'; exec sleep 600")
+
+    assert done.returncode == 143
+    assert "a rank left because this machine will be taken" in done.stderr
+
+
 def test_children_that_whoever_started_it_ignores_are_waited_for():
     """
     A process that inherits an ignored SIGCHLD never learns how its children have ended, and would wait for ever.

@@ -43,9 +43,10 @@ def shield(worker_init_fn: Callable[[int], object] | None) -> Callable[[int], ob
 
 
 def _obey_parent_alone() -> None:
-    """Ignore SIGUSR1, and SIGTERM from any process but the parent. The worker has one thread at this point."""
+    """Ignore signals to the step, and SIGTERM from any process but the parent. The worker has one thread yet."""
     parent = os.getppid()
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    for number in (signal.SIGUSR1, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # later threads inherit it
 
     def wait_for_parent() -> None:

@@ -17,6 +17,9 @@ ELASTIC_TIMEOUT_S: Final = 30.0
 FLAGS: Final = ("--shutdown-timeout", "--shutdown_timeout")
 TIMEOUT_VARIABLES: Final = ("PET_SHUTDOWN_TIMEOUT", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT")  # the first one wins
 
+OWN_STORE_VARIABLE: Final = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+"""Variable of torchrun's dynamic rendezvous. With "1" the ranks of each life have a store of their own."""
+
 SHELLS: Final = frozenset({"sh", "bash", "dash", "ash", "busybox"})
 
 _ACCELERATE: Final = ("accelerate", "accelerate.commands.accelerate_cli")  # before the word "launch"
@@ -90,6 +93,23 @@ def advice(environ: Mapping[str, str], launcher: Launcher, grace_s: float) -> st
         f"grace_seconds={grace_s:g}, but the elastic launcher kills its processes {least_s:g} s after a SIGTERM, so "
         f"only {least_s:g} s will be used. Start torchrun with --shutdown-timeout {math.ceil(grace_s)}, or set "
         f"TORCH_ELASTIC_SHUTDOWN_TIMEOUT={math.ceil(grace_s)} in its environment (accelerate launch: only the latter)"
+    )
+
+
+def restart_advice(environ: Mapping[str, str]) -> str | None:
+    """
+    Return a remedy for an elastic agent that may restart its ranks and then cannot, or None.
+
+    The ranks of all lives share the store of the agent, so that new ranks find addresses of ranks that are gone. Seen
+    with torch 2.13 under the static rendezvous, and under the dynamic one without :data:`OWN_STORE_VARIABLE`.
+    """
+    if environ.get("TORCHELASTIC_MAX_RESTARTS", "0") == "0" or environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    return (
+        f"torchrun may restart these ranks {environ['TORCHELASTIC_MAX_RESTARTS']} times, but restarted ranks will not "
+        "find each other, because they read the addresses of the earlier ranks in torchrun's store. Start torchrun "
+        f"with --standalone or --rdzv-backend c10d, and with {OWN_STORE_VARIABLE}=1 in its environment, which spot run "
+        "sets. Or start it with --max-restarts 0 behind spot run --max-restarts"
     )
 
 

@@ -19,6 +19,7 @@ GRACE_VARIABLE: Final = "SPOT_RUN_GRACE_SECONDS"
 
 _RANK: Final = "rank-"
 _LEFT: Final = "left-"
+_MACHINE_ENDS: Final = "machine-ends-"
 
 
 def join() -> None:
@@ -26,8 +27,14 @@ def join() -> None:
     _write(_RANK)
 
 
-def leave() -> None:
-    """Record that this rank leaves because of a notice."""
+def leave(*, machine_ends: bool = False) -> None:
+    """
+    Record that this rank leaves because of a notice.
+
+    With *machine_ends* a notice source has told this rank that its machine will be taken.
+    """
+    if machine_ends:
+        _write(_MACHINE_ENDS)
     _write(_LEFT)
 
 
@@ -44,6 +51,11 @@ def has_left(folder: Path) -> bool:
     """
     left = _newest(folder, _LEFT)
     return left > 0 and left >= _newest(folder, _RANK)
+
+
+def machine_ends(folder: Path) -> bool:
+    """Return True if a rank has left because its machine will be taken. A launcher may not know of that."""
+    return any(folder.glob(f"{_MACHINE_ENDS}*"))
 
 
 def clear(folder: Path) -> None:

@@ -22,12 +22,15 @@ from typing import Final
 
 from ..errors import Preempted
 from . import roster
-from .launcher import TIMEOUT_VARIABLES
+from .launcher import OWN_STORE_VARIABLE, TIMEOUT_VARIABLES
 
 NOTICES: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 """Signals that are forwarded, as a SIGTERM. SLURM sends SIGUSR1 if ``--signal`` asks for it."""
 
 LOOK_S: Final = 0.1  # seconds between two looks at the processes, after a notice or the end of the command
+
+QUIET_LOOK_S: Final = 0.5
+"""Seconds between two looks at the roster, for a rank whose machine will be taken."""
 
 _PUSHER: Final = b"spot_plugins.push.worker"
 _PR_SET_PDEATHSIG: Final = 1
@@ -36,8 +39,14 @@ _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
 def environment(environ: Mapping[str, str], grace_s: float, folder: Path) -> dict[str, str]:
-    """Return *environ* for a command whose ranks have *grace_s* seconds to leave, and join the roster in *folder*."""
+    """
+    Return *environ* for a command whose ranks have *grace_s* seconds to leave, and join the roster in *folder*.
+
+    If the command is torchrun, it can restart its ranks.
+    """
     ours = {"SPOT_GRACE_SECONDS": f"{grace_s:g}", roster.GRACE_VARIABLE: f"{grace_s:g}", roster.VARIABLE: str(folder)}
+    if OWN_STORE_VARIABLE not in environ:
+        ours[OWN_STORE_VARIABLE] = "1"
     if not any(name in environ for name in TIMEOUT_VARIABLES):
         ours[TIMEOUT_VARIABLES[-1]] = str(math.ceil(grace_s))
     return {**environ, **ours}
@@ -135,10 +144,14 @@ class _Command:
                 self._reap()
                 return self._exit_code()
             awaited = {*self._notices, signal.SIGCHLD}
-            # wait: until a notice arrives or a child ends, later LOOK_S; it looks at the processes again
-            arrived = signal.sigwaitinfo(awaited) if is_quiet else signal.sigtimedwait(awaited, LOOK_S)
-            if arrived is not None and arrived.si_signo in self._notices and not self._is_noticed:
+            # wait: QUIET_LOOK_S, after a notice or the end of the command LOOK_S; it looks at the processes again
+            arrived = signal.sigtimedwait(awaited, QUIET_LOOK_S if is_quiet else LOOK_S)
+            if self._is_noticed:
+                continue
+            if arrived is not None and arrived.si_signo in self._notices:
                 self._on_notice(signal.Signals(arrived.si_signo).name)
+            elif roster.machine_ends(self._folder):  # otherwise torchrun would start the ranks again on this machine
+                self._on_notice("a rank left because this machine will be taken")
 
     def _on_notice(self, name: str) -> None:
         _log(f"{name}: the ranks save and leave, within {self._grace_s:g} s")

@@ -49,6 +49,7 @@ class EarlyNotices:
         self._lines = lines
         self._phase = phase
         self._came = threading.Event()
+        self._machine_ends = False
         self._ask_at = time.monotonic() + ASK_AFTER_S
         self._surroundings = found = look_around(config)
         others = (signal.SIGUSR1,) if "slurm" in found.providers else ()
@@ -70,7 +71,7 @@ class EarlyNotices:
         leaves = isinstance(exc, Preempted)
         self._signals.uninstall(for_good=leaves)
         if leaves:
-            roster.leave()
+            roster.leave(machine_ends=self._machine_ends)
 
     def wait(self, seconds: float) -> None:
         """
@@ -101,6 +102,7 @@ class EarlyNotices:
 
     def _on_announcement(self, announcement: Announcement) -> None:
         if announcement.deadline is not None:
+            self._machine_ends = True
             self._on_notice(announcement.source, announcement.deadline - time.monotonic())
 
     def _on_notice(self, source: str, grace_s: float) -> None:

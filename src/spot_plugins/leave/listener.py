@@ -52,6 +52,8 @@ class Listener:
     ) -> None:
         self.awaits: str | None = None
         """The next thing that this process does after a signal. None: what the phase says."""
+        self.machine_ends = False
+        """True if a notice source has said that the machine of this process will be taken."""
         self._lines = lines
         self._phase = phase
         self._agreement = agreement
@@ -60,7 +62,9 @@ class Listener:
         self._surroundings = found = look_around(config)
         # --signal=USR1@60 asks for a SIGUSR1 before the job's end, which would end the process.
         others = (signal.SIGUSR1,) if "slurm" in found.providers else ()
-        self._signals = SignalNotices(self._on_signal, others, on_again=self._on_signal_again)
+        self._signals = SignalNotices(
+            self._on_signal, others, on_again=self._on_signal_again, leaves=lambda: self.is_pressed
+        )
         self._sources = make_sources(found.sources, config.notice_file, config.grace_s)
         self._poller = NoticePoller(self._sources, self._on_announcement)
 
@@ -86,6 +90,12 @@ class Listener:
         """The providers on which this process runs, as far as they are known."""
         return self._surroundings.providers
 
+    @property
+    def is_pressed(self) -> bool:
+        """True if there is a notice that is to be obeyed at once, or whose time is up."""
+        notice = self._agreement.notice
+        return notice is not None and (notice.at_once or time.monotonic() > notice.deadline - notice.margin_s)
+
     def handle_signals(self) -> None:
         """See :meth:`~.session.SpotSession.handle_signals`."""
         if self._signals.installed:
@@ -93,6 +103,10 @@ class Listener:
         else:
             self._signals.install()
             roster.join()
+
+    def shield(self, *, on: bool) -> None:
+        """See :meth:`~.notices.SignalNotices.shield`."""
+        self._signals.shield(on=on)
 
     def release_signals(self, *, for_good: bool = False) -> None:
         """Give signals back; *for_good*, because of a notice: see :meth:`~.notices.SignalNotices.uninstall`."""
@@ -117,7 +131,7 @@ class Listener:
     def _on_signal_again(self, name: str) -> None:
         notice = self._agreement.notice
         if notice is not None:
-            self._answer(f"{name} again", notice.deadline)
+            self._answer(f"{name} after the notice", notice.deadline)
 
     def _answer(self, name: str, deadline: float) -> None:
         """Show at once what *name* leads to, because a step may be long. On the thread of the signals."""
@@ -132,6 +146,7 @@ class Listener:
             self._lines.answer(text, logging.WARNING)
             self._agreement.save_soon()
         else:
+            self.machine_ends = True
             grace_s = deadline - time.monotonic()
             known = self._agreement.notice
             if known is None or deadline < known.deadline - 1.0:

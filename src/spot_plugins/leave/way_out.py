@@ -75,12 +75,6 @@ class WayOut:
         self._stack = stack
         self._pause_step = 0  # of the newest pause
 
-    @property
-    def is_pressed(self) -> bool:
-        """True if there is a notice that is to be obeyed at once, or whose time is up."""
-        notice = self._agreement.notice
-        return notice is not None and (notice.at_once or time.monotonic() > notice.deadline - notice.margin_s)
-
     def enter_pause(self, step: int) -> None:
         """Stage *step*, so that a notice in the pause has nothing left to copy. Weights may be swapped from now on."""
         self._phase.check("pause")
@@ -171,7 +165,7 @@ class WayOut:
         Raises as :meth:`leave`.
         """
         while not done() and time.monotonic() < deadline:
-            if self.is_pressed:
+            if self._listener.is_pressed:
                 self.leave(step)
             # wait: the deadline of the caller; the caller continues
             time.sleep(POLL_S)
@@ -185,6 +179,7 @@ class WayOut:
         Raises:
             Preempted: Otherwise.
         """
+        self._listener.shield(on=True)
         was = self._phase.now
         is_left_behind = was is Phase.LEFT_BEHIND
         if not is_left_behind:
@@ -193,6 +188,7 @@ class WayOut:
         if is_left_behind:
             self._phase.leave_behind()
             if self._agreement.notice is None:
+                self._listener.shield(on=False)
                 return
         self._end()
         raise Preempted(self._saved_steps.last)
@@ -216,7 +212,7 @@ class WayOut:
         self._listener.release_signals(for_good=True)
         self._phase.move(Phase.CLOSED)
         self._stack.close()
-        roster.leave()
+        roster.leave(machine_ends=self._listener.machine_ends)
 
     def leave_in_pause(self) -> None:
         """
@@ -230,7 +226,7 @@ class WayOut:
             logger.warning("the training thread is stuck in the pause; ending the process")
             end_shielded_workers()
             self._job.board.close()
-            roster.leave()
+            roster.leave(machine_ends=self._listener.machine_ends)
             os._exit(Preempted.EXIT_CODE)
 
 

@@ -1,9 +1,10 @@
-"""SIGTERM as a notice, and other signals if the caller names them."""
+"""SIGTERM and SIGHUP as notices, other signals if the caller names them, and SIGINT while the process leaves."""
 
 from __future__ import annotations
 
 import math
 import os
+import select
 import signal
 import threading
 import time
@@ -15,6 +16,9 @@ from ..errors import ConfigError
 
 AGAIN_S: Final = 1.0
 """Shortest time in seconds between two calls of ``on_again``. Launchers send a signal twice in a row."""
+
+TOGETHER_S: Final = 0.2
+"""Seconds after a SIGINT in which a notice belongs to it, because the kernel does not keep the order of signals."""
 
 CLOSE_WAIT_S: Final = 5.0
 """Longest wait in seconds for the thread that calls back. It takes that long only if other ranks hang."""
@@ -32,10 +36,16 @@ class SignalNotices:
     Later signals are no notices, because the process already leaves after the first one. A forked child restores the
     default, so that ``Process.terminate()`` ends the child and is no notice to its parent.
 
+    SIGHUP is a notice unless it is ignored, as under ``nohup``, or the program has a handler for it. SIGINT is none. It
+    gets to the program's own handler, which raises ``KeyboardInterrupt`` by default, unless the process leaves. The
+    thread decides that, because Python would call the handler of SIGINT before that of an earlier SIGTERM. If no notice
+    comes with the SIGINT, the thread sends a SIGINT of its own to the main thread.
+
     Args:
         on_notice: Called with the name of the signal and the monotonic time at which it was received.
-        others: Signals that are notices beside SIGTERM, unless the program has a handler for them.
+        others: Signals that are notices beside SIGTERM and SIGHUP, unless the program has a handler for them.
         on_again: Called with the name of a later signal, at most once in :data:`AGAIN_S` seconds.
+        leaves: Returns whether the process leaves, though no signal to it was a notice. Called on the thread.
     """
 
     def __init__(
@@ -44,10 +54,14 @@ class SignalNotices:
         others: Iterable[signal.Signals] = (),
         *,
         on_again: Callable[[str], None] = lambda name: None,
+        leaves: Callable[[], bool] = lambda: False,
     ) -> None:
         self._on_notice = on_notice
         self._on_again = on_again
-        self._others = tuple(others)
+        self._leaves = leaves
+        self._others = (signal.SIGHUP, *others)
+        self._is_shielded = False  # True if SIGINT is kept away from the program
+        self._interrupts = False  # True if the next SIGINT gets to the program
         self._previous_handlers: dict[int, Any] = {}
         self._previous_fd = -1
         self._installed = False
@@ -67,7 +81,10 @@ class SignalNotices:
         self._read_fd, self._write_fd = os.pipe()
         os.set_blocking(self._write_fd, False)
         free = [number for number in self._others if signal.getsignal(number) == signal.SIG_DFL]
-        for number in (signal.SIGTERM, *free):
+        ours = [signal.SIGTERM, *free]
+        if signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None):  # None: a handler that is not Python's
+            ours.append(signal.SIGINT)
+        for number in ours:
             self._previous_handlers[number] = signal.signal(number, self._on_signal)
         self._previous_fd = signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
         self._installed = True
@@ -84,7 +101,12 @@ class SignalNotices:
         """Install the handlers again, after other code has wrapped or replaced them."""
         if self._installed:
             for number in self._previous_handlers:
-                signal.signal(number, self._on_signal)
+                if number != signal.SIGINT:  # a handler that came later is the program's own
+                    signal.signal(number, self._on_signal)
+
+    def shield(self, *, on: bool) -> None:
+        """Keep SIGINT away from the program while it leaves. Call it on the main thread."""
+        self._is_shielded = on
 
     def uninstall(self, *, for_good: bool = False) -> None:
         """
@@ -113,26 +135,57 @@ class SignalNotices:
             os.close(self._write_fd)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
-        """Do nothing, because the thread calls back. Pass the signal on if this handler is stale."""
+        """Do nothing, because the thread calls back. Pass the signal on if it interrupts or this handler is stale."""
+        previous = self._previous_handlers.get(signum) or signal.SIG_DFL
         if not self._installed:
             # A host remembered this handler as the original one and installed it again after uninstall().
-            signal.signal(signum, self._previous_handlers.get(signum) or signal.SIG_DFL)
+            signal.signal(signum, previous)
             signal.raise_signal(signum)
+        elif signum == signal.SIGINT and self._interrupts and not self._is_shielded:
+            self._interrupts = False
+            if callable(previous):
+                previous(signum, frame)
+            else:
+                signal.signal(signum, previous)
+                signal.raise_signal(signum)
+
+    def _interrupt(self) -> bool:
+        """
+        Let the main thread call the program's handler of SIGINT, and return True.
+
+        A handler that was put over ours has been called already. Then return False.
+        """
+        if signal.getsignal(signal.SIGINT) != self._on_signal:
+            return False
+        self._interrupts = True
+        main = threading.main_thread().ident
+        assert main is not None
+        signal.pthread_kill(main, signal.SIGINT)
+        return True
 
     def _read_signals(self) -> None:
-        called_back_at = math.nan
+        called_back_at, num_own = math.nan, 0
         while True:
             # wait: until a signal arrives or uninstall() writes a zero; a thread of its own
             numbers = os.read(self._read_fd, 64)
+            # wait: TOGETHER_S; then SIGINT has come alone
+            if set(numbers) == {signal.SIGINT} and select.select([self._read_fd], [], [], TOGETHER_S)[0]:
+                # wait: at once; there is something to read
+                numbers += os.read(self._read_fd, 64)
             if self._previous_fd != -1 and (signals := numbers.replace(b"\0", b"")):
                 os.write(self._previous_fd, signals)  # an event loop of the program reads them too
-            received = [number for number in numbers if number in self._previous_handlers]
-            if received and math.isnan(called_back_at):
+            notices = [number for number in numbers if number in self._previous_handlers and number != signal.SIGINT]
+            num_interrupts = numbers.count(signal.SIGINT)
+            num_own, num_interrupts = max(0, num_own - num_interrupts), max(0, num_interrupts - num_own)
+            if notices and math.isnan(called_back_at):
+                self._is_shielded = True
                 called_back_at = time.monotonic()
-                self._on_notice(signal.Signals(received[0]).name, called_back_at)
-            elif received and time.monotonic() - called_back_at >= AGAIN_S:
+                self._on_notice(signal.Signals(notices[0]).name, called_back_at)
+            elif num_interrupts and not (notices or self._is_shielded or self._leaves()):
+                num_own += self._interrupt()
+            elif (notices or num_interrupts) and not time.monotonic() - called_back_at < AGAIN_S:  # NaN at first
                 called_back_at = time.monotonic()
-                self._on_again(signal.Signals(received[0]).name)
+                self._on_again(signal.Signals([*notices, signal.SIGINT][0]).name)
             if 0 in numbers:
                 return
 
@@ -182,19 +235,21 @@ def _after_fork() -> None:
 
 def _after_fork_in_child() -> None:
     """
-    Restore SIGTERM's default action in a forked child, and detach the child from its parent's pipe.
+    Restore SIGTERM's default action and the handler of SIGINT in a forked child, and detach it from its parent's pipe.
 
     The child ignores the other signals, because SLURM sends them to all processes of a step, including the workers of
     data loaders.
     """
     global _active
     if _active is not None:
-        taken = tuple(_active._previous_handlers)
+        handlers = {**dict.fromkeys(_active._previous_handlers, signal.SIG_IGN), signal.SIGTERM: signal.SIG_DFL}
+        if signal.SIGINT in handlers:
+            handlers[signal.SIGINT] = _active._previous_handlers[signal.SIGINT]
         _active._installed = False
         _active = None
         signal.set_wakeup_fd(-1)
-        for number in taken:
-            signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     _after_fork()
 
 

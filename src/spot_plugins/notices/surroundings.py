@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from ..config import SpotConfig
-from ..launch.launcher import Launcher, advice, parent, timeout_s
+from ..launch.launcher import Launcher, advice, parent, restart_advice, timeout_s
 from . import aws, gcp, slurm
 
 logger = logging.getLogger(__name__)
@@ -71,8 +71,8 @@ class Surroundings:
     """Name of the provider, setting or launcher that limits ``grace_s``."""
     signal_grace_s: float
     """Seconds between a SIGTERM and the end. The launcher may shorten them."""
-    advice: str | None
-    """A change that makes the launcher forward signals and wait for the whole grace period. None if none is needed."""
+    advice: Sequence[str]
+    """Changes that make the launcher forward signals, wait for the whole grace period and restart its ranks."""
 
     def summary(self, sources: Sequence[str]) -> str | None:
         """
@@ -94,8 +94,8 @@ class Surroundings:
                 self._where,
                 self.limited_by,
             )
-        if self.advice is not None:
-            logger.warning("%s", self.advice)
+        for text in self.advice:
+            logger.warning("%s", text)
 
     @property
     def _where(self) -> str:
@@ -151,7 +151,7 @@ def look_around(
         grace_s=least,
         limited_by=limited_by,
         signal_grace_s=grace_s if launcher_timeout_s is None else min(grace_s, launcher_timeout_s),
-        advice=advice(environ, launcher, grace_s),
+        advice=[*filter(None, (advice(environ, launcher, grace_s), restart_advice(environ)))],
     )
 
 

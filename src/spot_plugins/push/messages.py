@@ -23,7 +23,7 @@ from ..events import Event
 from ..format.keys import StepId, blob_key, frozen_key
 from ..format.manifest import Blob, Json, RankManifest, TensorSlice, hash_of_blob
 
-SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGUSR1})
+SIGNALS: Final = frozenset({signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1})
 """Signals to a job. They end a trainer but not its pusher. SLURM sends them to every process."""
 
 SEND_S: Final = 30.0

@@ -1,10 +1,15 @@
-"""The lines at the start of every attempt: a new run or a resumed one, what differs, and who is asked for notices."""
+"""
+The lines at the start of every attempt: a new run or a resumed one, what differs, and who is asked for notices.
+
+And the line at the end of an attempt that its user interrupts.
+"""
 
 from __future__ import annotations
 
 from ..config import printable_url
 from ..events import Resumed
 from ..program import Program
+from .milestones import Milestones
 from .opened import Opened
 
 
@@ -27,6 +32,13 @@ def show_banner(it: Opened, program: Program, resumed: Resumed | None) -> None:
     program.tell(it.lines)
     if (notices := it.listener.summary) is not None:
         it.lines.say_first(notices)
+
+
+def show_interrupt(it: Opened, milestones: Milestones) -> None:
+    """Show which step is stored, on rank 0, after ``KeyboardInterrupt`` has ended the training."""
+    step = milestones.last_committed_step or milestones.resumed_from
+    stored = "nothing is stored yet" if step is None else f"step {step} is the newest one stored"
+    it.lines.say_first(f"interrupted: {stored}. To save the last step too, end the training with SIGTERM")
 
 
 def _ranks(number: int) -> str:

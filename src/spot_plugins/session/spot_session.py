@@ -30,7 +30,7 @@ from ..resume.restore import restore
 from ..schedule import Trigger
 from ..state.part import Part
 from ..state.registry import Registry, register_model
-from .banner import show_banner
+from .banner import show_banner, show_interrupt
 from .ending import check_ends, end_of
 from .keeping import KeepsSteps
 from .milestones import Milestones
@@ -353,7 +353,7 @@ class SpotSession(KeepsSteps):
         if step == self.resumed_from:
             self._program.tell_finished(step)
         it.listener.awaits = f"waiting until step {step} is stored"
-        if it.way_out.is_pressed:
+        if it.listener.is_pressed:
             it.way_out.leave(step)
         deadline = time.monotonic() + FINISH_WAIT_S
         it.way_out.wait(lambda: it.saver.has_room, step, deadline)
@@ -378,8 +378,9 @@ class SpotSession(KeepsSteps):
         Raises:
             Preempted: All ranks had agreed to leave. Then the error only shows that another rank is gone.
         """
-        is_paused = self._phase.now is Phase.PAUSED
-        if is_paused and self._opened.agreement.notice is not None and not isinstance(error, Preempted):
+        if isinstance(error, KeyboardInterrupt) and self._phase.now not in (Phase.NEW, Phase.CLOSED):
+            show_interrupt(self._opened, self._milestones)
+        if self._phase.now is Phase.PAUSED and self._opened.agreement.notice and not isinstance(error, Preempted):
             self._opened.way_out.exit_pause()
         self.close()
 

@@ -1,10 +1,15 @@
-"""A small training with any host, and no set-up of logging. Started by tests/unit/session/test_visible_lines.py."""
+"""
+A small training with any host, and no set-up of logging. Started by tests/unit/session/test_visible_lines.py.
+
+It gets :data:`sent` in the middle of a step, and :data:`sent_later` at each event that follows.
+"""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
+import threading
 import time
 import warnings
 
@@ -13,6 +18,26 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 STEPS = 4
+
+sent = [signal.SIGTERM]
+sent_later = []
+
+
+def send(signals):
+    """Send *signals* to this process, each after the one before has arrived."""
+    for number in signals:
+        os.kill(os.getpid(), number)
+
+
+def on_event(event):
+    """Send what comes while the process leaves."""
+    if type(event).__name__ == "NoticeReceived":
+        on_event.is_noticed = True
+    if on_event.is_noticed and threading.current_thread() is threading.main_thread():
+        send(sent_later)
+
+
+on_event.is_noticed = False
 
 
 def pieces():
@@ -24,10 +49,11 @@ def pieces():
 
 
 def in_step(step, stop):
-    """Get a SIGTERM in the middle of step *stop*, which is long."""
+    """Get the signals in the middle of step *stop*, which is long."""
     if step + 1 == stop:
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.3)
+        send(sent)
+        while not on_event.is_noticed:  # or until KeyboardInterrupt
+            time.sleep(0.01)
         print("still in the step", file=sys.stderr, flush=True)
 
 
@@ -35,7 +61,7 @@ def bare(url, stop):
     from spot_plugins import SpotConfig, SpotSession
 
     model, optimizer, _ = pieces()
-    with SpotSession(SpotConfig(url=url, every_steps=100)) as session:
+    with SpotSession(SpotConfig(url=url, every_steps=100), on_event=on_event) as session:
         session.handle_signals()
         session.register_model(model, [optimizer])
         step = session.resume() or 0
@@ -69,7 +95,7 @@ def lightning(url, stop):
             return self.loader
 
     quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
-    callbacks = [SpotCheckpoint(url, every_steps=100)]
+    callbacks = [SpotCheckpoint(url, every_steps=100, on_event=on_event)]
     Trainer(accelerator="cpu", callbacks=callbacks, max_epochs=1, **quiet).fit(Net())
 
 
@@ -79,7 +105,7 @@ def accelerate(url, stop):
     from spot_plugins.accelerate import SpotHook
 
     accelerator = Accelerator(cpu=True)
-    with SpotHook(accelerator, url, every_steps=100) as spot:
+    with SpotHook(accelerator, url, every_steps=100, on_event=on_event) as spot:
         model, optimizer, loader = accelerator.prepare(*pieces())
         spot.resume()
         for _ in spot.epochs(1):
@@ -93,6 +119,7 @@ def accelerate(url, stop):
 
 def main(host, url, stop):
     warnings.simplefilter("ignore")
+    on_event.is_noticed = False
     torch.set_num_threads(1)
     {"bare": bare, "lightning": lightning, "accelerate": accelerate}[host](url, stop)
 

@@ -134,6 +134,94 @@ def test_another_signal_stays_with_the_program_that_handles_it():
     ) == (0, ["mine"])
 
 
+def test_a_closed_terminal_is_a_notice_unless_it_is_ignored():
+    """
+    SIGHUP is one like SIGTERM. Under nohup it stays ignored.
+    """
+    assert run(
+        """
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        notices.install()
+        signal.raise_signal(signal.SIGHUP)
+        notices.uninstall()
+        say(received, signal.getsignal(signal.SIGHUP) == signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        notices.install()
+        signal.raise_signal(signal.SIGHUP)
+        wait(noticed)
+        say("noticed")
+        """
+    ) == (0, ["[] True", "noticed"])
+
+
+def test_ctrl_c_interrupts_until_the_process_leaves():
+    """
+    Alone it reaches the program's handler each time. At the same moment as a SIGTERM, and later, it does nothing but a
+    call of on_again. Afterwards the program has its handler back.
+    """
+    assert run(
+        """
+        again = threading.Event()
+        notices = SignalNotices(on_notice, on_again=lambda name: again.set())
+        notices.install()
+        for _ in range(3):
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                while True:  # Python does not see a signal that comes just before a long sleep
+                    time.sleep(0.01)
+            except KeyboardInterrupt:
+                say("interrupted")
+        both = [signal.SIGTERM, signal.SIGINT]  # python would call the handler of SIGINT first
+        signal.pthread_sigmask(signal.SIG_BLOCK, both)
+        for number in both:
+            signal.pthread_kill(threading.main_thread().ident, number)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, both)
+        wait(noticed)
+        while not again.is_set():
+            os.kill(os.getpid(), signal.SIGINT)
+            again.wait(0.1)
+        notices.uninstall()
+        say(signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+        """
+    ) == (0, ["interrupted"] * 3 + ["True"])
+
+
+def test_ctrl_c_is_kept_away_while_the_caller_says_so():
+    """
+    By shield(), and if the process leaves because of another rank. A handler of the program is called when nothing
+    keeps it away, in a forked child at once, and one that was put over ours is called once for each signal.
+    """
+    assert run(
+        """
+        said, again, leaves = threading.Event(), threading.Event(), [True]
+        signal.signal(signal.SIGINT, lambda *_: said.set())
+        notices = SignalNotices(on_notice, on_again=lambda name: again.set(), leaves=lambda: leaves[0])
+        notices.install()
+        interrupt = lambda: os.kill(os.getpid(), signal.SIGINT)
+        interrupt()
+        wait(again)
+        leaves[0] = False
+        again.clear()
+        notices.shield(on=True)
+        while not again.is_set():  # it is called at most once a second
+            interrupt()
+            again.wait(0.1)
+        pid = os.fork()
+        if pid == 0:
+            interrupt()
+            os._exit(said.is_set())
+        say(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), said.is_set())
+        notices.shield(on=False)
+        interrupt()
+        while not said.is_set():
+            time.sleep(0.01)
+        signal.signal(signal.SIGINT, lambda *_: say("later"))
+        interrupt()
+        notices.uninstall()
+        """
+    ) == (0, ["1 False", "later"])
+
+
 def test_later_signals_are_harmless():
     """
     The first SIGTERM counts, with its time; a hundred more neither end the process nor call back.

@@ -202,6 +202,22 @@ def test_a_launcher_that_waits_long_enough_is_not(look, caplog, grace_s):
 
 
 @pytest.mark.parametrize(
+    ("environ", "is_said"),
+    [
+        ({"TORCHELASTIC_MAX_RESTARTS": "3", "TORCHELASTIC_USE_AGENT_STORE": "True"}, True),
+        ({"TORCHELASTIC_MAX_RESTARTS": "3", "TORCHELASTIC_USE_AGENT_STORE": "False"}, False),
+        ({"TORCHELASTIC_MAX_RESTARTS": "0", "TORCHELASTIC_USE_AGENT_STORE": "True"}, False),
+    ],
+)
+def test_a_torchrun_whose_restarts_cannot_work_is_told_of(environ, is_said, look, caplog):
+    """
+    Its ranks share one store over all their lives; seen with torch 2.13, see test_agents.py.
+    """
+    look(environ).warn()
+    assert ("Start torchrun with --standalone or --rdzv-backend c10d" in caplog.text) == is_said
+
+
+@pytest.mark.parametrize(
     ("launcher", "pid", "environ", "says"),
     [
         ("/env/bin/python /env/bin/accelerate launch train.py", 7, {}, "spot run -- accelerate launch"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import signal
 import subprocess
 import sys
 
@@ -25,6 +26,7 @@ def run(capsys):
     """A function that runs the program in this process. Returns its exit code and its lines."""
     root = logging.getLogger()
     before = root.handlers[:]
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
 
     def run(host, url, stop):
         for shared in (AcceleratorState, PartialState, GradientState):
@@ -32,13 +34,19 @@ def run(capsys):
         root.handlers[:] = [each for each in root.handlers if isinstance(each, StderrHandler)]  # those of pytest
         code = 0
         try:
+            for number, handler in handlers.items():  # a process that has left ignores all of them
+                signal.signal(number, handler)
             told.main(host, url, stop)
         except SystemExit as left:
             code = left.code
+        except KeyboardInterrupt:
+            code = "interrupted"
         return code, ours(capsys.readouterr().err)
 
     yield run
     root.handlers[:] = before
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def test_a_process_of_its_own_shows_them_too(tmp_path):
@@ -84,6 +92,44 @@ def test_a_training_shows_its_start_its_end_and_the_answer_to_a_signal(host, run
     assert lines[-1] == "spot_plugins: this training is finished at step 4; use another URL to train again"
     if host == "lightning":
         assert "spot_plugins: nothing is left to train: max_epochs=1 is reached" in lines
+
+
+@pytest.mark.parametrize("host", ["bare", "lightning", "accelerate"])
+def test_no_signal_cuts_short_the_leaving(host, run, tmp_path, monkeypatch):
+    """
+    A Ctrl-C and further signals, with the notice and at every event on the way out, change nothing: the step is stored,
+    and the code is 143.
+    """
+    monkeypatch.setattr(told, "sent", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+    monkeypatch.setattr(told, "sent_later", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM])
+
+    code, lines = run(host, str(tmp_path / "run"), 2)
+
+    assert code == 143, lines
+    assert any(line.startswith("spot_plugins: SIGTERM: waiting for the end of the step") for line in lines)
+    assert "spot_plugins: step 2 is stored; leaving with code 143" in lines
+
+
+@pytest.mark.parametrize("host", ["bare", "lightning", "accelerate"])
+def test_ctrl_c_in_training_interrupts_it_and_a_line_says_what_is_stored(host, run, tmp_path, monkeypatch):
+    """The host ends as it does without this package. The next attempt begins after the newest step that is stored."""
+    monkeypatch.setattr(told, "sent", [signal.SIGINT])
+    url = str(tmp_path / "run")
+    interrupted = 1 if host == "lightning" else "interrupted"
+    advice = "To save the last step too, end the training with SIGTERM"
+
+    code, lines = run(host, url, 2)
+
+    assert code == interrupted
+    assert lines[-1] == f"spot_plugins: interrupted: nothing is stored yet. {advice}"
+
+    monkeypatch.setattr(told, "sent", [signal.SIGTERM])
+    assert run(host, url, 2)[0] == 143
+    monkeypatch.setattr(told, "sent", [signal.SIGINT])
+    code, lines = run(host, url, 4)
+
+    assert code == interrupted
+    assert lines[-1] == f"spot_plugins: interrupted: step 2 is the newest one stored. {advice}"
 
 
 @pytest.mark.parametrize(
