@@ -36,6 +36,7 @@ def run(capsys):
         try:
             for number, handler in handlers.items():  # a process that has left ignores all of them
                 signal.signal(number, handler)
+            signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have pytest ignore it
             told.main(host, url, stop)
         except SystemExit as left:
             code = left.code
