@@ -501,7 +501,8 @@ def test_memory_is_bounded_by_what_is_given(tmp_path):
             session.register("part", part)
             session.resume()
             if url == "none":
-                with pytest.raises(ConfigError, match=r"buffer_bytes=4000 is too small for the state of this rank: give at least \d+"):
+                told = r"buffer_bytes=4000 is too small for the state of this rank: give at least \d+"
+                with pytest.raises(ConfigError, match=told):
                     session.after_step(1)
                 continue
             until(lambda: session._opened.pusher.pid, "the pusher runs")
