@@ -74,7 +74,7 @@ class InlinePusher:
         pass
 
     def forget_buffer(self, buffer):
-        pass
+        return True  # a write to the local disk may still read it
 
 
 def state_of(step, rank=0):
