@@ -285,7 +285,7 @@ def test_a_training_that_is_interrupted_and_given_more_epochs(tmp_path):
 
 @pytest.fixture
 def sigint_as_before():
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have pytest ignore it
     yield
     signal.signal(signal.SIGINT, before)  # Lightning ignores it from then on
 

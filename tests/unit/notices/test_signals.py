@@ -35,6 +35,7 @@ def on_notice(name, at):
     noticed.set()
 
 notices = SignalNotices(on_notice)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have pytest ignore it
 """
 
 

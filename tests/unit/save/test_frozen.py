@@ -183,6 +183,7 @@ def test_what_changes_during_the_first_copy_is_stored_as_it_was_and_told(tmp_pat
     step(model, optimizer)
     gate = threading.Event()
     with session_of(tmp_path, model, optimizer) as (session, heard):
+        session._opened.saver.prepare()  # the memory for saves is made by the thread that waits next
         session._opened.saver._copier.do(gate.wait)
         session.save(1)
         expected = weights(model)

@@ -371,7 +371,7 @@ def test_a_save_that_waits_for_earlier_ones_says_so(tmp_path, caplog):
         session.save(2)
 
         def go_on():
-            until(lambda: pusher.ledger._changed._waiters, "the third save waits")
+            until(lambda: pusher.ledger.changed._waiters, "the third save waits")
             time.sleep(HELD_UP_S)
             os.kill(pusher.pid, signal.SIGCONT)
 

@@ -489,7 +489,8 @@ def test_a_distributed_tensor_of_other_ranks_cannot_be_saved():
 
     torch.distributed.init_process_group("fake", store=FakeStore(), rank=1, world_size=2)
     try:
-        other = DTensor.from_local(torch.ones(2), DeviceMesh("cpu", [0]), [Replicate()])
+        # In a shape of its own, because torch keeps the mesh of the first tensor of each shape, with its rank.
+        other = DTensor.from_local(torch.ones(2, 3, 4), DeviceMesh("cpu", [0]), [Replicate()])
         with pytest.raises(UnsafeStateError, match="'model/weight' is a DTensor of which this rank is not in its mesh"):
             encode({"weight": other}, "model")
     finally:
