@@ -25,6 +25,7 @@ from spot_plugins.fingerprints import Recorder, RingId
 from spot_plugins.guard import Guard, Host
 from spot_plugins.state import OptimizerPart
 from spot_plugins.state.registry import Registry, register_model
+from spot_plugins.store import LocalDisk
 
 from . import ranks
 from .report import Column, Report, mean_and_interval
@@ -83,7 +84,7 @@ def _call_session(folder, arguments):
 def _take_fingerprints(folder, arguments):
     """Time the fingerprints alone. They are a part of the session's call."""
     training = Training(TINY_GB, arguments.device, world_size=ranks.current()[1])
-    recorder = Recorder(str(folder), RingId(1, *ranks.current()), EventBus())
+    recorder = Recorder(str(folder), LocalDisk(None), RingId(1, *ranks.current()), EventBus())
     recorder.begin(None, [OptimizerPart(training.optimizer, training.model)])
     rounds = []
     for number in range(arguments.saves):

@@ -26,8 +26,8 @@ from spot_plugins.format.keys import StepId, attempt_key, blob_key
 from spot_plugins.format.manifest import RankManifest
 from spot_plugins.format.retention import prune
 from spot_plugins.ranks import Job, MemoryBoard
+from spot_plugins.resume.manifests import manifests_of
 from spot_plugins.resume.newest import load_newest
-from spot_plugins.resume.reader import StepReader
 from spot_plugins.state import encode
 from spot_plugins.store import MemoryStore, open_store
 
@@ -96,9 +96,7 @@ def measure(store, world_size):
     step_id = StepId(STEPS[-1], 1)
 
     def read_all():
-        reader = StepReader(store, None, CommittedStep(step_id, world_size), AlikeRanks(world_size), lambda *_: None)
-        with ThreadPoolExecutor() as pool:
-            assert len(reader._all_manifests(pool)) == world_size
+        assert len(manifests_of(store, CommittedStep(step_id, world_size))) == world_size
 
     row = {
         "commit": statistics.median(

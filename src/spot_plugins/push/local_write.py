@@ -33,6 +33,8 @@ NUM_WRITES: Final = 2  # one is written while another one is forced to disk
 LOCAL_STEPS: Final = 2  # the newest may still be incomplete on another rank, so the one before stays
 STALL_S: Final = 60.0
 """Time without a finished blob after which the disk is given up."""
+PRUNE_S: Final = 5.0
+"""Longest wait for the removal of old copies after a step is written. The next step cannot be written before it."""
 
 
 class Disk:
@@ -143,17 +145,21 @@ class LocalWrite:
                 now, stalls_at = time.monotonic(), self._progressed_at + STALL_S
                 if now >= stalls_at:
                     reason = f"the local disk has finished no blob for {STALL_S:.0f} s"
-                elif now >= latest or (self._is_free and spare_s is not None):
+                elif now >= latest + self._prune_s or (self._is_free and spare_s is not None):
                     reason = "the local disk is slower than the store, which has the step"
                 else:
                     # wait: STALL_S without a finished blob; the disk is given up
-                    self._changed.wait(min(latest, stalls_at) - now)
+                    self._changed.wait(min(latest + self._prune_s, stalls_at) - now)
         if reason:
             self._decide(reason)
             return
         with suppress(Exception):  # old copies could not be removed; the next save tries again
             # wait: at once; the work has ended
             self._work.result()
+
+    @property
+    def _prune_s(self) -> float:
+        return PRUNE_S if self._is_decided else 0.0
 
     def _write(self) -> None:
         started = time.monotonic()
