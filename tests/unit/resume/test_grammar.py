@@ -2,7 +2,7 @@
 Steps that a grammar makes, of one rank or two, with up to four faults and signed like honest ones.
 
 A step is read exactly as its manifests say, or it is damage and the step before is read. An own reader, which is slow
-and simple, says what they say. Honest steps are read. Each of these checks of the reader is missed here if it is gone:
+and simple, says what they say. Honest steps are read. For each of these checks of the reader there are faults:
 
 =============================  =========================================================================================
 check                          faults that find it
