@@ -1,7 +1,7 @@
 """
 A device with streams that needs no GPU: copies are queued and done later, counted, held up, and refused.
 
-Its memory is that of the CPU. So every CPU tensor is on it while it stands in ``devices.DEVICES`` under ``cpu``.
+Its memory is the memory of the CPU. So every CPU tensor is on it while it stands in ``devices.DEVICES`` under ``cpu``.
 """
 
 from __future__ import annotations

@@ -258,7 +258,8 @@ def test_a_pusher_that_is_killed_while_it_puts_is_replaced(s3_server, bucket, pr
         before = proxy.num_forwarded
         session.save(3)
         until(lambda: proxy.num_forwarded > before + 100_000, "the other one puts")
-        assert NICENESS not in niceness(second)
+        heard.wait(WrittenLocally, step=3)  # with low priority, because the store comes first
+        until(lambda: NICENESS not in niceness(second), "what puts has normal priority")
         proxy.heal()
         heard.wait(Committed, step=3)
 

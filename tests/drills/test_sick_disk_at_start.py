@@ -79,7 +79,7 @@ def test_a_training_resumes_without_its_disk(place, tmp_path, caplog):
 
 
 def test_a_first_run_begins_without_its_disk(tmp_path, monkeypatch, caplog):
-    """It is that of the temporary directory, where only fingerprints of steps are kept."""
+    """The directory for temporary files lies on it. Only fingerprints of steps are kept there."""
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))

@@ -63,7 +63,7 @@ class Membership:
     local: ObjectStore | None
     """The store of the local copies, or None."""
     scratch: str | None
-    """Directory for other local files: that of the local copies, or one in the temporary directory."""
+    """Directory for other local files: :attr:`local_dir`, or one in the temporary directory."""
     disk: LocalDisk
     """The limit for all work on the two directories."""
     attempt: int

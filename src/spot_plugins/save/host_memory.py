@@ -1,4 +1,4 @@
-"""Host memory that may still be taken: that of the machine, and that of the cgroups of this process."""
+"""Host memory that this process may still take. The machine and the cgroups of the process limit it."""
 
 from __future__ import annotations
 

@@ -244,7 +244,7 @@ def test_a_notice_that_nobody_reads_is_obeyed_in_a_pause(open_group, board, monk
 
 
 def test_a_verdict_that_never_comes_is_waited_for_once_for_each_proposal(open_group, board, monkeypatch, caplog):
-    """Nothing is saved there, and training goes on. The log says so."""
+    """Nothing is saved there, and training continues. The log says so."""
     monkeypatch.setattr(ballot, "VERDICT_WAIT_S", 0.05)
     group = open_group(1)
     board.take_number("messages")

@@ -185,7 +185,7 @@ def test_a_save_during_a_push_takes_the_buffer_that_is_made(buffers, copying):
 
 
 def test_a_save_during_a_push_takes_its_buffer_if_that_is_free_earlier(buffers, reader, copying):
-    """What is made of the other one is given back."""
+    """The part of the other buffer that is made by then is given back."""
     with taking(buffers) as results:
         until(lambda: not copying.actions.empty(), "the other buffer is asked for")
         reader.ledger.release([1])
