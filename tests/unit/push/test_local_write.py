@@ -120,3 +120,33 @@ def test_nothing_is_written_to_a_disk_that_still_hangs():
     work.result()
 
     disk.begin(lambda: None).result()
+
+
+def test_a_push_waits_a_while_until_old_copies_are_removed(monkeypatch):
+    """
+    The next step could not be written to the disk otherwise, which is healthy.
+    """
+    monkeypatch.setattr(step_push, "SPARE_S", 0.0)
+    pruning, goes_on = threading.Event(), threading.Event()
+
+    class Pruned(MemoryStore):
+        def delete(self, key):
+            pruning.set()
+            goes_on.wait()
+            super().delete(key)
+
+    class Later(MemoryStore):
+        def put(self, key, data):
+            pruning.wait()
+            super().put(key, data)
+
+    local, store = Pruned(), Later()
+    for step in (1, 2):
+        save(step, run_store(), local=local)
+    claim_attempt(store, b"")
+    threading.Timer(0.3, goes_on.set).start()
+
+    told = save(3, store, local=local)
+
+    assert numbers(local) == [3, 2]
+    assert len(of(Committed, told)) == len(of(WrittenLocally, told)) == 1
