@@ -91,6 +91,8 @@ class Interrupt(Callback):
                 assert self.committed.wait(30)
                 raise Killed
             os.kill(os.getpid(), signal.SIGINT if self.how == "Ctrl-C" else signal.SIGTERM)
+            if self.how == "Ctrl-C":  # it is passed on a moment later, and these batches take less time than that
+                until(lambda: False, "KeyboardInterrupt is raised")
             spots = [each for each in trainer.callbacks if isinstance(each, SpotCheckpoint)]
             if self.how == "notice" and spots:  # these batches take less time than a notice takes to be known
                 until(lambda: spots[0]._fit.session.notice is not None, "the notice is known")

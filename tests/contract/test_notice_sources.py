@@ -114,12 +114,19 @@ def first_announced(source):
     return until(source.poll, "something is announced")
 
 
-def left_s(announcement):
-    return announcement.deadline - time.monotonic()
+@pytest.fixture
+def began():
+    """The time at which the test began."""
+    return time.monotonic()
+
+
+def assert_left(announcement, seconds, began, within=1.0):
+    """Assert that the deadline is *seconds* after a moment of this test, because a busy machine may take its time."""
+    assert began + seconds - within <= announcement.deadline <= time.monotonic() + seconds + within
 
 
 @each_source
-def test_it_is_clear_until_there_is_a_notice_and_its_deadline_is_right(name, tmp_path):
+def test_it_is_clear_until_there_is_a_notice_and_its_deadline_is_right(name, tmp_path, began):
     """
     Polls find nothing. Then the end is announced, and the deadline is the true one to the second.
     """
@@ -130,7 +137,7 @@ def test_it_is_clear_until_there_is_a_notice_and_its_deadline_is_right(name, tmp
 
         assert announced.kind == "hard"
         assert announced.source == name
-        assert left_s(announced) == pytest.approx(GRACE_S, abs=1.0)
+        assert_left(announced, GRACE_S, began)
 
 
 @each_source
@@ -192,25 +199,25 @@ def test_nobody_listens(name, tmp_path, hurried, caplog):
 
 @pytest.mark.parametrize("name", ["aws", "azure"])
 @pytest.mark.parametrize("ahead_s", [3600.0, -3600.0])
-def test_a_wrong_clock_does_not_move_the_deadline(name, ahead_s, tmp_path):
+def test_a_wrong_clock_does_not_move_the_deadline(name, ahead_s, tmp_path, began):
     """
     The provider's times are by its own clock, which its answers show.
     """
     with ASKED[name].open(tmp_path, ahead_s=ahead_s) as (source, announce, _):
         announce()
-        assert left_s(first_announced(source)) == pytest.approx(GRACE_S, abs=2.0)
+        assert_left(first_announced(source), GRACE_S, began, within=2.0)
 
 
 @pytest.mark.parametrize("name", ["aws", "azure"])
 @pytest.mark.parametrize(("ahead_s", "longest"), [(3600.0, True), (-3600.0, False)])
-def test_a_wrong_clock_that_cannot_be_seen_is_bounded(name, ahead_s, longest, tmp_path):
+def test_a_wrong_clock_that_cannot_be_seen_is_bounded(name, ahead_s, longest, tmp_path, began):
     """
     Never more than the provider gives, and never too little to try.
     """
     with ASKED[name].open(tmp_path, ahead_s=ahead_s, has_date=False) as (source, announce, _):
         announce()
         expected = {"aws": 120.0, "azure": 30.0}[name] if longest else MIN_LEFT_S
-        assert left_s(first_announced(source)) == pytest.approx(expected, abs=1.0)
+        assert_left(first_announced(source), expected, began)
 
 
 @each_source
@@ -263,14 +270,14 @@ def test_aws_renews_its_token(tmp_path):
         assert sum(path == "/latest/api/token" for path in server.requests) == 3
 
 
-def test_aws_without_tokens(tmp_path):
+def test_aws_without_tokens(tmp_path, began):
     """
     A service of version 1 has none, and is asked without.
     """
     with ASKED["aws"].open(tmp_path, has_tokens=False) as (source, announce, _):
         assert source.poll() is None
         announce()
-        assert left_s(source.poll()) == pytest.approx(GRACE_S, abs=1.0)
+        assert_left(source.poll(), GRACE_S, began)
 
 
 def test_aws_rebalance_is_soft_and_said_once(tmp_path):
@@ -287,13 +294,13 @@ def test_aws_rebalance_is_soft_and_said_once(tmp_path):
         assert source.poll().kind == "hard"
 
 
-def test_aws_hibernation_begins_at_once(tmp_path):
+def test_aws_hibernation_begins_at_once(tmp_path, began):
     """
     Its time is not to be relied on.
     """
     with ASKED["aws"].open(tmp_path, action="hibernate") as (source, announce, _):
         announce()
-        assert left_s(source.poll()) == pytest.approx(MIN_LEFT_S, abs=1.0)
+        assert_left(source.poll(), MIN_LEFT_S, began)
 
 
 def test_aws_is_found_where_the_environment_says(tmp_path, monkeypatch):
@@ -306,13 +313,13 @@ def test_aws_is_found_where_the_environment_says(tmp_path, monkeypatch):
         assert server.requests
 
 
-def test_an_end_that_is_past_leaves_time_to_try(tmp_path):
+def test_an_end_that_is_past_leaves_time_to_try(tmp_path, began):
     """
     EC2 leaves the time of a termination that did not come in the metadata.
     """
     with AwsServer() as server:
         server.announce(-600)
-        assert left_s(AwsSource(server.url).poll()) == pytest.approx(MIN_LEFT_S, abs=1.0)
+        assert_left(AwsSource(server.url).poll(), MIN_LEFT_S, began)
 
 
 # ---------------------------------------------------------------------------------------------------- GCP
@@ -336,7 +343,7 @@ def test_gcp_hears_of_a_change_at_once(tmp_path, hurried):
 # -------------------------------------------------------------------------------------------------- Azure
 
 
-def test_azure_waits_long_for_its_first_answer_without_blocking(tmp_path):
+def test_azure_waits_long_for_its_first_answer_without_blocking(tmp_path, began):
     """
     It switches the events on. Polls meanwhile return at once, and ask for nothing more.
     """
@@ -347,7 +354,7 @@ def test_azure_waits_long_for_its_first_answer_without_blocking(tmp_path):
         started = time.monotonic()
         assert source.poll() is None
         assert time.monotonic() - started < 0.9
-        assert left_s(first_announced(source)) == pytest.approx(GRACE_S, abs=2.0)
+        assert_left(first_announced(source), GRACE_S, began, within=2.0)
         assert sum("scheduledevents" in path for path in server.requests) == 1
 
 
@@ -401,13 +408,13 @@ def test_azure_is_told_that_all_is_saved(names, fault, acknowledged, tmp_path, c
     assert fault is None or "the notice of azure cannot be acknowledged" in caplog.text
 
 
-def test_azure_an_event_that_has_begun_names_no_time(tmp_path):
+def test_azure_an_event_that_has_begun_names_no_time(tmp_path, began):
     """
     Then there is as little time as is planned for.
     """
     with ASKED["azure"].open(tmp_path, started=True) as (source, announce, _):
         announce()
-        assert left_s(first_announced(source)) == pytest.approx(MIN_LEFT_S, abs=1.0)
+        assert_left(first_announced(source), MIN_LEFT_S, began)
 
 
 # --------------------------------------------------------------------------------------------------- file
@@ -416,14 +423,14 @@ def test_azure_an_event_that_has_begun_names_no_time(tmp_path):
 @pytest.mark.parametrize(
     "content", ["", "soon", '{"grace_seconds": "x"}', '{"grace_seconds": NaN}', "[1]", "1" * 400, "[" * 100_000]
 )
-def test_a_file_with_any_content_is_a_notice(content, tmp_path):
+def test_a_file_with_any_content_is_a_notice(content, tmp_path, began):
     """
     Its grace is that of the settings where it names none.
     """
     source = FileSource(str(tmp_path / "notice"), GRACE_S)
     (tmp_path / "notice").write_text(content)
 
-    assert left_s(source.poll()) == pytest.approx(GRACE_S, abs=1.0)
+    assert_left(source.poll(), GRACE_S, began)
 
 
 def test_a_file_that_is_left_over_is_none(tmp_path, caplog):
@@ -479,10 +486,10 @@ class Page:
     ],
     ids=range(5),
 )
-def test_a_page_that_is_a_notice(head, body):
+def test_a_page_that_is_a_notice(head, body, began):
     """Also from a server that closes the connection, as it was asked to, and sends the end of its answer later."""
     with Page(head, body) as url:
-        assert left_s(file_or_page(url, 7.0).poll()) == pytest.approx(MIN_LEFT_S, abs=1.0)
+        assert_left(file_or_page(url, 7.0).poll(), MIN_LEFT_S, began)
 
 
 @pytest.mark.parametrize(
@@ -525,9 +532,9 @@ def test_slurm_without_an_end_that_is_near(end, monkeypatch):
     assert SlurmSource(GRACE_S).poll() is None
 
 
-def test_slurm_with_an_end_that_is_near(monkeypatch):
+def test_slurm_with_an_end_that_is_near(monkeypatch, began):
     """
     The deadline is the end of the job.
     """
     monkeypatch.setenv("SLURM_JOB_END_TIME", str(int(time.time()) + 20))
-    assert left_s(SlurmSource(GRACE_S).poll()) == pytest.approx(20, abs=1.1)
+    assert_left(SlurmSource(GRACE_S).poll(), 20, began, within=1.1)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 import torch
+from hearing import until
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
@@ -117,11 +117,9 @@ def lives(folder, *stops, **settings):
 
 
 def new_machine(folder):
-    """Remove everything but the store. The pusher process may remove copies of old steps meanwhile."""
-    for path in folder.iterdir():
-        while path.name != "run" and path.exists():
-            with suppress(FileNotFoundError):
-                shutil.rmtree(path)
+    """Remove everything but the store. The pusher process may write and remove local copies meanwhile."""
+    for path in [path for path in folder.iterdir() if path.name != "run"]:
+        until(lambda path=path: not (shutil.rmtree(path, ignore_errors=True) or path.exists()), f"{path} is removed")
 
 
 def names(checkpoint):

@@ -62,6 +62,7 @@ class SignalNotices:
         self._others = (signal.SIGHUP, *others)
         self._is_shielded = False  # True if SIGINT is kept away from the program
         self._interrupts = False  # True if the next SIGINT gets to the program
+        self._is_late = False  # True if a SIGINT had not got to the program when the old handlers were restored
         self._previous_handlers: dict[int, Any] = {}
         self._previous_fd = -1
         self._installed = False
@@ -87,7 +88,7 @@ class SignalNotices:
         for number in ours:
             self._previous_handlers[number] = signal.signal(number, self._on_signal)
         self._previous_fd = signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
-        self._installed = True
+        self._installed, self._is_late = True, False
         _active = self
         self._thread = threading.Thread(target=self._read_signals, name="spot-signals", daemon=True)
         self._thread.start()
@@ -113,11 +114,12 @@ class SignalNotices:
         Restore the old handlers. It does nothing if the signals are not taken.
 
         With *for_good*, the signals are ignored from now on, because the process leaves and a second signal must not
-        cut that short.
+        cut that short. Otherwise a SIGINT that the thread had not decided on gets to the program's own handler, here.
         """
         global _active
         if not self._installed:
             return
+        has_interrupts = signal.getsignal(signal.SIGINT) == self._on_signal
         self._installed = False
         _active = None
         if for_good:
@@ -133,6 +135,8 @@ class SignalNotices:
         if not self._thread.is_alive():  # else the thread will read from them once more
             os.close(self._read_fd)
             os.close(self._write_fd)
+        if has_interrupts and self._is_late:
+            signal.raise_signal(signal.SIGINT)
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         """Do nothing, because the thread calls back. Pass the signal on if it interrupts or this handler is stale."""
@@ -153,9 +157,11 @@ class SignalNotices:
         """
         Let the main thread call the program's handler of SIGINT, and return True.
 
-        A handler that was put over ours has been called already. Then return False.
+        A handler that was put over ours has been called already. Then return False. Return it too if :meth:`uninstall`
+        has restored the old handler, and calls it.
         """
         if signal.getsignal(signal.SIGINT) != self._on_signal:
+            self._is_late = not self._installed
             return False
         self._interrupts = True
         main = threading.main_thread().ident

@@ -2,8 +2,8 @@
 Python imports this by its name before anything else. It kills the process, a pusher, at one of its writes.
 
 Where this folder is on the module path, the process gets SIGKILL before write number ``KILL_AT``, counted from 0, to
-any directory, the proof of the store left out; if ``KILL_AFTER`` is set, right after that write. If ``KILL_ONCE`` is
-the name of a file, only the first process is killed, and makes that file. Used by test_dying.py.
+any directory, the proof of the store left out; if ``KILL_AFTER`` is set, right after that write. It makes the file
+``KILLED`` then. If ``KILL_ONCE`` is set, only the process that finds no such file is killed. Used by test_dying.py.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ import threading
 from spot_plugins.store import LocalStore
 
 left = int(os.environ["KILL_AT"])
-once = os.environ.get("KILL_ONCE")
 lock = threading.Lock()
 
 
 def die():
-    if once is not None:
-        try:
-            open(once, "x").close()
-        except FileExistsError:
+    try:
+        open(os.environ["KILLED"], "x").close()
+    except FileExistsError:
+        if "KILL_ONCE" in os.environ:
             return
     os.kill(os.getpid(), signal.SIGKILL)
 

@@ -187,6 +187,32 @@ def test_ctrl_c_interrupts_until_the_process_leaves():
     ) == (0, ["interrupted"] * 3 + ["True"])
 
 
+def test_ctrl_c_in_the_last_moment_interrupts_too():
+    """
+    The handlers are restored before the thread has seen that SIGINT comes alone. A program that leaves gets none, and
+    one whose own handler was called already gets no second one.
+    """
+    assert run(
+        """
+        def last_moment(for_good=False):
+            try:
+                os.kill(os.getpid(), signal.SIGINT)
+                notices.uninstall(for_good=for_good)
+                say("not interrupted")
+            except KeyboardInterrupt:
+                say("interrupted", notices.installed)
+        notices.install()
+        last_moment()
+        notices.install()
+        signal.signal(signal.SIGINT, lambda *_: say("mine"))
+        last_moment()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        notices.install()
+        last_moment(for_good=True)
+        """
+    ) == (0, ["interrupted False", "mine", "not interrupted", "not interrupted"])
+
+
 def test_ctrl_c_is_kept_away_while_the_caller_says_so():
     """
     By shield(), and if the process leaves because of another rank. A handler of the program is called when nothing
