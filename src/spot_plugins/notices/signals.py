@@ -66,8 +66,7 @@ class SignalNotices:
         self._previous_handlers: dict[int, Any] = {}
         self._previous_fd = -1
         self._installed = False
-        self._read_fd = -1
-        self._write_fd = -1
+        self._pipe = (-1, -1)  # its ends to read from and to write to
         self._thread: threading.Thread | None = None
 
     def install(self) -> None:
@@ -79,15 +78,15 @@ class SignalNotices:
         """
         global _active
         check_signals_free()
-        self._read_fd, self._write_fd = os.pipe()
-        os.set_blocking(self._write_fd, False)
+        self._pipe = _, write_fd = os.pipe()
+        os.set_blocking(write_fd, False)
         free = [number for number in self._others if signal.getsignal(number) == signal.SIG_DFL]
         ours = [signal.SIGTERM, *free]
         if signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None):  # None: a handler that is not Python's
             ours.append(signal.SIGINT)
         for number in ours:
             self._previous_handlers[number] = signal.signal(number, self._on_signal)
-        self._previous_fd = signal.set_wakeup_fd(self._write_fd, warn_on_full_buffer=False)
+        self._previous_fd = signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
         self._installed, self._is_late = True, False
         _active = self
         self._thread = threading.Thread(target=self._read_signals, name="spot-signals", daemon=True)
@@ -128,13 +127,13 @@ class SignalNotices:
             if signal.getsignal(number) == self._on_signal:  # else other code has replaced the handler
                 signal.signal(number, previous or signal.SIG_DFL)
         signal.set_wakeup_fd(self._previous_fd, warn_on_full_buffer=False)
-        os.write(self._write_fd, b"\0")
+        os.write(self._pipe[1], b"\0")
         assert self._thread is not None
         # wait: CLOSE_WAIT_S; the thread ends after its callback
         self._thread.join(CLOSE_WAIT_S)
         if not self._thread.is_alive():  # else the thread will read from them once more
-            os.close(self._read_fd)
-            os.close(self._write_fd)
+            for fd in self._pipe:
+                os.close(fd)
         if has_interrupts and self._is_late:
             signal.raise_signal(signal.SIGINT)
 
@@ -171,13 +170,14 @@ class SignalNotices:
 
     def _read_signals(self) -> None:
         called_back_at, num_own = math.nan, 0
+        read_fd, _ = self._pipe
         while True:
             # wait: until a signal arrives or uninstall() writes a zero; a thread of its own
-            numbers = os.read(self._read_fd, 64)
+            numbers = os.read(read_fd, 64)
             # wait: TOGETHER_S; then SIGINT has come alone
-            if set(numbers) == {signal.SIGINT} and select.select([self._read_fd], [], [], TOGETHER_S)[0]:
+            if set(numbers) == {signal.SIGINT} and select.select([read_fd], [], [], TOGETHER_S)[0]:
                 # wait: at once; there is something to read
-                numbers += os.read(self._read_fd, 64)
+                numbers += os.read(read_fd, 64)
             if self._previous_fd != -1 and (signals := numbers.replace(b"\0", b"")):
                 os.write(self._previous_fd, signals)  # an event loop of the program reads them too
             notices = [number for number in numbers if number in self._previous_handlers and number != signal.SIGINT]
