@@ -220,9 +220,8 @@ def test_a_process_killed_at_any_file_operation_leaves_no_half_step(tmp_path):
 
 def test_a_pusher_killed_at_any_write_loses_that_step_at_most(tmp_path, monkeypatch):
     """
-    The real pusher of a real session, SIGKILL before its n-th write to a directory, for every n, removals included, and
-    so each one that takes its place. The session is told what became of the step, and what it is told is what a reader
-    finds.
+    The real pusher of a real session gets SIGKILL before its n-th write to a directory, for every n, removals included.
+    So does each pusher that takes its place. The session is told what became of the step, and a reader finds the same.
     """
     package = Path(spot_plugins.__file__).parents[1]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(KILLING), str(package)]))

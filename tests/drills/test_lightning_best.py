@@ -118,8 +118,14 @@ def lives(folder, *stops, **settings):
 
 def new_machine(folder):
     """Remove everything but the store. The pusher process may write and remove local copies meanwhile."""
-    for path in [path for path in folder.iterdir() if path.name != "run"]:
-        until(lambda path=path: not (shutil.rmtree(path, ignore_errors=True) or path.exists()), f"{path} is removed")
+
+    def is_removed(path):
+        shutil.rmtree(path, ignore_errors=True)
+        return not path.exists()
+
+    for path in list(folder.iterdir()):
+        if path.name != "run":
+            until(lambda path=path: is_removed(path), f"{path} is removed")
 
 
 def names(checkpoint):

@@ -156,8 +156,8 @@ class SignalNotices:
         """
         Let the main thread call the program's handler of SIGINT, and return True.
 
-        A handler that was put over ours has been called already. Then return False. Return it too if :meth:`uninstall`
-        has restored the old handler, and calls it.
+        Return False if a handler was put over ours, because it has been called already. Return False too if
+        :meth:`uninstall` has restored the old handler. Then it calls that handler.
         """
         if signal.getsignal(signal.SIGINT) != self._on_signal:
             self._is_late = not self._installed
