@@ -69,9 +69,11 @@ class EarlyNotices:
     ) -> None:
         self._poller.close()
         leaves = isinstance(exc, Preempted)
-        self._signals.uninstall(for_good=leaves)
-        if leaves:
+        is_late = self._signals.uninstall(for_good=leaves) and exc is None
+        if leaves or is_late:
             roster.leave(machine_ends=self._machine_ends)
+        if is_late:
+            raise Preempted(None)
 
     def wait(self, seconds: float) -> None:
         """

@@ -108,9 +108,9 @@ class Listener:
         """See :meth:`~.notices.SignalNotices.shield`."""
         self._signals.shield(on=on)
 
-    def release_signals(self, *, for_good: bool = False) -> None:
+    def release_signals(self, *, for_good: bool = False) -> bool:
         """Give signals back; *for_good*, because of a notice: see :meth:`~.notices.SignalNotices.uninstall`."""
-        self._signals.uninstall(for_good=for_good)
+        return self._signals.uninstall(for_good=for_good)
 
     def acknowledge(self) -> None:
         """Let the machine be taken sooner, by whoever has said that it will be."""

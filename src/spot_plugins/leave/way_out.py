@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -213,6 +214,26 @@ class WayOut:
         self._phase.move(Phase.CLOSED)
         self._stack.close()
         roster.leave(machine_ends=self._listener.machine_ends)
+
+    def release_signals(self) -> None:
+        """
+        Give signals back at the end of a session. Obey a signal that came too late to be obeyed in another way.
+
+        After an error it only warns, because the error has to be seen.
+
+        Raises:
+            Preempted: There was such a signal.
+        """
+        if not self._listener.release_signals():
+            return
+        if sys.exc_info()[0] is not None:
+            logger.warning(
+                "the signal is not obeyed, because the training ends with an error. If the program goes on after the "
+                "error, end it"
+            )
+            return
+        roster.leave(machine_ends=self._listener.machine_ends)
+        raise Preempted(self._saved_steps.last)
 
     def leave_in_pause(self) -> None:
         """

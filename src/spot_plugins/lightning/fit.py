@@ -156,13 +156,15 @@ class Fit:
 
     def close(self) -> None:
         """Close the session and give the trainer its own methods back."""
-        self.session.close()
-        self._steps.close()
-        self._parts.position.close()
-        self._best.close()
-        internals.keep_first_epoch_start(self._trainer)
-        internals.allow_sigterm_broadcast(self._trainer)
-        internals.allow_ckpt_path(self._trainer)
+        try:
+            self.session.close()
+        finally:
+            self._steps.close()
+            self._parts.position.close()
+            self._best.close()
+            internals.keep_first_epoch_start(self._trainer)
+            internals.allow_sigterm_broadcast(self._trainer)
+            internals.allow_ckpt_path(self._trainer)
 
 
 def _start_persistent_validation_workers(trainer: Trainer) -> None:

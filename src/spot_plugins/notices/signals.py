@@ -62,7 +62,7 @@ class SignalNotices:
         self._others = (signal.SIGHUP, *others)
         self._is_shielded = False  # True if SIGINT is kept away from the program
         self._interrupts = False  # True if the next SIGINT gets to the program
-        self._is_late = False  # True if a SIGINT had not got to the program when the old handlers were restored
+        self._left_over: set[int] = set()  # signals that nothing has obeyed yet
         self._previous_handlers: dict[int, Any] = {}
         self._previous_fd = -1
         self._installed = False
@@ -87,7 +87,7 @@ class SignalNotices:
         for number in ours:
             self._previous_handlers[number] = signal.signal(number, self._on_signal)
         self._previous_fd = signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
-        self._installed, self._is_late = True, False
+        self._installed, self._left_over = True, set()
         _active = self
         self._thread = threading.Thread(target=self._read_signals, name="spot-signals", daemon=True)
         self._thread.start()
@@ -108,16 +108,20 @@ class SignalNotices:
         """Keep SIGINT away from the program while it leaves. Call it on the main thread."""
         self._is_shielded = on
 
-    def uninstall(self, *, for_good: bool = False) -> None:
+    def uninstall(self, *, for_good: bool = False) -> bool:
         """
         Restore the old handlers. It does nothing if the signals are not taken.
 
         With *for_good*, the signals are ignored from now on, because the process leaves and a second signal must not
         cut that short. Otherwise a SIGINT that the thread had not decided on gets to the program's own handler, here.
+
+        Returns:
+            Whether a notice came before the old handlers were restored. The caller obeys it, because the program does
+            not hear of it.
         """
         global _active
         if not self._installed:
-            return
+            return False
         has_interrupts = signal.getsignal(signal.SIGINT) == self._on_signal
         self._installed = False
         _active = None
@@ -134,13 +138,18 @@ class SignalNotices:
         if not self._thread.is_alive():  # else the thread will read from them once more
             for fd in self._pipe:
                 os.close(fd)
-        if has_interrupts and self._is_late:
+        self._thread = None
+        has_notice = bool(self._left_over - {signal.SIGINT})
+        if has_interrupts and self._left_over and not has_notice:
             signal.raise_signal(signal.SIGINT)
+        return has_notice
 
     def _on_signal(self, signum: int, frame: FrameType | None) -> None:
         """Do nothing, because the thread calls back. Pass the signal on if it interrupts or this handler is stale."""
         previous = self._previous_handlers.get(signum) or signal.SIG_DFL
-        if not self._installed:
+        if not self._installed and self._thread is not None:
+            self._left_over.add(signum)  # uninstall() is under way, and the thread may not read of it any more
+        elif not self._installed:
             # A host remembered this handler as the original one and installed it again after uninstall().
             signal.signal(signum, previous)
             signal.raise_signal(signum)
@@ -157,10 +166,11 @@ class SignalNotices:
         Let the main thread call the program's handler of SIGINT, and return True.
 
         Return False if a handler was put over ours, because it has been called already. Return False too if
-        :meth:`uninstall` has restored the old handler. Then it calls that handler.
+        :meth:`uninstall` has restored the old handler. Then :meth:`uninstall` calls that handler.
         """
         if signal.getsignal(signal.SIGINT) != self._on_signal:
-            self._is_late = not self._installed
+            if not self._installed:
+                self._left_over.add(signal.SIGINT)
             return False
         self._interrupts = True
         main = threading.main_thread().ident
@@ -186,6 +196,7 @@ class SignalNotices:
             if notices and math.isnan(called_back_at):
                 self._is_shielded = True
                 called_back_at = time.monotonic()
+                self._left_over.add(notices[0])
                 self._on_notice(signal.Signals(notices[0]).name, called_back_at)
             elif num_interrupts and not (notices or self._is_shielded or self._leaves()):
                 num_own += self._interrupt()
@@ -251,7 +262,7 @@ def _after_fork_in_child() -> None:
         handlers = {**dict.fromkeys(_active._previous_handlers, signal.SIG_IGN), signal.SIGTERM: signal.SIG_DFL}
         if signal.SIGINT in handlers:
             handlers[signal.SIGINT] = _active._previous_handlers[signal.SIGINT]
-        _active._installed = False
+        _active._installed, _active._thread = False, None
         _active = None
         signal.set_wakeup_fd(-1)
         for number, handler in handlers.items():

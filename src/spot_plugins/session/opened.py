@@ -118,7 +118,7 @@ def join_and_build(
     for subscriber in (keeper, measurements, pacer, CommitAge(clock, counts_shares=job.rank == 0 < job.world_size - 1)):
         bus.subscribe(subscriber.on_event)
     # Closed from the last to the first: the saver before the pusher, which gets what is being copied.
-    for close in (listener.release_signals, pusher.close, saver.close, agreement.close, listener.close):
+    for close in (way_out.release_signals, pusher.close, saver.close, agreement.close, listener.close):
         stack.callback(close)
     return Opened(
         *(job, lines, run, pusher, saver, saved_steps, measurements, agreement, listener, way_out, fingerprints, keeper)

@@ -344,7 +344,7 @@ class SpotSession(KeepsSteps):
         Report that training is done after *step*: save it, wait until it is stored, and close.
 
         Raises:
-            Preempted: A notice came before the end was stored, and left no time for that.
+            Preempted: A notice came before the end was stored and left no time for that, or a signal came later.
             CommitError: The end of the training is not stored. If a newer attempt has taken over the run, an error is
                 logged instead.
         """
@@ -385,7 +385,7 @@ class SpotSession(KeepsSteps):
         self.close()
 
     def close(self) -> None:
-        """Stop. What is staged is still pushed, by the pusher process. A second call does nothing."""
+        """Stop. The pusher still stores what is staged. Raises ``Preempted`` if a signal came in the last moment."""
         self._phase.move(Phase.CLOSED)
         self._stack.close()
 

@@ -424,6 +424,28 @@ def test_a_stale_handler_behaves_as_the_default():
     assert (code, said) == (-signal.SIGTERM, ["armed"])
 
 
+def test_a_notice_that_came_is_known_when_the_handlers_are_restored():
+    """
+    The caller of uninstall() learns that a SIGTERM came. It does not if none came, or if a child was told to end.
+    """
+    assert run(
+        """
+        notices.install()
+        say(notices.uninstall())
+        notices.install()
+        term()
+        say(notices.uninstall(), noticed.is_set())
+        notices.install()
+        pid = os.fork()
+        if pid == 0:
+            time.sleep(20)
+        term(pid)
+        os.waitpid(pid, 0)
+        say(notices.uninstall(), notices.uninstall())
+        """
+    ) == (0, ["False", "True True", "False False"])
+
+
 def test_a_process_that_leaves_ignores_later_signals():
     """
     Uninstalled for good, SIGTERM does nothing any more: neither by itself, nor through a handler that a host kept.

@@ -12,7 +12,7 @@ from hearing import until
 from torch import nn
 
 from spot_plugins import SpotConfig, SpotSession
-from spot_plugins.errors import ConfigError, IncompatibleCheckpointError
+from spot_plugins.errors import ConfigError, IncompatibleCheckpointError, Preempted
 from spot_plugins.store import check_writable, open_store
 
 
@@ -104,8 +104,9 @@ def test_the_name_of_the_facts_is_taken(url):
 
 
 def test_a_signal_between_the_start_and_the_resume_is_answered(url, caplog):
-    """It is obeyed after the first step, and the line says that."""
-    with SpotSession(SpotConfig(url=url, every_steps=100, notice_sources=())) as session:
+    """It is obeyed after the first step, and the line says that. Without a step it is obeyed when the session ends."""
+    config = SpotConfig(url=url, every_steps=100, notice_sources=())
+    with pytest.raises(Preempted), SpotSession(config) as session:  # noqa: PT012 - the end of the block raises
         session.handle_signals()
         os.kill(os.getpid(), signal.SIGTERM)
         until(lambda: session.notice, "the notice arrives")
