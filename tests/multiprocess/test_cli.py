@@ -6,10 +6,8 @@ import errno
 import json
 import math
 import os
-import platform
 import re
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -19,6 +17,7 @@ import pytest
 import torch
 from hearing import Heard, until
 from safetensors.torch import load_file
+from sandbox import without
 from steps import Holder
 
 from spot_plugins.config import SpotConfig
@@ -96,19 +95,9 @@ def test_a_failure_of_its_own_is_not_taken_for_the_commands(tmp_path):
 
 def test_a_sandbox_in_which_it_cannot_work_is_not_taken_for_the_commands(tmp_path):
     """
-    The kernel refuses to let it adopt orphans. A real filter of system calls does, as sandboxes have them.
+    The kernel refuses to let it adopt orphans.
     """
-    load, equal, answer = 0x20, 0x15, 0x06
-    prctl = {"x86_64": 157, "aarch64": 167}[platform.machine()]
-    refuse, allow = 0x00050000 | errno.EPERM, 0x7FFF0000
-    program = [(load, 0, 0, 0), (equal, 0, 3, prctl), (load, 0, 0, 16), (equal, 0, 1, 36), (answer, 0, 0, refuse)]
-    code = b"".join(struct.pack("HBBI", *each) for each in [*program, (answer, 0, 0, allow)])
-    script = "import ctypes, os, struct, sys; libc = ctypes.CDLL(None, use_errno=True); "
-    script += f"code = ctypes.create_string_buffer({code!r}); head = struct.pack('HP', 6, ctypes.addressof(code)); "
-    script += "done = libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, ctypes.c_char_p(head)); "
-    script += f"assert not done, ctypes.get_errno(); os.execv(sys.executable, {[*SPOT, 'run', 'true']})"
-
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    done = subprocess.run(without([("prctl", 36)], [*SPOT, "run", "true"]), capture_output=True, text=True)
 
     told = (
         "spot run: [Errno 1] the kernel does not let this process adopt orphans. Start the command without spot run\n"
@@ -246,6 +235,23 @@ def test_what_ignores_the_notice_is_killed_when_the_grace_is_over(tmp_path):
     assert process.wait(timeout=20) == 143
     assert time.monotonic() - started >= 1.9
     assert not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists()
+
+
+def test_a_process_that_may_not_be_signaled_is_named_once():
+    """
+    A program that changes its user is such a process. The kernel refuses here all signals that spot run sends.
+    """
+    words = [*SPOT, "run", "--grace-seconds", "0.1", "sh", "-c", "echo begun; read line; sleep 1"]
+    pipes = dict.fromkeys(["stdin", "stdout", "stderr"], subprocess.PIPE)
+    process = subprocess.Popen(without(["kill"], words), text=True, **pipes)
+    assert process.stdout.readline() == "begun\n"
+    process.terminate()
+    assert process.stderr.readline() == "spot run: SIGTERM: the ranks save and leave, within 0.1 s\n"
+    named = process.stderr.readline()
+    printed = process.communicate("\n")[1]  # it looks about ten times meanwhile
+
+    assert re.fullmatch(r"spot run: process \d+ belongs to another user, so it gets no signal\n", named)
+    assert named not in printed
 
 
 def test_a_signal_that_nohup_ignores_stays_ignored(tmp_path):
