@@ -10,8 +10,8 @@ import sys
 _LOAD, _EQUAL, _ANSWER = 0x20, 0x15, 0x06
 _REFUSE, _ALLOW = 0x00050000 | errno.EPERM, 0x7FFF0000
 _NUMBERS = {
-    "x86_64": {"prctl": 157, "kill": 62, "link": 86, "linkat": 265},
-    "aarch64": {"prctl": 167, "kill": 129, "link": 37, "linkat": 37},
+    "x86_64": {"prctl": 157, "kill": 62},
+    "aarch64": {"prctl": 167, "kill": 129},
 }
 
 
