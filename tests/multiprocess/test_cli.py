@@ -96,7 +96,7 @@ def test_a_sandbox_in_which_it_cannot_work_is_not_taken_for_the_commands(tmp_pat
     """
     The kernel refuses to let it adopt orphans.
     """
-    done = subprocess.run(without([("prctl", 36)], [*SPOT, "run", "true"]), capture_output=True, text=True)
+    done = subprocess.run(without("prctl", [*SPOT, "run", "true"], first_argument=36), capture_output=True, text=True)
 
     told = (
         "spot run: [Errno 1] the kernel does not let this process adopt orphans. Start the command without spot run\n"
@@ -242,7 +242,7 @@ def test_a_process_that_may_not_be_signaled_is_named_once():
     """
     words = [*SPOT, "run", "--grace-seconds", "0.1", "sh", "-c", "echo begun; read line; sleep 1"]
     pipes = dict.fromkeys(["stdin", "stdout", "stderr"], subprocess.PIPE)
-    process = subprocess.Popen(without(["kill"], words), text=True, **pipes)
+    process = subprocess.Popen(without("kill", words), text=True, **pipes)
     assert process.stdout.readline() == "begun\n"
     process.terminate()
     assert process.stderr.readline() == "spot run: SIGTERM: the ranks save and leave, within 0.1 s\n"
