@@ -117,7 +117,8 @@ class AzureServer(MetadataServer):
 
     names = ("MyVM_0",)
     event_type = "Preempt"
-    first_answer_s = 0.0
+    held = None
+    """An event, until which the first answer is held."""
     started = False
     acknowledged = ()
 
@@ -132,8 +133,9 @@ class AzureServer(MetadataServer):
             started = [each["EventId"] for each in json.loads(headers.body)["StartRequests"]]
             self.acknowledged = (*self.acknowledged, *started)
             return 200, ""
-        first, self.first_answer_s = self.first_answer_s, 0.0
-        time.sleep(first)
+        held, self.held = self.held, None
+        if held is not None:
+            held.wait()
         event = {
             "EventId": "602d9444-d2cd-49c7-8624-8643e7171297",
             "EventType": self.event_type,

@@ -327,17 +327,15 @@ def test_an_end_that_is_past_leaves_time_to_try(tmp_path, began):
 
 def test_gcp_hears_of_a_change_at_once(tmp_path, hurried):
     """
-    Not with its next look, which is a minute away.
+    Not with its next look, which is an hour away.
     """
     with ASKED["gcp"].open(tmp_path) as (source, announce, server):
-        source.every_s = 60.0
+        source.every_s = 3600.0
         with watching(source) as announced:
             until(lambda: any("wait_for_change" in path for path in server.requests), "it waits")
             time.sleep(0.2)
-            before = time.monotonic()
             announce()
             until(lambda: announced, "a notice")
-            assert time.monotonic() - before < 5
 
 
 # -------------------------------------------------------------------------------------------------- Azure
@@ -345,15 +343,14 @@ def test_gcp_hears_of_a_change_at_once(tmp_path, hurried):
 
 def test_azure_waits_long_for_its_first_answer_without_blocking(tmp_path, began):
     """
-    It switches the events on. Polls meanwhile return at once, and ask for nothing more.
+    It switches the events on. Polls return before it comes, and ask for nothing more.
     """
     with AzureServer() as server:
-        server.first_answer_s = 1.0
+        server.held = held = threading.Event()
         source = AzureSource(server.url)
         server.announce(GRACE_S)
-        started = time.monotonic()
-        assert source.poll() is None
-        assert time.monotonic() - started < 0.9
+        assert [source.poll() for _ in range(3)] == [None] * 3
+        held.set()
         assert_left(first_announced(source), GRACE_S, began, within=2.0)
         assert sum("scheduledevents" in path for path in server.requests) == 1
 
@@ -387,8 +384,8 @@ EVENT = "602d9444-d2cd-49c7-8624-8643e7171297"
 )
 def test_azure_is_told_that_all_is_saved(names, fault, acknowledged, tmp_path, caplog):
     """
-    What concerns this machine alone may begin. A server that refuses, or does not answer, does no harm; it costs a
-    warning and at most a few seconds.
+    What concerns this machine alone may begin. A server that refuses, or never answers, does no harm; it costs a
+    warning, and is given up.
     """
     heard = []
     with ASKED["azure"].open(tmp_path, names=names) as (source, announce, server):
@@ -398,11 +395,9 @@ def test_azure_is_told_that_all_is_saved(names, fault, acknowledged, tmp_path, c
         announce()
         until(lambda: heard, "the notice is heard")
         server.fault = fault
-        started = time.monotonic()
         watch.acknowledge()
         watch.close()
 
-        assert time.monotonic() - started < 5
         assert server.acknowledged == acknowledged
     assert len(caplog.records) == (fault is not None)
     assert fault is None or "the notice of azure cannot be acknowledged" in caplog.text

@@ -95,18 +95,18 @@ PASSING = {
 @pytest.mark.parametrize(("fault", "said"), PASSING.values(), ids=PASSING)
 def test_a_service_in_trouble_is_a_store_error_that_may_pass(store, proxy, operation, fault, said):
     """
-    A service that is away, stuck, overloaded or full gives StoreError soon; when it is well again, so is the store.
+    A service that is away, stuck, overloaded or full gives StoreError, not many tries. Once it is well, so is the store.
     """
     fault(proxy)
-    before = time.monotonic()
+    before = proxy.num_requests
     with pytest.raises(StoreError, match=said) as caught:
         operation(store)
 
-    assert time.monotonic() - before < 20 * TIMEOUT_S  # not many tries in one
+    assert proxy.num_requests - before <= 2  # a client may repeat one whose connection is from before the trouble
     assert caught.value.retryable
     proxy.heal()
-    operation(store)
-    assert store.get("there") == b"data"
+    patiently(lambda: operation(store))  # a busy machine may need longer than TIMEOUT_S
+    assert patiently(lambda: store.get("there")) == b"data"
 
 
 REJECTED = "the service rejects these credentials; give valid ones"

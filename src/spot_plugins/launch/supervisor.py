@@ -114,6 +114,7 @@ class _Command:
         self._rank_has_left = False
         self._deadline = math.inf
         self._signaled: set[int] = set()
+        self._of_others: set[int] = set()  # processes of other users
         self._code: int | None = None
         parent = os.getpid()
 
@@ -178,7 +179,7 @@ class _Command:
                 self._begin_grace()  # a limit for pushers too, because the next attempt finds what they wrote locally
         if is_over := time.monotonic() >= self._deadline:
             for pid in others:
-                _kill(pid, signal.SIGKILL)
+                self._kill(pid, signal.SIGKILL)
         return self._code is not None and not others and (is_over or not left)
 
     def _send_to_orphans(self, orphans: set[int]) -> None:
@@ -194,7 +195,17 @@ class _Command:
         """Send one SIGTERM to each of *pids*, and none on a second call."""
         for pid in pids - self._signaled:
             self._signaled.add(pid)
-            _kill(pid, signal.SIGTERM)
+            self._kill(pid, signal.SIGTERM)
+
+    def _kill(self, pid: int, number: signal.Signals) -> None:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:  # the process has ended meanwhile
+            pass
+        except PermissionError:
+            if pid not in self._of_others:
+                self._of_others.add(pid)
+                _log(f"process {pid} belongs to another user, so it gets no signal")
 
     def _reap(self) -> None:
         while True:
@@ -246,15 +257,6 @@ def _command_of(pid: int) -> bytes:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return b""
-
-
-def _kill(pid: int, number: signal.Signals) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:  # the process has ended meanwhile
-        pass
-    except PermissionError:
-        _log(f"process {pid} belongs to another user, so it gets no signal")
 
 
 def _log(text: str) -> None:

@@ -138,7 +138,7 @@ class WayOut:
                 self._measurements.on_saved(step)
                 return None
         if self._phase.now is Phase.PAUSED or not saves_live:
-            return "its state was not copied when it was done, because earlier steps were still on their way"
+            return "its state was not copied when the step was done, because no memory was free for it"
         try:
             if self._saved_steps.save(step, "explicit"):
                 self._measurements.on_saved(step)
@@ -244,7 +244,7 @@ class WayOut:
         """
         outcome = self._departure.depart(self._pause_step, is_paused=True)
         if not outcome.stays and not self._phase.wait_until(frozenset({Phase.LEAVING, Phase.CLOSED}), STUCK_S):
-            logger.warning("the training thread is stuck in the pause; ending the process")
+            logger.warning("the training thread is stuck in the pause, so this process ends")
             end_shielded_workers()
             self._job.board.close()
             roster.leave(machine_ends=self._listener.machine_ends)

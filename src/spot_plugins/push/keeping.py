@@ -70,13 +70,6 @@ class Marks:
                 del self._waiting[0]
             self._bus.emit(answer)
 
-    def give_up(self, reason: str) -> None:
-        """Drop all wishes, because of *reason*."""
-        with self._lock:
-            waiting, self._waiting = self._waiting, []
-        for request in waiting:
-            self._bus.emit(_failed(request, reason))
-
     def _answer(self, request: KeepRequest) -> Event:
         step, owner = request.step, request.owner
         try:

@@ -170,13 +170,11 @@ class Worker:
         while True:
             marks.fulfill()
             with self._changed:
-                if self._waiting or (self._trainer_gone and marks.is_done):
+                if self._waiting or self._hopeless or (self._trainer_gone and marks.is_done):
                     return
                 if marks.is_done:
                     # wait: until a job comes or the trainer is gone; a thread that nobody waits for before LINGER_S
                     self._changed.wait_for(lambda: self._waiting or self._trainer_gone or not marks.is_done)
-                elif self._hopeless:
-                    marks.give_up("the trainer is gone and the store did not take the mark in time")
                 else:
                     # wait: the pause of the marks; they are tried again
                     self._changed.wait(marks.pause_s)
@@ -233,7 +231,7 @@ class Worker:
         if self._pushing is None:
             return
         if self._hopeless:
-            self._pushing.give_up("the trainer is gone and the store did not take it in time")
+            self._pushing.give_up("the session is closed")
         elif self._waiting:
             self._pushing.give_up("a newer step is staged and the store does not answer")
 

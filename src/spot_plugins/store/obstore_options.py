@@ -227,7 +227,7 @@ def _client(url: str | None, connect_s: float | None) -> dict[str, Any]:
     """Return the options of the HTTP client for the endpoint *url*. None stands for the endpoint of the service."""
     split = urlsplit(url or "https://of-the-service")
     if split.scheme not in ("http", "https") or not split.hostname:
-        raise ValueError(f"endpoint_url={url!r} is not the URL of a server: give one such as https://host:9000")
+        raise ValueError(f"the endpoint {url!r} is not the URL of a server. Give one such as https://host:9000")
     return {
         "allow_http": split.scheme == "http",
         "connect_timeout": _LONGEST_REQUEST if connect_s is None else timedelta(seconds=connect_s),

@@ -514,6 +514,20 @@ def test_peek_finds_the_place_before_anything_is_prepared(url):
             spot.peek()
 
 
+def test_a_step_that_peek_found_and_that_is_damaged_is_named(url, tmp_path):
+    """
+    Peek reads the place only. The resume reads everything, and continues from the step before.
+    """
+    loop(url, stepping, every_steps=3)
+    [damaged] = (tmp_path / "run/steps").glob("0000000006*/*.safetensors")
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    with training(url) as (_, spot, _, _, _):
+        assert spot.peek().step == 6
+        told = "peek.. found step 6, which is damaged, so the training continues from step 3"
+        with pytest.warns(UserWarning, match=told):
+            assert spot.resume().step == 3
+
+
 def test_fence_waits_for_the_copy(url):
     """
     Weights may be swapped after it.

@@ -23,7 +23,9 @@ EPOCHS = 3
 class Ranks:
     """A loop on a number of processes, as one of them sees it. Nothing but the number is real."""
 
-    def __init__(self, processes, make, *, accumulation=12, split=False, tied=True, keep=True, per="step"):
+    def __init__(
+        self, processes, make, *, accumulation=12, split=False, tied=True, keep=True, per="step", prepared=True
+    ):
         for state in (AcceleratorState, PartialState, GradientState):
             state._reset_state()
         plugin = GradientAccumulationPlugin(num_steps=accumulation, adjust_scheduler=per == "step")
@@ -34,11 +36,14 @@ class Ranks:
         PartialState().num_processes = self.accelerator.state.num_processes = processes
         self.optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0)
         scheduler = make(self.optimizer)
-        self.wrapped, self.scheduler = self.accelerator.prepare(self.optimizer, scheduler)
+        self.wrapped = self.accelerator.prepare(self.optimizer)
+        self.scheduler = self.accelerator.prepare(scheduler) if prepared else scheduler
         self.at_once = 1 if split else processes
         self.per = per
         self.said = []
         schedules = Schedules(self.accelerator, [], Told())
+        if not prepared:
+            schedules.find()
         self.part = CountersPart(self.accelerator, schedules, self.said.append, keep_batch=keep)
         self.steps = 0
 
@@ -259,6 +264,32 @@ def test_another_function_of_the_program_is_named():
     other = Ranks(2, lambda optimizer: LambdaLR(optimizer, lambda n: max(0.0, 1 - n / TOTAL / 2)))
     with pytest.warns(UserWarning, match="the schedule of this program gives a learning rate of 0.833.*had 0.666"):
         other.load(state)
+
+
+@pytest.mark.filterwarnings("ignore:Detected call")
+def test_a_schedule_per_batch_that_is_not_prepared_is_named_on_another_number_of_processes():
+    """
+    It makes twice as many steps for the same samples on one process as on two, and nothing makes up for that.
+    """
+    ranks = Ranks(2, SCHEDULES["linear"], prepared=False, per="batch")
+    ranks.train(0, BATCHES)
+    state = ranks.state()
+    again = Ranks(1, SCHEDULES["linear"], prepared=False, per="batch")
+    with pytest.warns(UserWarning, match="LambdaLR is not prepared, so it makes a step per call and not per sample"):
+        again.load(state)
+
+
+@pytest.mark.parametrize("in_checkpoint", [True, False])
+def test_a_schedule_that_is_not_prepared_and_on_one_side_only_is_named(in_checkpoint):
+    """
+    Its rate would begin anew, or nobody would continue it.
+    """
+    before, after = (
+        Ranks(2, SCHEDULES["cosine"], prepared=prepared) for prepared in (not in_checkpoint, in_checkpoint)
+    )
+    where = "the checkpoint" if in_checkpoint else "this program"
+    with pytest.warns(UserWarning, match=f"only {where} has a CosineAnnealingLR that is not prepared, so the learning"):
+        after.part.load_state_dict(before.part.state_dict())
 
 
 def test_accumulation_that_no_number_makes_up_for_is_named():

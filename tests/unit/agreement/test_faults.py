@@ -14,6 +14,7 @@ from spot_plugins.ranks import Job, MemoryBoard
 from spot_plugins.schedule import PeriodicTrigger
 
 PATIENCE_S = 20.0
+ENDLESS_S = 3600.0  # whoever waits that long does not end within the time of a test
 
 
 class Participant:
@@ -122,30 +123,29 @@ RUBBISH = [
 
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("rubbish", RUBBISH, ids=repr)
-def test_a_message_that_is_rubbish_is_a_lost_board_said_once(open_group, board, caplog, rank, rubbish):
+def test_a_message_that_is_rubbish_is_a_lost_board_said_once(open_group, board, caplog, monkeypatch, rank, rubbish):
     """No boundary waits afterwards, and a notice is obeyed at the next one."""
+    monkeypatch.setattr(ballot, "VERDICT_WAIT_S", ENDLESS_S)
     group = open_group(rank, every_steps=2)
     board.take_number("messages")
     board.post("message/1", rubbish)
     wait_ended(group)
-    started = time.monotonic()
 
     with caplog.at_level(logging.ERROR):
         assert [group.at_boundary(step) for step in range(1, 6)] == [None] * 5
 
     assert len([record for record in caplog.records if "can no longer agree" in record.message]) == 1
-    group.notify(patient())
+    group.notify(patient(ENDLESS_S))
     assert group.at_boundary(6).leaves
-    assert time.monotonic() - started < ballot.VERDICT_WAIT_S / 2
 
 
 @pytest.mark.parametrize("rubbish", [None, 17, "maybe", {"ready": True}], ids=repr)
-def test_an_answer_that_is_rubbish_is_a_lost_board_for_all(open_group, board, rubbish):
+def test_an_answer_that_is_rubbish_is_a_lost_board_for_all(open_group, board, monkeypatch, rubbish):
     """Rank 0, which reads the answers, gives a verdict that is none. So the others do not wait for one either."""
+    monkeypatch.setattr(ballot, "VERDICT_WAIT_S", ENDLESS_S)
     board.garbled["answer/1/1"] = rubbish
     other = open_group(1)
     leader = open_group(0, every_steps=1)
-    started = time.monotonic()
 
     leader.saved(0)
 
@@ -153,7 +153,6 @@ def test_an_answer_that_is_rubbish_is_a_lost_board_for_all(open_group, board, ru
     wait_ended(other)
     for group in (leader, other):
         assert [group.at_boundary(step) for step in (1, 2, 3)] == [None] * 3
-    assert time.monotonic() - started < ballot.VERDICT_WAIT_S / 2
 
 
 @pytest.mark.parametrize("rubbish", [None, "late!", -3, True], ids=repr)
@@ -219,7 +218,6 @@ def test_a_notified_rank_leaves_alone_if_its_time_is_over(open_group, board, mon
 
     assert decision.leaves
     assert group.notice.source == "test"
-    assert time.monotonic() - started < PATIENCE_S / 2
 
 
 def test_a_notice_that_nobody_reads_is_obeyed_in_a_pause(open_group, board, monkeypatch):

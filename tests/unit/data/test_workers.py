@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -133,7 +132,7 @@ def test_a_loader_without_workers_is_left_alone(loader):
 
 TRAINER = """
 import signal, sys, threading
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, _utils
 from spot_plugins.data import elastic_loader, end_shielded_workers
 
 class Samples:
@@ -165,6 +164,7 @@ lock = order._workers_done_event._cond  # held by a worker that is killed while 
 thread = threading.Thread(target=lock.acquire)
 thread.start()
 thread.join()
+_utils.MP_STATUS_CHECK_INTERVAL = 3600.0  # of torch, which waits that long for a busy worker before it terminates it
 end_shielded_workers()
 """
 
@@ -214,18 +214,15 @@ def start():
 
 def test_a_group_signal_spares_the_workers_and_leaving_waits_for_none_of_them(start):
     """
-    Fifty batches after SIGTERM to the whole group, the trainer is gone in a moment: with a worker busy forever,
-    and a lock that nobody will ever release.
+    Fifty batches after SIGTERM to the whole group, the trainer is gone: with a worker busy forever, and a lock that
+    nobody will ever release.
     """
     trainer = start("elastic_loader(Samples(), batch_size=2, num_workers=2, shuffle=False, prefetch_factor=499)")
     os.killpg(trainer.pid, signal.SIGTERM)
     assert trainer.stdout.readline() == "saved\n", trainer.stderr.read()
-    leaving_at = time.monotonic()
     _, complaints = trainer.communicate(timeout=DEADLINE_S)
-    took_s = time.monotonic() - leaving_at
 
     assert (trainer.returncode, complaints) == (143, "")
-    assert took_s < 4  # torch alone waits five seconds for a busy worker, and terminates it then
     assert processes_of_session(trainer.pid) == set()
 
 

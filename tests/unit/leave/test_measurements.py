@@ -1,4 +1,8 @@
-"""Sessions that train, save and push for real use the seconds between a notice and its end."""
+"""
+The seconds between a notice and its end, in sessions that train, save and push for real.
+
+No test depends on the speed of the machine. Where a plan is compared with numbers, time is a value.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +28,7 @@ from spot_plugins.events import (
     Staged,
     WrittenLocally,
 )
+from spot_plugins.leave import measurements as measurements_module
 from spot_plugins.leave.measurements import NUM_STEPS, Measurements
 from spot_plugins.leave.plan import Situation, slowest
 from spot_plugins.notices import Announcement
@@ -37,13 +42,30 @@ STEP_S = 0.02
 MB = 1_000_000
 
 
+class HandClock:
+    """Stands for the module ``time`` in the measurements, and is set by hand."""
+
+    def __init__(self):
+        self.now = time.monotonic()
+
+    def monotonic(self):
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    clock = HandClock()
+    monkeypatch.setattr(measurements_module, "time", clock)
+    return clock
+
+
 def announce(session, left_s):
     """As a source does that names the end."""
     session._opened.listener._on_announcement(Announcement("cloud", time.monotonic() + left_s))
 
 
 def train(folder, world_size, on_step, *, every_steps=10):
-    """Train until all leave. Return, by rank, the step it left with, the seconds that were left, and what it told."""
+    """Train until all leave. Return, by rank, the step it left with, and what it told."""
     pace = threading.Barrier(world_size)
 
     def life(ranks):
@@ -61,7 +83,7 @@ def train(folder, world_size, on_step, *, every_steps=10):
                 on_step(session, ranks.rank, step, heard)
                 session.after_step(step)
         except Preempted as preempted:
-            return preempted.step, heard.of(Leaving)[0].left_s, heard
+            return preempted.step, heard
         finally:
             pace.abort()
             session.close()
@@ -70,26 +92,29 @@ def train(folder, world_size, on_step, *, every_steps=10):
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
-def test_a_notice_that_names_its_end_is_trained_through(world_size, tmp_path):
+def test_a_notice_that_names_its_end_is_trained_through(world_size, tmp_path, clock):
     """
     A first save at once, then training until the last one is in time: that one is what is left in the end, it is
     durable, and most of the time is used. Every choice is told with its numbers. How much is used exactly is in
-    test_plan, where time is a value.
+    test_plan. A step takes half a second here, and a push as long as this machine takes.
     """
     announced = {}
 
     def on_step(session, rank, step, heard):
-        if step == 15:
+        if step == NUM_STEPS:
             heard.wait(Committed)  # on every rank, because a rank that has measured nothing makes all leave at once
-        if rank == 0 and not announced and step > 15 + NUM_STEPS:  # when the wait is no longer the slowest step
+        for staged in heard.of(Staged):  # while a push is in flight, no step passes
+            heard.wait(Committed, step=staged.step)
+        if rank == 0:
+            clock.now += 0.5
+        if rank == 0 and step == NUM_STEPS:
             announced["step"] = step
-            announce(session, 5.0)
+            announce(session, 60.0)
 
     lives = train(tmp_path, world_size, on_step)
 
-    [(step, left_s, heard), *others] = lives
+    [(step, heard), *others] = lives
     assert all(other[0] == step for other in others)
-    assert left_s < 2.5
     assert heard.of(Leaving)[0].durable
     assert numbers(LocalStore(str(tmp_path / "run")))[0] == step
     saves = [event.step for event in heard.of(Staged, trigger="notice")]
@@ -100,10 +125,11 @@ def test_a_notice_that_names_its_end_is_trained_through(world_size, tmp_path):
     assert (plans[0].choice, plans[0].is_promised) == ("train_on", True)
     assert any(plan.save_first for plan in plans)
     assert (plans[-1].choice, plans[-1].step) == ("save", step)
-    assert plans[0].step_s > STEP_S
+    assert plans[0].step_s >= 0.5
+    assert plans[-1].left_s < plans[0].left_s / 2
     assert plans[0].num_bytes > 0
     for other in others:  # that rank plans nothing until it leaves
-        assert [plan.choice for plan in other[2].of(LastSecondsPlanned)] == ["save"]
+        assert [plan.choice for plan in other[1].of(LastSecondsPlanned)] == ["save"]
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -126,9 +152,8 @@ def test_a_signal_ends_the_time_that_a_notice_left(world_size, tmp_path):
 
     lives = train(tmp_path, world_size, on_step)
 
-    assert {step for step, *_ in lives} <= {40, 41, 42}
-    assert len({step for step, *_ in lives}) == 1
-    assert all(left_s > 20 for _, left_s, _ in lives)
+    assert {step for step, _ in lives} <= {40, 41, 42}
+    assert len({step for step, _ in lives}) == 1
 
 
 def test_a_pause_ends_the_time_that_a_notice_left(tmp_path):
@@ -138,15 +163,15 @@ def test_a_pause_ends_the_time_that_a_notice_left(tmp_path):
 
     def on_step(session, rank, step, heard):
         if step == 20:
+            heard.wait(Committed)  # without a measured save it would leave at once
             announce(session, 100.0)
         if step == 31:
             with session.pause(30) as pause:
                 pause.check()
 
-    [(step, left_s, _)] = train(tmp_path, 1, on_step)
+    [(step, _)] = train(tmp_path, 1, on_step)
 
     assert step == 30
-    assert left_s > 50
 
 
 @pytest.mark.parametrize("world_size", [1, 2])
@@ -163,7 +188,7 @@ def test_a_training_that_is_done_in_time_ends_well(world_size, tmp_path):
         for step in range(1, 10):
             time.sleep(STEP_S)
             session.after_step(step)
-        announce(session, 30.0)
+        announce(session, 100.0)
         until(lambda: session.notice, "the notice is known")
         session.finish(9)
 
@@ -181,10 +206,9 @@ def test_without_a_measured_save_it_leaves_at_once(tmp_path):
         if step == 5:
             announce(session, 100.0)
 
-    [(step, left_s, heard)] = train(tmp_path, 1, on_step, every_steps=10**6)
+    [(step, heard)] = train(tmp_path, 1, on_step, every_steps=10**6)
 
     assert step == 5
-    assert left_s > 90
     [plan] = heard.of(LastSecondsPlanned)
     assert (plan.choice, plan.is_promised, plan.num_bytes) == ("save", False, None)
 
@@ -195,24 +219,28 @@ def told():
 
 
 @pytest.fixture
-def measurements(told):
-    """A rank that has measured: 1000 MB, 0.5 GB/s to memory, 1 GB/s to disk, 100 MB/s to the store, 3 s beside."""
+def measurements(told, clock):
+    """
+    A rank that has measured: 1000 MB, 0.5 GB/s to memory, 1 GB/s to disk, 100 MB/s to the store, 3 s beside. Its steps
+    take 0.01 s.
+    """
     known = Measurements(False, EventBus(told.append))
     known.on_saved(10)
     known.on_event(Staged(step=10, trigger="steps", num_bytes=1000 * MB, stall_s=0.001, copy_s=2.0))
     known.on_event(WrittenLocally(step=10, num_bytes=1000 * MB, write_s=1.0, write_bytes_per_s=1000 * MB))
     known.on_event(Committed(step=10, num_bytes=1000 * MB, push_s=13.0, put_bytes_per_s=100 * MB))
     for _ in range(3):
+        clock.now += 0.01
         known.on_step()
-        time.sleep(0.01)
     return known
 
 
-def ahead(left_s):
-    return Notice("cloud", time.monotonic() + left_s, at_once=False)
+@pytest.fixture
+def ahead(clock):
+    return lambda left_s: Notice("cloud", clock.now + left_s, at_once=False)
 
 
-def test_the_situation_is_what_events_have_said(measurements, told):
+def test_the_situation_is_what_events_have_said(measurements, ahead, told):
     """
     Sizes, speeds and what a commit takes beside its bytes; seconds of a step are those of the slowest.
     """
@@ -220,20 +248,20 @@ def test_the_situation_is_what_events_have_said(measurements, told):
 
     [plan] = told
     assert (plan.step, plan.choice, plan.save_first) == (12, "train_on", True)
-    assert plan.left_s == pytest.approx(100, abs=0.5)
+    assert plan.left_s == pytest.approx(100)
     assert (plan.num_bytes, plan.in_flight_s) == (1000 * MB, 0.0)
     assert (plan.stage_bytes_per_s, plan.disk_bytes_per_s, plan.store_bytes_per_s) == (500 * MB, 1000 * MB, 100 * MB)
-    assert 0.01 < plan.step_s < 0.1
+    assert plan.step_s == pytest.approx(0.01)
     # 2 s to memory, 10 s to the store, 3 s beside. The disk is written to meanwhile.
-    assert plan.needs_s == pytest.approx(plan.num_steps * plan.step_s + 15.0, abs=0.1)
+    assert plan.needs_s == pytest.approx(plan.num_steps * plan.step_s + 15.0)
 
 
-def test_it_leaves_when_no_more_steps_fit_than_the_ranks_need_to_agree(measurements):
+def test_it_leaves_when_no_more_steps_fit_than_the_ranks_need_to_agree(measurements, ahead, clock):
     """
     With 16.5 seconds and their margin one save fits exactly; each boundary that the agreement takes must fit as well.
     """
-    step_s = 1.0
-    measurements._step_ends.extend([measurements._step_ends[-1] + step_s])
+    clock.now += 1.0
+    measurements.on_step()
     needed_s = 15.0 * 1.1
 
     assert measurements.decide(12, ahead(needed_s + 0.5), 0) == "leave"
@@ -242,16 +270,16 @@ def test_it_leaves_when_no_more_steps_fit_than_the_ranks_need_to_agree(measureme
     assert measurements.decide(12, ahead(needed_s + 5.0), 2) == "train"
 
 
-def test_a_push_in_flight_is_counted_until_it_ends(measurements, told):
+def test_a_push_in_flight_is_counted_until_it_ends(measurements, ahead, clock, told):
     """
     By what the last one took; one that is late takes as long again as it is late, and one that fails for ever.
     """
     measurements.on_saved(12)
     measurements.on_event(Staged(step=12, trigger="steps", num_bytes=1000 * MB, stall_s=0.001, copy_s=2.0))
-    assert measurements.figures()["in_flight_s"] == pytest.approx(13.0, abs=0.1)
+    assert measurements.figures()["in_flight_s"] == pytest.approx(13.0)
 
-    measurements._in_flight.staged_at[12] -= 15.0
-    assert measurements.figures()["in_flight_s"] == pytest.approx(2.0, abs=0.1)
+    clock.now += 15.0
+    assert measurements.figures()["in_flight_s"] == pytest.approx(2.0)
 
     measurements.on_event(PushFailing(step=12, num_tries=1, reason="it is down"))
     assert math.isinf(measurements.figures()["in_flight_s"])
@@ -284,18 +312,18 @@ def test_what_a_pause_holds_is_not_in_flight(measurements):
     assert measurements.figures()["in_flight_s"] == 0.0
 
 
-def test_the_slowest_rank_decides_and_its_push_goes_on(measurements, told):
+def test_the_slowest_rank_decides_and_its_push_goes_on(measurements, ahead, clock, told):
     """
     Another rank has five times the bytes in flight and half the speed: that counts, less the time since it said so.
     """
     other = {**measurements.figures(), "store_bytes_per_s": 50 * MB, "in_flight_s": 40.0}
     measurements.merge([measurements.figures(), other])
-    measurements._merged_at -= 10.0
+    clock.now += 10.0
 
     measurements.decide(12, ahead(100.0), 2)
 
     assert told[0].store_bytes_per_s == 50 * MB
-    assert told[0].in_flight_s == pytest.approx(30.0, abs=0.5)
+    assert told[0].in_flight_s == pytest.approx(30.0)
     assert not told[0].save_first
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 
@@ -157,4 +160,38 @@ def test_those_without_a_notice_go_on_from_a_pause(url):
         return "stayed"
 
     assert train(url, body, on_notice="continue") == ["stayed", ("left with", 1)]
+    assert numbers(LocalStore(url)) == [1]
+
+
+STUCK = """
+import sys, threading, time
+from steps import Holder, state_of
+from spot_plugins.config import SpotConfig
+from spot_plugins.session import SpotSession
+from spot_plugins.testing import run_thread_ranks
+
+meeting = threading.Barrier(2)
+
+def run(ranks):
+    session = SpotSession(SpotConfig(url=sys.argv[1], every_steps=1_000_000), ranks=ranks)
+    session.register("part", Holder(state_of(1)), replicated=("both",))
+    session.resume()
+    session.after_step(1)
+    with session.pause(1):
+        meeting.wait()
+        if ranks.rank == 1:
+            session._opened.listener._on_signal("SIGTERM", time.monotonic())
+        threading.Event().wait()
+
+run_thread_ranks(2, run)
+"""
+
+
+def test_a_process_whose_training_threads_never_leave_a_pause_ends(url):
+    """They wait for a rank that is gone, for example. The step is stored, and the code is that of a notice."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", STUCK, url], env=environment, capture_output=True, text=True)
+
+    assert done.returncode == 143, done.stderr
+    assert "the training thread is stuck in the pause, so this process ends\n" in done.stderr
     assert numbers(LocalStore(url)) == [1]

@@ -17,7 +17,7 @@ from steps import Holder, numbers, state_of
 
 from spot_plugins.config import SpotConfig
 from spot_plugins.errors import CommitError, Preempted
-from spot_plugins.events import Leaving, NoticeReceived, NoticeSourcesFound, Staged
+from spot_plugins.events import LastSecondsPlanned, Leaving, NoticeReceived, NoticeSourcesFound, Staged
 from spot_plugins.notices import Announcement
 from spot_plugins.notices.aws import AwsSource
 from spot_plugins.session import SpotSession
@@ -57,6 +57,7 @@ def test_a_file_that_appears_makes_the_rank_leave(tmp_path):
 
     def body(session, rank, heard):
         session.after_step(1)
+        before = time.monotonic()
         (tmp_path / "whole").write_text('{"grace_seconds": 40}')
         (tmp_path / "whole").rename(file)  # an empty file would be a notice too
         heard.wait(NoticeReceived)
@@ -66,9 +67,10 @@ def test_a_file_that_appears_makes_the_rank_leave(tmp_path):
             (found,), (notice,), (leaving,) = map(heard.of, (NoticeSourcesFound, NoticeReceived, Leaving))
             assert (found.providers, found.sources, found.grace_s) == ((), ("file",), 30)
             assert (notice.source, notice.kind) == ("file", "hard")
-            assert notice.grace_s == pytest.approx(40, abs=1)
+            passed_s = time.monotonic() - before
+            assert 40 - passed_s <= notice.grace_s <= 40
             assert leaving.durable
-            assert 30 < leaving.left_s <= 40
+            assert 40 - passed_s <= leaving.left_s <= 40
 
     assert train(url, body, settings=lambda rank: {"notice_file": str(file)}) == [("left with", 2)]
     assert numbers(LocalStore(url)) == [2]
@@ -76,7 +78,7 @@ def test_a_file_that_appears_makes_the_rank_leave(tmp_path):
 
 def test_a_notice_on_one_machine_is_one_on_all(tmp_path):
     """
-    Only one rank asks who knows. All leave with one step, and soon: nobody knows yet how long a save takes.
+    Only one rank asks who knows. All leave with one step, at once: nobody knows yet how long a save takes.
     """
     file, url, meeting = tmp_path / "notice", str(tmp_path / "run"), threading.Barrier(2)
 
@@ -85,15 +87,17 @@ def test_a_notice_on_one_machine_is_one_on_all(tmp_path):
         if rank == 1:
             file.touch()
         until(lambda: session.notice, "the notice is known")
-        for step in range(2, 1000):
-            time.sleep(0.01)
-            meeting.wait(20)
-            session.after_step(step)
+        try:
+            for step in itertools.count(2):
+                time.sleep(0.01)
+                meeting.wait(20)
+                session.after_step(step)
+        finally:
+            assert [plan.is_promised for plan in heard.of(LastSecondsPlanned)] == [False]
 
     left = train(url, body, world_size=2, settings=lambda rank: {"notice_file": str(file)} if rank == 1 else {})
 
     assert len(set(left)) == 1
-    assert left[0][1] < 100
     assert numbers(LocalStore(url)) == [left[0][1]]
 
 
@@ -147,6 +151,7 @@ def test_the_earliest_deadline_counts(world_size, tmp_path, monkeypatch, caplog)
         monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", server.url)
 
         def body(session, rank, heard):
+            before = time.monotonic()
             if rank == 0:  # not before: a notice before training has begun makes all leave at once
                 server.announce(110)
             until(lambda: session.notice, "the notice is known")
@@ -154,7 +159,7 @@ def test_the_earliest_deadline_counts(world_size, tmp_path, monkeypatch, caplog)
                 session._opened.listener._on_signal("SIGTERM", time.monotonic())
             until(lambda: session.notice.source == "SIGTERM", "the earlier end is known")
             deadline = session.notice.deadline
-            assert deadline - time.monotonic() == pytest.approx(30, abs=5)
+            assert before + 30 <= deadline <= time.monotonic() + 30
             if rank == 0:
                 session._opened.listener._on_signal("SIGTERM", time.monotonic() + 50)
             time.sleep(0.1)
@@ -163,9 +168,7 @@ def test_the_earliest_deadline_counts(world_size, tmp_path, monkeypatch, caplog)
 
         left = train(url, body, world_size=world_size, settings=lambda rank: {"notice_sources": ("aws",)})
     assert left == [("left with", 1)] * world_size
-    assert re.search(
-        r"this machine will be taken at \S+ UTC, 1\d\d s left: training on, and saving in time", caplog.text
-    )
+    assert re.search(r"this machine will be taken at \S+ UTC, \d+ s left: training on, and saving in time", caplog.text)
 
 
 def test_an_earlier_end_that_comes_in_the_last_wait_cuts_it_short(tmp_path):
@@ -176,13 +179,13 @@ def test_an_earlier_end_that_comes_in_the_last_wait_cuts_it_short(tmp_path):
     def body(session, rank, heard):
         os.kill(session._opened.pusher.pid, signal.SIGSTOP)
         session._opened.listener._on_signal("SIGTERM", time.monotonic() + 90)
+        first = session.notice
         threading.Timer(0.2, session._opened.listener._on_signal, ("SIGTERM", time.monotonic() - 28)).start()
-        started = time.monotonic()
         try:
             session.after_step(1)
         finally:
             os.kill(session._opened.pusher.pid, signal.SIGCONT)
-            assert time.monotonic() - started < 10
+            assert time.monotonic() < first.leave_by
             assert not heard.of(Leaving)[0].durable
 
     assert train(str(tmp_path / "run"), body) == [("left with", 1)]

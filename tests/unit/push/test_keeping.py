@@ -53,18 +53,6 @@ def test_a_mark_that_the_store_refuses_is_tried_again():
     assert (marks.protected, marks.is_done, kept_ids(store)) == (frozenset(), True, set())
 
 
-def test_a_wish_that_is_given_up_is_told():
-    """The trainer is gone, and the store never took the mark."""
-    marks, answers = marks_of(Refusing())
-    marks.add(KEEP)
-    marks.fulfill()
-
-    marks.give_up("too late")
-
-    assert answers == [KeepFailed(step=1, owner="program", reason="too late")]
-    assert marks.is_done
-
-
 def test_a_wish_that_ends_process_after_process_is_given_up():
     """A process that ends because of it would end again and again."""
     wishes = Wishes()

@@ -392,7 +392,8 @@ def test_a_store_that_cannot_be_listed_costs_the_step_and_not_the_job(tmp_path, 
     job.store = forgetful
     steps, told = job.resume(attempt=attempt)
 
-    assert_left_alone(job, steps, told, caplog, "not now")
+    reason = "steps that are on local disks only cannot be looked for: cannot list 'steps/': not now"
+    assert_left_alone(job, steps, told, caplog, reason)
 
 
 class BrokenDisk(LocalStore):

@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from spot_plugins.accelerate import SpotHook
 from spot_plugins.config import SpotConfig
 from spot_plugins.errors import ConfigError, Preempted, StoreError
-from spot_plugins.events import Committed, EventBus, SaveAbandoned, SaveDeferred, Staged
+from spot_plugins.events import Committed, EventBus, KeepFailed, SaveAbandoned, SaveDeferred, Staged
 from spot_plugins.lightning import SpotCheckpoint
 from spot_plugins.ranks import Job, SingleRank
 from spot_plugins.resume.newest import load_newest
@@ -477,13 +477,16 @@ def test_a_first_buffer_that_is_never_made_is_not_waited_for_without_a_limit(tmp
     """A save fails with the reason, and a pause goes on with a warning."""
     monkeypatch.setattr(saver, "PREPARE_S", 0.05)
     model, gate = net(), threading.Event()
-    with session_of(tmp_path, model, [], grace_seconds=0.1) as (session, _):
+    with session_of(tmp_path, model, [], grace_seconds=0.1) as (session, heard):
         session._opened.saver._copier.do(gate.wait)
         session.after_step(1)
         with pytest.raises(StoreError, match="the memory for saves was not made in time"):
             session.save(1)
         with session.pause(1):
             assert "a notice in this pause cannot save step 1: the memory for saves was not made" in caplog.text
+            session.keep(1)
+        told = "its state was not copied when the step was done, because no memory was free for it"
+        assert heard.wait(KeepFailed, step=1).reason == told
         gate.set()
 
 

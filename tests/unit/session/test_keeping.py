@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 import signal
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Barrier, Event
 
 import pytest
 import torch
-from hearing import DEADLINE_S, Heard, next_pusher, pusher_pid, until, until_idle
+from hearing import DEADLINE_S, Heard, next_pusher, pusher_pid, until, until_gone, until_idle
 from steps import Holder, assert_same, load, numbers, state_of
 
 from spot_plugins.config import SpotConfig
 from spot_plugins.errors import Preempted
-from spot_plugins.events import Committed, KeepFailed, Kept, Pruned, Released, SharesCounted
+from spot_plugins.events import Committed, KeepFailed, Kept, Pruned, PushFailing, Released, SharesCounted
 from spot_plugins.format.attempts import claim_attempt
 from spot_plugins.format.kept import kept_steps
 from spot_plugins.format.keys import StepId, keep_key
+from spot_plugins.push import process
 from spot_plugins.session import SpotSession
 from spot_plugins.store import LocalStore
 from spot_plugins.testing import run_thread_ranks
@@ -254,6 +256,37 @@ def test_a_step_that_is_not_there_is_told(url, caplog):
         with pytest.raises(ValueError, match="owner='Best Model' must be a word in small letters"):
             session.keep(2, owner="Best Model")
     assert "step 1 is not kept" in caplog.text
+
+
+def test_a_step_that_the_store_refuses_is_not_kept(url):
+    """Its failure is told to whoever wants it, before the failure and after."""
+    with training(url) as (session, holder, heard):
+        (Path(url) / "steps").write_text("in the way of all steps")
+        train(session, holder, [1], saved=False)
+        session.keep(1)
+        heard.wait(PushFailing, step=1)
+        train(session, holder, [2], saved=False)
+        session.save(2)
+        told = "it will not be committed, because cannot put 'steps/0000000001"
+        assert heard.wait(KeepFailed, step=1).reason.startswith(told)
+
+        session.keep(1, owner="other")
+        assert heard.wait(KeepFailed, owner="other").reason == "it could not be stored"
+        (Path(url) / "steps").unlink()  # so that the pusher ends
+
+
+def test_a_pusher_that_the_store_refuses_ends_after_its_time(url, monkeypatch):
+    """Its session is closed, and the store takes neither the step nor its mark."""
+    hurried = process._PROGRAM.replace("\nmain()", "\nmain.__globals__['LINGER_S'] = 0.1\nmain()")
+    monkeypatch.setattr(process, "_PROGRAM", hurried)
+    with training(url) as (session, holder, heard):
+        for name in ("steps", "keep"):
+            (Path(url) / name).write_text("in the way of all below it")
+        train(session, holder, [1], saved=False)
+        session.keep(1)
+        heard.wait(PushFailing, step=1)
+        pid = pusher_pid(session)
+    until_gone(pid)
 
 
 def test_a_wish_that_never_came_true_is_told_by_the_next_attempt(url, store):

@@ -666,6 +666,29 @@ def test_finish_says_when_the_end_is_not_stored(url, monkeypatch):
             os.kill(pusher, signal.SIGCONT)
 
 
+def test_finish_says_if_another_rank_does_not_answer(url, monkeypatch):
+    """
+    Nobody knows then whether the last step is whole.
+    """
+    monkeypatch.setattr(spot_session, "FINISH_WAIT_S", 0.2)
+    is_over = threading.Event()
+
+    def run(ranks):
+        with training(url, ranks=ranks, grace_seconds=0.2) as (session, _, _):
+            session.resume()
+            if ranks.rank == 1:
+                is_over.wait()
+                return
+            told = "rank 1: it is not known whether the end of the training is stored, because the rank does not answer"
+            try:
+                with pytest.raises(CommitError, match=told):
+                    session.finish(3)
+            finally:
+                is_over.set()
+
+    run_thread_ranks(2, run)
+
+
 def test_a_training_that_a_newer_attempt_has_replaced_says_so_at_its_end(url, store, caplog):
     """
     It ends as it would have, because the newer attempt trains the run. But it says that its end is not stored.

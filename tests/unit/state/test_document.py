@@ -497,6 +497,24 @@ def test_a_distributed_tensor_of_other_ranks_cannot_be_saved():
         torch.distributed.destroy_process_group()
 
 
+def test_a_distributed_tensor_that_two_dimensions_of_the_mesh_cut_unevenly_cannot_be_saved():
+    """
+    The elements of a rank do not lie side by side then.
+    """
+    from torch.distributed.tensor import DTensor, Shard, init_device_mesh
+    from torch.testing._internal.distributed.fake_pg import FakeStore
+
+    torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
+    try:
+        mesh = init_device_mesh("cpu", (2, 2))
+        cut = DTensor.from_local(torch.ones(2), mesh, [Shard(0), Shard(0)], shape=torch.Size([6]), stride=(1,))
+        told = r"dimension 0, of 6, does not divide over the \[2, 2\] ranks that share it"
+        with pytest.raises(UnsafeStateError, match=told):
+            encode({"weight": cut}, "model")
+    finally:
+        torch.distributed.destroy_process_group()
+
+
 def test_the_dtypes_of_numpy_that_a_state_may_hold():
     """
     Those of torch's that numpy has too, each in both byte orders.
