@@ -8,6 +8,7 @@ before any number is used. ``docs/format.md`` describes every field.
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import chain
@@ -90,6 +91,13 @@ class RankManifest:
         """Number of bytes of all blobs of this rank."""
         return sum(blob.num_bytes for blob in self.blobs)
 
+    def slices_by_blob(self) -> list[list[TensorSlice]]:
+        """Return the slices in each of the blobs, in the order of the blobs."""
+        inside: defaultdict[int, list[TensorSlice]] = defaultdict(list)
+        for piece in self.tensors:
+            inside[piece.blob].append(piece)
+        return [inside[index] for index in range(len(self.blobs))]
+
     def encode(self) -> bytes:
         """
         Return the manifest as canonical JSON with a hash of itself.
@@ -126,8 +134,7 @@ class RankManifest:
             NewerFormatError: Newer software wrote it.
             ManifestError: *data* is cut off, damaged, or no manifest at all.
         """
-        if len(data) > MAX_MANIFEST_BYTES or _num_values(data) > MAX_MANIFEST_VALUES:
-            raise ManifestError(f"{len(data)} bytes are no manifest, because it is too long or has too many values")
+        _check_size(data)
         try:
             document = json.loads(data, parse_constant=_refuse)
             written = document.pop("xxh3_128", None)
@@ -142,7 +149,7 @@ class RankManifest:
                 raise ManifestError("the step, the attempt or the rank is no whole number")
             blobs = _checked(Blob, [Blob(**blob) for blob in document["blobs"]])
             for blob in blobs:
-                if not is_blob_key(blob.key, StepId(step, attempt), rank, blob.xxh3_128):
+                if blob.num_bytes < 0 or not is_blob_key(blob.key, StepId(step, attempt), rank, blob.xxh3_128):
                     raise ManifestError(f"{blob.key!r} is no blob of this step and rank")
             return cls(
                 step_id=StepId(step, attempt),
@@ -158,18 +165,14 @@ class RankManifest:
             raise ManifestError(f"not a manifest: {error!r}") from error
 
 
-def encode_merged(manifests: list[RankManifest]) -> bytes:
-    """Return the manifests of all ranks as one object, one per line. *manifests* are in the order of the ranks."""
-    return b"".join(manifest.encode() for manifest in manifests)
-
-
 def decode_merged(data: bytes) -> list[RankManifest]:
     """
-    Read the manifests that :func:`encode_merged` wrote.
+    Read the manifests of all ranks from one object, which has one per line and no more bytes and values than one may.
 
     Raises:
         ManifestError: *data* is cut off or damaged. The manifests of the single ranks may be intact.
     """
+    _check_size(data)
     return [RankManifest.decode(line) for line in data.splitlines()]
 
 
@@ -203,6 +206,11 @@ def canonical_json(document: Any) -> bytes:
     """Return *document* as JSON with sorted keys, no spaces and one newline at the end."""
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return text.encode() + b"\n"
+
+
+def _check_size(data: bytes) -> None:
+    if len(data) > MAX_MANIFEST_BYTES or _num_values(data) > MAX_MANIFEST_VALUES:
+        raise ManifestError(f"{len(data)} bytes are no manifest, because it is too long or has too many values")
 
 
 def _num_values(data: bytes) -> int:
@@ -243,9 +251,10 @@ _TYPES: Final[dict[Any, type]] = {"str": str, "bool": bool, "int": int, "tuple[i
 def _checked(kind: type[_T], values: list[_T]) -> tuple[_T, ...]:
     """Return *values*, which were read from JSON, after checking that their fields have the declared types."""
     for field in fields(kind):
-        column = map(attrgetter(field.name), values)
-        items = chain.from_iterable(column) if field.type == "tuple[int, ...]" else column
-        if not {*map(type, items)} <= {_TYPES[field.type]}:
+        column: Iterable[Any] = map(attrgetter(field.name), values)
+        if field.type == "tuple[int, ...]":
+            column = chain.from_iterable(column)
+        if not {*map(type, column)} <= {_TYPES[field.type]}:
             raise TypeError(f"{field.name} is not of the type {field.type}")
     return tuple(values)
 

@@ -115,7 +115,7 @@ def covers(boxes: Collection[Box], target: Box) -> bool:
     box the product of the differences of its sides, in which all its corners are multiplied out. So one pass over the
     boxes is enough. Other boxes have the same sum with a probability of less than 2**-50.
     """
-    numbers = [defaultdict(partial(_RANDOM.getrandbits, 62)) for _ in target.offsets]
+    numbers: list[dict[int, int]] = [defaultdict(partial(_RANDOM.getrandbits, 62)) for _ in target.offsets]
 
     def value(box: Box) -> int:
         return prod(number[first] - number[first + n] for number, first, n in zip(numbers, *box, strict=True))
