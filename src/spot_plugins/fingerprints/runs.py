@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..format.commit import CommittedStep, committed_steps
-from ..format.keys import rank_manifest_key
-from ..format.manifest import RankManifest
+from ..format.commit import CommittedStep, committed_steps, read_manifest
 from ..state import decode
 from ..store import ObjectStore, open_store
 from .record import KINDS
@@ -114,7 +112,7 @@ def _read(store: ObjectStore, committed: CommittedStep, rank: int) -> Recorded:
     step_id = committed.step_id
     if not 0 <= rank < committed.world_size:
         raise LookupError(f"rank={rank}: step {step_id.step} was saved by {committed.world_size} ranks")
-    manifest = RankManifest.decode(store.get(rank_manifest_key(step_id, rank, committed.world_size)))
+    manifest = read_manifest(store, step_id, rank, committed.world_size)
     document = manifest.state.get(PART) if isinstance(manifest.state, dict) else None
     stored = None if document is None else Stored.decode(decode(document, {}))
     if stored is None:

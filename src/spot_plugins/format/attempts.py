@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Final
 
 from ..errors import StoreError, SupersededError
 from ..store import ObjectStore
@@ -13,6 +14,9 @@ from .keys import (
     parse_attempt_key,
     parse_step_id,
 )
+
+MAX_CLAIM_BYTES: Final = 64 * 1024
+"""Largest description of an attempt that is read. Ours have less than 1 KB."""
 
 logger = logging.getLogger(__name__)
 

@@ -31,10 +31,11 @@ class ShardBoxes:
     """The ranks that hold exactly these boxes, in ascending order. They share the work of storing them."""
 
 
-def overlap(one: Box, other: Box) -> int:
-    """Return the number of elements that two boxes of one tensor have in common."""
-    sides = zip(*one, *other, strict=True)
-    return prod(max(0, min(first + n, other_first + m) - max(first, other_first)) for first, n, other_first, m in sides)
+def common(one: Box, other: Box) -> Box:
+    """Return the box that two boxes of one tensor have in common. If it is empty, some lengths are 0."""
+    offsets = tuple(map(max, one.offsets, other.offsets))
+    stops = (min(first + n, other_first + m) for first, n, other_first, m in zip(*one, *other, strict=True))
+    return Box(offsets, tuple(max(0, stop - first) for first, stop in zip(offsets, stops, strict=True)))
 
 
 def whole(shape: tuple[int, ...]) -> Box:

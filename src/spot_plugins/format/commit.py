@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ..errors import SupersededError
-from ..store import ObjectStore
+from ..store import ObjectStore, get_at_most
 from .attempts import check_newest
 from .keys import (
     STEPS_PREFIX,
@@ -23,7 +23,7 @@ from .keys import (
     parse_rank_manifest_key,
     rank_manifest_key,
 )
-from .manifest import RankManifest, encode_merged
+from .manifest import MAX_MANIFEST_BYTES, ManifestError, RankManifest
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +111,34 @@ def committed_steps(store: ObjectStore) -> list[CommittedStep]:
     return sorted(committed, key=lambda step: step.step_id, reverse=True)
 
 
+def read_manifest(store: ObjectStore, step_id: StepId, rank: int, world_size: int) -> RankManifest:
+    """
+    Read the manifest of one rank. No more bytes are read than a manifest may have.
+
+    Raises:
+        KeyError: It does not exist.
+        NewerFormatError: Newer software wrote it.
+        ManifestError: It is damaged, too large, or the manifest of another step or rank.
+        StoreError: The store does not answer.
+    """
+    data = _get(store, rank_manifest_key(step_id, rank, world_size), MAX_MANIFEST_BYTES)
+    return _decode(data, step_id, rank, world_size)
+
+
+def _get(store: ObjectStore, key: str, max_bytes: int) -> bytes:
+    try:
+        return get_at_most(store, key, max_bytes)
+    except ValueError as error:
+        raise ManifestError(str(error)) from None
+
+
+def _decode(data: bytes, step_id: StepId, rank: int, world_size: int) -> RankManifest:
+    manifest = RankManifest.decode(data)
+    if (manifest.step_id, manifest.rank, manifest.world_size) != (step_id, rank, world_size):
+        raise ManifestError("it is the manifest of another step or rank")
+    return manifest
+
+
 def merge_manifests(store: ObjectStore, step_id: StepId, world_size: int) -> bool:
     """
     Store a copy of all manifests of a committed checkpoint as one object. Only rank 0 calls this.
@@ -122,13 +150,19 @@ def merge_manifests(store: ObjectStore, step_id: StepId, world_size: int) -> boo
 
     Raises:
         SupersededError: A newer attempt runs. Nothing was written.
-        StoreError, ManifestError: The copy was not stored. Readers take the manifests of the single ranks.
+        StoreError, ManifestError: The copy was not stored, for example because it would be larger than a reader
+            accepts. Readers take the manifests of the single ranks.
     """
     check_newest(store, step_id.attempt)
     keys = [rank_manifest_key(step_id, rank, world_size) for rank in range(world_size)]
     if not set(keys).issubset(store.keys(step_id.prefix)):
         return False
+    merged = bytearray()
     with ThreadPoolExecutor(NUM_GETS, thread_name_prefix="spot-merge") as pool:
-        manifests = [RankManifest.decode(data) for data in pool.map(store.get, keys)]
-    store.put(merged_manifest_key(step_id), encode_merged(manifests))
+        # As many as are read at once have no more bytes than the copy. An error cancels what has not begun.
+        for rank, data in enumerate(pool.map(lambda key: _get(store, key, MAX_MANIFEST_BYTES // NUM_GETS), keys)):
+            merged += _decode(data, step_id, rank, world_size).encode()
+            if len(merged) > MAX_MANIFEST_BYTES:
+                raise ManifestError(f"the manifests of {world_size} ranks have too many bytes for a copy")
+    store.put(merged_manifest_key(step_id), bytes(merged))
     return True

@@ -8,8 +8,11 @@ before any number is used. ``docs/format.md`` describes every field.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import chain
+from operator import attrgetter
 from typing import Any, Final, TypeAlias, TypeVar
 
 import xxhash
@@ -88,6 +91,13 @@ class RankManifest:
         """Number of bytes of all blobs of this rank."""
         return sum(blob.num_bytes for blob in self.blobs)
 
+    def slices_by_blob(self) -> list[list[TensorSlice]]:
+        """Return the slices in each of the blobs, in the order of the blobs."""
+        inside: defaultdict[int, list[TensorSlice]] = defaultdict(list)
+        for piece in self.tensors:
+            inside[piece.blob].append(piece)
+        return [inside[index] for index in range(len(self.blobs))]
+
     def encode(self) -> bytes:
         """
         Return the manifest as canonical JSON with a hash of itself.
@@ -124,13 +134,12 @@ class RankManifest:
             NewerFormatError: Newer software wrote it.
             ManifestError: *data* is cut off, damaged, or no manifest at all.
         """
-        if len(data) > MAX_MANIFEST_BYTES or _num_values(data) > MAX_MANIFEST_VALUES:
-            raise ManifestError(f"{len(data)} bytes are no manifest, because it is too long or has too many values")
+        _check_size(data)
         try:
-            document = json.loads(data)
+            document = json.loads(data, parse_constant=_refuse)
             written = document.pop("xxh3_128", None)
             # The hash is checked first, because a flipped bit in "format" is damage and not newer software.
-            if written not in (None, xxhash.xxh3_128_hexdigest(canonical_json(document))):
+            if written is not None and not _is_hash_of(written, data, document):
                 raise ManifestError("the content of the manifest does not match its hash")
             _check_format(document["format"])
             if written is None:
@@ -138,16 +147,16 @@ class RankManifest:
             step, attempt, rank, world_size = (document[name] for name in ("step", "attempt", "rank", "world_size"))
             if any(type(number) is not int for number in (step, attempt, rank, world_size)):
                 raise ManifestError("the step, the attempt or the rank is no whole number")
-            blobs = tuple(_checked(Blob(**blob)) for blob in document["blobs"])
+            blobs = _checked(Blob, [Blob(**blob) for blob in document["blobs"]])
             for blob in blobs:
-                if not is_blob_key(blob.key, StepId(step, attempt), rank, blob.xxh3_128):
+                if blob.num_bytes < 0 or not is_blob_key(blob.key, StepId(step, attempt), rank, blob.xxh3_128):
                     raise ManifestError(f"{blob.key!r} is no blob of this step and rank")
             return cls(
                 step_id=StepId(step, attempt),
                 rank=rank,
                 world_size=world_size,
                 blobs=blobs,
-                tensors=tuple(_checked(_slice(tensor)) for tensor in document["tensors"]),
+                tensors=_checked(TensorSlice, [_slice(tensor) for tensor in document["tensors"]]),
                 state=document["state"],
             )
         except ManifestError:
@@ -156,18 +165,14 @@ class RankManifest:
             raise ManifestError(f"not a manifest: {error!r}") from error
 
 
-def encode_merged(manifests: list[RankManifest]) -> bytes:
-    """Return the manifests of all ranks as one object, one per line. *manifests* are in the order of the ranks."""
-    return b"".join(manifest.encode() for manifest in manifests)
-
-
 def decode_merged(data: bytes) -> list[RankManifest]:
     """
-    Read the manifests that :func:`encode_merged` wrote.
+    Read the manifests of all ranks from one object, which has one per line and no more bytes and values than one may.
 
     Raises:
         ManifestError: *data* is cut off or damaged. The manifests of the single ranks may be intact.
     """
+    _check_size(data)
     return [RankManifest.decode(line) for line in data.splitlines()]
 
 
@@ -203,6 +208,11 @@ def canonical_json(document: Any) -> bytes:
     return text.encode() + b"\n"
 
 
+def _check_size(data: bytes) -> None:
+    if len(data) > MAX_MANIFEST_BYTES or _num_values(data) > MAX_MANIFEST_VALUES:
+        raise ManifestError(f"{len(data)} bytes are no manifest, because it is too long or has too many values")
+
+
 def _num_values(data: bytes) -> int:
     """Return how many values the JSON in *data* has at most, without reading it."""
     return data.count(b",") + data.count(b"[") + data.count(b"{")
@@ -217,24 +227,39 @@ def _check_format(version: int) -> None:
         raise ManifestError(f"format {version!r} does not exist")
 
 
+def _is_hash_of(written: str, data: bytes, document: Any) -> bool:
+    """
+    Return True if *written* is the hash of *document*, which was read from *data* without its last entry, the hash.
+
+    *data* is hashed as it is. *document* is encoded again only if *data* is in another form than the canonical one.
+    """
+    digest = xxhash.xxh3_128(memoryview(data)[: data.rfind(b',"xxh3_128":')])
+    digest.update(b"}\n")
+    return written == digest.hexdigest() or written == xxhash.xxh3_128_hexdigest(canonical_json(document))
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no JSON")
+
+
 _T = TypeVar("_T", Blob, TensorSlice)
 
-_HAS_TYPE: Final[dict[Any, Callable[[Any], bool]]] = {
-    "str": lambda value: type(value) is str,
-    "bool": lambda value: type(value) is bool,
-    "int": lambda value: type(value) is int,
-    "tuple[int, ...]": lambda value: all(type(item) is int for item in value),
-}
+_TYPES: Final[dict[Any, type]] = {"str": str, "bool": bool, "int": int, "tuple[int, ...]": int}
+"""The type of a value, or of each item of it, by the declared type of the field."""
 
 
-def _checked(value: _T) -> _T:
-    """Return *value*, which was read from JSON, after checking that its fields have their declared types."""
-    for field in fields(value):
-        if not _HAS_TYPE[field.type](getattr(value, field.name)):
+def _checked(kind: type[_T], values: list[_T]) -> tuple[_T, ...]:
+    """Return *values*, which were read from JSON, after checking that their fields have the declared types."""
+    for field in fields(kind):
+        column: Iterable[Any] = map(attrgetter(field.name), values)
+        if field.type == "tuple[int, ...]":
+            column = chain.from_iterable(column)
+        if not {*map(type, column)} <= {_TYPES[field.type]}:
             raise TypeError(f"{field.name} is not of the type {field.type}")
-    return value
+    return tuple(values)
 
 
 def _slice(entry: dict[str, Any]) -> TensorSlice:
-    boxes = {name: tuple(entry[name]) for name in ("shape", "offsets", "lengths")}
-    return TensorSlice(**{**entry, **boxes})
+    for name in ("shape", "offsets", "lengths"):
+        entry[name] = tuple(entry[name])
+    return TensorSlice(**entry)

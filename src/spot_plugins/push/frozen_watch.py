@@ -13,9 +13,9 @@ from .. import events
 from ..errors import GONE, StoreError
 from ..events import EventBus
 from ..format.attempts import check_newest
-from ..format.commit import committed_steps
-from ..format.keys import frozen_key, rank_manifest_key
-from ..format.manifest import MAX_MANIFEST_BYTES, RankManifest, is_intact
+from ..format.commit import committed_steps, read_manifest
+from ..format.keys import frozen_key
+from ..format.manifest import RankManifest, is_intact
 from ..store import ObjectStore, get_at_most
 from .messages import PushSettings, SealedBlob, StoredFrozen
 
@@ -83,11 +83,8 @@ class FrozenWatch:
         steps = committed_steps(self._store)
         found: dict[str, SealedBlob] = {}
         for rank in range(self._settings.rank, steps[0].world_size if steps else 0, self._settings.world_size):
-            key = rank_manifest_key(steps[0].step_id, rank, steps[0].world_size)
-            found |= {
-                each.blob.key: each
-                for each in _frozen_in(RankManifest.decode(get_at_most(self._store, key, MAX_MANIFEST_BYTES)))
-            }
+            manifest = read_manifest(self._store, steps[0].step_id, rank, steps[0].world_size)
+            found |= {each.blob.key: each for each in _frozen_in(manifest)}
         self._found = tuple(found.values())
 
     def _run(self, lower_priority: Callable[[], None]) -> None:
@@ -106,8 +103,8 @@ class FrozenWatch:
             return False
         key = sealed.blob.key
         try:
-            data = self._local.get(key)
-        except (KeyError, StoreError):
+            data = get_at_most(self._local, key, sealed.blob.num_bytes)
+        except (KeyError, ValueError, StoreError):
             return False
         if not is_intact(memoryview(data), sealed.blob, sealed.tensors):
             return False
@@ -136,6 +133,6 @@ def damage_of(store: ObjectStore, sealed: SealedBlob, *, reads_all: bool = False
 
 
 def _frozen_in(manifest: RankManifest) -> Iterable[SealedBlob]:
-    for index, blob in enumerate(manifest.blobs):
+    for blob, inside in zip(manifest.blobs, manifest.slices_by_blob(), strict=True):
         if blob.key == frozen_key(blob.xxh3_128):
-            yield SealedBlob(blob, tuple(piece for piece in manifest.tensors if piece.blob == index))
+            yield SealedBlob(blob, tuple(inside))

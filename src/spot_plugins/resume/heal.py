@@ -11,7 +11,7 @@ from ..format.commit import CommittedStep
 from ..format.keys import rank_manifest_key
 from ..format.manifest import MAX_MANIFEST_BYTES, NewerFormatError, RankManifest
 from ..ranks import Job
-from ..store import ObjectStore, get_at_most, patiently
+from ..store import ObjectStore, get_at_most, get_first, patiently
 from .salvage import Share, again, claim_of, manifests_in, problem_of, warn_of
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def _held(store: ObjectStore, local: ObjectStore, committed: CommittedStep) -> l
 def _is_same_or_damaged(store: ObjectStore, local: ObjectStore, key: str) -> bool:
     try:
         stored = patiently(lambda: get_at_most(store, key, MAX_MANIFEST_BYTES))
-        if stored == again(lambda: local.get(key)):
+        if stored == again(lambda: get_first(local, key, len(stored) + 1)):
             return True
         RankManifest.decode(stored)
     except NewerFormatError:

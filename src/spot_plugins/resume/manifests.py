@@ -5,15 +5,12 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from typing import Final
 
 from ..errors import GONE, CorruptCheckpointError, IncompatibleCheckpointError, StoreError
-from ..format.commit import NUM_GETS, CommittedStep
+from ..format.commit import NUM_GETS, CommittedStep, read_manifest
 from ..format.keys import merged_manifest_key, rank_manifest_key
-from ..format.manifest import MAX_MANIFEST_BYTES, NewerFormatError, RankManifest, decode_merged
+from ..format.manifest import MAX_MANIFEST_BYTES, ManifestError, NewerFormatError, RankManifest, decode_merged
 from ..store import ObjectStore, get_at_most, patiently
-
-_MAX_MERGED_BYTES: Final = 4 * MAX_MANIFEST_BYTES
 
 
 def manifest_of(store: ObjectStore, committed: CommittedStep, rank: int) -> RankManifest:
@@ -28,16 +25,13 @@ def manifest_of(store: ObjectStore, committed: CommittedStep, rank: int) -> Rank
     step_id, world_size = committed.step_id, committed.world_size
     key = rank_manifest_key(step_id, rank, world_size)
     try:
-        manifest = RankManifest.decode(patiently(lambda: get_at_most(store, key, MAX_MANIFEST_BYTES)))
+        return patiently(lambda: read_manifest(store, step_id, rank, world_size))
     except KeyError:
         raise CorruptCheckpointError(step_id.step, key, GONE) from None
     except NewerFormatError as error:
         raise IncompatibleCheckpointError(step_id.step, str(error)) from error
-    except ValueError as error:
+    except ManifestError as error:
         raise CorruptCheckpointError(step_id.step, key, f"is damaged: {error}") from error
-    if (manifest.step_id, manifest.rank, manifest.world_size) != (step_id, rank, world_size):
-        raise CorruptCheckpointError(step_id.step, key, "is the manifest of another step or rank")
-    return manifest
 
 
 def manifests_of(store: ObjectStore, committed: CommittedStep, own: RankManifest | None = None) -> list[RankManifest]:
@@ -54,7 +48,7 @@ def manifests_of(store: ObjectStore, committed: CommittedStep, own: RankManifest
     """
     step_id, world_size = committed.step_id, committed.world_size
     with suppress(KeyError, StoreError, ValueError):
-        merged = decode_merged(get_at_most(store, merged_manifest_key(step_id), _MAX_MERGED_BYTES))
+        merged = decode_merged(get_at_most(store, merged_manifest_key(step_id), MAX_MANIFEST_BYTES))
         names = [(each.step_id, each.rank, each.world_size) for each in merged]
         is_copy = names == [(step_id, rank, world_size) for rank in range(world_size)]
         if is_copy and (own is None or merged[own.rank] == own):

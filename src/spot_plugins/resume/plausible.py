@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Iterable
-from itertools import pairwise, product
+from functools import partial
+from itertools import pairwise
 from math import prod
-from typing import Final
+from operator import attrgetter
+from random import Random
+from typing import Any, Final
 
 from ..format.boxes import Box, whole
 from ..format.manifest import Blob, RankManifest, TensorSlice
@@ -25,9 +28,7 @@ UNCHECKED_BYTES: Final = 64 * 1024**2
 _FIRST_DATA_BYTE: Final = 8  # a safetensors file begins with the length of its header
 _MAX_DIMENSIONS: Final = 64  # of a tensor in torch
 _MAX_NUMBER: Final = 2**63 - 1
-_CORNERS: Final = 2**22  # of all boxes, a few seconds of work
-_CORNERS_PER_BOX: Final = 64  # ours have no more, unless they are cut along more than six dimensions
-_NEIGHBORS_PER_BOX: Final = 64  # ours are cut along one dimension, most of them, so each has few
+_RANDOM: Final = Random()  # not that of the training
 
 
 def find_nonsense(pieces: Iterable[tuple[RankManifest, TensorSlice]], *, complete: bool = True) -> str | None:
@@ -43,13 +44,14 @@ def find_nonsense(pieces: Iterable[tuple[RankManifest, TensorSlice]], *, complet
 
     Returns:
         A description of the first slice that lies outside its blob or its tensor, of the first blob or tensor about
-        which ranks differ, or of the first tensor whose slices are missing or overlap. None if every tensor is whole.
+        which ranks differ, or of the first tensor whose slices are missing or overlap. None if nothing is wrong.
     """
-    by_name: defaultdict[tuple[str, int | None], list[tuple[int, TensorSlice]]] = defaultdict(list)
-    by_key: defaultdict[str, set[tuple[int, int, str, Box]]] = defaultdict(set)
+    by_name: defaultdict[str | tuple[str, int], list[tuple[RankManifest, TensorSlice]]] = defaultdict(list)
+    by_key: defaultdict[str, list[TensorSlice]] = defaultdict(list)
     blobs: dict[str, Blob] = {}
     is_shared: dict[str, bool] = {}
-    for manifest, piece in pieces:
+    for each in pieces:
+        manifest, piece = each
         if not _is_possible(piece, manifest):
             return f"the position of {piece.name!r} is impossible"
         blob = manifest.blobs[piece.blob]
@@ -57,77 +59,65 @@ def find_nonsense(pieces: Iterable[tuple[RankManifest, TensorSlice]], *, complet
             return f"{blob.key!r} has two sizes or hashes"
         if is_shared.setdefault(piece.name, piece.shared) != piece.shared:
             return f"{piece.name!r} is both shared and a rank's own"
-        by_name[piece.name, None if piece.shared else manifest.rank].append((manifest.rank, piece))
+        by_name[piece.name if piece.shared else (piece.name, manifest.rank)].append(each)
         if piece.stop > piece.start:
-            by_key[blob.key].add((piece.start, piece.stop, piece.name, Box(piece.offsets, piece.lengths)))
-    for found_in_blob in by_key.values():
-        for before, after in pairwise(sorted(found_in_blob)):
-            if after[0] < before[1]:  # a small blob could name any number of large tensors
-                return f"{before[2]!r} and {after[2]!r} share bytes of one blob"
-    corners_left = _CORNERS + _CORNERS_PER_BOX * sum(map(len, by_name.values()))
-    for (name, _), found in by_name.items():
-        _, first = found[0]
-        if any((piece.dtype, piece.shape) != (first.dtype, first.shape) for _, piece in found):
-            return f"the slices of {name!r} are of different tensors"
-        boxes_of_ranks = {(rank, Box(piece.offsets, piece.lengths)) for rank, piece in found}
-        boxes = {box for _, box in boxes_of_ranks}
-        cut = [dim for dim, extent in enumerate(first.shape) if any(box.lengths[dim] != extent for box in boxes)]
-        if first.shared and not complete:
-            is_fine = _is_disjoint(boxes)
-        else:
-            corners_left -= len(boxes) << len(cut)
-            is_fine = corners_left >= 0 and _is_all(boxes, first.shape, cut)
-        if len(boxes_of_ranks) < len(found) or not is_fine:
-            return f"not all of {name!r} is there"
+            by_key[blob.key].append(piece)
+    for inside in by_key.values():
+        inside.sort(key=attrgetter("start"))
+        for before, after in pairwise(inside):
+            if after.start < before.stop and _place(after) != _place(before):
+                # A small blob could name any number of large tensors.
+                return f"{before.name!r} and {after.name!r} share bytes of one blob"
+    return next((problem for found in by_name.values() if (problem := _problem_of(found, complete)) is not None), None)
+
+
+def _problem_of(found: list[tuple[RankManifest, TensorSlice]], complete: bool) -> str | None:
+    """Return what is wrong with the slices of one tensor as a whole, or None. See :func:`find_nonsense`."""
+    _, first = found[0]
+    if len(found) == 1 and first.lengths == first.shape:  # as most tensors
+        return None
+    if any(piece.shape != first.shape or piece.dtype != first.dtype for _, piece in found):
+        return f"the slices of {first.name!r} are of different tensors"
+    boxes = {Box(piece.offsets, piece.lengths) for _, piece in found}
+    if len(boxes) < len(found) > len({(each.rank, piece.offsets, piece.lengths) for each, piece in found}):
+        return f"a rank has a slice of {first.name!r} twice"
+    if (complete or not first.shared) and not covers(boxes, whole(first.shape)):
+        return f"not all of {first.name!r} is there"
     return None
+
+
+def _place(piece: TensorSlice) -> tuple[Any, ...]:
+    return piece.start, piece.stop, piece.name, piece.offsets, piece.lengths
 
 
 def _is_possible(piece: TensorSlice, manifest: RankManifest) -> bool:
     item_bytes = ITEM_BYTES.get(piece.dtype)
-    dimensions = (piece.shape, piece.offsets, piece.lengths)
-    return (
-        item_bytes is not None
-        and 0 <= piece.blob < len(manifest.blobs)
-        and _FIRST_DATA_BYTE <= piece.start <= piece.stop <= manifest.blobs[piece.blob].num_bytes
-        and piece.start % item_bytes == 0
-        and len({len(each) for each in dimensions}) == 1
-        and len(piece.shape) <= _MAX_DIMENSIONS
-        and all(0 <= first <= first + n <= extent <= _MAX_NUMBER for extent, first, n in zip(*dimensions, strict=True))
-        and prod(piece.lengths) * item_bytes == piece.stop - piece.start
-    )
+    if (
+        item_bytes is None
+        or not 0 <= piece.blob < len(manifest.blobs)
+        or not _FIRST_DATA_BYTE <= piece.start <= piece.stop <= manifest.blobs[piece.blob].num_bytes
+        or piece.start % item_bytes
+        or not len(piece.offsets) == len(piece.lengths) == len(piece.shape) <= _MAX_DIMENSIONS
+    ):
+        return False
+    for extent, first, n in zip(piece.shape, piece.offsets, piece.lengths, strict=True):
+        if not 0 <= first <= first + n <= extent <= _MAX_NUMBER:
+            return False
+    return prod(piece.lengths) * item_bytes == piece.stop - piece.start
 
 
-def _is_all(boxes: Collection[Box], shape: tuple[int, ...], dims: list[int]) -> bool:
+def covers(boxes: Collection[Box], target: Box) -> bool:
     """
-    Return True if *boxes* cover each element of a tensor of this *shape* exactly once. They are cut along *dims* only.
+    Return True if *boxes* cover each element of *target* exactly once, and nothing else.
 
     A box is the sum of its corners, with a sign that changes from the lower to the upper side of each dimension. The
-    corners of boxes that touch cancel, so that those of the whole tensor are left. This takes one pass over the boxes.
+    corners of boxes that touch cancel, so that those of *target* are left. Each side gets a random number here, and a
+    box the product of the differences of its sides, in which all its corners are multiplied out. So one pass over the
+    boxes is enough. Other boxes have the same sum with a probability of less than 2**-50.
     """
-    corners: Counter[tuple[int, ...]] = Counter()
-    for box, sign in [*((box, 1) for box in boxes), (whole(shape), -1)]:
-        if box.num_elements:
-            sides = [((box.offsets[dim], 1), (box.offsets[dim] + box.lengths[dim], -1)) for dim in dims]
-            for corner in product(*sides):
-                corners[tuple(place for place, _ in corner)] += sign * prod(side for _, side in corner)
-    return not any(corners.values())
+    numbers: list[dict[int, int]] = [defaultdict(partial(_RANDOM.getrandbits, 62)) for _ in target.offsets]
 
+    def value(box: Box) -> int:
+        return prod(number[first] - number[first + n] for number, first, n in zip(numbers, *box, strict=True))
 
-def _is_disjoint(boxes: Iterable[Box]) -> bool:
-    """Return True if no two boxes have an element in common. Too many boxes side by side count as overlapping."""
-    full = [box for box in boxes if box.num_elements]
-    if not full or not full[0].offsets:
-        return len(full) <= 1
-    dims = range(len(full[0].offsets))
-    along = max(dims, key=lambda dim: len({box.offsets[dim] for box in full}))
-    full.sort(key=lambda box: box.offsets[along])
-    for number, box in enumerate(full):
-        for other in full[number + 1 : number + 1 + _NEIGHBORS_PER_BOX]:
-            if other.offsets[along] >= box.offsets[along] + box.lengths[along]:
-                break
-            if all(a < b + m and b < a + n for a, n, b, m in zip(*box, *other, strict=True)):
-                return False
-        else:
-            if len(full) > number + 1 + _NEIGHBORS_PER_BOX:
-                return False
-    return True
+    return sum(map(value, boxes)) == value(target)

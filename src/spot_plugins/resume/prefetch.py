@@ -23,6 +23,7 @@ from ..store import (
     LocalDisk,
     ObjectStore,
     attentively,
+    get_first,
     open_local,
     open_store,
     patiently,
@@ -159,9 +160,11 @@ class Prefetch(threading.Thread):
                 free = self._disk.do(lambda: shutil.disk_usage(self._directory).free)
                 if blob.num_bytes + SPARE_BYTES > free:
                     raise OSError(errno.ENOSPC, f"only {free / 1e9:.1f} GB are free", self._directory)
-                self._local.put(blob.key, self._store.get(blob.key))
-                with self._counting:
-                    self.num_bytes += blob.num_bytes
+                data = get_first(self._store, blob.key, blob.num_bytes + 1)
+                if len(data) == blob.num_bytes:
+                    self._local.put(blob.key, data)
+                    with self._counting:
+                        self.num_bytes += blob.num_bytes
         except Empty:
             return
         except _FAILURES as error:

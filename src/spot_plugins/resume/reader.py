@@ -13,7 +13,7 @@ from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorPr
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from ..errors import GONE, CorruptCheckpointError, SpotError, StoreError
-from ..format.boxes import Box, overlap, whole
+from ..format.boxes import Box, common, whole
 from ..format.commit import NUM_GETS, CommittedStep
 from ..format.keys import StepId
 from ..format.manifest import Blob, RankManifest, TensorSlice
@@ -22,7 +22,7 @@ from ..state import Shard, decode, graft, named
 from ..state.dtypes import TORCH_DTYPES
 from ..store import ObjectStore
 from .manifests import manifest_of, manifests_of
-from .plausible import UNCHECKED_BYTES, find_nonsense
+from .plausible import UNCHECKED_BYTES, covers, find_nonsense
 from .progress import RestoreProgress
 from .ranges import Copy, byte_ranges, fetch
 
@@ -115,8 +115,10 @@ class StepReader:
             # A rank that did not exist when the step was saved begins with the state of rank 0.
             own = manifest_of(self._store, self._committed, self._ranks.rank if self._ranks.rank < world_size else 0)
             self._check([own])
-            manifests = [own] if self._suffices(own) else manifests_of(self._store, self._committed, own)
-            self._check(manifests)
+            manifests = [own]
+            if not self._suffices(own):
+                manifests = manifests_of(self._store, self._committed, own)
+                self._check(manifests)
             pieces = [
                 (each, piece) for each in manifests for piece in each.tensors if piece.shared or each.rank == own.rank
             ]
@@ -221,6 +223,8 @@ class StepReader:
 
     def _suffices(self, own: RankManifest) -> bool:
         """Return True if this rank stored everything that it reads, so that no other manifest is needed."""
+        if self._committed.world_size == 1:
+            return True
         if self._committed.world_size != self._ranks.world_size:
             return False
         stored: defaultdict[str, list[TensorSlice]] = defaultdict(list)
@@ -230,9 +234,8 @@ class StepReader:
             pieces = stored.get(name)
             if pieces is None:
                 return False
-            wanted = self._boxes(pieces[0])
-            found = sum(overlap(box, Box(piece.offsets, piece.lengths)) for box in wanted for piece in pieces)
-            if found < sum(box.num_elements for box in wanted):
+            boxes = {Box(piece.offsets, piece.lengths) for piece in pieces}
+            if not all(covers({common(box, wanted) for box in boxes}, wanted) for wanted in self._boxes(pieces[0])):
                 return False
         return True
 

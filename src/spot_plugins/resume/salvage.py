@@ -13,8 +13,8 @@ from typing import Any, Final, TypeVar, cast
 from .. import events
 from ..errors import SpotError, StoreError
 from ..events import EventBus
-from ..format.attempts import check_newest
-from ..format.commit import stored_manifests
+from ..format.attempts import MAX_CLAIM_BYTES, check_newest
+from ..format.commit import read_manifest, stored_manifests
 from ..format.keys import (
     ATTEMPTS_PREFIX,
     FROZEN_PREFIX,
@@ -28,7 +28,7 @@ from ..format.keys import (
 )
 from ..format.manifest import Blob, ManifestError, RankManifest, TensorSlice, is_intact
 from ..ranks import Job
-from ..store import HangingDiskError, ObjectStore, patiently
+from ..store import HangingDiskError, ObjectStore, get_at_most, patiently
 
 NUM_PUTS: Final = 8  # blobs of 64 MiB in memory at once, to read, verify and put
 
@@ -136,10 +136,10 @@ def manifests_in(local: ObjectStore, world_size: int) -> list[list[Any]]:
 
 
 def claim_of(store: ObjectStore, attempt: int) -> str | None:
-    """Return the claim of *attempt*, which no other run has, or None if it is not in *store*."""
+    """Return the claim of *attempt*, which no other run has, or None if it is not in *store* or too large."""
     try:
-        return patiently(lambda: store.get(attempt_key(attempt))).decode(errors="replace")
-    except KeyError:
+        return patiently(lambda: get_at_most(store, attempt_key(attempt), MAX_CLAIM_BYTES)).decode(errors="replace")
+    except (KeyError, ValueError):
         return None
 
 
@@ -257,8 +257,8 @@ class Share:
         self._manifests = [self._manifest(owner) for owner in self._owners]
         blobs: dict[str, tuple[Blob, list[TensorSlice]]] = {}
         for manifest in self._manifests:
-            for index, blob in enumerate(manifest.blobs):
-                blobs[blob.key] = blob, [piece for piece in manifest.tensors if piece.blob == index]
+            for blob, inside in zip(manifest.blobs, manifest.slices_by_blob(), strict=True):
+                blobs[blob.key] = blob, inside
         if any(key.startswith(FROZEN_PREFIX) for key in blobs):
             here = set(again(lambda: list(self._here.keys(FROZEN_PREFIX)))) if self._repairs else set()
             for key in set(patiently(lambda: list(self._store.keys(FROZEN_PREFIX)))) - here:
@@ -305,15 +305,11 @@ class Share:
         return self._local
 
     def _manifest(self, owner: int) -> RankManifest:
-        key = rank_manifest_key(self._step_id, owner, self._world_size)
-        manifest = RankManifest.decode(again(lambda: self._here.get(key)))
-        if (manifest.step_id, manifest.rank, manifest.world_size) != (self._step_id, owner, self._world_size):
-            raise _UnusableError(f"{key!r} is the manifest of another step or rank")
-        return manifest
+        return again(lambda: read_manifest(self._here, self._step_id, owner, self._world_size))
 
     def _put_blob(self, item: tuple[Blob, list[TensorSlice]]) -> int:
         blob, inside = item
-        data = memoryview(again(lambda: self._here.get(blob.key)))
+        data = memoryview(again(lambda: self._here.get(blob.key)))  # of this size, as open() has seen
         if not is_intact(data, blob, inside):
             raise _UnusableError(f"{blob.key!r} has changed since it was written, because its hash differs")
         patiently(partial(self._store.put, blob.key, data))
@@ -328,6 +324,8 @@ def problem_of(task: Callable[[], None]) -> str | None:
         return f"{error} is missing"
     except (_UnusableError, ManifestError, SpotError) as error:
         return str(error)
+    except Exception as error:  # noqa: BLE001 - a local file may hold anything, and no failure may end the resume
+        return f"{type(error).__name__}: {error}"
     return None
 
 

@@ -9,7 +9,7 @@ This package imports no torch, and imports a client library only when it opens a
 
 from __future__ import annotations
 
-from .base import ObjectStore, get_at_most
+from .base import ObjectStore, get_at_most, get_first
 from .fsspec import FsspecStore
 from .leftovers import is_in_memory, sweep
 from .local import LocalStore
@@ -37,6 +37,7 @@ __all__ = [
     "attentively",
     "check_writable",
     "get_at_most",
+    "get_first",
     "is_below_own",
     "is_in_memory",
     "open_local",

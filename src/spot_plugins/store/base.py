@@ -74,6 +74,17 @@ def scatter(data: bytes | memoryview, targets: Sequence[memoryview]) -> int:
     return position
 
 
+def get_first(store: ObjectStore, key: str, num_bytes: int) -> memoryview:
+    """
+    Return the first *num_bytes* bytes of the object *key*, or all of it if it is smaller.
+
+    Raises:
+        KeyError, StoreError: As :meth:`ObjectStore.get_into`.
+    """
+    memory = memoryview(bytearray(num_bytes))
+    return memory[: store.get_into(key, 0, [memory])]
+
+
 def get_at_most(store: ObjectStore, key: str, max_bytes: int) -> bytes:
     """
     Return the object *key*, and read no more than *max_bytes* + 1 bytes of it.
@@ -83,8 +94,7 @@ def get_at_most(store: ObjectStore, key: str, max_bytes: int) -> bytes:
         KeyError, StoreError: As :meth:`ObjectStore.get_into`.
     """
     for size in (min(_FIRST_BYTES, max_bytes + 1), max_bytes + 1):
-        memory = memoryview(bytearray(size))
-        count = store.get_into(key, 0, [memory])
-        if count < size:
-            return bytes(memory[:count])
+        data = get_first(store, key, size)
+        if len(data) < size:
+            return bytes(data)
     raise ValueError(f"it has more than {max_bytes} bytes")

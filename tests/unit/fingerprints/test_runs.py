@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+
 import pytest
 from twice_train import CHANGED, run
 
 from spot_plugins.fingerprints import Difference, compare_runs, read
+from spot_plugins.format.keys import StepId
+from spot_plugins.format.manifest import ManifestError
 from spot_plugins.testing import run_thread_ranks
 
 
@@ -42,6 +47,19 @@ def test_what_is_not_there_is_an_error_that_says_so(urls, tmp_path):
         compare_runs(urls[None], urls["torch"], step=7)
     with pytest.raises(LookupError, match="rank=1"):
         read(urls[None], rank=1)
+
+
+def test_only_the_manifest_of_the_step_and_rank_is_read(urls, tmp_path):
+    """One that was copied over it is refused, and so is a file of a terabyte, most of it a hole."""
+    copied = tmp_path / "run"
+    shutil.copytree(urls[None], copied)
+    newest, before = (StepId(step, 1).prefix + "rank-00000-of-00001.json" for step in (12, 5))
+    shutil.copy(copied / before, copied / newest)
+    with pytest.raises(ManifestError, match="is the manifest of another step or rank"):
+        read(str(copied))
+    os.truncate(copied / newest, 2**40)
+    with pytest.raises(ManifestError, match="has more than"):
+        read(str(copied))
 
 
 def test_runs_of_other_numbers_of_ranks_are_not_compared(urls, tmp_path):

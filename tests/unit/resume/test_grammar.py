@@ -28,12 +28,8 @@ hashes and lengths             ``bit``, ``cut``, ``long``, ``hash`` and ``blob``
 from __future__ import annotations
 
 import copy
-import json
 import random
-import resource
 from collections import defaultdict
-from dataclasses import dataclass, field
-from functools import cache
 from itertools import pairwise
 from math import prod
 
@@ -43,23 +39,18 @@ import torch
 import xxhash
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from steps import URL, ThreadRank, save
+from signed_steps import HEADER, STEP, Step, empty, freeze, little_memory, sign, stored
+from steps import URL, ThreadRank
 
 from spot_plugins.errors import CorruptCheckpointError
 from spot_plugins.events import CheckpointRejected, EventBus
 from spot_plugins.format.commit import CommittedStep
-from spot_plugins.format.keys import StepId, merged_manifest_key, rank_manifest_key
-from spot_plugins.format.manifest import canonical_json
 from spot_plugins.ranks import Job, MemoryBoard, SingleRank
 from spot_plugins.resume.newest import load_newest
 from spot_plugins.resume.reader import StepReader
-from spot_plugins.store import MemoryStore
 
 ITEM_BYTES = {"F32": 4, "I32": 4, "F64": 8, "I64": 8, "BF16": 2, "F16": 2, "U8": 1, "BOOL": 1}
 SAME_SIZE = {"F32": "I32", "F64": "I64", "I64": "F64", "BF16": "F16", "U8": "BOOL"}
-STEP = StepId(2, 1)
-HEADER = b"\x08".ljust(8, b"\0") + b"{}      "
-ROOM_BYTES = 1024**3
 ABSURD = st.sampled_from(
     [
         -(2**63),
@@ -91,25 +82,12 @@ NUMBERS = ["step", "attempt", "rank", "world_size", "start", "stop", "blob", "sh
 WORDS = st.sampled_from(["", "part/t0", "part/t1", "F32", "F64", "U8", "F7", "z" * 32, "../up", "x" * 300, "\ud800"])
 
 
-@dataclass
-class Step:
-    """The manifests of a step, one for each rank, and its blobs."""
-
-    documents: list
-    blobs: dict = field(default_factory=dict)
-    frozen: list = field(default_factory=list)
-    """The ranks whose blob is a frozen one."""
-    merged: str | None = None
-    """``copy``, or ``other`` if it contradicts the manifest of rank 0. None if there is no merged manifest."""
-    is_honest: bool = True
-
-
 @st.composite
 def steps(draw):
     """Draw a step, honest at first."""
     world_size = draw(st.sampled_from([1, 2, 2]))
     bytes_of = random.Random(draw(st.integers(0, 99)))
-    step = Step([_empty(rank, world_size) for rank in range(world_size)])
+    step = Step([empty(rank, world_size) for rank in range(world_size)])
     contents = [bytearray(HEADER) for _ in range(world_size)]
     for number in range(draw(st.integers(1, 3))):
         name, dtype = f"part/t{number}", draw(st.sampled_from(sorted(ITEM_BYTES)))
@@ -149,17 +127,12 @@ def steps(draw):
         draw(faults(step))
         step.is_honest = False
     for rank, document in enumerate(step.documents):
-        _sign(document, step.blobs)
+        sign(document, step.blobs)
         if rank in step.frozen:
-            _freeze(document, step.blobs)
+            freeze(document, step.blobs)
     if not step.is_honest and draw(st.integers(0, 2)) == 0:
         draw(damages(step))
     return step
-
-
-def _empty(rank, world_size):
-    document = {"format": 1, "step": STEP.step, "attempt": STEP.attempt, "rank": rank, "world_size": world_size}
-    return {**document, "blobs": [], "tensors": [], "state": {"part": {"tensors": {}}}}
 
 
 def states():
@@ -291,66 +264,6 @@ def damages(draw, step):
         hashed[0]["xxh3_128"] = draw(st.sampled_from(["", "z" * 32, "0" * 32, "../../up", "x" * 300, None]))
 
 
-def _freeze(document, blobs):
-    """Store the blob of *document* under its hash, if it is an honest one."""
-    try:
-        (blob,) = document["blobs"]
-        content = blobs[blob["key"]]
-        blob["key"] = f"frozen/{blob['xxh3_128']}.safetensors"
-        blobs[blob["key"]] = content
-    except (TypeError, KeyError, ValueError):
-        pass  # its fault has no such blob
-
-
-def _sign(document, blobs):
-    """Give slices and blobs the hashes that their bytes have, as far as there are such bytes."""
-    try:
-        content = blobs[document["blobs"][0]["key"]]
-        inside = sorted((each for each in document["tensors"] if each["blob"] == 0), key=lambda each: each["start"])
-        for piece in inside:
-            piece["xxh3_128"] = xxhash.xxh3_128_hexdigest(content[piece["start"] : piece["stop"]])
-        full = [each for each in inside if each["stop"] > each["start"]]
-        digest = xxhash.xxh3_128(content[: full[0]["start"]] if full else content)
-        for piece in full:
-            digest.update(bytes.fromhex(piece["xxh3_128"]))
-        document["blobs"][0]["xxh3_128"] = digest.hexdigest()
-    except (TypeError, KeyError, IndexError, AttributeError):
-        pass  # its fault has no hash
-
-
-@cache
-def _honest():
-    """The objects of an honest step 1."""
-    store = MemoryStore()
-    save(1, store, state={"both": {"w": torch.ones(2)}})
-    return {key: store.get(key) for key in store.keys("")}
-
-
-def _stored(step):
-    """Return a store with an honest step 1 and *step* as the newer one."""
-    store = MemoryStore()
-    lines = []
-    for key, content in (_honest() | step.blobs).items():
-        store.put(key, content)
-    for rank, document in enumerate(step.documents):
-        lines.append(_encoded(document))
-        store.put(rank_manifest_key(STEP, rank, len(step.documents)), lines[-1])
-    if step.merged == "other":
-        lines[0] = _encoded({**step.documents[0], "state": {"part": {"tensors": {}, "is_other": True}}, "blobs": []})
-    if step.merged is not None:
-        store.put(merged_manifest_key(STEP), b"".join(lines))
-    return store
-
-
-def _encoded(document):
-    document = {name: value for name, value in document.items() if name != "xxh3_128"}
-    try:
-        document["xxh3_128"] = xxhash.xxh3_128_hexdigest(canonical_json(document))
-        return canonical_json(document)
-    except UnicodeEncodeError:
-        return json.dumps(document).encode()
-
-
 def _expected(step, name, rank):
     """Return the bytes of the tensor *name*, of shape ``(*shape, bytes of an item)``, as *rank* has to get it."""
     found = [(document, piece) for document, piece in _read_by(step, rank) if piece["name"] == name]
@@ -436,9 +349,9 @@ def _assert_same(step, state, rank):
 
 
 def _check(step):
-    store, rejected = _stored(step), []
+    store, rejected = stored(step), []
     bus = EventBus(lambda event: rejected.append(event) if isinstance(event, CheckpointRejected) else None)
-    with _little_memory():
+    with little_memory():
         loaded = load_newest(store, None, URL, Job(SingleRank(), MemoryBoard()), bus)
     assert loaded.step_id.step == (1 if rejected else STEP.step)
     for each in rejected:
@@ -455,19 +368,6 @@ def _check(step):
     else:
         _assert_same(step, of_third.state, len(step.documents) - 1)
     return rejected
-
-
-class _little_memory:  # noqa: N801
-    """Let nothing allocate more than :data:`ROOM_BYTES` in a ``with`` block."""
-
-    def __enter__(self):
-        self._before = resource.getrlimit(resource.RLIMIT_AS)
-        with open("/proc/self/statm") as file:
-            present = int(file.read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (present + ROOM_BYTES, self._before[1]))
-
-    def __exit__(self, *_):
-        resource.setrlimit(resource.RLIMIT_AS, self._before)
 
 
 # The same examples in every run. The soak looks for new ones.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from contextlib import closing
 from functools import partial
@@ -98,6 +99,19 @@ def test_a_damaged_manifest_of_the_newest_step_is_stored_again(damage, machines,
     assert_repaired(machines, steps, told, key)
     assert key in caplog.text
     assert "It was stored again from a local copy" in caplog.text
+
+
+def test_a_local_manifest_without_end_takes_no_memory(machines, tmp_path):
+    """
+    A blob is damaged in the store and on the disk, and the local manifest is a file of a terabyte, most of it a hole.
+    """
+    rank, world_size = len(machines.disks) - 1, len(machines.disks)
+    for store in (machines.store, machines.disks[rank]):
+        store.put(blob_key(NEWEST, rank, 0), b"")
+    os.truncate(tmp_path / str(rank) / rank_manifest_key(NEWEST, rank, world_size), 2**40)
+    steps, _ = machines.resume()
+
+    assert [step.step_id for step in steps] == [(1, 1)] * world_size
 
 
 @pytest.mark.parametrize("damage", [cut, flip, None], ids=["cut", "flipped", "gone"])

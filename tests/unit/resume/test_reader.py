@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from math import prod
 
 import pytest
@@ -14,13 +15,15 @@ from spot_plugins.errors import CorruptCheckpointError
 from spot_plugins.events import EventBus
 from spot_plugins.format.boxes import Box, ShardBoxes, range_boxes
 from spot_plugins.format.commit import committed_steps, merge_manifests
-from spot_plugins.format.keys import StepId, merged_manifest_key
+from spot_plugins.format.keys import StepId, blob_key, merged_manifest_key, rank_manifest_key
+from spot_plugins.format.manifest import ManifestError, decode_merged
 from spot_plugins.ranks import Job, SingleRank
 from spot_plugins.resume.newest import load_newest
+from spot_plugins.resume.prefetch import Prefetch
 from spot_plugins.resume.reader import StepReader
 from spot_plugins.save import layout
 from spot_plugins.state import Shard
-from spot_plugins.store import LocalStore, MemoryStore
+from spot_plugins.store import LocalDisk, LocalStore, MemoryStore
 
 SHAPE = (24, 10)
 WHOLE = torch.arange(prod(SHAPE), dtype=torch.float32).view(SHAPE)
@@ -255,3 +258,59 @@ def test_a_step_that_is_not_whole_is_not_merged():
 
     assert not merge_manifests(store, StepId(1, 1), 2)
     assert not [key for key in store.keys("") if key.endswith("merged.json")]
+
+
+def test_a_manifest_without_end_is_not_merged(tmp_path):
+    """
+    It is a file of a terabyte, most of it a hole. Readers read the single manifests, and refuse this one.
+    """
+    store = LocalStore(str(tmp_path))
+    save_all(store, in_rows, 2)
+    os.truncate(tmp_path / rank_manifest_key(StepId(1, 1), 1, 2), 2**40)
+
+    with pytest.raises(ManifestError, match="has more than"):
+        merge_manifests(store, StepId(1, 1), 2)
+
+
+def test_manifests_that_are_too_large_together_are_not_merged(monkeypatch):
+    """
+    A reader accepts no larger copy than one manifest may be, and reads the single ones.
+    """
+    store = MemoryStore()
+    save_all(store, in_rows, 20)
+    sizes = [len(store.get(rank_manifest_key(StepId(1, 1), rank, 20))) for rank in range(20)]
+    monkeypatch.setattr("spot_plugins.format.commit.MAX_MANIFEST_BYTES", sum(sizes) - 1)
+
+    with pytest.raises(ManifestError, match="too many bytes for a copy"):
+        merge_manifests(store, StepId(1, 1), 20)
+    assert merged_manifest_key(StepId(1, 1)) not in store.keys("")
+    monkeypatch.setattr("spot_plugins.format.commit.MAX_MANIFEST_BYTES", sum(sizes))
+    assert merge_manifests(store, StepId(1, 1), 20)
+    monkeypatch.setattr("spot_plugins.format.manifest.MAX_MANIFEST_BYTES", sum(sizes) - 1)
+    with pytest.raises(ManifestError, match="too long or has too many values"):
+        decode_merged(store.get(merged_manifest_key(StepId(1, 1))))
+
+
+def test_a_manifest_of_another_rank_is_not_merged():
+    """
+    It was copied over that of rank 1.
+    """
+    store = MemoryStore()
+    save_all(store, in_rows, 2)
+    store.put(rank_manifest_key(StepId(1, 1), 1, 2), store.get(rank_manifest_key(StepId(1, 1), 0, 2)))
+
+    with pytest.raises(ManifestError, match="is the manifest of another step or rank"):
+        merge_manifests(store, StepId(1, 1), 2)
+
+
+def test_a_blob_that_is_larger_than_its_manifest_says_is_not_prefetched(tmp_path):
+    """
+    It is a file of a terabyte, most of it a hole. The others are downloaded.
+    """
+    store, local = LocalStore(str(tmp_path / "store")), tmp_path / "local"
+    save_all(store, in_rows, 2)
+    os.truncate(tmp_path / "store" / blob_key(StepId(1, 1), 1, 0), 2**40)
+
+    Prefetch(store, str(local), LocalDisk(str(local), lambda seconds: None)).run()
+
+    assert [*LocalStore(str(local)).keys("steps/")] == [blob_key(StepId(1, 1), 0, 0)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from spot_plugins.config import SpotConfig
 from spot_plugins.errors import StoreError
 from spot_plugins.events import EventBus, Resumed, Salvaged
 from spot_plugins.format.attempts import claim_attempt
-from spot_plugins.format.keys import StepId, blob_key, parse_rank_manifest_key, rank_manifest_key
+from spot_plugins.format.keys import StepId, attempt_key, blob_key, parse_rank_manifest_key, rank_manifest_key
 from spot_plugins.format.manifest import RankManifest
 from spot_plugins.ranks import Job
 from spot_plugins.resume import salvage
@@ -246,6 +247,46 @@ def test_a_manifest_that_names_what_is_not_its_own_overwrites_nothing(name, tmp_
 
     assert_left_alone(job, steps, told, caplog, "no blob of this step")
     assert before.items() <= {each: job.store.get(each) for each in job.store.keys("")}.items()
+
+
+@pytest.mark.parametrize("name", ["the manifest", "the claim", "a blob"])
+def test_a_local_file_without_end_takes_no_memory(name, job, tmp_path, caplog):
+    """
+    A file of a terabyte lies in the place of a small one, most of it a hole. It is not read.
+    """
+    rank, world_size = len(job.disks) - 1, len(job.disks)
+    key = {
+        "the manifest": rank_manifest_key(StepId(2, 1), rank, world_size),
+        "the claim": attempt_key(1),
+        "a blob": blob_key(StepId(2, 1), rank, 0),
+    }[name]
+    os.truncate(tmp_path / str(rank) / key, 2**40)
+    steps, told = job.resume()
+
+    expected = {"the manifest": "has more than", "the claim": "", "a blob": "does not have the"}[name]
+    assert_left_alone(job, steps, told, caplog, expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"num_bytes": 2**70}, "OverflowError"),
+        ({"num_bytes": -1}, "is no blob of this step"),
+        ({"num_bytes": 2**40}, "does not have the"),
+    ],
+    ids=str,
+)
+def test_a_local_manifest_with_absurd_numbers_costs_one_step(change, reason, job, caplog):
+    """
+    It is signed. The resume continues from the step in the store.
+    """
+    rank, world_size = len(job.disks) - 1, len(job.disks)
+    key = rank_manifest_key(StepId(2, 1), rank, world_size)
+    manifest = RankManifest.decode(job.disks[rank].get(key))
+    job.disks[rank].put(key, replace(manifest, blobs=(replace(manifest.blobs[0], **change),)).encode())
+    steps, told = job.resume()
+
+    assert_left_alone(job, steps, told, caplog, reason)
 
 
 def test_a_manifest_under_another_name_is_not_believed(job, caplog):
