@@ -95,7 +95,9 @@ PASSING = {
 @pytest.mark.parametrize(("fault", "said"), PASSING.values(), ids=PASSING)
 def test_a_service_in_trouble_is_a_store_error_that_may_pass(store, proxy, operation, fault, said):
     """
-    A service that is away, stuck, overloaded or full gives StoreError, not many tries. Once it is well, so is the store.
+    A service that is away, stuck, overloaded or full gives StoreError, and is not asked again and again.
+
+    Once it is well, so is the store.
     """
     fault(proxy)
     before = proxy.num_requests
