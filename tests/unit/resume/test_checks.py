@@ -26,7 +26,7 @@ PAD = bytes(8)  # after the last slice, so that a slice can be moved
 
 
 def honest():
-    """A step of two ranks. Each has two rows of ``w``, and its own ``o``."""
+    """A step of two ranks. Each has two rows of ``w``, its own ``o``, and its own ``e``, which is empty."""
     step = Step([empty(rank, 2) for rank in range(2)])
     for rank, document in enumerate(step.documents):
         key = blob_key(STEP, rank, 0)
@@ -36,11 +36,13 @@ def honest():
         document["blobs"] = [{"key": key, "num_bytes": len(content), "xxh3_128": ""}]
         w = {"name": "part/w", "dtype": "F32", "shape": [4, 2], "offsets": [2 * rank, 0], "lengths": [2, 2]}
         o = {"name": "part/o", "dtype": "I64", "shape": [2], "offsets": [0], "lengths": [2]}
+        e = {"name": "part/e", "dtype": "F64", "shape": [0], "offsets": [0], "lengths": [0]}
         document["tensors"] = [
             {**w, "shared": True, "blob": 0, "start": 16, "stop": 32, "xxh3_128": ""},
             {**o, "shared": False, "blob": 0, "start": 32, "stop": 48, "xxh3_128": ""},
+            {**e, "shared": False, "blob": 0, "start": 32, "stop": 32, "xxh3_128": ""},
         ]
-        document["state"] = {"part": {name: {"$tensor": f"part/{name}"} for name in ("w", "o")}}
+        document["state"] = {"part": {name: {"$tensor": f"part/{name}"} for name in ("w", "o", "e")}}
     return step
 
 
@@ -85,6 +87,7 @@ def test_an_honest_step_is_read(rank, world_size, merged, frozen):
 
     assert torch.equal(state["w"], WHOLE)
     assert state["o"].tolist() == [rank if rank < 2 else 0, 7]
+    assert state["e"].shape == (0,)
     assert "is_other" not in state
 
 
@@ -169,7 +172,11 @@ def test_a_number_of_another_type_is_found(name, field):
 
 
 def _twice(step):
-    step.documents[0]["tensors"].append(copy.deepcopy(place(step, "w0")))
+    step.documents[0]["tensors"].append(copy.deepcopy(place(step, "o0")))
+
+
+def _two_names_for_the_same(step):
+    step.documents[0]["tensors"].append({**place(step, "w0"), "name": "part/v", "shape": [2, 2]})
 
 
 def _one_blob_of_two_sizes(step):
@@ -202,7 +209,8 @@ def _damaged(first, stop, content):
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (_twice, "a rank has a slice of 'part/w' twice"),
+        (_twice, "a rank has a slice of 'part/o' twice"),
+        (_two_names_for_the_same, BYTES),
         (_one_blob_of_two_sizes, "has two sizes or hashes"),
         (_no_hash, FOREIGN),
         (lambda step: step.documents[0].update(tensors=7), "is damaged: not a manifest: TypeError"),
@@ -217,6 +225,7 @@ def _damaged(first, stop, content):
     ],
     ids=[
         "twice",
+        "two names",
         "two sizes",
         "no hash",
         "no list",
