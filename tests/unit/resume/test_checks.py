@@ -97,6 +97,20 @@ def test_a_rank_gets_the_rows_that_it_wants(first, stop):
     assert torch.equal(read(signed(honest()), 0, 2, rows(first, stop))["w"], WHOLE[first:stop])
 
 
+@pytest.mark.parametrize(
+    ("rank", "world_size", "is_named"), [(0, 1, True), (0, 1, False), (0, 2, True), (2, 3, True), (2, 3, False)]
+)
+def test_a_tensor_that_another_rank_has_stored_is_read(rank, world_size, is_named):
+    """Rank 1 has all of ``w``. If there are other ranks now, it does not matter whether the state of rank 0 names it."""
+    step = honest()
+    place(step, "w1").update(shape=[2, 2], offsets=[0, 0])
+    step.documents[0]["tensors"].remove(place(step, "w0"))
+    if not is_named:
+        del step.documents[0]["state"]["part"]["w"]
+
+    assert torch.equal(read(signed(step), rank, world_size)["w"], WHOLE[2:])
+
+
 IMPOSSIBLE, FOREIGN, OTHER = "is impossible", "is no blob of this step", "of another step or rank"
 SHARED, BYTES, TENSORS, PART = "both shared and", "share bytes of one blob", "are of different tensors", "not all of"
 NOTHING = {"blobs": [], "tensors": []}
@@ -138,18 +152,31 @@ FAULTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("changes", "reason"), [each[1:] for each in FAULTS], ids=[each[0] for each in FAULTS])
-def test_a_fault_is_found_by_its_check(changes, reason):
-    """The blobs of the step are there, and the hashes are those of the bytes that the manifest names."""
+def faulty(changes):
+    """A step whose blobs are there, with the hashes of the bytes that its manifests name."""
     step = honest()
     for name, change in changes.items():
         place(step, name).update(copy.deepcopy(change))
     content = step.blobs[blob_key(STEP, 0, 0)]
     for key in [blob["key"] for document in step.documents for blob in document["blobs"]]:
         step.blobs.setdefault(key, content)
+    return signed(step)
 
+
+@pytest.mark.parametrize(("changes", "reason"), [each[1:] for each in FAULTS], ids=[each[0] for each in FAULTS])
+def test_a_fault_is_found_by_its_check(changes, reason):
+    """The manifests of both ranks are read."""
     with pytest.raises(CorruptCheckpointError, match=reason):
-        read(signed(step))
+        read(faulty(changes))
+
+
+@pytest.mark.parametrize("changes", [each[1] for each in FAULTS if each[2] in (IMPOSSIBLE, BYTES)], ids=str)
+def test_a_rank_finds_a_fault_that_it_alone_has_stored(changes):
+    """It reads the rows that are in its own manifest, and so no other one."""
+    rank = int(max(changes)[1])
+
+    with pytest.raises(CorruptCheckpointError, match="makes no sense"):
+        read(faulty(changes), rank, 2, rows(2 * rank, 2 * rank + 2))
 
 
 @pytest.mark.parametrize(
