@@ -101,7 +101,7 @@ def test_a_rank_gets_the_rows_that_it_wants(first, stop):
     ("rank", "world_size", "is_named"), [(0, 1, True), (0, 1, False), (0, 2, True), (2, 3, True), (2, 3, False)]
 )
 def test_a_tensor_that_another_rank_has_stored_is_read(rank, world_size, is_named):
-    """Rank 1 has all of ``w``. If there are other ranks now, it does not matter whether the state of rank 0 names it."""
+    """Rank 1 has all of ``w``. Other ranks than before get it even if the state of rank 0 does not name it."""
     step = honest()
     place(step, "w1").update(shape=[2, 2], offsets=[0, 0])
     step.documents[0]["tensors"].remove(place(step, "w0"))
