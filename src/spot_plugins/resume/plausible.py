@@ -40,7 +40,7 @@ def find_nonsense(pieces: Iterable[tuple[RankManifest, TensorSlice]], *, complet
 
     Args:
         pieces: All slices of one manifest or of several, each with its manifest.
-        complete: Whether these are the manifests of all ranks, so that shared tensors have to be whole.
+        complete: Whether these are the manifests of all ranks, so that tensors have to be whole.
 
     Returns:
         A description of the first slice that lies outside its blob or its tensor, of the first blob or tensor about
@@ -81,7 +81,7 @@ def _problem_of(found: list[tuple[RankManifest, TensorSlice]], complete: bool) -
     boxes = {Box(piece.offsets, piece.lengths) for _, piece in found}
     if len(boxes) < len(found) > len({(each.rank, piece.offsets, piece.lengths) for each, piece in found}):
         return f"a rank has a slice of {first.name!r} twice"
-    if (complete or not first.shared) and not covers(boxes, whole(first.shape)):
+    if complete and not covers(boxes, whole(first.shape)):
         return f"not all of {first.name!r} is there"
     return None
 

@@ -259,3 +259,25 @@ def test_a_manifest_with_other_content_than_it_was_written_with_is_refused():
 
     with pytest.raises(ManifestError, match="the content of the manifest does not match its hash"):
         RankManifest.decode(canonical_json(document))
+
+
+@pytest.mark.parametrize("constant", [b"NaN", b"Infinity", b"-Infinity"])
+def test_a_constant_that_json_does_not_know_is_refused(constant):
+    """
+    The hash is that of the bytes.
+    """
+    body, _, _ = a_manifest().encode().rpartition(b',"xxh3_128":')
+    body = body.replace(b'"none":null', b'"none":' + constant)
+    data = body + b',"xxh3_128":"' + xxhash.xxh3_128_hexdigest(body + b"}\n").encode() + b'"}\n'
+
+    with pytest.raises(ManifestError, match="is no JSON"):
+        RankManifest.decode(data)
+
+
+def test_a_manifest_in_another_form_is_read():
+    """
+    The hash is that of the canonical form, so indented JSON with the same content is the same manifest.
+    """
+    document = json.loads(a_manifest().encode())
+
+    assert RankManifest.decode(json.dumps(document, indent=1).encode()) == a_manifest()

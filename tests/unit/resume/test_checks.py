@@ -26,7 +26,7 @@ PAD = bytes(8)  # after the last slice, so that a slice can be moved
 
 
 def honest():
-    """A step of two ranks. Each has two rows of ``w``, and its own ``o``."""
+    """A step of two ranks. Each has two rows of ``w``, its own ``o``, and its own ``e``, which is empty."""
     step = Step([empty(rank, 2) for rank in range(2)])
     for rank, document in enumerate(step.documents):
         key = blob_key(STEP, rank, 0)
@@ -36,11 +36,13 @@ def honest():
         document["blobs"] = [{"key": key, "num_bytes": len(content), "xxh3_128": ""}]
         w = {"name": "part/w", "dtype": "F32", "shape": [4, 2], "offsets": [2 * rank, 0], "lengths": [2, 2]}
         o = {"name": "part/o", "dtype": "I64", "shape": [2], "offsets": [0], "lengths": [2]}
+        e = {"name": "part/e", "dtype": "F64", "shape": [0], "offsets": [0], "lengths": [0]}
         document["tensors"] = [
             {**w, "shared": True, "blob": 0, "start": 16, "stop": 32, "xxh3_128": ""},
             {**o, "shared": False, "blob": 0, "start": 32, "stop": 48, "xxh3_128": ""},
+            {**e, "shared": False, "blob": 0, "start": 32, "stop": 32, "xxh3_128": ""},
         ]
-        document["state"] = {"part": {name: {"$tensor": f"part/{name}"} for name in ("w", "o")}}
+        document["state"] = {"part": {name: {"$tensor": f"part/{name}"} for name in ("w", "o", "e")}}
     return step
 
 
@@ -85,6 +87,7 @@ def test_an_honest_step_is_read(rank, world_size, merged, frozen):
 
     assert torch.equal(state["w"], WHOLE)
     assert state["o"].tolist() == [rank if rank < 2 else 0, 7]
+    assert state["e"].shape == (0,)
     assert "is_other" not in state
 
 
@@ -92,6 +95,20 @@ def test_an_honest_step_is_read(rank, world_size, merged, frozen):
 def test_a_rank_gets_the_rows_that_it_wants(first, stop):
     """They are in its own manifest, in that of the other rank, or in both."""
     assert torch.equal(read(signed(honest()), 0, 2, rows(first, stop))["w"], WHOLE[first:stop])
+
+
+@pytest.mark.parametrize(
+    ("rank", "world_size", "is_named"), [(0, 1, True), (0, 1, False), (0, 2, True), (2, 3, True), (2, 3, False)]
+)
+def test_a_tensor_that_another_rank_has_stored_is_read(rank, world_size, is_named):
+    """Rank 1 has all of ``w``. Other ranks than before get it even if the state of rank 0 does not name it."""
+    step = honest()
+    place(step, "w1").update(shape=[2, 2], offsets=[0, 0])
+    step.documents[0]["tensors"].remove(place(step, "w0"))
+    if not is_named:
+        del step.documents[0]["state"]["part"]["w"]
+
+    assert torch.equal(read(signed(step), rank, world_size)["w"], WHOLE[2:])
 
 
 IMPOSSIBLE, FOREIGN, OTHER = "is impossible", "is no blob of this step", "of another step or rank"
@@ -135,18 +152,31 @@ FAULTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("changes", "reason"), [each[1:] for each in FAULTS], ids=[each[0] for each in FAULTS])
-def test_a_fault_is_found_by_its_check(changes, reason):
-    """The blobs of the step are there, and the hashes are those of the bytes that the manifest names."""
+def faulty(changes):
+    """A step whose blobs are there, with the hashes of the bytes that its manifests name."""
     step = honest()
     for name, change in changes.items():
         place(step, name).update(copy.deepcopy(change))
     content = step.blobs[blob_key(STEP, 0, 0)]
     for key in [blob["key"] for document in step.documents for blob in document["blobs"]]:
         step.blobs.setdefault(key, content)
+    return signed(step)
 
+
+@pytest.mark.parametrize(("changes", "reason"), [each[1:] for each in FAULTS], ids=[each[0] for each in FAULTS])
+def test_a_fault_is_found_by_its_check(changes, reason):
+    """The manifests of both ranks are read."""
     with pytest.raises(CorruptCheckpointError, match=reason):
-        read(signed(step))
+        read(faulty(changes))
+
+
+@pytest.mark.parametrize("changes", [each[1] for each in FAULTS if each[2] in (IMPOSSIBLE, BYTES)], ids=str)
+def test_a_rank_finds_a_fault_that_it_alone_has_stored(changes):
+    """It reads the rows that are in its own manifest, and so no other one."""
+    rank = int(max(changes)[1])
+
+    with pytest.raises(CorruptCheckpointError, match="makes no sense"):
+        read(faulty(changes), rank, 2, rows(2 * rank, 2 * rank + 2))
 
 
 @pytest.mark.parametrize(
@@ -169,7 +199,11 @@ def test_a_number_of_another_type_is_found(name, field):
 
 
 def _twice(step):
-    step.documents[0]["tensors"].append(copy.deepcopy(place(step, "w0")))
+    step.documents[0]["tensors"].append(copy.deepcopy(place(step, "o0")))
+
+
+def _two_names_for_the_same(step):
+    step.documents[0]["tensors"].append({**place(step, "w0"), "name": "part/v", "shape": [2, 2]})
 
 
 def _one_blob_of_two_sizes(step):
@@ -202,7 +236,8 @@ def _damaged(first, stop, content):
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
-        (_twice, "a rank has a slice of 'part/w' twice"),
+        (_twice, "a rank has a slice of 'part/o' twice"),
+        (_two_names_for_the_same, BYTES),
         (_one_blob_of_two_sizes, "has two sizes or hashes"),
         (_no_hash, FOREIGN),
         (lambda step: step.documents[0].update(tensors=7), "is damaged: not a manifest: TypeError"),
@@ -217,6 +252,7 @@ def _damaged(first, stop, content):
     ],
     ids=[
         "twice",
+        "two names",
         "two sizes",
         "no hash",
         "no list",

@@ -195,7 +195,7 @@ def test_a_manifest_without_end_is_cut_off():
         save(step, store, state=_state())
     key = rank_manifest_key(committed_steps(store)[0].step_id, 0, 1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("spot_plugins.resume.manifests.MAX_MANIFEST_BYTES", len(store.get(key)))
+        patch.setattr("spot_plugins.format.commit.MAX_MANIFEST_BYTES", len(store.get(key)))
         store.put(key, store.get(key)[:-1] + b" " * 10_000_000 + b"\n")
         loaded = load_newest(store, None, URL, Job(SingleRank(), MemoryBoard()), EventBus())
 
