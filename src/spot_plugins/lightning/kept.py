@@ -67,6 +67,10 @@ class KeptPart(ShardedPart):
         """Ask the part."""
         return self._part.template_finder()
 
+    def copies(self, path: TensorPath) -> bool:
+        """Ask the part."""
+        return self._part.copies(path)
+
     def for_new_rank(self, state: Any, rank: int) -> Any:
         """Ask the part."""
         return self._part.for_new_rank(state, rank)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -106,11 +107,13 @@ class Registry:
         finders = {first: part.template_finder() for first, part in self._by_segment.items()}
 
         def want(name: str, shape: tuple[int, ...]) -> Shard | None:
+            first, *rest = segments(name)
             template = shards.get(name)
-            if template is None:
-                first, *rest = segments(name)
-                template = finders[first](tuple(rest)) if first in finders else None
-            return template if template is not None and template.boxes.shape == shape else None
+            if template is None and first in finders:
+                template = finders[first](tuple(rest))
+            if template is None or template.boxes.shape != shape:
+                return None
+            return replace(template, on_host=self._by_segment[first].copies(tuple(rest)))
 
         return want
 
