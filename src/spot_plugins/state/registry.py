@@ -17,7 +17,8 @@ from .encoder import segment, segments
 from .live_tensor import KnownMemory, LiveTensor
 from .model import ModelPart
 from .optimizer import OptimizerPart
-from .part import Part, PlainPart, ShardedPart
+from .part import Part, ShardedPart
+from .scaler import as_sharded
 from .shard import Shard
 
 
@@ -48,7 +49,7 @@ class Registry:
         first = segment(name)
         if first in self._by_segment:
             raise ValueError(f"a part named {name!r} is registered already: choose another name")
-        sharded = part if isinstance(part, ShardedPart) else PlainPart(part)
+        sharded = as_sharded(part)
         self._parts[name] = self._by_segment[first] = sharded
         self._replicated[first] = {segment(key) for key in (*sharded.replicated, *replicated)}
 
