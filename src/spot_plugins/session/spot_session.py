@@ -285,7 +285,7 @@ class SpotSession(KeepsSteps):
         it = self._opened
         self._guard.before_step(step)
         it.fingerprints.record(step, position, num_batches)
-        it.measurements.on_step()
+        it.measurements.on_step(it.agreement.notice)
         it.saved_steps.reached(step)
         decision = it.agreement.at_boundary(step)
         if decision is None:
