@@ -64,7 +64,8 @@ class EmulatedDevice:
     - A copy into memory of which a part is pinned fails, and so does one that crosses from one pinned piece to another.
     - An error of a call stays set in its thread. The next work that the thread queues raises it.
 
-    Clear ``may_work`` to hold the device up. Set ``refuses_to_pin``, or ``fails``, which ends all work from now on.
+    Clear ``may_work`` to hold the device up. Set ``captures`` for the capture of a graph. Set ``refuses_to_pin``, or
+    ``fails``, which ends all work from now on.
     """
 
     def __init__(self):
@@ -72,6 +73,7 @@ class EmulatedDevice:
         self.may_work.set()
         self.refuses_to_pin = False
         self.fails = False
+        self.captures = False
         self.num_copies = 0
         self.num_at_once = 0
         self.num_blocking = 0
@@ -83,6 +85,9 @@ class EmulatedDevice:
 
     def is_used(self):
         return True
+
+    def is_capturing(self):
+        return self.captures
 
     def current_stream(self, device):
         return self._current

@@ -89,9 +89,24 @@ def state_of(step, rank=0):
 
 
 def save(
-    step, store, *, rank=0, world_size=1, local=None, attempt=1, keep_last=2, keep_every=None, state=None, again=False
+    step,
+    store,
+    *,
+    rank=0,
+    world_size=1,
+    local=None,
+    attempt=1,
+    keep_last=2,
+    keep_every=None,
+    state=None,
+    again=False,
+    parts=None,
 ):
-    """Save *step* as one rank does, through all that a real save goes through but the socket. Return the events."""
+    """
+    Save *step* as one rank does, through all that a real save goes through but the socket. Return the events.
+
+    Without *parts* there is one, which holds *state*.
+    """
     settings = PushSettings(
         url=URL,
         storage_options={},
@@ -102,8 +117,9 @@ def save(
         keep_last=keep_last,
         keep_every=keep_every,
     )
-    parts = Registry()
-    parts.add("part", Holder(state_of(step, rank) if state is None else state), ("both",))
+    if parts is None:
+        parts = Registry()
+        parts.add("part", Holder(state_of(step, rank) if state is None else state), ("both",))
     pusher = InlinePusher(settings, store, local, again)
     with closing(Saver(parts, ThreadRank(rank, world_size, MemoryBoard()), pusher, EventBus())) as saver:
         saver.save(step, "explicit", deadline=0.0)

@@ -70,7 +70,7 @@ def _try(settings, report, name):
     report.figure(
         f"resume of {name}: peak on the device",
         f"{peak / num_bytes:.2f} x the state",
-        "<= 1.1 (known to fail: G2)",
+        "<= 1.1",
         peak <= 1.1 * num_bytes,
         needs_cuda=True,
         ratio=peak / num_bytes,

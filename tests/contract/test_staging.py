@@ -7,6 +7,7 @@ A device with streams is held up while the training continues, so that whoever d
 from __future__ import annotations
 
 import contextlib
+import math
 import queue
 from contextlib import closing
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from emulated import EmulatedDevice, emulated_device
+from torch import nn
 
 from spot_plugins.save import devices
 from spot_plugins.save.copier import Copier
@@ -234,3 +236,30 @@ def test_a_copy_never_crosses_from_one_pinned_piece_to_the_next(emulated):
     assert device.num_copies == 0
     stream.record_event().synchronize()
     assert memory.sum() == 32
+
+
+def test_a_copy_and_the_capture_of_a_graph(emulated):
+    """
+    An optimizer's step in the capture cannot wait for a copy that began before it, and says what to do. After a wait
+    for the copy there is nothing to wait for.
+    """
+    weight = nn.Parameter(torch.ones(1000))
+    optimizer = torch.optim.SGD([weight])
+    live = {"weight": LiveTensor(weight.detach(), changes=Changes.IN_STEP)}
+    layout = plan_layout(live, 0)
+    ended = []
+    copier = Copier()
+    with closing(SharedBuffer(1, layout.num_bytes)) as buffer:
+        with emulated.held_up():
+            copier.complete(Snapshot(buffer, layout, live), lambda _, error: ended.append(error))
+            emulated.emulated.captures = True
+            for ask in (copier.fence, optimizer.step):
+                with pytest.raises(RuntimeError, match=r"call fence\(copied=True\) before it"):
+                    ask()
+            emulated.emulated.captures = False
+        copier.fence()
+        assert copier.wait_done(math.inf)
+        assert ended == [None]
+        emulated.emulated.captures = True
+        optimizer.step()
+        copier.close(WITHIN_S)

@@ -59,8 +59,7 @@ class SpotHook:
     :func:`spot_plugins.data.elastic_loader`.
 
     Every rank makes one. A ``SPOT_*`` variable stands for each setting that is None: ``SPOT_EVERY_STEPS`` for
-    *every_steps*, and so on for all but *storage_options*. See :class:`~spot_plugins.config.SpotConfig` for more about
-    each, and for the defaults.
+    *every_steps*, and so on for all but *storage_options*. :class:`~spot_plugins.config.SpotConfig` says more of each.
 
     Args:
         accelerator: The accelerator that will prepare model, optimizer, scheduler and loaders.
@@ -385,14 +384,15 @@ class SpotHook:
         self._check_resumed()
         self._session.release(step)
 
-    def fence(self) -> None:
+    def fence(self, *, copied: bool = False) -> None:
         """
-        Wait until no save depends on live state any more.
+        Wait until no save depends on live state any more, and with *copied* until no copy runs on a device either.
 
         Call it before weights or optimizer state are changed by anything but the step of an optimizer, such as the
         clipping of weights, or a swap for averaged ones. A pause and the end of a loop over :meth:`batches` include it.
+        Call it with *copied* before a CUDA graph is captured. During the capture it raises a RuntimeError.
         """
-        self._session.fence()
+        self._session.fence(copied=copied)
 
     def _check_resumed(self) -> Prepared:
         if self._prepared is None:

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from ..state.scaler import ScalerPart
 from ..state.shard import Shard, local_tensor
 from .samples import comparable, is_plain, memory, parameters_of
 
@@ -107,6 +108,8 @@ class Recording:
                 self._modules.append(owner)
             return
         self.owners.add(id(owner))
+        if isinstance(owner, ScalerPart):  # it does not ask the scaler
+            self.owners.add(id(owner.subject))
         if isinstance(owner, Optimizer):
             self._of_optimizers.add(id(owner.state))
             self._of_optimizers.update(map(id, parameters_of(owner)))

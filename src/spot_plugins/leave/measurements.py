@@ -25,6 +25,7 @@ from ..events import (
 )
 from ..format.manifest import Json
 from .plan import Plan, Situation, plan_last_seconds, slowest
+from .run_ahead import RunAhead
 from .save_speeds import InFlight, SaveSpeeds
 
 logger = logging.getLogger(__name__)
@@ -56,10 +57,23 @@ class Measurements:
         self._others: Situation | None = None
         self._merged_at = 0.0
         self._emitted: tuple[str, bool] | None = None
+        self._run_ahead = RunAhead()
 
-    def on_step(self) -> None:
-        """Measure the step that has ended. Call it on the training thread."""
+    def on_step(self, notice: Notice | None = None) -> None:
+        """
+        Measure the step that has ended. Call it on the training thread.
+
+        With a *notice* that leaves time, the device counts and not the host, which may be seconds ahead. The work that
+        the device has left at the first such step belongs to no step.
+        """
+        leaves_time = notice is not None and not notice.at_once
+        was_limited = self._run_ahead.is_limited
+        if leaves_time and was_limited:
+            self._run_ahead.limit()
         self._step_ends.append(time.monotonic())
+        if leaves_time and not was_limited:
+            self._run_ahead.limit()
+            self.on_interlude()
 
     def on_interlude(self) -> None:
         """Leave out the time since the last step, because it belongs to no step."""
@@ -111,7 +125,7 @@ class Measurements:
         """See :class:`~.agreement.decision.Participant`."""
         now = self._of_all(self._situation(step, _left_s(notice)))
         plan = plan_last_seconds(now)
-        if plan.choice != "train_on" or plan.num_steps <= num_ahead:
+        if plan.choice != "train_on" or plan.num_steps <= num_ahead + self._run_ahead.num_steps:
             return "leave"
         self._emit_plan(step, plan, now)
         return "save" if plan.save_first else "train"

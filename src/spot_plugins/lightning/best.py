@@ -27,6 +27,7 @@ from ..errors import SpotError
 from ..session import SpotSession
 from ..state import clean_name
 from . import internals
+from .precision import own_state
 from .restored_paths import PATHS, believed, is_below, is_local
 
 logger = logging.getLogger(__name__)
@@ -241,7 +242,8 @@ class BestFiles:
             checkpoint["optimizer_states"] = [_by_index(each) for each in _numbered(state, "optimizer")]
             checkpoint["lr_schedulers"] = list(_numbered(state, "scheduler"))
             if state["precision"]:
-                checkpoint[type(self._trainer.precision_plugin).__qualname__] = state["precision"]
+                plugin = self._trainer.precision_plugin
+                checkpoint[type(plugin).__qualname__] = own_state(plugin, state["precision"])
         datamodule = self._trainer.datamodule  # type: ignore[attr-defined]
         for each in (module, datamodule):
             checkpoint |= internals.hyper_parameters(each)

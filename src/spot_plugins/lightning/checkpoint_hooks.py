@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import AttributeDict
 from ..state import is_flat, register_dict_kind
 from . import internals
 from .kept import is_same_state
+from .precision import precision_part
 
 # Kinds of self.hparams, which a hook may put into a checkpoint. Both have no state but their items.
 register_dict_kind("lightning.fabric.AttributeDict", FabricAttributeDict)
@@ -72,7 +73,7 @@ class CheckpointHooksPart:
             "optimizer_states": lambda: [trainer.strategy.optimizer_state(each) for each in trainer.optimizers],
             "lr_schedulers": lambda: [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
         }
-        if precision.state_dict():
+        if precision_part(precision).state_dict():
             makers[type(precision).__qualname__] = precision.state_dict
         for owner in (module, datamodule):
             makers |= {key: partial(_hyper_parameter, owner, key) for key in internals.hyper_parameters(owner)}

@@ -15,6 +15,7 @@ from .loops import LoopsPart
 from .metrics import MetricsPart
 from .parts import CallbacksPart, DeferredPart, FrozenPart
 from .position import PositionPart
+from .precision import precision_part
 from .steps import Steps, own_optimizers
 
 
@@ -68,7 +69,7 @@ class FitParts:
         returned = [optimizer for optimizer in trainer.optimizers if optimizer.state_dict()]
         optimizers = [*returned, *own_optimizers(trainer, pl_module)]
         register_optimizers(self._register_kept, model, optimizers, schedulers)
-        self._register_kept("precision", trainer.precision_plugin)
+        self._register_kept("precision", precision_part(trainer.precision_plugin))
         session.register("loops", self.loops)
         self._register_kept("checkpoint-hooks", CheckpointHooksPart(trainer, pl_module, own))
         self._register_kept("metrics", MetricsPart(trainer, pl_module))

@@ -11,7 +11,8 @@ import torch
 from ..errors import UnsafeStateError
 from ..state import ModelPart, OptimizerPart, Part, Shard, ShardedPart, encode
 from ..state.live_tensor import Changes, KnownMemory
-from ..state.part import PlainPart, TensorPath
+from ..state.part import TensorPath
+from ..state.scaler import as_sharded
 from .values import same_tensor
 
 
@@ -24,7 +25,7 @@ class KeptPart(ShardedPart):
     """
 
     def __init__(self, part: Part) -> None:
-        self._part = part if isinstance(part, ShardedPart) else PlainPart(part)
+        self._part = as_sharded(part)
         self.replicated = self._part.replicated
         self.is_optional = self._part.is_optional
         self._state: Any = None
@@ -66,6 +67,10 @@ class KeptPart(ShardedPart):
     def template_finder(self) -> Callable[[TensorPath], Shard | None]:
         """Ask the part."""
         return self._part.template_finder()
+
+    def copies(self, path: TensorPath) -> bool:
+        """Ask the part."""
+        return self._part.copies(path)
 
     def for_new_rank(self, state: Any, rank: int) -> Any:
         """Ask the part."""

@@ -70,6 +70,7 @@ def restore(
     for refusal in job.exchange("resume/check", check(loaded.state)):
         if refusal is not None:
             raise IncompatibleCheckpointError(loaded.step_id.step, str(refusal))
+    del wanted  # it holds the present state of an optimizer, which is replaced
     apply_state(loaded, list(registry.items()), job.rank)
     event = Resumed(
         step=loaded.step_id.step,

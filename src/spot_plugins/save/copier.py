@@ -12,6 +12,7 @@ from typing import Any, Final
 import torch
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
+from .devices import is_capturing
 from .snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
@@ -64,7 +65,12 @@ class Copier:
         Wait until everything may change again.
 
         On a CUDA device the copies may still run. Then its current stream waits for them, and not this thread.
+
+        Raises:
+            RuntimeError: The current stream is captured as a graph, so it cannot wait for copies outside of it.
         """
+        if self._snapshot is not None and is_capturing():
+            raise RuntimeError("a save is copied during the capture of a CUDA graph: call fence(copied=True) before it")
         if not self._issued.is_set():
             self._waits_since = time.monotonic()
             # wait: until the device has been given all copies, because no weight may change before; a device that hangs
@@ -79,7 +85,7 @@ class Copier:
         done = threading.Event()
         self._work.put(done.set)
         # wait: the deadline of the caller; the copy is not done
-        return done.wait(max(0.0, deadline - time.monotonic()))
+        return done.wait(min(max(0.0, deadline - time.monotonic()), threading.TIMEOUT_MAX))
 
     def close(self, timeout_s: float) -> bool:
         """Stop after all actions. Return whether they were done within *timeout_s*, because a device may hang."""

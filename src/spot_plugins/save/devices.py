@@ -44,6 +44,10 @@ class Device(Protocol):
         """Return whether this process uses such a device."""
         ...
 
+    def is_capturing(self) -> bool:
+        """Return whether the work of this thread is captured as a graph, and not done."""
+        ...
+
     def current_stream(self, device: torch.device) -> Stream:
         """Return the stream in which this thread computes."""
         ...
@@ -79,6 +83,10 @@ class Cuda:
     def is_used(self) -> bool:
         """See :meth:`Device.is_used`."""
         return torch.cuda.is_initialized()  # type: ignore[no-untyped-call, no-any-return]
+
+    def is_capturing(self) -> bool:
+        """See :meth:`Device.is_capturing`."""
+        return torch.cuda.is_current_stream_capturing()
 
     def current_stream(self, device: torch.device) -> Stream:
         """See :meth:`Device.current_stream`."""
@@ -118,6 +126,11 @@ class Cuda:
 
 DEVICES: Final[dict[str, Device]] = {"cuda": Cuda()}
 """By torch's name of the type. A device that is missing copies while the training waits."""
+
+
+def is_capturing() -> bool:
+    """Return whether the work of this thread on any device is captured as a graph."""
+    return any(kind.is_used() and kind.is_capturing() for kind in DEVICES.values())
 
 
 def _cudart() -> Any:

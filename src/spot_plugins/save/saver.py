@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Hashable
 from typing import Final
@@ -123,9 +124,11 @@ class Saver:
         self._pusher.announce(step, ())
         self._pusher.abandon(step, f"there is no memory for it: {str(error) or type(error).__name__}")
 
-    def fence(self) -> None:
-        """Wait until no copy reads live state any more, so that anyone may change weights."""
+    def fence(self, *, copied: bool = False) -> None:
+        """Wait until no copy reads live state any more. With *copied*, wait until nothing of a save uses a device."""
         self._copier.fence()
+        if copied:
+            self.wait_copied(math.inf)
 
     def wait_copied(self, deadline: float) -> bool:
         """Wait until every copy is handed over or has failed, or until *deadline* (monotonic). Return whether it is."""

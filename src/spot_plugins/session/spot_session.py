@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Iterable, Sequence
@@ -37,8 +36,6 @@ from .milestones import Milestones
 from .opened import Opened, join_and_build
 
 __all__ = ["Pause", "SpotSession"]
-
-logger = logging.getLogger(__name__)
 
 FINISH_WAIT_S: Final = 600.0
 """Longest wait in seconds for the last push of a training that ended well. The pusher continues after it."""
@@ -288,7 +285,7 @@ class SpotSession(KeepsSteps):
         it = self._opened
         self._guard.before_step(step)
         it.fingerprints.record(step, position, num_batches)
-        it.measurements.on_step()
+        it.measurements.on_step(it.agreement.notice)
         it.saved_steps.reached(step)
         decision = it.agreement.at_boundary(step)
         if decision is None:
@@ -316,14 +313,15 @@ class SpotSession(KeepsSteps):
         self._guard.save()
         self._save(step, "explicit")
 
-    def fence(self) -> None:
+    def fence(self, *, copied: bool = False) -> None:
         """
-        Wait until no save depends on live state any more.
+        Wait until no save depends on live state any more, and with *copied* until no copy runs on a device either.
 
         Call it before weights or optimizer state are changed by anything but the step of an optimizer, such as the
-        clipping of weights, or a swap for averaged ones. A pause and the end of the training include it.
+        clipping of weights, or a swap for averaged ones. A pause and the end of the training include it. Call it with
+        *copied* before a CUDA graph is captured. During the capture it raises a RuntimeError.
         """
-        self._opened.saver.fence()
+        self._opened.saver.fence(copied=copied)
 
     def pause(self, step: int) -> Pause:
         """

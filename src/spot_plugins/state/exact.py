@@ -48,10 +48,10 @@ def exact(saved: Any, live: Any, parameter: torch.Tensor) -> Any:
 def _exact_tensor(saved: torch.Tensor, live: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
     if saved.shape != live.shape:
         return live
+    if is_dtensor(live):  # before composed tensors, because a DTensor follows their protocol too
+        return relabelled(live, _exact_tensor(local_tensor(saved), local_tensor(live), local_tensor(parameter)))
     if is_composed(saved):
         return saved.to(live.device)
-    if is_dtensor(live):
-        return relabelled(live, _exact_tensor(local_tensor(saved), local_tensor(live), local_tensor(parameter)))
     # An optimizer makes its state in the memory layout of the parameter. A checkpoint has only the values.
     model = parameter if saved.shape == parameter.shape else saved
     in_layout = live.stride() == torch.empty_like(model, device="meta").stride()

@@ -15,7 +15,7 @@ from .fsdp1 import flat_model_state, is_flat, load_extra_state
 from .live_tensor import Changes, KnownMemory
 from .part import ShardedPart, TensorPath
 from .shard import Shard, is_dtensor, local_tensor, memory_of
-from .wrappers import clean_name, plain_module
+from .wrappers import clean_name, copies_tensors, plain_module
 
 LARGE_BYTES: Final = 64 * 1024
 """Smaller tensors among the extra state are not worth a blob of their own."""
@@ -72,6 +72,10 @@ class ModelPart(ShardedPart):
         found = known.changes_of(tensor)
         is_large_extra = len(path) > 1 and path[0] == "extra" and tensor.nbytes >= LARGE_BYTES
         return Changes.NEVER if found is Changes.ANYTIME and is_large_extra else found
+
+    def copies(self, path: TensorPath) -> bool:
+        """Return True for parameters and buffers. The module may keep extra state."""
+        return copies_tensors(self._module) and path[0] in ("parameters", "buffers")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """

@@ -16,7 +16,7 @@ from .live_tensor import Changes, KnownMemory
 from .part import ShardedPart, TensorPath
 from .shard import Shard, is_dtensor, local_tensor, memory_of, shard_of
 from .trained import Trained, state_of_parameter, state_of_piece, trained_by
-from .wrappers import plain_module, plain_optimizer
+from .wrappers import copies_tensors, plain_module, plain_optimizer
 
 
 class OptimizerPart(ShardedPart):
@@ -92,6 +92,10 @@ class OptimizerPart(ShardedPart):
                         shards[segment(name)] = shard_of(parameter.detach())  # type: ignore[arg-type]
         return lambda path: shards.get(path[1]) if len(path) > 1 and path[0] == "state" else None
 
+    def copies(self, path: TensorPath) -> bool:
+        """Return True for the state of parameters, unless the optimizer has a ``load_state_dict()`` of its own."""
+        return copies_tensors(self._optimizer) and path[0] == "state"
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """
         Give the optimizer the saved state and settings, bit for bit.
@@ -100,7 +104,7 @@ class OptimizerPart(ShardedPart):
             ValueError: The optimizer has other parameter groups, or other parameters in one of them. The
                 message lists them; the optimizer is unchanged.
         """
-        if type(self._optimizer).load_state_dict is not torch.optim.Optimizer.load_state_dict:
+        if not copies_tensors(self._optimizer):
             state = deepcopy(dict(state))  # because the optimizer may keep references to anything in it
         saved_groups, trained_groups = state["param_groups"], self._trained()
         if len(saved_groups) != len(trained_groups):
@@ -125,6 +129,8 @@ class OptimizerPart(ShardedPart):
                 if of_parameter is not None:
                     by_index[own_index] = of_parameter
                     loaded.append((trained.parameter, of_parameter))
+        if copies_tensors(self._optimizer):
+            self._optimizer.state.clear()  # before the new state is made, because a device may not have room for both
         self._optimizer.load_state_dict({**state, "state": by_index | left, "param_groups": groups})
         for parameter, of_parameter in loaded:
             if parameter in self._optimizer.state:

@@ -14,6 +14,7 @@ import torch
 
 from .live_tensor import Changes, KnownMemory
 from .shard import Shard
+from .wrappers import copies_tensors
 
 TensorPath: TypeAlias = tuple[str, ...]
 """
@@ -83,6 +84,14 @@ class ShardedPart(Part):
         """
         return lambda path: None
 
+    def copies(self, path: TensorPath) -> bool:
+        """
+        Return True if ``load_state_dict()`` copies the tensor at *path* to its device. By default it may keep it.
+
+        A shard that is copied is given in host memory, so that a device never holds a state twice.
+        """
+        return False
+
     def for_new_rank(self, state: Any, rank: int) -> Any:
         """
         Return the state with which *rank* begins if the job that saved had no such rank.
@@ -119,6 +128,10 @@ class PlainPart(ShardedPart):
     def load_state_dict(self, state: Any) -> None:
         """Give the object its state back."""
         self._plain.load_state_dict(state)
+
+    def copies(self, path: TensorPath) -> bool:
+        """Return True for the parameters and buffers of a module, such as an average of the weights."""
+        return copies_tensors(self._plain) and len(path) == 1
 
     def for_new_rank(self, state: Any, rank: int) -> Any:
         """Ask the object if it has this method."""

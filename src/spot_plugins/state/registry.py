@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -16,7 +17,8 @@ from .encoder import segment, segments
 from .live_tensor import KnownMemory, LiveTensor
 from .model import ModelPart
 from .optimizer import OptimizerPart
-from .part import Part, PlainPart, ShardedPart
+from .part import Part, ShardedPart
+from .scaler import as_sharded
 from .shard import Shard
 
 
@@ -47,7 +49,7 @@ class Registry:
         first = segment(name)
         if first in self._by_segment:
             raise ValueError(f"a part named {name!r} is registered already: choose another name")
-        sharded = part if isinstance(part, ShardedPart) else PlainPart(part)
+        sharded = as_sharded(part)
         self._parts[name] = self._by_segment[first] = sharded
         self._replicated[first] = {segment(key) for key in (*sharded.replicated, *replicated)}
 
@@ -106,11 +108,13 @@ class Registry:
         finders = {first: part.template_finder() for first, part in self._by_segment.items()}
 
         def want(name: str, shape: tuple[int, ...]) -> Shard | None:
+            first, *rest = segments(name)
             template = shards.get(name)
-            if template is None:
-                first, *rest = segments(name)
-                template = finders[first](tuple(rest)) if first in finders else None
-            return template if template is not None and template.boxes.shape == shape else None
+            if template is None and first in finders:
+                template = finders[first](tuple(rest))
+            if template is None or template.boxes.shape != shape:
+                return None
+            return replace(template, on_host=self._by_segment[first].copies(tuple(rest)))
 
         return want
 

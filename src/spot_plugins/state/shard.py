@@ -27,10 +27,14 @@ class Shard:
     boxes: ShardBoxes
     dtensor: DTensor | None = None
     """The DTensor to which *local* belongs, if there is one."""
+    on_host: bool = False
+    """Of a template: True if :meth:`like` leaves the elements in host memory, because a part copies them later."""
 
     def like(self, local: torch.Tensor) -> torch.Tensor:
         """Return *local*, which was read for these boxes, as a DTensor if this shard belongs to one."""
-        return local if self.dtensor is None else relabelled(self.dtensor, local)
+        if self.dtensor is None:
+            return local
+        return relabelled(self.dtensor, local if self.on_host else local.to(self.dtensor.to_local().device))
 
 
 def is_dtensor(value: Any) -> TypeIs[DTensor]:
@@ -50,15 +54,16 @@ def memory_of(tensor: torch.Tensor) -> int:
 
 
 def relabelled(dtensor: DTensor, local: torch.Tensor) -> DTensor:
-    """Return *local* as a tensor that is spread over the ranks like *dtensor*."""
-    return type(dtensor).from_local(
-        local.to(dtensor.to_local().device),
+    """Return *local* as a tensor that is spread over the ranks like *dtensor*. It stays on its device."""
+    described = type(dtensor).from_local(
+        local.to("meta"),  # because from_local() copies everything else to the device of the mesh
         dtensor.device_mesh,
         dtensor.placements,
         run_check=False,
         shape=dtensor.shape,
         stride=dtensor.stride(),
     )
+    return type(dtensor)(local, described._spec, requires_grad=False)
 
 
 def shard_of(dtensor: DTensor) -> Shard:

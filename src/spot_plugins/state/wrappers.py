@@ -17,6 +17,14 @@ def plain_module(module: nn.Module) -> nn.Module:
             return module
 
 
+def copies_tensors(loading: object) -> bool:
+    """Return True if *loading* is a module or an optimizer with torch's own ``load_state_dict()``, which copies."""
+    return any(
+        isinstance(loading, kind) and type(loading).load_state_dict is kind.load_state_dict
+        for kind in (nn.Module, torch.optim.Optimizer)
+    )
+
+
 def plain_optimizer(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """
     Return the optimizer inside the wrappers of a host.

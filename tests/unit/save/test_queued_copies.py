@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from contextlib import closing
 
 import pytest
@@ -13,7 +14,7 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from spot_plugins.config import SpotConfig
-from spot_plugins.events import Committed, SaveAbandoned
+from spot_plugins.events import Committed, SaveAbandoned, Staged
 from spot_plugins.session import SpotSession
 
 pytestmark = pytest.mark.long  # pushes real steps by real processes
@@ -76,6 +77,25 @@ def test_the_next_step_changes_nothing_before_the_copy(device, tmp_path):
     with closing(Training(tmp_path)) as training:
         assert training.resumed_from == 1
         assert torch.equal(training.model.weight, expected)
+
+
+def test_a_fence_can_wait_until_the_device_has_copied(device, tmp_path):
+    """As before the capture of a graph. The step is staged when it returns."""
+    with closing(Training(tmp_path)) as training:
+        training.session.save(1)
+        found = []
+
+        def fence():
+            training.session.fence(copied=True)
+            found.append(len(training.heard.of(Staged)))
+
+        waiting = threading.Thread(target=fence)
+        waiting.start()
+        queued = training.session._opened.saver._copier._work
+        until(lambda: found or queued.qsize(), "the fence has returned, or waits for the copying thread")
+        device.may_work.set()
+        waiting.join()
+        assert found == [1]
 
 
 class Replacing(torch.optim.SGD):
