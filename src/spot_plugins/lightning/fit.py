@@ -159,6 +159,7 @@ class Fit:
         self.session.close()
         self._steps.close()
         self._parts.position.close()
+        self._parts.loops.close()
         self._best.close()
         internals.keep_first_epoch_start(self._trainer)
         internals.allow_sigterm_broadcast(self._trainer)
