@@ -83,7 +83,7 @@ def assert_same_training(folder, reference, ranks, left_out=()):
             del expected[key]
         assert what_was_seen(folder, rank) == expected
         finals = (torch.load(place / f"final-{rank}.pt", weights_only=False) for place in (folder, reference))
-        _assert_equal(*finals)
+        assert_equal(*finals)
 
 
 def assert_same_fingerprints(folder, reference, ranks):
@@ -95,15 +95,16 @@ def assert_same_fingerprints(folder, reference, ranks):
     assert min(recorded.digests[kind] for kind in KINDS if kind != "cuda") > 0
 
 
-def _assert_equal(one, other, path=""):
+def assert_equal(one, other, path=""):
+    """Compare two states, every tensor in all its values."""
     if isinstance(one, dict):
         assert one.keys() == other.keys(), path
         for key in one:
-            _assert_equal(one[key], other[key], f"{path}/{key}")
+            assert_equal(one[key], other[key], f"{path}/{key}")
     elif isinstance(one, (list, tuple)):
         assert len(one) == len(other), path
         for index, pair in enumerate(zip(one, other, strict=True)):
-            _assert_equal(*pair, f"{path}/{index}")
+            assert_equal(*pair, f"{path}/{index}")
     elif isinstance(one, torch.Tensor):
         assert torch.equal(one, other), path
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
@@ -10,10 +11,12 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import ConfigError
 from ..state import ModelPart, OptimizerPart
 from ..state.part import Part
+from ..state.wrappers import plain_module
 from . import internals
 from .counters import CountersPart
 from .schedules import Schedules
@@ -68,7 +71,7 @@ def prepared_parts(accelerator: Accelerator, registered: list[Any]) -> Iterator[
         )
     _check_owners(accelerator, registered)
     for index, model in enumerate(internals.models(accelerator)):
-        yield NamedPart(f"model-{index}", ModelPart(model))
+        yield NamedPart(f"model-{index}", ModelPart(_in_ddp(model, accelerator)))
     for index, optimizer in enumerate(internals.optimizers(accelerator)):
         part = OptimizerPart(optimizer, _model_of(optimizer, accelerator))
         yield NamedPart(f"optimizer-{index}", part)
@@ -144,6 +147,15 @@ def _num_prepared(accelerator: Accelerator) -> int:
     """Return the number of objects whose state has to be saved. Loaders do not count."""
     kinds = (internals.models, internals.optimizers, internals.schedulers, internals.custom_objects)
     return sum(len(kind(accelerator)) for kind in kinds)
+
+
+def _in_ddp(model: nn.Module, accelerator: Accelerator) -> nn.Module:
+    """Return the wrapper of DDP around *model*, which Accelerate gives to the program alone, or *model* itself."""
+    if accelerator.num_processes < 3 or accelerator.distributed_type is DistributedType.FSDP:
+        return model  # the search takes some 50 ms
+    # type(), because isinstance() would also ask lazy objects of other libraries, which then import something.
+    wrappers = [each for each in gc.get_objects() if issubclass(type(each), DistributedDataParallel)]
+    return next((each for each in wrappers if plain_module(each) is plain_module(model)), model)
 
 
 def _model_of(optimizer: Any, accelerator: Accelerator) -> nn.Module:

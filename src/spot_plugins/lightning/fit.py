@@ -161,6 +161,7 @@ class Fit:
         finally:
             self._steps.close()
             self._parts.position.close()
+            self._parts.loops.close()
             self._best.close()
             internals.keep_first_epoch_start(self._trainer)
             internals.allow_sigterm_broadcast(self._trainer)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, Final
@@ -49,11 +49,14 @@ TRAINER_ATTRIBUTES: Final = (
     "fit_loop._last_train_dl_reload_epoch",
     "fit_loop._load_combined_loader_states",
     "fit_loop._restarting",
+    "fit_loop.epoch_loop._accumulated_batches_reached",
     "fit_loop.epoch_loop._batches_that_stepped",
     "fit_loop.epoch_loop._on_before_fetch",
     "fit_loop.epoch_loop._results",
     "fit_loop.epoch_loop._should_check_val_epoch",
     "fit_loop.epoch_loop._should_check_val_fx",
+    "fit_loop.epoch_loop._update_learning_rates",
+    "fit_loop.epoch_loop.automatic_optimization._make_zero_grad_fn",
     "fit_loop.epoch_loop.val_loop._combined_loader",
     "fit_loop.epoch_loop.val_loop._has_run",
     "fit_loop.epoch_loop.val_loop._restart_stage",
@@ -222,6 +225,51 @@ def end_batch(trainer: Trainer) -> None:
     epoch_loop = trainer.fit_loop.epoch_loop
     epoch_loop.update_lr_schedulers("step", update_plateau_schedulers=True)
     epoch_loop._batches_that_stepped += 1
+
+
+def count_windows_from(trainer: Trainer, first: Callable[[], int]) -> None:
+    """Let windows of gradient accumulation begin with batch *first()* of the epoch, and not with its first batch."""
+    epoch_loop = trainer.fit_loop.epoch_loop
+    make_zero_grad_fn = epoch_loop.automatic_optimization._make_zero_grad_fn
+
+    def accumulated_batches_reached() -> bool:
+        return (epoch_loop.batch_progress.current.ready - first()) % trainer.accumulate_grad_batches == 0
+
+    epoch_loop.__dict__["_accumulated_batches_reached"] = accumulated_batches_reached
+    epoch_loop.automatic_optimization.__dict__["_make_zero_grad_fn"] = lambda batch_idx, optimizer: make_zero_grad_fn(
+        batch_idx - first(), optimizer
+    )
+
+
+def replace_schedule_steps(trainer: Trainer, steps_due: Callable[[], Iterable[int]]) -> None:
+    """
+    Let schedules by steps make the steps *steps_due()*, and not one, after a step of the optimizer.
+
+    Each is the number of the batch after which the step counts, because the frequency of a schedule is in batches.
+    Schedules that look at a metric stay as they are.
+    """
+    epoch_loop = trainer.fit_loop.epoch_loop
+    original = epoch_loop._update_learning_rates
+
+    def update_learning_rates(interval: str, update_plateau_schedulers: bool) -> None:
+        if interval != "step" or update_plateau_schedulers:
+            original(interval, update_plateau_schedulers)
+            return
+        progress = epoch_loop.batch_progress.current
+        num_ready = progress.ready
+        for progress.ready in steps_due():
+            original(interval, update_plateau_schedulers)
+        progress.ready = num_ready
+
+    epoch_loop.__dict__["_update_learning_rates"] = update_learning_rates
+
+
+def keep_windows(trainer: Trainer) -> None:
+    """Undo :func:`count_windows_from` and :func:`replace_schedule_steps`."""
+    epoch_loop = trainer.fit_loop.epoch_loop
+    epoch_loop.__dict__.pop("_accumulated_batches_reached", None)
+    epoch_loop.__dict__.pop("_update_learning_rates", None)
+    epoch_loop.automatic_optimization.__dict__.pop("_make_zero_grad_fn", None)
 
 
 def fit_loop_state(trainer: Trainer) -> dict[str, Any]:

@@ -13,12 +13,13 @@ import warnings
 from typing import Any
 
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, Timer
+from lightning.pytorch.callbacks import EarlyStopping, Timer
 
 from ..program import Program
 from ..state import Part
 from . import internals
 from .position import PositionPart
+from .windows import Windows
 
 
 class LoopsPart:
@@ -28,13 +29,9 @@ class LoopsPart:
         self._trainer = trainer
         self._program = program
         self._position = position
-        self._keep_batch = keep_batch
+        self._windows = Windows(trainer, position, program, keep_batch=keep_batch)
         self._others: dict[str, Part] = {}
         self._restored = False
-        self._accumulate_grad_batches = 1
-        self._configured = trainer.accumulate_grad_batches
-        # Over all ranks, in the first process that had this setting.
-        self._batches_per_step: int | None = None
 
     def add(self, key: str, part: Part) -> None:
         """Save *part* under *key* in the state of this one, unless its state is empty. Older checkpoints have none."""
@@ -61,9 +58,7 @@ class LoopsPart:
             **ends,
             "fit_loop": internals.fit_loop_state(self._trainer),
             "should_stop": self._trainer.should_stop,
-            "accumulate_grad_batches": self._trainer.accumulate_grad_batches,
-            "configured": self._configured,
-            "batches_per_step": self._batches_per_step or self._configured * self._position.num_replicas,
+            **self._windows.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -80,9 +75,7 @@ class LoopsPart:
                 f"the training was told to stop before, by EarlyStopping, max_time or the program; {what}. It "
                 f"continues if max_epochs, max_steps, max_time, min_epochs, min_steps or the patience changes: {here}"
             )
-        self._accumulate_grad_batches = state["accumulate_grad_batches"]
-        if state["configured"] == self._configured:
-            self._batches_per_step = state["batches_per_step"]
+        self._windows.load_state_dict(state, fit_loop.epoch_loop.batch_progress.current.ready)
         _count_as_done(fit_loop.epoch_loop.batch_progress)
         self._restored = True
 
@@ -94,7 +87,7 @@ class LoopsPart:
         fit_loop = self._trainer.fit_loop
         if (num_batches := self._position.num_done) is not None:
             _set_all(fit_loop.epoch_loop.batch_progress.current, num_batches)
-        self._keep_batches_per_step()
+        self._windows.apply(is_mid_epoch=fit_loop.restarted_mid_epoch)
         if not fit_loop.restarted_mid_epoch:
             # With max_steps Lightning takes every restart for one in an epoch, and leaves out the next epoch.
             internals.end_restart(self._trainer)
@@ -102,9 +95,6 @@ class LoopsPart:
             return
         # Lightning gives this advice because it knows only loaders that keep their own state.
         warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
-        if self._has_accumulation_schedule:
-            # The schedule sets this number at the beginning of an epoch, and refuses to start with any but 1.
-            self._trainer.accumulate_grad_batches = self._accumulate_grad_batches
         internals.forget_earlier_validation(self._trainer)
         internals.keep_logged_values(self._trainer)
         internals.end_restart(self._trainer)
@@ -113,32 +103,9 @@ class LoopsPart:
         else:
             internals.end_batch(self._trainer)
 
-    def _keep_batches_per_step(self) -> None:
-        """Let the present ranks take as many batches per optimizer step as the ranks of the first process did."""
-        num_replicas = self._position.num_replicas
-        here = self._configured * num_replicas
-        before = self._batches_per_step or here
-        if not self._keep_batch or before == here:
-            return
-        if self._has_accumulation_schedule:
-            obstacle = "a GradientAccumulationScheduler decides"
-        elif not self._trainer.lightning_module.automatic_optimization:
-            obstacle = "the module optimizes by hand"
-        elif before % num_replicas:
-            obstacle = f"{before} do not divide over {num_replicas} ranks"
-        else:
-            self._trainer.accumulate_grad_batches = before // num_replicas
-            self._program.say(
-                f"accumulate_grad_batches={before // num_replicas} on {num_replicas} ranks: an optimizer step is made "
-                f"of {before} batches, as before"
-            )
-            return
-        warnings.warn(f"an optimizer step is made of {here} batches now instead of {before}: {obstacle}", stacklevel=2)
-
-    @property
-    def _has_accumulation_schedule(self) -> bool:
-        callbacks = self._trainer.callbacks  # type: ignore[attr-defined]
-        return any(isinstance(callback, GradientAccumulationScheduler) for callback in callbacks)
+    def close(self) -> None:
+        """Give the trainer its own methods back."""
+        self._windows.close()
 
 
 def limits(trainer: Trainer) -> dict[str, Any]:

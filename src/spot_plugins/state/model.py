@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from .alike import require_same, require_same_kinds
+from .buckets import buckets_of
 from .fsdp1 import flat_model_state, is_flat, load_extra_state
 from .live_tensor import Changes, KnownMemory
 from .part import ShardedPart, TensorPath
@@ -35,6 +36,7 @@ class ModelPart(ShardedPart):
 
     def __init__(self, module: nn.Module) -> None:
         self._module = plain_module(module)
+        self._buckets = buckets_of(module)
 
     @property
     def subject(self) -> nn.Module:
@@ -43,7 +45,7 @@ class ModelPart(ShardedPart):
 
     def state_dict(self) -> dict[str, Any]:
         """
-        Return ``{"parameters": ..., "buffers": ..., "extra": ...}``, each by name.
+        Return ``{"parameters": ..., "buffers": ..., "extra": ...}``, each by name, and ``"buckets"`` if DDP has some.
 
         This is the module's own ``state_dict()``, sorted into three, so hooks and overrides count. Under FSDP1 they do
         not count, because the hooks of FSDP1 gather all parameters on every rank. Extra state is everything else that
@@ -61,6 +63,8 @@ class ModelPart(ShardedPart):
             if is_dtensor(value) and name in parameters:
                 value = spread.setdefault(id(parameters[name]), value)
             state[kind][clean_name(name)] = value
+        if self._buckets is not None and (order := self._buckets.order()):
+            state["buckets"] = order
         return state
 
     def frozen_memory(self) -> Set[int]:
@@ -97,6 +101,8 @@ class ModelPart(ShardedPart):
         incoming = OrderedDict((own, saved[name]) for name, own in own_names.items())
         # It holds the versions of the modules. Without it, a module converts the state as if it were ancient.
         incoming._metadata = getattr(here, "_metadata", None)  # type: ignore[attr-defined]
+        if self._buckets is not None and "buckets" in state:
+            self._buckets.restore(state["buckets"])
         # The names were compared above, because a module may leave some out of its own state_dict() on purpose.
         self._module.load_state_dict(incoming, strict=False)
 

@@ -66,6 +66,8 @@ class Settings:
     batch: int = 2
     drop_last: bool = False
     elastic_batch: str | None = None
+    frequency: int = 1
+    """Batches from one step of Lightning's schedule to the next."""
     stop_in: int | None = None
     """Step from which on the last rank is preempted."""
 

@@ -1,9 +1,10 @@
 """
-A training that may change its number of ranks and the way its state is spread. Run by test_elastic.py and test_soak.py.
+A training that may change its number of ranks and the way its state is spread.
 
 Every rank appends what each batch saw to FOLDER/trace.jsonl, as ``[epoch, step, rank, samples, loss]``, and the events
-of its session to FOLDER/events-RANK.jsonl. Nothing in the trace depends on how a batch is cut: no dropout, no batch
-norm, no randomness but the order of the samples.
+of its session to FOLDER/events-RANK.jsonl. Rank 0 appends to FOLDER/schedule.jsonl as well, ``[step, steps of the
+schedule]`` for each batch. Nothing in the trace depends on how a batch is cut: no dropout, no batch norm, no randomness
+but the order of the samples.
 """
 
 from __future__ import annotations
@@ -11,23 +12,30 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import warnings
 from dataclasses import asdict, replace
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedType
+from drill_settings import Settings
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.lr_scheduler import LambdaLR
 from training_pieces import Points
 
 from spot_plugins.accelerate import SpotHook
-from spot_plugins.data import elastic_loader
+from spot_plugins.config import SpotConfig
+from spot_plugins.data import LoaderPosition, elastic_loader
 from spot_plugins.lightning import SpotCheckpoint
+from spot_plugins.session import SpotSession
 
 
 def loader_of(settings):
@@ -45,9 +53,19 @@ def net(settings):
     return nn.Sequential(nn.Linear(6, width), nn.Tanh(), nn.Linear(width, 3))
 
 
-def record(settings, rank, epoch, step, samples, loss):
+def schedule_of(optimizer):
+    """Return a schedule from whose rate :func:`record` knows the steps that it has made."""
+    return LambdaLR(optimizer, lambda num_steps: 1 / (1 + num_steps / 1000))
+
+
+def record(settings, rank, epoch, step, samples, loss, optimizer):
     with open(f"{settings.folder}/trace.jsonl", "a") as file:
         file.write(json.dumps([epoch, step, rank, samples.tolist(), float(loss)]) + "\n")
+    if rank == 0:
+        [group] = optimizer.param_groups
+        num_steps = round(1000 * (group["initial_lr"] / group["lr"] - 1))
+        with open(f"{settings.folder}/schedule.jsonl", "a") as file:
+            file.write(json.dumps([step, num_steps]) + "\n")
 
 
 def spot_settings(settings):
@@ -106,7 +124,8 @@ class Module(LightningModule):
         index, x, y = batch
         preempt(self.settings, self.global_rank, self.global_step + 1)
         loss = nn.functional.cross_entropy(self.net(x), y)
-        record(self.settings, self.global_rank, self.current_epoch, self.global_step + 1, index, loss)
+        step, optimizer = self.global_step + 1, self.trainer.optimizers[0]
+        record(self.settings, self.global_rank, self.current_epoch, step, index, loss, optimizer)
         return loss
 
     def validation_step(self, batch, batch_idx):
@@ -116,7 +135,9 @@ class Module(LightningModule):
                 file.write(json.dumps([self.current_epoch, self.global_step]) + "\n")
 
     def configure_optimizers(self):
-        return torch.optim.AdamW(self.parameters(), lr=1e-2)
+        optimizer = torch.optim.AdamW(self.parameters(), lr=1e-2)
+        schedule = {"scheduler": schedule_of(optimizer), "interval": "step", "frequency": self.settings.frequency}
+        return [optimizer], [schedule]
 
     def train_dataloader(self):
         return loader_of(self.settings)
@@ -176,13 +197,15 @@ def cpu_accelerator(settings):
     state.distributed_type = DistributedType.MULTI_GPU
     state.device = torch.device("cpu")
     version = int(settings.wrapper[-1])
-    plugin = FullyShardedDataParallelPlugin(
-        fsdp_version=version,
-        auto_wrap_policy="size_based_wrap",
-        min_num_params=20,
-        use_orig_params=True if version == 1 else None,
-        mixed_precision_policy=MixedPrecisionPolicy() if version == 2 else None,
-    )
+    plugin = None
+    if "ACCELERATE_USE_FSDP" not in os.environ:  # the configuration of a launcher
+        plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=version,
+            auto_wrap_policy="size_based_wrap",
+            min_num_params=20,
+            use_orig_params=True if version == 1 else None,
+            mixed_precision_policy=MixedPrecisionPolicy() if version == 2 else None,
+        )
     return Accelerator(cpu=True, fsdp_plugin=plugin, gradient_accumulation_steps=settings.accumulate)
 
 
@@ -197,25 +220,91 @@ def accelerate(settings):
     with hook as spot:
         model = net(settings)
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-        model, optimizer, loader = accelerator.prepare(model, optimizer, loader_of(settings))
+        scheduler = schedule_of(optimizer)
+        model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader_of(settings), scheduler)
         if settings.wrapper != "ddp" and settings.ranks > 1:
             assert accelerator.distributed_type is DistributedType.FSDP
+            assert accelerator.is_fsdp2 == (settings.wrapper == "fsdp2")
         spot.resume()
         for epoch in spot.epochs(settings.epochs):
             for index, x, y in spot.batches(loader):
                 preempt(settings, rank, spot.progress.step + 1)
                 with accelerator.accumulate(model):
                     loss = nn.functional.cross_entropy(model(x), y)
-                    record(settings, rank, epoch, spot.progress.step + 1, index, loss)
+                    record(settings, rank, epoch, spot.progress.step + 1, index, loss, optimizer)
                     accelerator.backward(loss)
                     optimizer.step()
+                    scheduler.step()
                     optimizer.zero_grad()
                 spot.after_step()
         write_final(settings, rank, model, optimizer.optimizer)
+
+
+# The session itself
+
+
+class Place:
+    """The position in the data after the present batch, as a part of the training's state."""
+
+    def __init__(self, position):
+        self.position = position
+        self.num_batches = 0
+
+    def state_dict(self):
+        return self.position.state_dict(self.num_batches)
+
+    def load_state_dict(self, state):
+        self.position.load_state_dict(state)
+
+
+def bare(settings):
+    """Take ``accumulate`` batches per step on any number of ranks, and a step of the schedule per batch."""
+    rank = 0
+    model = net(settings)
+    if settings.ranks > 1:
+        dist.init_process_group("gloo")
+        rank, model = dist.get_rank(), DistributedDataParallel(model)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    scheduler = schedule_of(optimizer)
+    loader = loader_of(settings)
+    place = Place(LoaderPosition(loader, settings.ranks))
+    config = {name: value for name, value in spot_settings(settings).items() if value is not None}
+    on_event = config.pop("on_event")
+    session = SpotSession(SpotConfig(url=settings.run, **config), on_event=on_event)
+    session.register_model(model, [optimizer], [scheduler])
+    session.register("place", place)
+    with session:
+        session.handle_signals()
+        step = session.resume() or 0
+        for epoch in range(place.position.epoch, settings.epochs):
+            place.position.begin_epoch(epoch)
+            num_left, place.num_batches, num_waiting = len(loader) - place.position.num_done, 0, 0
+            for index, x, y in loader:
+                preempt(settings, rank, step + 1)
+                loss = nn.functional.cross_entropy(model(x), y)
+                record(settings, rank, epoch, step + 1, index, loss, optimizer)
+                loss.backward()
+                place.num_batches += 1
+                num_waiting += 1
+                if num_waiting < settings.accumulate and place.num_batches < num_left:
+                    continue
+                optimizer.step()
+                optimizer.zero_grad()
+                for _ in range(settings.ranks * num_waiting):
+                    scheduler.step()
+                num_waiting = 0
+                step += 1
+                session.after_step(step)
+        session.finish(step)
+    write_final(settings, rank, model, optimizer)
 
 
 def main(settings):
     warnings.simplefilter("ignore")
     warnings.filterwarnings("always", message="an optimizer step")
     torch.set_num_threads(1)
-    {"lightning": lightning, "accelerate": accelerate}[settings.host](settings)
+    {"lightning": lightning, "accelerate": accelerate, "bare": bare}[settings.host](settings)
+
+
+if __name__ == "__main__":
+    main(Settings.decode(sys.argv[1]))
