@@ -25,8 +25,8 @@ from pydoc_data.topics import topics
 
 import torch
 import transformers
-from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType, set_seed
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -50,6 +50,8 @@ parser.add_argument("--csv", type=Path, help="append step, loss and a hash of th
 parser.add_argument("--events", type=Path, help="append what spot_plugins does to this file of JSON lines")
 args = parser.parse_args()
 
+if os.environ.get("ACCELERATE_USE_FSDP") == "true" and os.environ.get("ACCELERATE_USE_CPU") == "true":
+    PartialState(cpu=True).distributed_type = DistributedType.MULTI_GPU  # on CPUs Accelerate takes DDP without a word
 accelerator = Accelerator()
 set_seed(7)
 logging.basicConfig(format="%(message)s")
@@ -132,5 +134,7 @@ with spot:
                         file.write(f"{step},{loss.item()!r},{zlib.crc32(numbers.cpu().numpy().tobytes()):08x}\n")
             spot.after_step()
 
-if args.out and accelerator.is_main_process:
-    accelerator.unwrap_model(model).save_pretrained(args.out)
+if args.out:
+    weights = accelerator.get_state_dict(model)  # on every process, because FSDP gathers them from all
+    if accelerator.is_main_process:
+        accelerator.unwrap_model(model).save_pretrained(args.out, state_dict=weights)

@@ -127,7 +127,9 @@ def test_a_sharded_training_goes_on_bit_for_bit(host, wrapper, tmp_path):
     assert repr(flat(finals[0])) == repr(flat(finals[1]))
 
 
-@pytest.mark.parametrize("host", [*HOSTS, pytest.param("bare", marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "host", ["accelerate", *(pytest.param(host, marks=pytest.mark.soak) for host in ("lightning", "bare"))]
+)
 def test_ddp_on_three_ranks_goes_on_bit_for_bit(host, tmp_path):
     """
     Three ranks under DDP, preempted and resumed. Each gradient is the sum of three, so its last bits depend on the

@@ -69,7 +69,7 @@ def test_a_recipe_is_short(recipe):
 def test_accelerate_takes_the_configuration(path):
     """Accelerate's own reader takes the file, which refuses keys that it does not know."""
     config = load_config_from_file(str(path))
-    assert (config.fsdp_config.get("fsdp_version") == 2) == (path.stem == "fsdp2")
-    kinds = {"single_gpu": "NO", "ddp": "MULTI_GPU", "fsdp2": "FSDP", "two_cpus": "MULTI_GPU"}
+    kinds = {"single_gpu": "NO", "ddp": "MULTI_GPU", "fsdp2": "FSDP", "two_cpus": "MULTI_GPU", "two_cpus_fsdp2": "FSDP"}
     assert config.distributed_type.value == kinds[path.stem]
-    assert config.use_cpu == (path.stem == "two_cpus")
+    assert (config.fsdp_config.get("fsdp_version") == 2) == path.stem.endswith("fsdp2")
+    assert config.use_cpu == path.stem.startswith("two_cpus")
