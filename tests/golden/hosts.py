@@ -184,7 +184,8 @@ def main(name: str, url: str, stop: bool, rank: int, world_size: int, output: st
 
 def two_processes(name: str, url: str | None, stop: bool) -> list[list[Record]]:
     """Run two processes that train together. Without *url* the checkpoints go where nobody looks for them."""
-    with tempfile.TemporaryDirectory() as temporary:
+    # The pusher process may remove old steps for a moment longer than the ranks live.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
         folder = Path(temporary)
         url = url or f"file://{folder}/run"
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": "2", "NODE_RANK": "0"}
