@@ -7,7 +7,6 @@ The roster: a folder in which each rank of a machine records its process id, for
 from __future__ import annotations
 
 import os
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -18,16 +17,9 @@ VARIABLE: Final = "SPOT_ROSTER"
 GRACE_VARIABLE: Final = "SPOT_RUN_GRACE_SECONDS"
 """Variable with the seconds from a signal until ``spot run`` kills. Only ``spot run`` sets it."""
 
-_MEMORY_DISK: Final = "/dev/shm"
 _RANK: Final = "rank-"
 _LEFT: Final = "left-"
 _MACHINE_ENDS: Final = "machine-ends-"
-
-
-def new_folder() -> tempfile.TemporaryDirectory[str]:
-    """Return a new folder, in memory if that can be. Ranks write there while they leave, and a sick disk may hang."""
-    memory = _MEMORY_DISK if os.access(_MEMORY_DISK, os.W_OK) else None
-    return tempfile.TemporaryDirectory(prefix="spot-run-", dir=memory)
 
 
 def join() -> None:

@@ -14,6 +14,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
@@ -78,7 +79,7 @@ def supervise(command: Sequence[str], grace_s: float, max_restarts: int = 0) -> 
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {*notices, signal.SIGCHLD})
     try:
-        with roster.new_folder() as name:
+        with tempfile.TemporaryDirectory(prefix="spot-run-") as name:
             for num_left in range(max_restarts, -1, -1):
                 # wait: until the command and its processes have ended, after a notice the grace period; late processes
                 # are killed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 from spot_plugins.launch import roster
 
@@ -28,13 +27,3 @@ def test_the_roster_knows_who_has_joined_and_that_one_has_left(tmp_path, monkeyp
     assert not roster.machine_ends(tmp_path)
     monkeypatch.setenv(roster.VARIABLE, str(tmp_path / "gone"))
     roster.join()
-
-
-def test_the_folder_is_in_memory_so_that_no_disk_holds_up_a_rank_that_leaves(tmp_path, monkeypatch):
-    """It is in the directory for temporary files if nothing can be written to shared memory."""
-    with roster.new_folder() as name:
-        assert Path(name).parent == Path("/dev/shm")
-    monkeypatch.setattr(roster, "_MEMORY_DISK", str(tmp_path / "gone"))
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with roster.new_folder() as name:
-        assert Path(name).parent == tmp_path
