@@ -113,7 +113,8 @@ def test_damage_without_a_copy_on_the_disk_is_repaired_by_the_next_save(damage, 
         assert heard.wait(StoreDamaged, is_repaired=True).key == key
         assert f"damage in the store: {key} " in caplog.text
         assert "The next save stores it again, if it can" in caplog.text
-        assert f"{key} was missing or damaged" in caplog.text
+        # The pusher process repairs it from the new copy on the disk if it looks again before it stores the blob.
+        assert f"{key} was missing or damaged" in caplog.text or "It was stored again" in caplog.text
         assert store.get(key) == whole
         save(session, heard, 3)
         expected = model["base"].weight.clone()
