@@ -123,4 +123,4 @@ def test_a_training_that_failed_shows_its_error(program):
     code, output = program("fails", "late")
     assert (code, "went on" in output) == (1, False), output
     assert "RuntimeError: broken" in output
-    assert "the signal is not obeyed, because the training ends with an error" in output
+    assert "the signal is not obeyed, because training ends with an error" in output

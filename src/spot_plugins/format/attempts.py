@@ -6,7 +6,7 @@ import logging
 from typing import Final
 
 from ..errors import StoreError, SupersededError
-from ..store import ObjectStore
+from ..store import ObjectStore, get_at_most
 from .keys import (
     ATTEMPTS_PREFIX,
     STEPS_PREFIX,
@@ -48,6 +48,18 @@ def claim_attempt(store: ObjectStore, description: bytes) -> int:
             store.put(attempt_key(attempt), description)
             return attempt
         attempt += 1
+
+
+def read_claim(store: ObjectStore, attempt: int) -> bytes:
+    """
+    Return the description with which *attempt* was claimed.
+
+    Raises:
+        KeyError: The attempt has no claim.
+        ValueError: The claim has more than :data:`MAX_CLAIM_BYTES`.
+        StoreError: The store does not answer.
+    """
+    return get_at_most(store, attempt_key(attempt), MAX_CLAIM_BYTES)
 
 
 def newest_attempt(store: ObjectStore) -> int:

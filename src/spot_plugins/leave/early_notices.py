@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
 import threading
 import time
@@ -14,9 +15,11 @@ from ..config import SpotConfig
 from ..errors import ConfigError, Preempted
 from ..events import EventBus, NoticeReceived
 from ..launch import roster
-from ..notices import Announcement, NoticePoller, SignalNotices, look_around, make_sources
+from ..notices import NOT_OBEYED, Announcement, NoticePoller, SignalNotices, look_around, make_sources
 from ..program import Lines
 from .phase import Phase, PhaseTracker
+
+logger = logging.getLogger(__name__)
 
 POLL_S: Final = 0.1
 """Seconds between two looks for a notice of the agreement."""
@@ -69,10 +72,12 @@ class EarlyNotices:
     ) -> None:
         self._poller.close()
         leaves = isinstance(exc, Preempted)
-        is_late = self._signals.uninstall(for_good=leaves) and exc is None
-        if leaves or is_late:
+        has_notice = self._signals.uninstall(for_good=leaves)
+        if has_notice and exc is not None and not leaves:
+            logger.warning(NOT_OBEYED)
+        elif has_notice or leaves:
             roster.leave(machine_ends=self._machine_ends)
-        if is_late:
+        if has_notice and exc is None:
             raise Preempted(None)
 
     def wait(self, seconds: float) -> None:

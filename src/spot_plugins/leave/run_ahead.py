@@ -9,7 +9,7 @@ from ..save.devices import DEVICES, Event
 
 class RunAhead:
     """
-    Keeps the host at most one step ahead of the device, so that the time of the host is that of the steps.
+    Keeps the host at most one step ahead of the device, so that steps take as long on the host.
 
     Without a limit the host may have queued seconds of work, for example as replays of CUDA graphs. All methods are
     called on the training thread, at the end of a step.

@@ -19,6 +19,7 @@ from ..agreement import Agreement, Decision
 from ..data import end_shielded_workers
 from ..errors import Preempted, StoreError
 from ..launch import roster
+from ..notices import NOT_OBEYED
 from ..ranks import BoardClosedError, Job
 from ..save import SavedSteps, Saver
 from .departure import Departure
@@ -227,10 +228,7 @@ class WayOut:
         if not self._listener.release_signals():
             return
         if sys.exc_info()[0] is not None:
-            logger.warning(
-                "the signal is not obeyed, because the training ends with an error. If the program goes on after the "
-                "error, end it"
-            )
+            logger.warning(NOT_OBEYED)
             return
         roster.leave(machine_ends=self._listener.machine_ends)
         raise Preempted(self._saved_steps.last)

@@ -1,4 +1,4 @@
-"""The state of the precision plugin, which is mostly that of its gradient scaler."""
+"""The state of the precision plugin. Most plugins have only the state of their gradient scaler."""
 
 from __future__ import annotations
 

@@ -11,11 +11,12 @@ from __future__ import annotations
 
 from .base import Announcement, NoticeSource
 from .poller import NoticePoller
-from .signals import SignalNotices
+from .signals import NOT_OBEYED, SignalNotices
 from .sources import make_sources
 from .surroundings import Surroundings, look_around
 
 __all__ = [
+    "NOT_OBEYED",
     "Announcement",
     "NoticePoller",
     "NoticeSource",

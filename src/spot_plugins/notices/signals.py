@@ -20,6 +20,9 @@ AGAIN_S: Final = 1.0
 TOGETHER_S: Final = 0.2
 """Seconds after a SIGINT in which a notice belongs to it, because the kernel does not keep the order of signals."""
 
+NOT_OBEYED: Final = "the signal is not obeyed, because training ends with an error. If the program continues, end it"
+"""The warning of whoever shows an error in place of a notice that :meth:`SignalNotices.uninstall` names."""
+
 CLOSE_WAIT_S: Final = 5.0
 """Longest wait in seconds for the thread that calls back. It takes that long only if other ranks hang."""
 

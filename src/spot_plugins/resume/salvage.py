@@ -13,7 +13,7 @@ from typing import Any, Final, TypeVar, cast
 from .. import events
 from ..errors import SpotError, StoreError
 from ..events import EventBus
-from ..format.attempts import MAX_CLAIM_BYTES, check_newest
+from ..format.attempts import check_newest, read_claim
 from ..format.commit import read_manifest, stored_manifests
 from ..format.keys import (
     ATTEMPTS_PREFIX,
@@ -28,7 +28,7 @@ from ..format.keys import (
 )
 from ..format.manifest import Blob, ManifestError, RankManifest, TensorSlice, is_intact
 from ..ranks import Job
-from ..store import HangingDiskError, ObjectStore, get_at_most, patiently
+from ..store import HangingDiskError, ObjectStore, patiently
 
 NUM_PUTS: Final = 8  # blobs of 64 MiB in memory at once, to read, verify and put
 
@@ -138,7 +138,7 @@ def manifests_in(local: ObjectStore, world_size: int) -> list[list[Any]]:
 def claim_of(store: ObjectStore, attempt: int) -> str | None:
     """Return the claim of *attempt*, which no other run has, or None if it is not in *store* or too large."""
     try:
-        return patiently(lambda: get_at_most(store, attempt_key(attempt), MAX_CLAIM_BYTES)).decode(errors="replace")
+        return patiently(lambda: read_claim(store, attempt)).decode(errors="replace")
     except (KeyError, ValueError):
         return None
 

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ConfigError, CorruptCheckpointError, IncompatibleCheckpointError
-from ..format.attempts import MAX_CLAIM_BYTES
+from ..format.attempts import read_claim
 from ..format.commit import CommittedStep, committed_steps
 from ..format.kept import kept_steps
-from ..format.keys import StepId, attempt_key
+from ..format.keys import StepId
 from ..locations import is_local
-from ..store import ObjectStore, get_at_most, open_store, patiently
+from ..store import ObjectStore, open_store, patiently
 from .manifests import manifests_of
 
 
@@ -114,9 +114,7 @@ def _num_bytes(store: ObjectStore, committed: CommittedStep) -> int | None:
 
 def _start_of(store: ObjectStore, attempt: int) -> str | None:
     try:
-        started_at = json.loads(patiently(lambda: get_at_most(store, attempt_key(attempt), MAX_CLAIM_BYTES)))[
-            "started_at"
-        ]
+        started_at = json.loads(patiently(lambda: read_claim(store, attempt)))["started_at"]
     except (KeyError, ValueError, TypeError):
         return None
     return started_at if isinstance(started_at, str) else None

@@ -12,7 +12,7 @@ from ..clock import Clock
 from ..config import SpotConfig
 from ..errors import StoreError
 from ..events import Event, EventBus
-from ..format.keys import attempt_key
+from ..format.attempts import read_claim
 from ..store import ObjectStore
 from .auto import AutoInterval, Preemptions
 from .triggers import PeriodicTrigger
@@ -83,7 +83,7 @@ def recent_preemptions(store: ObjectStore, attempt: int, clock: Clock) -> Preemp
     if num_seen == 0:
         return Preemptions()
     try:
-        started_at = json.loads(store.get(attempt_key(attempt - num_seen)))["started_at"]
+        started_at = json.loads(read_claim(store, attempt - num_seen))["started_at"]
         within_s = (clock.utc() - datetime.fromisoformat(started_at)).total_seconds()
     except (StoreError, KeyError, TypeError, ValueError) as error:
         logger.warning("the preemptions of earlier attempts are not known, so the prior is used: %s", error)

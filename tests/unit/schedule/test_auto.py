@@ -15,7 +15,7 @@ from steps import Holder
 from spot_plugins.config import SpotConfig
 from spot_plugins.errors import StoreError
 from spot_plugins.events import Committed, EventBus, IntervalChanged, SaveDeferred, Staged
-from spot_plugins.format.attempts import claim_attempt
+from spot_plugins.format.attempts import MAX_CLAIM_BYTES, claim_attempt
 from spot_plugins.format.manifest import canonical_json
 from spot_plugins.schedule import AutoInterval, Pacer, Preemptions, daly_interval_s
 from spot_plugins.schedule.auto import (
@@ -240,11 +240,15 @@ def test_earlier_lives_say_how_often_the_run_is_interrupted():
 
 
 class DownStore:
-    def get(self, key):
+    def get_into(self, key, start, targets):
         raise StoreError("get", key, "it is down")
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"started_at": 5}', b'{"started_at": "2030-01-01"}', None])
+HUGE = b'{"started_at": "2030-01-01T00:00:00+00:00"}'.ljust(MAX_CLAIM_BYTES + 1)
+DAMAGED = [b"", b"{}", b"[]", b'{"started_at": 5}', b'{"started_at": "2030-01-01"}', HUGE, None]
+
+
+@pytest.mark.parametrize("content", DAMAGED, ids=range(len(DAMAGED)))
 def test_a_life_that_cannot_be_read_leaves_the_prior(content, caplog):
     """
     A missing or damaged object, and a store that is down, must not keep a training from starting.
