@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -45,6 +46,16 @@ def until(condition, what):
         assert time.monotonic() < deadline, f"not within {DEADLINE_S} s: {what}"
         time.sleep(0.005)
     return result
+
+
+def remove(folder):
+    """Remove *folder*, though a pusher process may write there meanwhile."""
+
+    def is_removed():
+        shutil.rmtree(folder, ignore_errors=True)
+        return not folder.exists()
+
+    until(is_removed, f"{folder} is removed")
 
 
 # The five below look inside a session, for nothing that it says tells what its pusher does. Nothing else should.

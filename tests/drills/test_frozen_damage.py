@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-from hearing import Heard, until, until_idle
+from hearing import Heard, remove, until, until_idle
 from torch import nn
 
 import spot_plugins
@@ -70,7 +69,7 @@ def the_blob(folder):
 
 def assert_restored_elsewhere(folder, step, expected):
     """The machine is lost, and another one finds the step."""
-    shutil.rmtree(folder / "local")
+    remove(folder / "local")
     with life(folder, seed=1) as (session, model, _):
         assert session.resumed == step
         assert torch.equal(model["base"].weight, expected)
@@ -105,7 +104,7 @@ def test_damage_without_a_copy_on_the_disk_is_repaired_by_the_next_save(damage, 
         save(session, heard, 1)
         store, key = the_blob(tmp_path)
         whole = store.get(key)
-        shutil.rmtree(tmp_path / "local" / "frozen")
+        remove(tmp_path / "local" / "frozen")
         damage(store, key)
         assert not heard.wait(StoreDamaged).is_repaired
         until(lambda: not session._opened.pusher.ledger.knows_frozen(1), "the trainer knows")

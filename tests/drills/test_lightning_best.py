@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 from pathlib import Path
 
 import pytest
 import torch
-from hearing import until
+from hearing import remove
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
@@ -117,15 +116,10 @@ def lives(folder, *stops, **settings):
 
 
 def new_machine(folder):
-    """Remove everything but the store. The pusher process may write and remove local copies meanwhile."""
-
-    def is_removed(path):
-        shutil.rmtree(path, ignore_errors=True)
-        return not path.exists()
-
+    """Remove everything but the store."""
     for path in list(folder.iterdir()):
         if path.name != "run":
-            until(lambda path=path: is_removed(path), f"{path} is removed")
+            remove(path)
 
 
 def names(checkpoint):
@@ -264,7 +258,7 @@ def test_a_machine_with_another_root_gets_the_best_files_there(tmp_path):
     control, _, _ = life(tmp_path / "control", make=make)
     with pytest.raises(Preempted):
         life(tmp_path / "one", Notice(14), make=make, url=url)
-    shutil.rmtree(tmp_path / "one")
+    remove(tmp_path / "one")
 
     checkpoint, _, _ = life(tmp_path / "two", make=make, url=url)
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from hearing import remove
 from torch import nn
 
 from spot_plugins import load_weights
@@ -77,7 +76,7 @@ def test_the_best_step_outlives_the_machine(in_pause, lost_after, tmp_path):
     best, _ = train(tmp_path / "control", in_pause=in_pause)
     with pytest.raises(MachineLostError):
         train(tmp_path / "spot", lost_after=lost_after, in_pause=in_pause)
-    shutil.rmtree(tmp_path / "spot/local", ignore_errors=True)
+    remove(tmp_path / "spot/local")
 
     _, spot = train(tmp_path / "spot", in_pause=in_pause)
 
