@@ -56,8 +56,7 @@ def _memory(settings, report, name, make):
         wait_stored(events, number, 20)
     extra = _allocated(settings) - before
     figure = f"{extra / 2**20:.1f} MiB more than before, state of {model.weight.nbytes / 2**20:.0f} MiB per tensor"
-    expectation = "0" if make is torch.optim.AdamW else "0 (known to fail: G8)"
-    report.fact(f"device memory after a commit, {name}", figure, expectation, extra <= 2**20, needs_cuda=True)
+    report.fact(f"device memory after a commit, {name}", figure, "0", extra <= 2**20, needs_cuda=True)
     session.close()
 
 

@@ -37,7 +37,7 @@ def run(settings, report):
         session.close()
         figure = f"staged; {_torn(settings, before)} of {len(before)} weights differ from those of the step"
     figure += f"; the call of save took {stall_s:.3f} s"
-    expectation = "SaveAbandoned (known to fail: G1)"
+    expectation = "SaveAbandoned"
     report.fact("clamp_ after a save", figure, expectation, isinstance(ended, SaveAbandoned), needs_cuda=True)
 
 

@@ -117,6 +117,29 @@ def change(live, *changes):
             each.tensor.zero_()
 
 
+@pytest.mark.parametrize(
+    ("turned", "num_copies"), [(False, 2), (True, 6)], ids=["contiguous", "through memory of the device"]
+)
+def test_slices_side_by_side_are_one_copy(turned, num_copies, emulated):
+    """
+    33 MiB in slices of 8 MiB, and a small tensor behind them. What is not contiguous is copied slice by slice, because
+    the device needs memory of its size for that.
+    """
+    rows = torch.arange(33 * 2**18, dtype=torch.float32).view(33, 2**18)
+    live = {
+        "large": LiveTensor(rows.t() if turned else rows, changes=Changes.IN_STEP),
+        "small": LiveTensor(torch.arange(5, dtype=torch.float32), changes=Changes.IN_STEP),
+    }
+    layout = plan_layout(live, 0)
+    assert len(layout.slices) == 6
+    with closing(SharedBuffer(1, layout.num_bytes)) as buffer:
+        snapshot = Snapshot(buffer, layout, live)
+        snapshot.issue()
+        snapshot.wait()
+        assert emulated.emulated.num_copies == num_copies
+        assert_equal(staged(buffer, layout, live), values_of(live))
+
+
 def test_a_step_has_the_values_of_its_moment(place):
     """
     What may change at any time is changed at once, and the rest by the next step, while the device has copied nothing

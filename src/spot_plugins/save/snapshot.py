@@ -5,12 +5,14 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 
 import torch
 
+from ..format.manifest import TensorSlice
 from ..state.live_tensor import Changes, LiveTensor
 from .devices import DEVICES, Event, Stream
-from .layout import Layout
+from .layout import Layout, Origin
 from .shared_buffer import PIECE_BYTES, SharedBuffer
 
 
@@ -40,7 +42,8 @@ class Snapshot:
             ctypes.memmove(buffer.address + offset, header, len(header))
         devices = set()
         with torch.no_grad():
-            for start, tensor, changes in pieces_in(layout, tensors):
+            for piece, origin in _joined(layout, tensors):
+                start, tensor, changes = _piece(layout, tensors, piece, origin)
                 devices.add(tensor.device)
                 if changes is Changes.IN_STEP:
                     self._late.append((buffer, start, tensor))
@@ -141,8 +144,38 @@ def _cut(start: int, tensor: torch.Tensor) -> Iterator[tuple[int, torch.Tensor]]
 def pieces_in(layout: Layout, tensors: Mapping[str, LiveTensor]) -> Iterator[tuple[int, torch.Tensor, Changes]]:
     """Yield the start of each slice in the buffer, its elements, and the moments at which they may change."""
     for piece, origin in zip(layout.slices, layout.origins, strict=True):
-        live = tensors[piece.name]
-        tensor = live.in_box(origin.box)
-        if piece.lengths and origin.rows != tensor.shape[0]:
-            tensor = tensor[origin.start : origin.start + origin.rows]
-        yield layout.blobs[piece.blob][0] + piece.start, tensor, live.changes
+        yield _piece(layout, tensors, piece, origin)
+
+
+def _piece(
+    layout: Layout, tensors: Mapping[str, LiveTensor], piece: TensorSlice, origin: Origin
+) -> tuple[int, torch.Tensor, Changes]:
+    live = tensors[piece.name]
+    tensor = live.in_box(origin.box)
+    if piece.lengths and origin.rows != tensor.shape[0]:
+        tensor = tensor[origin.start : origin.start + origin.rows]
+    return layout.blobs[piece.blob][0] + piece.start, tensor, live.changes
+
+
+def _joined(layout: Layout, tensors: Mapping[str, LiveTensor]) -> Iterator[tuple[TensorSlice, Origin]]:
+    """
+    Yield the slices, and as one those that are side by side in a blob, so that a device has fewer copies to do.
+
+    Slices of a tensor that is not contiguous stay apart, because a device copies them through memory of their size.
+    """
+    joined: tuple[TensorSlice, Origin] | None = None
+    for piece, origin in zip(layout.slices, layout.origins, strict=True):
+        if joined is not None:
+            before, first = joined
+            if (
+                before.name == piece.name
+                and (before.blob, before.stop) == (piece.blob, piece.start)
+                and (first.box, first.start + first.rows) == (origin.box, origin.start)
+                and tensors[piece.name].in_box(origin.box).is_contiguous()
+            ):
+                joined = replace(before, stop=piece.stop), first._replace(rows=first.rows + origin.rows)
+                continue
+            yield joined
+        joined = piece, origin
+    if joined is not None:
+        yield joined

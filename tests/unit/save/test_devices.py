@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hearing import Heard
 from torch import nn
 
 from spot_plugins.config import SpotConfig
+from spot_plugins.events import Committed
 from spot_plugins.session import SpotSession
 from spot_plugins.state import ModelPart, OptimizerPart, RngPart
 
@@ -30,8 +32,8 @@ def step(model, optimizer, device):
     return loss.item()
 
 
-def session(folder, model, optimizer):
-    spot = SpotSession(SpotConfig(url=str(folder), every_steps=1000))
+def session(folder, model, optimizer, on_event=()):
+    spot = SpotSession(SpotConfig(url=str(folder), every_steps=1000), on_event=on_event)
     spot.register("model", ModelPart(model), replicated=("parameters",))
     spot.register("optimizer", OptimizerPart(optimizer, model), replicated=("state",))
     spot.register("rng", RngPart())
@@ -67,10 +69,12 @@ def test_a_save_waits_for_no_device(tmp_path):
     what is saved is the state behind the kernels that came before. Its CPU twin is in test_overlap.
     """
     model, optimizer = training("cuda", seed=0)
-    spot = session(tmp_path, model, optimizer)
+    heard = Heard()
+    spot = session(tmp_path, model, optimizer, heard)
     spot.resume()
     step(model, optimizer, "cuda")
     spot.save(1)  # makes the buffer
+    heard.wait(Committed, step=1)
     step(model, optimizer, "cuda")
     torch.cuda.synchronize()
 
@@ -80,16 +84,17 @@ def test_a_save_waits_for_no_device(tmp_path):
     loss = model(torch.randn(4, 8, device="cuda")).square().mean()
     loss.backward()
     optimizer.step()
+    expected = [parameter.detach().clone() for parameter in model.parameters()]
     step_behind.record()
     spot.save(2)
     optimizer.step()
     assert not step_behind.query()
-    torch.cuda.synchronize()
-    spot.finish(3)
+    heard.wait(Committed, step=2)
+    spot.close()
 
     other, other_optimizer = training("cuda", seed=1)
     again = session(tmp_path, other, other_optimizer)
-    assert again.resume() == 3
+    assert again.resume() == 2
     again.close()
-    for one, two in zip(model.parameters(), other.parameters(), strict=True):
+    for one, two in zip(expected, other.parameters(), strict=True):
         assert torch.equal(one, two)
