@@ -18,9 +18,11 @@ class Costs:
     """L, from the end of the stall until the save is stored. Training continues meanwhile."""
     restart_s: float = 0.0
     """R, from a preemption until training continues: a new machine, its start, and the read of the checkpoint."""
+    step_s: float = 0.0
+    """Of one step. No interval is shorter, because saves are made at the ends of steps."""
 
     def __post_init__(self) -> None:
-        for name in ("stall_s", "push_s", "restart_s"):
+        for name in ("stall_s", "push_s", "restart_s", "step_s"):
             if not 0 <= (value := getattr(self, name)) < math.inf:
                 raise ValueError(f"{name}={value} must be at least 0 and finite")
 
@@ -32,7 +34,7 @@ class Costs:
 
 def best_interval_s(costs: Costs, mean_s: float) -> float:
     """
-    Compute the exact optimum, but not less than a push, because pushes must not overlap.
+    Compute the exact optimum, but not less than a push or a step, because pushes must not overlap.
 
     Args:
         costs: The durations of the job.
@@ -41,7 +43,7 @@ def best_interval_s(costs: Costs, mean_s: float) -> float:
     Raises:
         ValueError: *mean_s* is not above 0.
     """
-    return max(exact_interval_s(costs.stall_s, mean_s), costs.push_s)
+    return max(exact_interval_s(costs.stall_s, mean_s), costs.push_s, costs.step_s)
 
 
 def wall_per_work(interval_s: float, costs: Costs, mean_s: float) -> float:
