@@ -147,7 +147,7 @@ def inputs_of(
         restart_s=_given(
             options.restart_seconds,
             ASSUMED_START_S + read_s,
-            f"estimated: {ASSUMED_START_S:g} s for a new machine, and a read as fast as the upload",
+            f"estimated: {ASSUMED_START_S:g} s of start, and a read as fast as the upload",
         ),
         upload_bytes_per_s=upload,
         disk_bytes_per_s=disk,
@@ -214,8 +214,8 @@ def _checkpoint(options: Options) -> Figure:
             raise ConfigError(f"{name}={value!r} is not known here: give one of {', '.join(known)}, or give bytes")
     params = quantities.parameters("params", str(options.params))
     weight, moments = WEIGHT_BYTES[options.dtype], MOMENTS[options.optimizer]
-    rule = f"{params / 1e9:g} B parameters x {weight} bytes x (1 weight + {moments} of {options.optimizer})"
-    return Figure(checkpoint_bytes(params, options.optimizer, options.dtype), f"estimated: {rule}")
+    rule = f"estimated: {params / 1e9:g} B parameters x {weight} bytes x (1 weight + {moments} of {options.optimizer})"
+    return Figure(checkpoint_bytes(params, options.optimizer, options.dtype), rule)
 
 
 def _rate(options: Options, own: Preemptions | None) -> tuple[Rate, str, tuple[Lease, ...]]:

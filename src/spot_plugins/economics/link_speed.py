@@ -51,7 +51,7 @@ def measure_disk() -> Figure:
     """
     directory = tempfile.mkdtemp(prefix="spot-plan-")
     try:
-        return _measured(LocalStore(directory), "disk of the temporary directory")
+        return _measured(LocalStore(directory), "local disk")
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 

@@ -54,7 +54,7 @@ def duration(seconds: float) -> str:
 
 
 def _digits(value: float) -> str:
-    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}" if value >= 1 else f"{value:.2g}"
 
 
 def _size(num_bytes: float) -> str:
@@ -75,7 +75,7 @@ def _count(number: int, name: str) -> str:
 
 
 def _line(name: str, value: str, basis: str = "") -> str:
-    return f"  {name:<22}{value:<36}{basis}".rstrip()
+    return f"  {name:<21}{value:<33}{basis}".rstrip()
 
 
 def _inputs(plan: Plan) -> Iterator[str]:
