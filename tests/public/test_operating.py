@@ -46,6 +46,7 @@ NOT_MET: Final = {
     "estimated: ": "the same",
     "given: ": "the same",
     "measured: ": "the same",
+    "the run's own: ": "the same",
     "start_s, end_s and end_reason": "the columns within the message on a trace",
     "7B, 350M or 7e9": "examples within another message",
     "80GB, 75GiB or 80e9": "the same",

@@ -63,7 +63,7 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Inputs:
-    """What a plan is computed from, in seconds, bytes and the user's currency."""
+    """All numbers of a plan that are not computed, in seconds, bytes and the user's currency."""
 
     checkpoint_bytes: Figure
     gpus: int

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from ..clock import SystemClock
-from ..format.attempts import newest_attempt
-from ..schedule import Preemptions, recent_preemptions
+from ..schedule import Preemptions, preemptions_until_now
 from ..store import open_store, patiently
 
 
@@ -20,4 +19,4 @@ def run_preemptions(url: str) -> Preemptions:
         StoreError: The store does not answer.
     """
     store = open_store(url)
-    return recent_preemptions(store, 1 + patiently(lambda: newest_attempt(store)), SystemClock())
+    return patiently(lambda: preemptions_until_now(store, SystemClock()))
