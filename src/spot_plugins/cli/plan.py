@@ -114,6 +114,9 @@ def _answer(given: dict[str, Any], measure: str | None, *, only_next: bool, as_j
     inputs = inputs_of(options, upload, disk, own)
     if only_next:
         decision = next_machines(inputs)
-        return next_to_json(decision) if as_json else decision.choice
+        if as_json:
+            return next_to_json(decision)
+        typer.echo(f"spot plan: {decision.choice}, because {decision.reason}", err=True)
+        return decision.choice
     made = make_plan(inputs)
     return to_json(made) if as_json else to_text(made)

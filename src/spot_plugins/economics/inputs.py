@@ -173,6 +173,9 @@ _ABOVE_0: Final = {
 }
 
 
+_MOST: Final = 1e7
+"""Most of anything. The exact interval of a larger count would take minutes."""
+
 _NEEDS: Final = {
     "deadline_hours": ("train_hours",),
     "machine_hours": ("preemptions",),
@@ -192,6 +195,8 @@ def _check_numbers(options: Options) -> None:
         if not math.isfinite(value) or value < 0 or (value == 0 and name in _ABOVE_0):
             limit = "above 0" if name in _ABOVE_0 else "at least 0"
             raise ConfigError(f"{name}={value} must be a finite number {limit}")
+        if value > _MOST:
+            raise ConfigError(f"{name}={value} is more than can be planned for: give at most {_MOST:g}")
     if options.gpus < options.nodes:
         raise ConfigError(
             f"gpus={options.gpus} is less than nodes={options.nodes}: give the number of GPUs of all nodes together"

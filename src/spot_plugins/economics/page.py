@@ -110,6 +110,11 @@ def _saves(plan: Plan) -> Iterator[str]:
     yield "Save every                 best     in steps    Daly     Young    waste"
     yield _way("push beside training", plan.beside)
     yield _way("waiting for the push", plan.blocking)
+    lost = plan.waste
+    yield (
+        f"  of the first waste: stalls {lost.stalls:.2%}, restarts {lost.restarts:.2%}, training that is repeated "
+        f"{lost.repeated:.2%}"
+    )
     if (two := plan.two_levels) is not None:
         yield (
             f"  two levels, waiting: local disk every {duration(two.local_s)}, store every {duration(two.store_s)}, "
@@ -151,7 +156,7 @@ def _time(plan: Plan) -> Iterator[str]:
         limits = f"{_hours(wall.expected_at_low_h)} to {_hours(wall.expected_at_high_h)}"
         yield _line("at the rate's limits", limits, "the same formula")
     if wall.simulated_h is None or wall.late_h is None:
-        yield "  not simulated, because the job is preempted so often that it practically never ends"
+        yield "  not simulated, because there are too many preemptions"
     elif wall.num_runs:
         source = "leases of the trace" if plan.inputs.leases else "random preemptions"
         yield _line("simulated, mean", _hours(wall.simulated_h), f"{wall.num_runs:,} runs with {source}")
@@ -164,7 +169,8 @@ def _money(plan: Plan) -> Iterator[str]:
         yield "  unknown: give --spot-price and --on-demand-price, each per GPU hour. No price is built in"
         return
     yield _line("discount per hour", f"{money.discount:.0%}", "of the given prices")
-    yield _line("effective saving", f"{money.effective_saving:.1%}", f"{plan.goodput:.1%} of the time is kept training")
+    saving = "none" if math.isinf(money.effective_saving) else f"{money.effective_saving:.1%}"
+    yield _line("effective saving", saving, f"{plan.goodput:.1%} of the time is kept training")
     if money.spot_cost is not None and money.on_demand_cost is not None:
         costs = f"{_cost(money.spot_cost)} on spot, {_cost(money.on_demand_cost)} on demand"
         yield _line("cost", costs, "expected, without storage and traffic")

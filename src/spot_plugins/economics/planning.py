@@ -14,7 +14,7 @@ from .inputs import Inputs
 from .intervals import TwoLevels, two_level_intervals, young_interval_s
 from .money import best_goodput, break_even_hours, break_even_mean_s, effective_saving
 from .rates import HOURS_PER_DAY, mean_s
-from .walltime import Costs, best_interval_s, expected_wall_s, goodput
+from .walltime import Costs, Waste, best_interval_s, expected_wall_s, goodput, waste
 
 POLL_S: Final = 5.0
 """Seconds until a notice is seen, as the notice sources of this package poll."""
@@ -25,6 +25,10 @@ LATE: Final = 0.95
 """Share of the runs that end within the late wall time."""
 _MAX_PREEMPTIONS: Final = 5_000_000
 """Most preemptions that are simulated, over all runs."""
+_MAX_MACHINES: Final = 2_000_000
+"""Most machines that are simulated, over all runs."""
+_FEWEST_RUNS: Final = 20
+"""Fewer runs have no slowest twentieth."""
 _HOPELESS: Final = 0.02
 """Goodput below which nothing is simulated, because the job practically never ends."""
 
@@ -73,7 +77,7 @@ class Wall:
     expected_at_high_h: float | None
     """The same at the limits of the rate. None if the rate was not counted."""
     simulated_h: float | None
-    """Mean of the simulated runs. None if the job practically never ends."""
+    """Mean of the simulated runs. None if there are too many preemptions to simulate them."""
     late_h: float | None
     """Wall time within which 95 % of the simulated runs end. None as above."""
     num_runs: int
@@ -107,6 +111,8 @@ class Plan:
     """Mean seconds between preemptions of the job."""
     beside: Way
     """Training continues during the push, as with this package."""
+    waste: Waste
+    """What the time is spent on that is not kept, if training continues during the push."""
     blocking: Way
     """Training waits for the push."""
     two_levels: TwoLevels | None
@@ -134,6 +140,7 @@ def make_plan(inputs: Inputs) -> Plan:
         inputs=inputs,
         mean_s=mean,
         beside=beside,
+        waste=waste(beside.interval_s, costs, mean),
         blocking=_way(inputs, waits, mean),
         two_levels=_two_levels(inputs, mean),
         grace=grace,
@@ -226,7 +233,7 @@ def _wall(inputs: Inputs, costs: Costs, interval_s: float, kept: float, is_notic
 def _simulated_h(
     inputs: Inputs, costs: Costs, interval_s: float, kept: float, is_noticed: bool
 ) -> tuple[float, float, int] | None:
-    """Return mean and late wall time of simulated runs in hours, and their number. None if they would never end."""
+    """Return mean and late wall time of simulated runs in hours, and their number. None if there would be too many."""
     import numpy as np  # not for every verb: it takes a tenth of a second
 
     from .simulation import SEED, Job, random_lives, simulate_wall_s, traced_lives
@@ -238,12 +245,12 @@ def _simulated_h(
         return wall_h, wall_h, 0
     if kept < _HOPELESS:
         return None
-    num_runs = min(NUM_RUNS, int(_MAX_PREEMPTIONS / (1 + work_s / kept / mean)))
-    if num_runs < 2:
-        return None
-    rng = np.random.default_rng(SEED)
     # Poisson processes add up, so many machines at a rate are one machine at the sum. Those of a trace do not.
     nodes = inputs.nodes if inputs.leases else 1
+    num_runs = int(min(NUM_RUNS, _MAX_PREEMPTIONS / (1 + work_s / kept / mean), _MAX_MACHINES / nodes))
+    if num_runs < _FEWEST_RUNS:
+        return None
+    rng = np.random.default_rng(SEED)
     draw = traced_lives(inputs.leases, rng) if inputs.leases else random_lives(mean, rng)
     job = Job(
         work_s=work_s,

@@ -99,7 +99,8 @@ def exact_interval(count: int, exposure: float, level: float = LEVEL) -> tuple[f
 
 def _gamma_quantile(shape: int, p: float) -> float:
     """Return the quantile *p* of the gamma distribution with scale 1, by bisection to the last bit."""
-    low, high = 0.0, shape + 40 + 10 * math.sqrt(shape)
+    # Ten standard deviations, beyond which the terms of the sum below would be too small for a number.
+    low, high = max(0.0, shape - 10 * math.sqrt(shape)), shape + 40 + 10 * math.sqrt(shape)
     while low < (middle := (low + high) / 2) < high:
         # Because P(Gamma(n) > x) = P(Poisson(x) <= n - 1) for a whole number n.
         if 1 - _poisson_cdf(shape - 1, middle) < p:

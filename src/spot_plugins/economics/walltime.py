@@ -100,6 +100,36 @@ def goodput(interval_s: float, costs: Costs, mean_s: float, *, is_noticed: bool 
     return trains * math.exp(-(costs.restart_s + costs.saved_late_s) / mean_s)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Waste:
+    """Shares of the wall time that are no kept training. With the goodput they add up to 1."""
+
+    stalls: float
+    """Saves that were stored."""
+    restarts: float
+    """Restarts, each of which costs R seconds, or the life of the machine if that is shorter: ``1 - exp(-R/M)``."""
+    repeated: float
+    """Training since the last stored save, and the saves in it."""
+
+
+def waste(interval_s: float, costs: Costs, mean_s: float) -> Waste:
+    """
+    Compute what the time that is not kept was spent on, without notices.
+
+    Args:
+        interval_s: As for :func:`wall_per_work`.
+        costs: As there.
+        mean_s: As there.
+
+    Raises:
+        ValueError: An argument is out of range.
+    """
+    kept = goodput(interval_s, costs, mean_s)
+    stalls = kept * costs.stall_s / interval_s
+    restarts = -math.expm1(-costs.restart_s / mean_s)
+    return Waste(stalls=stalls, restarts=restarts, repeated=max(0.0, 1 - kept - stalls - restarts))
+
+
 def expected_wall_s(work_s: float, interval_s: float, costs: Costs, mean_s: float) -> float:
     """
     Compute the expected wall time of a job of *work_s* seconds of training, without notices.

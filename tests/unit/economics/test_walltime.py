@@ -13,7 +13,7 @@ from spot_plugins.economics.grace import bytes_in_grace, nodes_to_fit
 from spot_plugins.economics.intervals import exact_interval_s, two_level_intervals, young_interval_s
 from spot_plugins.economics.money import best_goodput, break_even_hours, break_even_mean_s, effective_saving
 from spot_plugins.economics.rates import rate_of_share
-from spot_plugins.economics.walltime import Costs, best_interval_s, expected_wall_s, goodput, wall_per_work
+from spot_plugins.economics.walltime import Costs, best_interval_s, expected_wall_s, goodput, wall_per_work, waste
 from spot_plugins.schedule import daly_interval_s
 
 MINUTE, HOUR, DAY = 60.0, 3600.0, 86400.0
@@ -167,6 +167,29 @@ def test_a_job_that_is_shorter_than_its_interval():
 
     assert expected_wall_s(600.0, 1e9, costs, DAY) == expected_wall_s(600.0, 600.0, costs, DAY)
     assert 610.0 < expected_wall_s(600.0, math.inf, costs, DAY) < 615.0
+
+
+@given(stall_s=stalls, mean_s=means, interval_s=st.floats(1.0, 1e5))
+@few
+def test_the_parts_of_the_waste_add_up(stall_s, mean_s, interval_s):
+    """
+    With the goodput they are the whole time, and none is negative.
+    """
+    costs = Costs(stall_s=stall_s, push_s=20.0, restart_s=100.0)
+    parts = waste(interval_s, costs, mean_s)
+
+    assert min(parts.stalls, parts.restarts, parts.repeated) >= 0
+    total = parts.stalls + parts.restarts + parts.repeated + goodput(interval_s, costs, mean_s)
+    assert total == pytest.approx(1.0, abs=1e-9)
+
+
+def test_the_parts_of_the_waste_by_hand():
+    """
+    Rare preemptions: a stall of 1 % of the time, a restart of 1 hour in 100, and half an interval lost.
+    """
+    parts = waste(100.0, Costs(stall_s=1.0, restart_s=1.0), 1e4)
+
+    assert [parts.stalls, parts.restarts, parts.repeated] == pytest.approx([0.01, 1e-4, 50.5e-4], rel=0.02)
 
 
 @given(stall_s=st.floats(0.0, 100), mean_s=st.floats(1e3, 1e7), interval_s=st.floats(100, 1e4))
