@@ -112,7 +112,7 @@ class Plan:
     beside: Way
     """Training continues during the push, as with this package."""
     waste: Waste
-    """What the time is spent on that is not kept, if training continues during the push."""
+    """Use of the time that is not kept, if training continues during the push."""
     blocking: Way
     """Training waits for the push."""
     two_levels: TwoLevels | None
