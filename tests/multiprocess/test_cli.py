@@ -50,6 +50,19 @@ def spot(*words, **environ):
         (["show", "nonsense://key:secret@bucket/run"], 2, "unknown scheme 'nonsense'"),
         (["export", "/no/such/run"], 2, "Missing argument"),
         (["export", "/no/such/run", "out"], 2, "spot export: there is no committed step at this directory"),
+        (["plan"], 2, "spot plan: something is missing: give exactly one of params, bytes"),
+        (["plan", "--bytes", "8GB", "--rate-per-day", "8%", "--grace", "nan"], 2, "grace=nan must be a finite number"),
+        (["plan", "--bytes", "8GB", "--run", "nonsense://key:secret@bucket/run"], 2, "unknown scheme 'nonsense'"),
+        (
+            ["plan", "--bytes", "8GB", "--rate-per-day", "8%", "--next"],
+            2,
+            "next says nothing without run: give the URL",
+        ),
+        (
+            ["plan", "--bytes", "8GB", "--rate-per-day", "8%", "--measure", "x", "--upload-gbps", "1"],
+            2,
+            "measure='x' and upload_gbps exclude each other",
+        ),
         (["fly"], 2, "fly"),
     ],
     ids=str,
@@ -329,3 +342,55 @@ def test_a_run_is_shown_and_its_weights_are_exported(tmp_path):
     assert torch.equal(load_file(out)["weight"], torch.ones(2, 3))
     assert (again.returncode, "exists already" in again.stderr) == (2, True)
     assert (missing.returncode, "which are: 2, 1" in missing.stderr) == (2, True)
+
+
+def test_a_plan_is_printed_without_torch(tmp_path):
+    """
+    As a page and as JSON with the same figures, by measured speeds, with nothing left at the URL. No torch is imported.
+    """
+    words = [
+        "plan",
+        "--params",
+        "7B",
+        "--gpus",
+        "8",
+        "--rate-per-month",
+        "20%",
+        "--grace",
+        "120",
+        "--train-hours",
+        "20",
+    ]
+    page = spot(*words, PYTHONPROFILEIMPORTTIME="1")
+    measured = spot(*words, "--measure", str(tmp_path / "run"), "--json")
+
+    assert page.returncode == 0
+    assert page.stdout.startswith("Plan for 8 GPUs on 1 node\n")
+    assert "Recommendation: undecided, because without prices" in page.stdout
+    assert "per GPU hour. No price is built in" in page.stdout
+    assert not re.search(r"\| +torch$", page.stderr, re.MULTILINE)
+    document = json.loads(measured.stdout)
+    assert (measured.returncode, measured.stderr, document["version"]) == (0, "", 1)
+    assert document["inputs"]["upload_bytes_per_s"]["basis"].startswith("measured: ")
+    assert document["inputs"]["disk_bytes_per_s"]["basis"].startswith("measured: ")
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_the_next_machines_are_printed_for_a_launcher(tmp_path):
+    """
+    One word for a shell, or one line of JSON, from the attempts that the store of the run has.
+    """
+    url = str(tmp_path / "run")
+    with SpotSession(SpotConfig(url=url, every_steps=1)) as session:
+        session.register("model", Holder({"parameters": {"weight": torch.ones(2)}}), replicated=("parameters",))
+        session.resume()
+        session.finish(1)
+    words = ["plan", "--bytes", "1GB", "--run", url, "--spot-price", "1", "--on-demand-price", "3", "--next"]
+
+    word, document = spot(*words), spot(*words, "--json")
+
+    assert (word.returncode, word.stdout) == (0, "spot\n")
+    assert word.stderr.startswith("spot plan: spot, because the run's own: 1 preemption of the job in")
+    found = json.loads(document.stdout)
+    assert (found["version"], found["next"]) == (1, "spot")
+    assert "the run's own: 1 preemption of the job in" in found["reason"]

@@ -1,9 +1,9 @@
 """
-Value of spot machines: goodput, found by a replay of leases with one or another way to save.
+Value of spot machines: formulas, simulations, and the plan of ``spot plan``.
 
-No training runs this code. It runs on the thread of its caller, such as a test or a benchmark. It must never
-import torch or another package of ours, and never ask for the time, so that the same run and the same leases always
-give the same outcome. Begin with :func:`.goodput.replay`.
+Everything here runs on the thread of its caller, in the process of ``spot plan``, of a test or of a benchmark. Nothing
+here imports torch. The formulas never ask for the time and never touch a store, so that the same numbers always give
+the same answer. Begin with :mod:`.walltime`; :func:`.goodput.replay` compares reactions to notices, step by step.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from .auto import AutoInterval, Preemptions
 from .daly import daly_interval_s
-from .pacer import Pacer, recent_preemptions
+from .pacer import Pacer, preemptions_until_now, recent_preemptions
 from .triggers import AgreedReason, PeriodicTrigger, Trigger
 
 __all__ = [
@@ -21,5 +21,6 @@ __all__ = [
     "Preemptions",
     "Trigger",
     "daly_interval_s",
+    "preemptions_until_now",
     "recent_preemptions",
 ]

@@ -12,7 +12,7 @@ from ..clock import Clock
 from ..config import SpotConfig
 from ..errors import StoreError
 from ..events import Event, EventBus
-from ..format.attempts import read_claim
+from ..format.attempts import newest_attempt, read_claim
 from ..store import ObjectStore
 from .auto import AutoInterval, Preemptions
 from .triggers import PeriodicTrigger
@@ -90,3 +90,13 @@ def recent_preemptions(store: ObjectStore, attempt: int, clock: Clock) -> Preemp
         return Preemptions()
     within_s = min(max(within_s, 0.0), num_seen * LONGEST_ATTEMPT_S)  # the clocks of two machines differ
     return Preemptions(num_seen, within_s)
+
+
+def preemptions_until_now(store: ObjectStore, clock: Clock) -> Preemptions:
+    """
+    Return the recent preemptions of a run whose newest attempt has ended.
+
+    Raises:
+        StoreError: The store does not answer.
+    """
+    return recent_preemptions(store, 1 + newest_attempt(store), clock)
