@@ -1,0 +1,57 @@
+"""The Spot Instance Advisor of AWS: how many machines were taken back in the last month. It needs no key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from . import fields, web
+from .base import Interruption, ProviderError
+
+URL: Final = "https://spot-bid-advisor.s3.amazonaws.com/spot-advisor-data.json"
+
+_DAYS: Final = 30.0  # the share is that of the trailing month, not of a day
+
+
+def fetch_advice(types: list[str], until: float) -> dict[tuple[str, str], tuple[float, Interruption]]:
+    """
+    Return discount and interruptions by region and instance type, of all regions that have one of *types*.
+
+    Raises:
+        ProviderError: The Advisor does not answer as it should.
+    """
+    document = fields.document_of(web.fetch(URL, until))
+    try:
+        ranges = _ranges(document)
+        regions = fields.field(document, "spot_advisor")
+        if not isinstance(regions, Mapping):
+            raise fields.FieldError("spot_advisor must be an object")
+        return {
+            (str(region), kind): (fields.number(entry, "s", 100) / 100, ranges[fields.number(entry, "r", 100)])
+            for region, systems in regions.items()
+            for kind, entry in _linux(systems).items()
+            if kind in types
+        }
+    except (fields.FieldError, KeyError) as error:
+        raise ProviderError(f"the answer is not as documented: {error}") from None
+
+
+def _linux(systems: Any) -> Mapping[str, Any]:
+    found = systems.get("Linux", {}) if isinstance(systems, Mapping) else None
+    if not isinstance(found, Mapping):
+        raise fields.FieldError("Linux must be an object")
+    return found
+
+
+def _ranges(document: Any) -> dict[float, Interruption]:
+    """Return the ranges by their index. Their borders are those of the document, because AWS may change them."""
+    ranges: dict[float, Interruption] = {}
+    low = 0.0
+    for row in sorted(fields.items(document, "ranges"), key=lambda row: fields.number(row, "index", 100)):
+        high = fields.number(row, "max", 100) / 100
+        is_open = fields.text(row, "label").startswith(">")
+        ranges[fields.number(row, "index", 100)] = Interruption(
+            low=low, high=None if is_open else high, days=_DAYS, source="AWS Spot Instance Advisor"
+        )
+        low = high
+    return ranges
