@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -10,6 +11,7 @@ from .base import Interruption, ProviderError
 
 URL: Final = "https://spot-bid-advisor.s3.amazonaws.com/spot-advisor-data.json"
 
+_LABEL: Final = re.compile(r"<(\d{1,2})%|(\d{1,2})-(\d{1,2})%|>(\d{1,2})%")
 _DAYS: Final = 30.0  # the share is that of the trailing month, not of a day
 
 
@@ -44,14 +46,14 @@ def _linux(systems: Any) -> Mapping[str, Any]:
 
 
 def _ranges(document: Any) -> dict[float, Interruption]:
-    """Return the ranges by their index. Their borders are those of the document, because AWS may change them."""
-    ranges: dict[float, Interruption] = {}
-    low = 0.0
-    for row in sorted(fields.items(document, "ranges"), key=lambda row: fields.number(row, "index", 100)):
-        high = fields.number(row, "max", 100) / 100
-        is_open = fields.text(row, "label").startswith(">")
-        ranges[fields.number(row, "index", 100)] = Interruption(
-            low=low, high=None if is_open else high, days=_DAYS, source="AWS Spot Instance Advisor"
-        )
-        low = high
-    return ranges
+    """Return the ranges by their index. Their borders are those of the labels, such as <5%, 5-10% and >20%."""
+    return {fields.number(row, "index", 100): _range_of(row) for row in fields.items(document, "ranges")}
+
+
+def _range_of(row: Any) -> Interruption:
+    label = fields.text(row, "label")
+    found = _LABEL.fullmatch(label.replace(" ", ""))
+    if found is None:
+        raise fields.FieldError(f"label={label!r} must be a range of percents")
+    below, low, high, above = (None if part is None else float(part) / 100 for part in found.groups())
+    return Interruption(low=low or above or 0.0, high=below or high, days=_DAYS, source="AWS Spot Instance Advisor")

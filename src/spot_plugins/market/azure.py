@@ -85,10 +85,7 @@ def _rows(machines: list[str], until: float) -> Iterator[Any]:
     url = f"{URL}?{urlencode({'$filter': wanted})}"
     for _ in range(_MAX_PAGES):
         document = fields.document_of(web.fetch(url, until))
-        try:
-            yield from fields.items(document, "Items")
-        except fields.FieldError as error:
-            raise ProviderError(f"the answer is not as documented: {error}") from None
+        yield from fields.rows_in(document, "Items")
         following = document.get("NextPageLink")
         if not following:
             return

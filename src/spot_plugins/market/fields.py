@@ -42,6 +42,14 @@ def items(item: Any, name: str) -> list[Any]:
     return value
 
 
+def rows_in(document: Any, name: str) -> list[Any]:
+    """Return the list *name* of the answer *document*. Raises :exc:`ProviderError`."""
+    try:
+        return items(document, name)
+    except FieldError as error:
+        raise ProviderError(f"the answer is not as documented: {error}") from None
+
+
 def text(item: Any, name: str) -> str:
     """Return the text *name* of *item*, which can be printed as it is. Raises :exc:`FieldError`."""
     value = field(item, name)

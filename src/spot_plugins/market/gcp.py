@@ -154,10 +154,7 @@ def _skus(key: str, until: float) -> Iterator[Any]:
     for _ in range(_MAX_PAGES):
         url = f"{URL}?{urlencode({'pageSize': 5000, 'pageToken': token})}"
         document = fields.document_of(web.fetch(url, until, headers={"X-Goog-Api-Key": key}))
-        try:
-            yield from fields.items(document, "skus")
-        except fields.FieldError as error:
-            raise ProviderError(f"the answer is not as documented: {error}") from None
+        yield from fields.rows_in(document, "skus")
         token = fields.optional(fields.field, document, "nextPageToken") or ""
         if not token:
             return

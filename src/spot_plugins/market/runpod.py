@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, Final
 
 from . import fields, web
-from .base import Answer, Offer, Provider, ProviderError, Query
+from .base import Answer, Offer, Provider, Query
 from .gpus import matches, normal_name
 from .keys import need_key
 
@@ -22,10 +22,7 @@ def find(query: Query, until: float) -> Answer:
     for cloud in ("SECURE", "COMMUNITY"):  # the stock is that of one cloud
         url = f"{URL}?include=AVAILABILITY&product=POD&count={count}&cloud={cloud}"
         document = fields.document_of(web.fetch(url, until, headers={"Authorization": f"Bearer {key}"}))
-        try:
-            rows = fields.items(document, "gpus")
-        except fields.FieldError as error:
-            raise ProviderError(f"the answer is not as documented: {error}") from None
+        rows = fields.rows_in(document, "gpus")
         found = fields.answer_of(rows, partial(_offers, query=query, count=count, cloud=cloud))
         answer.offers += found.offers
         answer.notes += found.notes

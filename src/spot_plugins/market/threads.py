@@ -26,14 +26,16 @@ def in_parallel(
     Args:
         calls: By name, the limit of a call in seconds and the function, which is passed the monotonic time of its end.
     """
-    done: queue.SimpleQueue[tuple[_Name, _Result | ProviderError | BaseException]] = queue.SimpleQueue()
+    done: queue.SimpleQueue[tuple[_Name, _Result | ProviderError]] = queue.SimpleQueue()
     ends = {name: time.monotonic() + limit_s for name, (limit_s, _) in calls.items()}
 
     def run(name: _Name) -> None:
         try:
             done.put((name, calls[name][1](ends[name])))
-        except BaseException as error:  # noqa: BLE001 - raised by the thread that waits for it
+        except ProviderError as error:
             done.put((name, error))
+        except Exception as error:  # noqa: BLE001 - one provider must not take the rows of the others with it
+            done.put((name, ProviderError(f"the answer has a form that nobody expected: {type(error).__name__}")))
 
     for name in calls:
         threading.Thread(target=run, args=(name,), daemon=True, name=f"spot-prices-{name}").start()
@@ -45,9 +47,7 @@ def in_parallel(
             name, result = done.get(timeout=max(left_s, 0.0))
         except queue.Empty:
             break
-        if isinstance(result, BaseException) and not isinstance(result, ProviderError):
-            raise result
         results[name] = result
     for name in calls.keys() - results.keys():
-        results[name] = ProviderError(f"no answer within {calls[name][0]:g} s")
+        results[name] = ProviderError(f"no answer within {calls[name][0]:.0f} s")
     return results

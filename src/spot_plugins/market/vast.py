@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from . import fields, web
-from .base import Answer, Offer, Provider, ProviderError, Query
+from .base import Answer, Offer, Provider, Query
 from .gpus import matches, normal_name
 from .keys import find_key
 
@@ -53,11 +53,8 @@ def find(query: Query, until: float) -> Answer:
         wanted["num_gpus"] = {"eq": query.count}
     key = find_key("VAST_API_KEY", ("~/.config/vastai/vast_api_key", "~/.vast_api_key"))
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-    answer = fields.document_of(web.fetch(URL, until, headers=headers, body=json.dumps(wanted).encode()))
-    try:
-        rows = fields.items(answer, "offers")
-    except fields.FieldError as error:
-        raise ProviderError(f"the answer is not as documented: {error}") from None
+    document = fields.document_of(web.fetch(URL, until, headers=headers, body=json.dumps(wanted).encode()))
+    asked_at = fields.now()
 
     def offers_of(row: Any) -> Iterator[Offer]:
         memory_gb = fields.optional(fields.number, row, "gpu_ram")
@@ -81,8 +78,7 @@ def find(query: Query, until: float) -> Answer:
             answered_at=asked_at,
         )
 
-    asked_at = fields.now()
-    return fields.answer_of(rows, offers_of)
+    return fields.answer_of(fields.rows_in(document, "offers"), offers_of)
 
 
 PROVIDER: Final = Provider("vast", 15.0, find)
