@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import stat
+import sys
+import threading
 from datetime import datetime, timezone
 
 import markets
@@ -23,16 +25,16 @@ REASONS = {
     "429": "status 429, and asks to wait 30 s",
     **dict.fromkeys(UNTIMELY, "the answer does not come in time"),
     "cut off": "the answer is cut off",
-    "half of a document": ("is not JSON", "is not XML"),
-    "other types": ("is not as documented", "is not XML"),
+    "half of a document": ("bytes is not JSON", "bytes is not XML"),
+    "other types": ("the answer is not as documented: ", "is not XML"),
     "huge": "the answer is larger than 16 MiB",
     "redirect": "status 302, which leads to another address. It is not followed",
     "no HTTP": "the connection fails",
 }
 """By fault, what its line says."""
 
-RATE = Interruption(low=0.05, high=0.10, days=30.0, source="AWS Spot Instance Advisor")
-OPEN_RATE = Interruption(low=0.20, high=None, days=30.0, source="AWS Spot Instance Advisor")
+RATE = Interruption(low=0.05, high=0.10, days=30.0, source="AWS Advisor")
+OPEN_RATE = Interruption(low=0.20, high=None, days=30.0, source="AWS Advisor")
 GOOGLE_SPOT = 8 * 2.5 + 208 * 0.01 + 1872 * 0.001 + 6000 * 0.073 / 730
 GOOGLE_ON_DEMAND = 8 * 9 + 208 * 0.02 + 1872 * 0.002 + 6000 * 0.146 / 730
 DISK = 32 * 0.15 / 720
@@ -285,10 +287,49 @@ def test_a_certificate_of_somebody_else_is_refused(server, monkeypatch):
     assert server.requests == []
 
 
+def test_answers_that_cannot_be_kept_are_rows_all_the_same(server, tmp_path, monkeypatch):
+    """Of a user without a home, or with a full disk."""
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+
+    answer = ask(QUERY, [each for each in PROVIDERS if each.name == "vast"])["vast"]
+
+    assert rows_of(answer) == wanted("vast")
+    assert [note.partition(": ")[0] for note in answer.notes] == [f"the answer cannot be kept in {cache.folder()}"]
+
+
+def test_without_botocore_a_line_says_what_to_install(server, monkeypatch):
+    """The package brings it, but an installation may lack it."""
+    monkeypatch.setitem(sys.modules, "botocore.session", None)
+    (line,) = ask(QUERY, [each for each in PROVIDERS if each.name == "aws"]).values()
+    assert line == "its requests need botocore: pip install botocore"
+
+
+def test_a_document_without_its_list_is_not_taken_for_no_offers(server):
+    """No rows would be no news."""
+    server.answers[markets.LAMBDA] = lambda request: (200, {"error": "none"})
+    server.answers[markets.VAST] = lambda request: (200, {"error": "none"})
+
+    results = ask(QUERY)
+
+    assert results["lambda"] == "the answer is not as documented: data is missing"
+    assert results["vast"] == "the answer is not as documented: offers is missing"
+
+
+def test_a_mistake_in_one_provider_is_a_line():
+    """Ours or theirs: the rows of the others are more than a traceback."""
+
+    def find(until):
+        raise TypeError("secret-7f3a")
+
+    results = threads.in_parallel({"bad": (9.0, find), "good": (9.0, lambda until: "rows")})
+
+    assert str(results["bad"]) == "the answer has a form that nobody expected: TypeError"
+    assert results["good"] == "rows"
+
+
 def test_a_call_that_never_ends_is_left_behind():
     """A name that is never resolved has no time limit of its own."""
-    import threading
-
     over = threading.Event()
     calls = {"stuck": (0.0, lambda until: over.wait(60)), "well": (60.0, lambda until: "rows")}
 

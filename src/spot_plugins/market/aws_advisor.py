@@ -56,4 +56,4 @@ def _range_of(row: Any) -> Interruption:
     if found is None:
         raise fields.FieldError(f"label={label!r} must be a range of percents")
     below, low, high, above = (None if part is None else float(part) / 100 for part in found.groups())
-    return Interruption(low=low or above or 0.0, high=below or high, days=_DAYS, source="AWS Spot Instance Advisor")
+    return Interruption(low=low or above or 0.0, high=below or high, days=_DAYS, source="AWS Advisor")

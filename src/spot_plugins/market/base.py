@@ -58,7 +58,7 @@ class Offer:
     listed_discount: float | None = None
     """Discount that the source states without an on-demand price, from 0 to 1."""
     is_live: bool
-    """Whether the source knows if such a machine can be had now. A price list does not."""
+    """True if the source knows that such a machine can be had now, or cannot. A price list knows neither."""
     stock: str | None = None
     """The source's own word on how many there are."""
     interruption: Interruption | None = None

@@ -73,9 +73,8 @@ def _post(url: str, body: bytes) -> None:
     except web.StatusError as error:
         if not 200 <= error.status < 300:  # a webhook may well answer 204
             raise NotifyError(f"{host} does not take the message: {error}") from None
-    except (ProviderError, ValueError) as error:
-        reason = error if isinstance(error, ProviderError) else "the address cannot be used"
-        raise NotifyError(f"{host} does not take the message: {reason}") from None
+    except ProviderError as error:
+        raise NotifyError(f"{host} does not take the message: {error}") from None
 
 
 def _run(command: str, body: bytes) -> None:

@@ -35,7 +35,7 @@ class Question:
 
     @property
     def is_below(self) -> bool:
-        """Whether an offer costs less than :attr:`below`."""
+        """True if an offer costs less than :attr:`below`."""
         return self.best is not None and self.below is not None and self.best.per_gpu_hour < self.below
 
     def ask(self, *, fresh: bool, as_json: bool, one_line: bool = False) -> None:

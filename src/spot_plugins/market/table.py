@@ -34,7 +34,7 @@ def lines_of(offers: Iterable[Offer], figures: Figures | None, now: datetime) ->
     """Yield the lines of the table of *offers*, its head first."""
     rows = _rows_of(offers, figures, now)
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    is_number = [head.startswith("$") or head == "OFF" for head in rows[0]]
+    is_number = [head.startswith("$") or head == "DISCOUNT" for head in rows[0]]
     for row in rows:
         cells = zip(row, widths, is_number, strict=True)
         yield "  ".join(cell.rjust(width) if right else cell.ljust(width) for cell, width, right in cells).rstrip()
@@ -46,14 +46,14 @@ def _rows_of(offers: Iterable[Offer], figures: Figures | None, now: datetime) ->
         "$/GPU-H",
         *useful,
         "$/H",
-        "OFF",
+        "DISCOUNT",
         "GPUS",
         "PROVIDER",
         "REGION",
         "MACHINE",
         "KIND",
         "AVAILABLE",
-        "TAKEN BACK",
+        "INTERRUPTED",
     )
     rows: list[tuple[str, ...]] = [(*head, "AGE", "SOURCE")]
     for each in offers:
@@ -71,7 +71,7 @@ def _rows_of(offers: Iterable[Offer], figures: Figures | None, now: datetime) ->
                 each.instance,
                 each.kind,
                 f"{'live' if each.is_live else 'listed'}{f', {each.stock}' if each.stock else ''}",
-                _taken_back(each, figures),
+                _interrupted(each, figures),
                 age_text((now - each.answered_at).total_seconds()),
                 urlsplit(each.source).hostname or each.source,
             )
@@ -114,7 +114,7 @@ def _document(offer: Offer, figures: Figures | None, now: datetime) -> dict[str,
     }
 
 
-def _taken_back(offer: Offer, figures: Figures | None) -> str:
+def _interrupted(offer: Offer, figures: Figures | None) -> str:
     if offer.spot_per_hour is None:
         return "-"
     if offer.interruption is not None:
@@ -125,6 +125,6 @@ def _taken_back(offer: Offer, figures: Figures | None) -> str:
 
 
 def _range_text(rate: Interruption) -> str:
-    share = f"over {rate.low:.0%}" if rate.high is None else f"{rate.low:.0%}-{rate.high:.0%}"
-    period = "a day" if rate.days == 1 else "a month" if rate.days == 30 else f"in {rate.days:g} days"
-    return f"{share} {period} ({rate.source})"
+    share = f">{rate.low:.0%}" if rate.high is None else f"{100 * rate.low:.0f}-{rate.high:.0%}"
+    period = "/day" if rate.days == 1 else "/month" if rate.days == 30 else f" in {rate.days:g} days"
+    return f"{share}{period} ({rate.source})"

@@ -7,7 +7,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping
-from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection, InvalidURL
 from socket import socket
 from typing import Any, Final
 
@@ -79,7 +79,6 @@ def fetch(
     *,
     headers: Mapping[str, str] | None = None,
     body: bytes | None = None,
-    timeout_text: str = "the answer does not come in time",
 ) -> bytes:
     """
     Return the body of the answer to a GET, or to a POST if there is a *body*.
@@ -89,17 +88,15 @@ def fetch(
         until: Monotonic time at which the whole answer has to be there.
         headers: More headers, such as the key.
         body: The body of a POST.
-        timeout_text: The error if time runs out.
 
     Raises:
         StatusError: The status is not 200.
         ProviderError: There is no answer in time, it is too large or cut off, or the connection fails.
     """
-    request = urllib.request.Request(url, data=body, headers={"User-Agent": f"spot_plugins/{__version__}"})
-    for name, value in (headers or {}).items():
-        request.add_header(name, value)
+    named = {"User-Agent": f"spot_plugins/{__version__}", **(headers or {})}
     opener = urllib.request.build_opener(_NoRedirect, _Timed(until))
     try:
+        request = urllib.request.Request(url, data=body, headers=named)
         if (left_s := until - time.monotonic()) <= 0:
             raise TimeoutError
         with opener.open(request, timeout=left_s) as response:
@@ -108,10 +105,12 @@ def fetch(
     except urllib.error.HTTPError as error:
         with error:
             raise StatusError(error.code, error.headers.get("Retry-After"), _beginning(error)) from None
+    except (InvalidURL, ValueError):
+        raise ProviderError("the address cannot be used") from None  # the error of the library shows the whole address
     except (OSError, HTTPException) as error:
         reason = error.reason if isinstance(error, urllib.error.URLError) else error
         if isinstance(reason, TimeoutError):
-            raise ProviderError(timeout_text) from None
+            raise ProviderError("the answer does not come in time") from None
         raise ProviderError(f"the connection fails: {reason or type(reason).__name__}") from None
     if len(answer) > MAX_BYTES:
         raise ProviderError(f"the answer is larger than {MAX_BYTES // 1024**2} MiB")

@@ -18,7 +18,7 @@ from spot_plugins.market.useful import Figures, useful_price, useful_share
 
 QUERY = Query("H100", 8)
 AT = datetime(2026, 11, 29, 12, tzinfo=timezone.utc)
-RATE = Interruption(low=0.05, high=0.1, days=30.0, source="AWS Spot Instance Advisor")
+RATE = Interruption(low=0.05, high=0.1, days=30.0, source="AWS Advisor")
 FIGURES = Figures(checkpoint_bytes=80e9, upload_bytes_per_s=1e9, step_s=10, restart_s=300)
 
 
@@ -232,6 +232,6 @@ def test_the_table_says_what_is_known_and_what_is_not() -> None:
     assert [" ".join(line.split()) for line in lines] == [
         "2.000 16.00 50% 8x H100 vast Sweden, SE H100 SXM #1 spot live, HIGH unknown 5 min console.vast.ai",
         "2.500 20.00 - 8x H100 vast Sweden, SE H100 SXM #1 on-demand live - 5 min console.vast.ai",
-        "1.000 8.00 60% 8x H100 vast Sweden, SE H100 SXM #1 spot listed, HIGH "
-        "5%-10% a month (AWS Spot Instance Advisor) 5 min console.vast.ai",
+        "1.000 8.00 60% 8x H100 vast Sweden, SE H100 SXM #1 spot listed, HIGH 5-10%/month (AWS Advisor) 5 min "
+        "console.vast.ai",
     ]

@@ -108,6 +108,14 @@ def test_an_address_that_fails_is_asked_again_and_its_path_is_not_shown(hook: Ma
     assert len(hook.requests) == 3
 
 
+@pytest.mark.parametrize("path", [":port/token", "/token 7f3a", "/token-\xe9"])
+def test_an_address_that_cannot_be_used_is_not_shown(path: str) -> None:
+    """The library's own error has all of it."""
+    with pytest.raises(NotifyError) as caught:
+        notify.notify(f"http://127.0.0.1{path}", DOCUMENT, Pauses())
+    assert str(caught.value) == "127.0.0.1 does not take the message: the address cannot be used (3 tries)"
+
+
 @pytest.mark.parametrize(
     ("target", "says"),
     [
