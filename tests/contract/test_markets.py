@@ -115,7 +115,7 @@ def test_one_that_fails_costs_its_own_rows_and_one_line(server, name, fault):
     """The others' rows are all there, and no key is in the line."""
     fail(server, name, fault)
     providers = [
-        dataclasses.replace(each, limit_s=0.4) if each.name == name and fault in UNTIMELY else each
+        dataclasses.replace(each, limit_s=0.25) if each.name == name and fault in UNTIMELY else each
         for each in PROVIDERS
         if each.name in (name, "vast", "azure")
     ]
