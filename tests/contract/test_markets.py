@@ -277,6 +277,18 @@ def test_a_page_on_another_host_is_not_asked_for(server):
     assert not server.asked(markets.ELSEWHERE)
 
 
+def test_a_region_that_leads_elsewhere_gets_no_request(server):
+    """The name of a region is part of an address, and a signed request carries a session token."""
+    regions = {"us-east-1": markets.ADVICE["spot_advisor"]["us-east-1"]}
+    regions |= dict.fromkeys((f"{markets.ELSEWHERE}/", f"x@{markets.ELSEWHERE}#", "../"), regions["us-east-1"])
+    server.answers[markets.ADVISOR] = lambda request: (200, {**markets.ADVICE, "spot_advisor": regions})
+
+    answer = ask(QUERY)["aws"]
+
+    assert {offer.region for offer in answer.offers} == {"us-east-1a", "us-east-1b"}
+    assert answer.notes == []
+
+
 def test_a_certificate_of_somebody_else_is_refused(server, monkeypatch):
     """No key is sent to a server that only says that it is the provider."""
     monkeypatch.delenv("SSL_CERT_FILE")

@@ -11,6 +11,7 @@ from .base import Interruption, ProviderError
 
 URL: Final = "https://spot-bid-advisor.s3.amazonaws.com/spot-advisor-data.json"
 
+_REGION: Final = re.compile(r"[a-z]{2}(?:-[a-z]+){1,3}-\d{1,2}")
 _LABEL: Final = re.compile(r"<(\d{1,2})%|(\d{1,2})-(\d{1,2})%|>(\d{1,2})%")
 _DAYS: Final = 30.0  # the share is that of the trailing month, not of a day
 
@@ -29,8 +30,9 @@ def fetch_advice(types: list[str], until: float) -> dict[tuple[str, str], tuple[
         if not isinstance(regions, Mapping):
             raise fields.FieldError("spot_advisor must be an object")
         return {
-            (str(region), kind): (fields.number(entry, "s", 100) / 100, ranges[fields.number(entry, "r", 100)])
+            (region, kind): (fields.number(entry, "s", 100) / 100, ranges[fields.number(entry, "r", 100)])
             for region, systems in regions.items()
+            if _REGION.fullmatch(region)  # it becomes part of an address to which credentials are sent
             for kind, entry in _linux(systems).items()
             if kind in types
         }

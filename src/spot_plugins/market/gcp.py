@@ -81,7 +81,7 @@ def find(query: Query, until: float) -> Answer:
         # Some spot prices are filed as OnDemand, so the description decides as well.
         is_spot = usage == "Preemptible" or "Spot Preemptible" in fields.text(sku, "description")
         for region in fields.items(sku, "serviceRegions"):
-            prices[part, str(region), is_spot] = _per_hour(sku)
+            prices[part, fields.text({"serviceRegions": region}, "serviceRegions"), is_spot] = _per_hour(sku)
         yield from ()
 
     answer = fields.answer_of(_skus(key, until), keep)

@@ -70,9 +70,6 @@ def _post(url: str, body: bytes) -> None:
     host = urlsplit(url).hostname
     try:
         web.fetch(url, time.monotonic() + TIMEOUT_S, headers={"Content-Type": "application/json"}, body=body)
-    except web.StatusError as error:
-        if not 200 <= error.status < 300:  # a webhook may well answer 204
-            raise NotifyError(f"{host} does not take the message: {error}") from None
     except ProviderError as error:
         raise NotifyError(f"{host} does not take the message: {error}") from None
 

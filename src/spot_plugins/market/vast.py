@@ -68,7 +68,7 @@ def find(query: Query, until: float) -> Answer:
         yield Offer(
             provider=PROVIDER.name,
             region=fields.optional(fields.text, row, "geolocation") or "unknown",
-            instance=f"{fields.text(row, 'gpu_name')} #{row.get('id')!s:.20}",
+            instance=f"{fields.text(row, 'gpu_name')} #{fields.number(row, 'id', 1e15):.0f}",
             gpu=gpu,
             count=count,
             spot_per_hour=bid + disk,

@@ -26,7 +26,6 @@ class StatusError(ProviderError):
     The provider answered, and refused.
 
     Attributes:
-        status: The HTTP status.
         body: Beginning of the provider's own words. They may repeat a key, so they are never shown.
     """
 
@@ -35,7 +34,6 @@ class StatusError(ProviderError):
         if 300 <= status < 400:
             told = ", which leads to another address. It is not followed"
         super().__init__(f"the provider answers with status {status}{told}")
-        self.status = status
         self.body = body
 
 
@@ -90,7 +88,7 @@ def fetch(
         body: The body of a POST.
 
     Raises:
-        StatusError: The status is not 200.
+        StatusError: The status is not one of success, 200 to 299.
         ProviderError: There is no answer in time, it is too large or cut off, or the connection fails.
     """
     named = {"User-Agent": f"spot_plugins/{__version__}", **(headers or {})}
