@@ -236,6 +236,19 @@ def test_without_the_advisor_the_prices_of_the_own_region_remain(server, fault):
     assert [note[:22] for note in answer.notes] == ["no interruption rates:"]
 
 
+@pytest.mark.parametrize("host", [markets.ADVISOR, markets.EC2[1]])
+def test_one_host_of_aws_that_hangs_leaves_time_for_the_others(server, host):
+    """It gets a part of the time, not all of it."""
+    server.faults[host] = "hang"
+    aws = next(each for each in PROVIDERS if each.name == "aws")
+
+    answer = ask(QUERY, [dataclasses.replace(aws, limit_s=5.0)])["aws"]
+
+    assert not isinstance(answer, str), answer
+    assert {offer.region for offer in answer.offers} == {"us-east-1a", "us-east-1b"}
+    assert any("the answer does not come in time" in note for note in answer.notes)
+
+
 def test_without_placement_scores_the_prices_remain(server):
     """A user may lack the right to ask for scores; then no row is said to be live."""
 

@@ -54,12 +54,12 @@ def find(query: Query, until: float) -> Answer:
     account = aws_api.open_account()
     notes: list[str] = []
     try:
-        advice = aws_advisor.fetch_advice(types, until)
+        advice = aws_advisor.fetch_advice(types, _part_of(until, 0.3))
     except ProviderError as error:
         notes.append(f"no interruption rates: {error}")
         advice = {}
     regions = sorted({region for region, _ in advice}) or [account.region]
-    prices = _prices(account, regions, types, until, notes)
+    prices = _prices(account, regions, types, _part_of(until, 0.6), notes)
     scores = _scores(account, prices, until, notes) if prices else {}
     answer = Answer(notes=notes)
     asked_at = fields.now()
@@ -85,6 +85,12 @@ def find(query: Query, until: float) -> Answer:
             )
         )
     return answer
+
+
+def _part_of(until: float, part: float) -> float:
+    """Return the end of a *part* of the time that is left, so that a host that hangs leaves time for the others."""
+    now = time.monotonic()
+    return now + part * (until - now)
 
 
 def _prices(

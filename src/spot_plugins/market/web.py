@@ -30,7 +30,8 @@ class StatusError(ProviderError):
     """
 
     def __init__(self, status: int, retry_after: str | None, body: bytes) -> None:
-        told = "" if not (retry_after or "").isdecimal() else f", and asks to wait {retry_after} s"
+        is_number = (retry_after or "").isdecimal() and len(retry_after or "") < 7
+        told = f", and asks to wait {retry_after} s" if is_number else ""
         if 300 <= status < 400:
             told = ", which leads to another address. It is not followed"
         super().__init__(f"the provider answers with status {status}{told}")
