@@ -19,7 +19,7 @@ def main() -> None:
         import typer
     except ImportError:
         sys.exit("spot needs typer: pip install 'spot_plugins[cli]'")
-    from . import export, notice, plan, run, show
+    from . import export, notice, plan, prices, run, show
 
     app = typer.Typer(
         add_completion=False,
@@ -40,4 +40,5 @@ def main() -> None:
     app.command("show")(show.show)
     app.command("export")(export.export)
     app.command("plan")(plan.plan)
+    app.command("prices")(prices.prices)
     app(prog_name="spot")

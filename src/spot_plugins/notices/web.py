@@ -51,9 +51,9 @@ class _TimedReader(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         if (left_s := self._deadline - time.monotonic()) <= 0:
-            raise TimeoutError(f"the answer did not end within {TIMEOUT_S:.0f} s")
+            raise TimeoutError("the answer did not end in time")
         self._sock.settimeout(left_s)
-        # wait: the rest of TIMEOUT_S for the whole answer; the source has failed and is polled again
+        # wait: until the deadline of the whole answer; the request has failed
         return self._file.readinto(buffer) or 0
 
     def close(self) -> None:
@@ -61,13 +61,14 @@ class _TimedReader(io.RawIOBase):
         super().close()
 
 
-class _TimedSocket:
-    """The one method of a socket that a response uses."""
+class TimedSocket:
+    """The one method of a socket that a response uses. The whole answer has to arrive by *deadline* (monotonic)."""
 
     def __init__(self, sock: socket.socket, deadline: float) -> None:
         self._reader = _TimedReader(sock, deadline)
 
     def makefile(self, mode: str) -> io.BufferedReader:
+        """Return a reader of the socket's bytes. It keeps the socket open."""
         return io.BufferedReader(self._reader)
 
 
@@ -118,7 +119,7 @@ class Request:
         deadline = time.monotonic() + TIMEOUT_S
 
         def timed_response(sock: socket.socket, **settings: Any) -> HTTPResponse:
-            timed: Any = _TimedSocket(sock, deadline)
+            timed: Any = TimedSocket(sock, deadline)
             return HTTPResponse(timed, **settings)
 
         try:
