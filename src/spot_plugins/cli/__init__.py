@@ -19,10 +19,9 @@ def main() -> None:
         import typer
     except ImportError:
         sys.exit("spot needs typer: pip install 'spot_plugins[cli]'")
-    from . import export, notice, run, show
+    from . import export, ls, notice, run, show, verify
 
     app = typer.Typer(
-        add_completion=False,
         no_args_is_help=True,
         rich_markup_mode=None,  # because boxes make a log hard to read
         pretty_exceptions_enable=False,  # because they print the values of variables, which may be secret
@@ -37,6 +36,8 @@ def main() -> None:
 
     app.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(run.run)
     app.command("notice")(notice.notice)
+    app.command("ls")(ls.ls)
     app.command("show")(show.show)
+    app.command("verify")(verify.verify)
     app.command("export")(export.export)
     app(prog_name="spot")

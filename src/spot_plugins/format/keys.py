@@ -10,6 +10,7 @@ import re
 from typing import Final, NamedTuple
 
 RUN_KEY: Final = "run.json"
+VERIFIED_KEY: Final = "verified.json"
 ATTEMPTS_PREFIX: Final = "attempts/"
 STEPS_PREFIX: Final = "steps/"
 FROZEN_PREFIX: Final = "frozen/"
