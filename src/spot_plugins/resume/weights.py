@@ -97,10 +97,10 @@ class Weights:
         """
         with ThreadPoolExecutor(NUM_GETS, thread_name_prefix="spot-get") as pool:
             left = iter(self.tensors)
-            reads = [(each, pool.submit(self._join, each)) for each in islice(left, NUM_GETS)]
+            reads = [(each, pool.submit(self._read, each)) for each in islice(left, NUM_GETS)]
             while reads:
                 weight, joined = reads.pop(0)
-                reads += [(each, pool.submit(self._join, each)) for each in islice(left, 1)]
+                reads += [(each, pool.submit(self._read, each)) for each in islice(left, 1)]
                 # wait: until the client of the store gives up; the caller gets an error
                 yield weight, joined.result()
 
@@ -128,43 +128,54 @@ class Weights:
         first = pieces[0][1]
         return Weight(name=name, dtype=first.dtype, shape=first.shape, pieces=pieces)
 
-    def _join(self, weight: Weight) -> memoryview:
-        import numpy as np
-
-        item = ITEM_BYTES[weight.dtype]
-        parts = [(piece, self._fetch(manifest, piece)) for manifest, piece in weight.pieces]
-        if len(parts) == 1:
-            return memoryview(parts[0][1])
-        whole = np.zeros((*weight.shape, item), dtype=np.uint8)
-        for piece, image in parts:
-            box = tuple(slice(first, first + n) for first, n in zip(piece.offsets, piece.lengths, strict=True))
-            whole[box] = _array(image).reshape((*piece.lengths, item))
-        return whole.reshape(-1).data
-
-    def _fetch(self, manifest: RankManifest, piece: TensorSlice) -> bytearray:
-        key = manifest.blobs[piece.blob].key
-        size = piece.stop - piece.start
-        if size > UNCHECKED_BYTES and not self._has_byte(key, piece.stop - 1):
-            raise CorruptCheckpointError(self.step_id.step, key, f"has no {size} bytes from {piece.start}")
-        image = bytearray(size)
-        try:
-            count = patiently(lambda: self._store.get_into(key, piece.start, [memoryview(image)])) if image else 0
-        except KeyError:
-            raise CorruptCheckpointError(self.step_id.step, key, GONE) from None
-        if count != len(image):
-            raise CorruptCheckpointError(self.step_id.step, key, f"has no {len(image)} bytes from {piece.start}")
-        if xxhash.xxh3_128_hexdigest(image) != piece.xxh3_128:
-            reason = "has changed since it was written: its hash differs"
-            raise CorruptCheckpointError(self.step_id.step, key, reason)
-        return image
-
-    def _has_byte(self, key: str, position: int) -> bool:
-        with suppress(KeyError):
-            return patiently(lambda: self._store.get_into(key, position, [memoryview(bytearray(1))])) == 1
-        return False
+    def _read(self, weight: Weight) -> memoryview:
+        return read_weight(self._store, self.step_id.step, weight)
 
     def _corrupt(self, reason: str) -> CorruptCheckpointError:
         return CorruptCheckpointError(self.step_id.step, self.step_id.prefix, reason)
+
+
+def read_weight(store: ObjectStore, step: int, weight: Weight) -> memoryview:
+    """
+    Return the bytes of a whole tensor, row by row.
+
+    Raises:
+        CorruptCheckpointError: Bytes are damaged or missing.
+        StoreError: The store does not answer.
+    """
+    import numpy as np
+
+    item = ITEM_BYTES[weight.dtype]
+    parts = [(piece, _fetch(store, step, manifest.blobs[piece.blob].key, piece)) for manifest, piece in weight.pieces]
+    if len(parts) == 1:
+        return memoryview(parts[0][1])
+    whole = np.zeros((*weight.shape, item), dtype=np.uint8)
+    for piece, image in parts:
+        box = tuple(slice(first, first + n) for first, n in zip(piece.offsets, piece.lengths, strict=True))
+        whole[box] = _array(image).reshape((*piece.lengths, item))
+    return whole.reshape(-1).data
+
+
+def _fetch(store: ObjectStore, step: int, key: str, piece: TensorSlice) -> bytearray:
+    size = piece.stop - piece.start
+    if size > UNCHECKED_BYTES and not _has_byte(store, key, piece.stop - 1):
+        raise CorruptCheckpointError(step, key, f"has no {size} bytes from {piece.start}")
+    image = bytearray(size)
+    try:
+        count = patiently(lambda: store.get_into(key, piece.start, [memoryview(image)])) if image else 0
+    except KeyError:
+        raise CorruptCheckpointError(step, key, GONE) from None
+    if count != len(image):
+        raise CorruptCheckpointError(step, key, f"has no {len(image)} bytes from {piece.start}")
+    if xxhash.xxh3_128_hexdigest(image) != piece.xxh3_128:
+        raise CorruptCheckpointError(step, key, "has changed since it was written: its hash differs")
+    return image
+
+
+def _has_byte(store: ObjectStore, key: str, position: int) -> bool:
+    with suppress(KeyError):
+        return patiently(lambda: store.get_into(key, position, [memoryview(bytearray(1))])) == 1
+    return False
 
 
 def open_weights(
