@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from ..errors import GONE, ConfigError, CorruptCheckpointError, IncompatibleCheckpointError
 from ..format.attempts import MAX_CLAIM_BYTES
-from ..format.commit import CommittedStep, StoredManifests
+from ..format.commit import CommittedStep, StoredManifests, committed_steps
 from ..format.keys import (
     VERIFIED_KEY,
     StepId,
@@ -25,6 +25,9 @@ from ..resume.manifests import manifests_of
 from ..store import ObjectInfo, ObjectStore, get_at_most, open_store, patiently
 
 MAX_NAMED_RANKS: Final = 8
+
+PRUNED: Final = "was pruned meanwhile"
+"""The defect of a step that is gone since the objects were listed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -144,7 +147,7 @@ def list_run(url: str, storage_options: Mapping[str, Any] | None = None) -> List
     store, objects = open_objects(url, storage_options)
     newest = next(iter(objects.committed), None)
     steps = [_listed(store, objects, step_id, newest) for step_id in sorted(objects.by_step, reverse=True)]
-    return Listing(steps=tuple(steps), verified=_verified(store, objects))
+    return Listing(steps=tuple(each for each in steps if each.defect != PRUNED), verified=_verified(store, objects))
 
 
 def _listed(store: ObjectStore, objects: Objects, step_id: StepId, newest: CommittedStep | None) -> ListedStep:
@@ -182,6 +185,13 @@ def inspect(
     Raises:
         StoreError: The store does not answer.
     """
+    num_bytes, defect = _inspect(store, objects, committed, num_bytes)
+    if defect is not None and committed not in patiently(lambda: committed_steps(store)):
+        return num_bytes, PRUNED
+    return num_bytes, defect
+
+
+def _inspect(store: ObjectStore, objects: Objects, committed: CommittedStep, num_bytes: int) -> tuple[int, str | None]:
     try:
         manifests = manifests_of(store, committed)
     except (CorruptCheckpointError, IncompatibleCheckpointError) as error:

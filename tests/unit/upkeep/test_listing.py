@@ -50,7 +50,12 @@ def test_an_incomplete_step_names_the_rank_that_is_missing(store, tmp_path):
 
     found = listed(tmp_path)
 
-    assert (found[2].is_committed, found[2].missing_ranks, found[2].num_ranks, found[2].world_size) == (False, (1,), 2, 3)
+    assert (found[2].is_committed, found[2].missing_ranks, found[2].num_ranks, found[2].world_size) == (
+        False,
+        (1,),
+        2,
+        3,
+    )
     assert (found[3].is_committed, found[3].world_size, found[3].num_bytes) == (False, None, 5)
     assert [step for step, each in found.items() if each.is_newest] == [1]
 

@@ -170,9 +170,7 @@ def share(store, manifest):
         store.put(key, store.get(blob.key))
     blob = type(blob)(key=key, num_bytes=blob.num_bytes, xxh3_128=blob.xxh3_128)
     tensors, state = first.tensors, manifest.state
-    document = RankManifest(
-        step_id=manifest.step_id, rank=0, world_size=1, blobs=(blob,), tensors=tensors, state=state
-    )
+    document = RankManifest(step_id=manifest.step_id, rank=0, world_size=1, blobs=(blob,), tensors=tensors, state=state)
     store.put(rank_manifest_key(manifest.step_id, 0, 1), document.encode())
 
 
