@@ -19,7 +19,7 @@ def main() -> None:
         import typer
     except ImportError:
         sys.exit("spot needs typer: pip install 'spot_plugins[cli]'")
-    from . import export, ls, notice, prune, run, show, verify
+    from . import cp, export, ls, notice, prune, run, show, verify
 
     app = typer.Typer(
         no_args_is_help=True,
@@ -40,5 +40,6 @@ def main() -> None:
     app.command("show")(show.show)
     app.command("verify")(verify.verify)
     app.command("prune")(prune.prune)
+    app.command("cp")(cp.cp)
     app.command("export")(export.export)
     app(prog_name="spot")
