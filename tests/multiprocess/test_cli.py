@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import SPOT, spot
 from hearing import Heard, until
 from safetensors.torch import load_file
 from sandbox import without
@@ -22,13 +22,6 @@ from spot_plugins.config import SpotConfig
 from spot_plugins.events import Kept
 from spot_plugins.notices.file import FileSource
 from spot_plugins.session import SpotSession
-
-SPOT = [sys.executable, "-m", "spot_plugins.cli"]
-
-
-def spot(*words, **environ):
-    plain = {key: value for key, value in os.environ.items() if not key.startswith("SPOT_")}
-    return subprocess.run([*SPOT, *words], capture_output=True, text=True, env={**plain, "COLUMNS": "200", **environ})
 
 
 @pytest.mark.parametrize(
@@ -48,6 +41,17 @@ def spot(*words, **environ):
         (["show"], 2, "Missing argument"),
         (["show", "/no/such/run"], 2, "spot show: there is no committed step at this directory"),
         (["show", "nonsense://key:secret@bucket/run"], 2, "unknown scheme 'nonsense'"),
+        (["show", "/no", "--step", "1", "--diff", "1", "2"], 2, "--step and --diff cannot both be given"),
+        (["show", "/no", "--diff", "1"], 2, "requires 2 arguments"),
+        (["ls", "/no/such/run"], 2, "spot ls: there is no run at this directory"),
+        (["ls", "nonsense://key:secret@bucket/run"], 2, "unknown scheme 'nonsense'"),
+        (["verify", "/no/such/run"], 2, "spot verify: there is no committed step at this directory"),
+        (["prune", "/no/such/run"], 2, "keep-last"),
+        (["prune", "/no/such/run", "--keep-last", "0"], 2, "keep-last"),
+        (["prune", "/no/such/run", "--keep-last", "1"], 2, "spot prune: there is no run at this directory"),
+        (["cp", "/no/such/run"], 2, "Missing argument"),
+        (["cp", "/no/such/run", "/no/such/copy"], 2, "spot cp: there is no run at this directory"),
+        (["cp", "/no/such/run", "nonsense://key:secret@bucket/run"], 2, "there is no run at this directory"),
         (["export", "/no/such/run"], 2, "Missing argument"),
         (["export", "/no/such/run", "out"], 2, "spot export: there is no committed step at this directory"),
         (["fly"], 2, "fly"),

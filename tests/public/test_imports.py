@@ -27,6 +27,7 @@ LIGHT_MODULES = [
     "spot_plugins.push",
     "spot_plugins.resume.prefetch",
     "spot_plugins.economics",
+    "spot_plugins.upkeep",
 ]
 
 PUBLIC_NAMES = {

@@ -183,7 +183,7 @@ def test_nothing_is_removed_if_a_step_that_stays_is_damaged(store, tmp_path, dam
     key = blob_key(StepId(2, 1), 0, 0) if damage == "blob" else rank_manifest_key(StepId(2, 1), 0, 1)
     (tmp_path / key).write_bytes(b"{}")
 
-    with pytest.raises(SpotError, match="step 2 is not intact: .* Nothing is removed, because an older step may be"):
+    with pytest.raises(SpotError, match=r"step 2 is not intact: .* Nothing is removed, because an older step may be"):
         plan_prune(str(tmp_path), 1)
 
 
@@ -274,7 +274,7 @@ def test_no_permission_to_delete_is_said(store, tmp_path):
     save(2, store)
     _, plan = plan_prune(str(tmp_path), 1)
 
-    with pytest.raises(StoreError, match="cannot delete .*: no permission"):
+    with pytest.raises(StoreError, match=r"cannot delete .*: no permission"):
         prune(Undeletable(str(tmp_path)), plan, 1)
     assert_whole(store)
     assert numbers(store) == [2, 1]

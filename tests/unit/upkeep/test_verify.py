@@ -244,7 +244,7 @@ def test_the_progress_ends_with_all_bytes(run):
 
 
 def test_threads_share_the_room_for_blobs():
-    """Two blobs that do not fit at the same time are read one after the other, and one that never fits is read alone."""
+    """What fits is taken at the same time, and what never fits is taken alone."""
     room = Room(10)
     order = []
     with room.take(6):
