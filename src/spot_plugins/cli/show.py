@@ -13,7 +13,6 @@ import typer
 from .output import Progress, errors_of, plain, print_json, print_table, size
 
 if TYPE_CHECKING:
-    from ..format.manifest import Json
     from ..upkeep.compare import Comparison, TensorDifference
     from ..upkeep.tensors import StepTensors
 
@@ -145,6 +144,6 @@ def _number(value: float | None) -> float | str | None:
     return value if value is None or math.isfinite(value) else str(value)  # because JSON has no NaN
 
 
-def _short(value: Json) -> str:
+def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= _MAX_LETTERS else f"{text[: _MAX_LETTERS - 3]}..."

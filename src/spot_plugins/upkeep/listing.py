@@ -53,7 +53,7 @@ class ListedStep:
     kept_by: tuple[str, ...]
     """The owners that keep the step."""
     defect: str | None
-    """What is wrong with a committed step, as far as sizes and manifests tell."""
+    """The damage of a committed step, as far as sizes and manifests tell. None if there is none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
