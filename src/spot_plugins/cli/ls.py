@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .output import age, errors_of, print_json, print_table, size
+from .output import age, errors_of, plain, print_json, print_table, size
 
 if TYPE_CHECKING:
     from ..upkeep.listing import ListedStep
@@ -44,7 +44,8 @@ def ls(
         rows.append((str(each.step), str(each.attempt), old, size(each.num_bytes), ranks, marks or "-", _state(each)))
     print_table(rows, num_right=5)
     if found.verified is not None:
-        typer.echo(f"last verified: step {found.verified.get('step')} at {found.verified.get('verified_at')}")
+        note = found.verified
+        typer.echo(plain(f"last verified: step {note.get('step')} at {note.get('verified_at')}"))
 
 
 def _state(each: ListedStep) -> str:

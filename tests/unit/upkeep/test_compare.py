@@ -8,6 +8,7 @@ import pytest
 import torch
 from steps import save, state_of
 
+from spot_plugins.cli import show as command
 from spot_plugins.errors import ConfigError, CorruptCheckpointError
 from spot_plugins.format.keys import StepId, blob_key
 from spot_plugins.state.dtypes import TORCH_DTYPES
@@ -70,7 +71,7 @@ def test_a_difference_has_tensors_and_values(store, tmp_path):
     assert values == {"part/step": (1, 2), "part/list/0": (None, 1), "part/list/1/deep": (None, "x")}
 
 
-def test_equal_steps_are_the_same_though_ranks_hold_other_pieces(store, tmp_path):
+def test_equal_steps_are_the_same_though_ranks_hold_other_pieces(store, tmp_path, capsys):
     """What one rank saved and what two ranks share is compared by its bytes. Values of ranks are told once."""
     state = state_of(1)
     save(1, store, state=state)
@@ -78,7 +79,11 @@ def test_equal_steps_are_the_same_though_ranks_hold_other_pieces(store, tmp_path
         save(2, store, rank=rank, world_size=2, state={**state, "step": 5})
 
     found = compare(str(tmp_path), 1, 2)
+    command.show(str(tmp_path), diff=(1, 2))
 
+    printed = capsys.readouterr().out
+    assert "4 tensors are the same\n" in printed
+    assert "saved by 1 ranks -> 2 ranks\n" in printed
     assert found.num_tensors_alike == 4
     assert [str(each.name) for each in found.tensors] == ["part/own/flag of rank 1", "part/own/rng of rank 1"]
     assert [(each.path, each.rank) for each in found.values] == [("part/step", 0)]
@@ -111,6 +116,18 @@ def test_not_a_number_is_not_lost(store, tmp_path):
 
     assert math.isnan(found["part/t"].max_abs)
     assert (found["part/u"].num_items, found["part/u"].max_abs) == (1, 2.0)
+
+
+def test_a_text_has_some_of_the_values(store, tmp_path, capsys):
+    """And says how many there are more. Long ones are cut."""
+    save(1, store, state={"values": list(range(50)), "text": "a"})
+    save(2, store, state={"values": list(range(1, 51)), "text": "b" * 100})
+
+    command.show(str(tmp_path), diff=(1, 2))
+
+    printed = capsys.readouterr().out
+    assert f'value part/text: "a" -> "{"b" * 56}...\n' in printed
+    assert printed.endswith("and 11 more values, which --json has\n")
 
 
 def test_a_damaged_step_is_not_compared(store, tmp_path):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from steps import assert_same, assert_whole, load, numbers, save, state_of
 
+from spot_plugins.cli import cp as command
 from spot_plugins.errors import ConfigError
 from spot_plugins.format.attempts import claim_attempt
 from spot_plugins.format.commit import merge_manifests
@@ -152,6 +153,23 @@ def test_a_step_that_is_pruned_meanwhile_is_no_damage(url, target, monkeypatch):
 
     assert (copied.step_id.step, copied.problem, copied.is_gone) == (4, None, False)
     assert numbers(LocalStore(target)) == [4]
+
+
+def test_the_user_reads_which_step_was_pruned_meanwhile(url, target, monkeypatch, capsys):
+    """The kept step is left, and is copied. So the code is 0."""
+    honest = module.open_objects
+    store = PruningStore(url)
+    monkeypatch.setattr(module, "NUM_GETS", 1)
+    monkeypatch.setattr(module, "open_objects", lambda url, options: (store, honest(url, options)[1]))
+
+    command.cp(url, target, every=True)
+
+    printed = capsys.readouterr()
+    assert "step 1 of attempt 1: put" in printed.out
+    assert printed.err == "".join(
+        f"spot cp: step {step} of attempt 1 was pruned meanwhile, so it was not copied\n" for step in (2, 3)
+    )
+    assert numbers(LocalStore(target)) == [1]
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from steps import assert_whole, load, numbers, save
 
+from spot_plugins.cli import prune as command
 from spot_plugins.errors import SpotError, StoreError
 from spot_plugins.format.attempts import claim_attempt
 from spot_plugins.format.kept import keep
@@ -105,7 +106,7 @@ def test_of_two_attempts_each_has_its_newest_steps(store, tmp_path):
     assert numbers(store) == [9, 6]
 
 
-def test_orphans_stay_while_a_training_may_run(store, tmp_path):
+def test_orphans_stay_while_a_training_may_run(store, tmp_path, capsys):
     """A training names a frozen blob that the store has without putting it, so its age alone tells nothing."""
     save(1, store)
     orphan = frozen_key(HASH)
@@ -116,9 +117,11 @@ def test_orphans_stay_while_a_training_may_run(store, tmp_path):
 
     assert (plan.orphans, store.get(orphan)) == ((), b"old")
     assert "the run was written to in the last 24 hours" in plan.left_because
+    command.prune(str(tmp_path), 1)
+    assert f"objects that no step may name are left, because {plan.left_because}\n" in capsys.readouterr().out
 
 
-def test_orphans_of_a_quiet_run_are_removed(store, tmp_path):
+def test_orphans_of_a_quiet_run_are_removed(store, tmp_path, capsys):
     """Frozen blobs, blobs of a committed step and probes that nothing names; what any manifest names stays."""
     save(1, store)
     named = freeze(store, StepId(1, 1))
@@ -131,11 +134,16 @@ def test_orphans_of_a_quiet_run_are_removed(store, tmp_path):
     age(tmp_path)
     store.put("verified.json", b"{}")  # a verification is no training
 
-    plan = run(tmp_path)
-
     removed = {frozen_key(HASH), leftover, blob_key(StepId(1, 1), 0, 0), "probe/1234"}
+    _, plan = plan_prune(str(tmp_path), 1)
     assert {each.key for each in plan.orphans} == removed
     assert plan.left_because is None
+
+    command.prune(str(tmp_path), 1, delete=True)
+
+    printed = capsys.readouterr().out
+    assert f"{leftover}: no step names it, 1 B\n" in printed
+    assert printed.endswith("removed 4 objects that no step names\n")
     there = set(store.keys(""))
     assert there.isdisjoint(removed)
     assert there >= {named, of_incomplete, "frozen/notes.txt", "mine.txt"}

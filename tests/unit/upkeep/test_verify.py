@@ -8,8 +8,10 @@ import threading
 
 import pytest
 import torch
+import typer
 from steps import save
 
+from spot_plugins.cli import verify as command
 from spot_plugins.errors import ConfigError, IncompatibleCheckpointError, StoreError
 from spot_plugins.format.attempts import claim_attempt
 from spot_plugins.format.commit import merge_manifests
@@ -201,6 +203,20 @@ def test_a_step_that_is_pruned_meanwhile_is_gone(tmp_path, monkeypatch, num_time
     assert damages(result) == []
     assert (result.is_good, result.steps[0].is_gone) == (is_good, not is_good)
     assert result.steps[0].step_id.step == (1 + num_times if is_good else 3)
+
+
+def test_the_user_reads_that_nothing_was_verified(tmp_path, monkeypatch, capsys):
+    """The code is 1, because nobody knows whether the run is intact."""
+    save(1, LocalStore(str(tmp_path)))
+    monkeypatch.setattr(module, "open_run", lambda url, options: PruningStore(url, 1, 3))
+
+    with pytest.raises(typer.Exit) as ended:
+        command.verify(str(tmp_path))
+
+    printed = capsys.readouterr()
+    assert ended.value.exit_code == 1
+    assert printed.out == "step 3 of attempt 1: gone, a training pruned it meanwhile\n"
+    assert "Nothing was verified, because each step was pruned meanwhile. Give a step that is kept." in printed.err
 
 
 def test_pruning_of_another_step_does_not_disturb(run):
