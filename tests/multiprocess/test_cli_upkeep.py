@@ -105,7 +105,8 @@ def test_json_has_a_version(tmp_path):
         ["prune", url, "--keep-last", "1"],
         ["cp", url, str(tmp_path / "copy")],
     ]
-    documents = [json.loads(spot(*each, "--json").stdout) for each in words]
+    with ThreadPoolExecutor(2) as pool:
+        documents = list(pool.map(lambda each: json.loads(spot(*each, "--json").stdout), words))
 
     assert [each["version"] for each in documents] == [1] * 7
     listed, _, tensors, difference, verified, pruned, copied = documents

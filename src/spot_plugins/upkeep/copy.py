@@ -159,7 +159,7 @@ class _Copier:
 
     def _put(self, key: str, data: bytes) -> bool:
         """Put *data* unless the target has the same. Return whether it was put."""
-        if key in self._there.by_key:
+        if key in self._there.by_key or key == RUN_KEY:  # which is not listed
             with suppress(KeyError, ValueError):
                 if patiently(lambda: get_at_most(self._target, key, len(data))) == data:
                     return False

@@ -6,6 +6,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from typing import Any, Final
 
@@ -13,6 +14,11 @@ from ..errors import GONE, ConfigError, CorruptCheckpointError, IncompatibleChec
 from ..format.attempts import MAX_CLAIM_BYTES
 from ..format.commit import CommittedStep, StoredManifests, committed_steps
 from ..format.keys import (
+    ATTEMPTS_PREFIX,
+    FROZEN_PREFIX,
+    KEEP_PREFIX,
+    PROBE_PREFIX,
+    STEPS_PREFIX,
     VERIFIED_KEY,
     StepId,
     parse_attempt_key,
@@ -25,6 +31,8 @@ from ..resume.manifests import manifests_of
 from ..store import ObjectInfo, ObjectStore, get_at_most, open_store, patiently
 
 MAX_NAMED_RANKS: Final = 8
+
+_PREFIXES: Final = (STEPS_PREFIX, ATTEMPTS_PREFIX, FROZEN_PREFIX, KEEP_PREFIX, PROBE_PREFIX)
 
 PRUNED: Final = "was pruned meanwhile"
 """The defect of a step that is gone since the objects were listed."""
@@ -67,7 +75,7 @@ class Listing:
 
 class Objects:
     """
-    One listing of all objects of a run.
+    One listing of the objects of a run. What else lies at its URL is not looked at.
 
     Args:
         store: The store of the run.
@@ -77,8 +85,10 @@ class Objects:
     """
 
     def __init__(self, store: ObjectStore) -> None:
-        self.by_key: dict[str, ObjectInfo] = {each.key: each for each in patiently(lambda: [*store.objects("")])}
-        """All objects."""
+        self.by_key: dict[str, ObjectInfo] = {
+            each.key: each for prefix in _PREFIXES for each in patiently(partial(_objects, store, prefix))
+        }
+        """The objects, without the notes at the root."""
         self.by_step: defaultdict[StepId, list[ObjectInfo]] = defaultdict(list)
         """The objects of each step."""
         self.owners: defaultdict[StepId, list[str]] = defaultdict(list)
@@ -147,7 +157,7 @@ def list_run(url: str, storage_options: Mapping[str, Any] | None = None) -> List
     store, objects = open_objects(url, storage_options)
     newest = next(iter(objects.committed), None)
     steps = [_listed(store, objects, step_id, newest) for step_id in sorted(objects.by_step, reverse=True)]
-    return Listing(steps=tuple(each for each in steps if each.defect != PRUNED), verified=_verified(store, objects))
+    return Listing(steps=tuple(each for each in steps if each.defect != PRUNED), verified=_verified(store))
 
 
 def _listed(store: ObjectStore, objects: Objects, step_id: StepId, newest: CommittedStep | None) -> ListedStep:
@@ -207,9 +217,11 @@ def _inspect(store: ObjectStore, objects: Objects, committed: CommittedStep, num
     return sum(blobs.values()), None
 
 
-def _verified(store: ObjectStore, objects: Objects) -> dict[str, Any] | None:
-    if VERIFIED_KEY not in objects.by_key:
-        return None
+def _objects(store: ObjectStore, prefix: str) -> list[ObjectInfo]:
+    return list(store.objects(prefix))
+
+
+def _verified(store: ObjectStore) -> dict[str, Any] | None:
     try:
         note = json.loads(patiently(lambda: get_at_most(store, VERIFIED_KEY, MAX_CLAIM_BYTES)))
     except (KeyError, ValueError, RecursionError):

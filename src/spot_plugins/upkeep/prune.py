@@ -13,7 +13,7 @@ from typing import Any, Final
 from ..errors import SpotError
 from ..format.commit import StoredManifests, read_manifest
 from ..format.kept import kept_ids
-from ..format.keys import FROZEN_PREFIX, VERIFIED_KEY, StepId
+from ..format.keys import FROZEN_PREFIX, PROBE_PREFIX, StepId
 from ..format.manifest import ManifestError
 from ..format.retention import NUM_DELETES, removable, removal_groups
 from ..store import ObjectInfo, ObjectStore, patiently
@@ -28,7 +28,6 @@ of the blob tells nothing, but a training that runs puts steps.
 """
 
 _BLOB: Final = re.compile(r"(?:steps/.*/r\d+-b\d+|frozen/[0-9a-f]{32})\.safetensors")
-_PROBE_PREFIX: Final = "probe/"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -156,7 +155,7 @@ def _keys(store: ObjectStore, prefix: str) -> list[str]:
 
 def _reason_to_wait(objects: Objects) -> str | None:
     """Return why blobs may still be named, or None if no training can be about to."""
-    newest = objects.newest_put(each for key, each in objects.by_key.items() if key != VERIFIED_KEY)
+    newest = objects.newest_put()
     if newest is None:
         return "the store does not tell when objects were put"
     if time.time() - newest < QUIET_S:
@@ -180,7 +179,7 @@ def _orphans(store: ObjectStore, objects: Objects, removed: set[StepId]) -> Sequ
         each
         for key, each in objects.by_key.items()
         if key not in named
-        if key.startswith(_PROBE_PREFIX) or (_BLOB.fullmatch(key) and key.startswith((FROZEN_PREFIX, *complete)))
+        if key.startswith(PROBE_PREFIX) or (_BLOB.fullmatch(key) and key.startswith((FROZEN_PREFIX, *complete)))
     ]
 
 

@@ -101,6 +101,14 @@ def test_a_manifest_that_cannot_be_read_is_a_defect(store, tmp_path, content, sa
     assert found[1].defect is None
 
 
+def test_what_else_lies_there_is_not_looked_at(store, tmp_path):
+    """A run may be in a folder that has others, and a link to itself."""
+    save(1, store)
+    (tmp_path / "loop").symlink_to(tmp_path)
+
+    assert list(listed(tmp_path)) == [1]
+
+
 def test_a_place_without_a_run_is_a_mistake(tmp_path):
     """An empty folder and one with other files hold no run."""
     (tmp_path / "notes.txt").write_text("x")
