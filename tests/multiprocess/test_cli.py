@@ -323,6 +323,8 @@ def test_a_run_is_shown_and_its_weights_are_exported(tmp_path):
     exported = spot("export", url, str(out), "--kept", PYTHONPROFILEIMPORTTIME="1")
     again = spot("export", url, str(out), "--step", "2")
     missing = spot("export", url, str(tmp_path / "other"), "--step", "9")
+    of_torch = spot("export", url, str(tmp_path / "weights.pt"), "--format", "pt", "--step", "1")
+    torch_again = spot("export", url, str(tmp_path / "weights.pt"), "--format", "pt")
 
     rows = [line.split() for line in shown.stdout.splitlines()]
     assert (shown.returncode, rows[0]) == (0, ["STEP", "ATTEMPT", "RANKS", "MB", "KEPT", "STARTED"])
@@ -333,3 +335,9 @@ def test_a_run_is_shown_and_its_weights_are_exported(tmp_path):
     assert torch.equal(load_file(out)["weight"], torch.ones(2, 3))
     assert (again.returncode, "exists already" in again.stderr) == (2, True)
     assert (missing.returncode, "which are: 2, 1" in missing.stderr) == (2, True)
+    assert (of_torch.returncode, of_torch.stdout) == (0, f"wrote 1 tensors of step 1 to {tmp_path / 'weights.pt'}\n")
+    loaded = torch.load(tmp_path / "weights.pt", weights_only=True)
+    assert list(loaded) == ["weight"]
+    assert torch.equal(loaded["weight"], torch.ones(2, 3))
+    assert (torch_again.returncode, "exists already" in torch_again.stderr) == (2, True)
+    assert list(tmp_path.glob("*.tmp")) == []

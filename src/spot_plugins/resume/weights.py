@@ -12,12 +12,12 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import xxhash
 
@@ -223,16 +223,34 @@ def export_weights(
         CorruptCheckpointError, IncompatibleCheckpointError: The step cannot be read.
         StoreError: The store does not answer.
     """
-    path = Path(out)
-    if path.exists():
-        raise ConfigError(f"out={str(path)!r} exists already: give the path of a new file")
+    check_new(out)
     weights = open_weights(url, step, kept=kept, part=part, storage_options=storage_options)
+    with new_file(out) as file:
+        file.write(_header(weights))
+        for _, image in weights.read():
+            file.write(image)
+    return weights
+
+
+def check_new(out: str | os.PathLike[str]) -> None:
+    """Raise :exc:`ConfigError` if *out* exists."""
+    if Path(out).exists():
+        raise ConfigError(f"out={os.fspath(out)!r} exists already: give the path of a new file")
+
+
+@contextmanager
+def new_file(out: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """
+    Open a file that appears at *out* at the end of the ``with`` block, if that succeeds.
+
+    Raises:
+        ConfigError: *out* cannot be written.
+    """
+    path = Path(out)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with unfinished.open("xb") as file:
-            file.write(_header(weights))
-            for _, image in weights.read():
-                file.write(image)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
@@ -240,7 +258,6 @@ def export_weights(
         raise ConfigError(f"out={str(path)!r} cannot be written: {error.strerror}") from error
     finally:
         unfinished.unlink(missing_ok=True)
-    return weights
 
 
 def _header(weights: Weights) -> bytes:

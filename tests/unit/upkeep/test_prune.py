@@ -269,6 +269,17 @@ def test_what_is_kept_since_the_plan_was_made_stays(store, tmp_path):
     ]
 
 
+def test_what_is_kept_while_others_are_removed_stays(store, tmp_path):
+    """The marks are looked at again before each step."""
+    for step in (1, 2, 3):
+        save(step, store, keep_last=9)
+    opened, plan = plan_prune(str(tmp_path), 1)
+
+    prune(opened, plan, 1, lambda text: keep(store, 1, 2, "program", is_saving=False))
+
+    assert numbers(store) == [3, 2]
+
+
 class Undeletable(LocalStore):
     """Refuses to delete, as a bucket that these credentials may only read and write."""
 
