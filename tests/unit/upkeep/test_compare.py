@@ -118,6 +118,20 @@ def test_not_a_number_is_not_lost(store, tmp_path):
     assert (found["part/u"].num_items, found["part/u"].max_abs) == (1, 2.0)
 
 
+def test_a_value_that_differs_on_all_ranks_is_told_once(store, tmp_path):
+    """A value that only one rank has is told with the rank."""
+    for step in (1, 2):
+        for rank in (0, 1):
+            save(step, store, rank=rank, world_size=2, state={"step": step, "own": step * rank})
+
+    found = compare(str(tmp_path), 1, 2)
+
+    assert [(each.path, each.rank, each.before, each.after) for each in found.values] == [
+        ("part/step", 0, 1, 2),
+        ("part/own", 1, 1, 2),
+    ]
+
+
 def test_a_text_has_some_of_the_values(store, tmp_path, capsys):
     """And says how many there are more. Long ones are cut."""
     save(1, store, state={"values": list(range(50)), "text": "a"})
