@@ -10,8 +10,8 @@ from functools import partial
 from typing import Any
 
 from ..config import checked
-from ..errors import ConfigError, CorruptCheckpointError
-from ..format.attempts import MAX_CLAIM_BYTES
+from ..errors import ConfigError, CorruptCheckpointError, StoreError
+from ..format.attempts import MAX_CLAIM_BYTES, read_claim
 from ..format.commit import NUM_GETS, CommittedStep, committed_steps
 from ..format.keys import (
     ATTEMPTS_PREFIX,
@@ -100,7 +100,7 @@ class _Copier:
         self._check_same_run({step_id.attempt for step_id in self._there.by_step})
         self._copy_small(RUN_KEY)
         with ThreadPoolExecutor(NUM_GETS, thread_name_prefix="spot-put") as pool:
-            list(pool.map(lambda attempt: self._copy_small(attempt_key(attempt)), objects.attempts))
+            list(pool.map(self._copy_claim, objects.attempts - self._there.attempts))
 
     def copy(self, committed: CommittedStep) -> CopiedStep:
         """Copy one step."""
@@ -153,9 +153,22 @@ class _Copier:
             return True
 
     def _copy_small(self, key: str) -> None:
-        """Copy a claim, a mark or ``run.json``, if the run has it and it is small."""
+        """Copy a mark or ``run.json``, if the run has it and it is small."""
         with suppress(KeyError, ValueError):
             self._put(key, patiently(lambda: get_at_most(self._store, key, MAX_CLAIM_BYTES)))
+
+    def _copy_claim(self, attempt: int) -> None:
+        """Claim *attempt* at the target with the words of the run. A claim that a training has just made stays."""
+        try:
+            claim = patiently(partial(read_claim, self._store, attempt))
+        except (KeyError, ValueError):
+            return
+        try:
+            patiently(lambda: self._target.put_if_absent(attempt_key(attempt), claim))
+        except StoreError as error:
+            if error.retryable:
+                raise
+            patiently(lambda: self._target.put(attempt_key(attempt), claim))  # the target has no put-if-absent
 
     def _put(self, key: str, data: bytes) -> bool:
         """Put *data* unless the target has the same. Return whether it was put."""
@@ -187,7 +200,7 @@ class _Copier:
         texts = []
         for store in (self._store, self._target):
             try:
-                texts.append(patiently(partial(get_at_most, store, attempt_key(attempt), MAX_CLAIM_BYTES)))
+                texts.append(patiently(partial(read_claim, store, attempt)))
             except (KeyError, ValueError):
                 return False
         return texts[0] == texts[1]

@@ -8,7 +8,7 @@ import pytest
 from steps import assert_same, assert_whole, load, numbers, save, state_of
 
 from spot_plugins.cli import cp as command
-from spot_plugins.errors import ConfigError
+from spot_plugins.errors import ConfigError, StoreError
 from spot_plugins.format.attempts import claim_attempt
 from spot_plugins.format.commit import merge_manifests
 from spot_plugins.format.kept import keep
@@ -91,10 +91,17 @@ class DyingStore(LocalStore):
         self._left = puts
 
     def put(self, key, data):
+        self._count()
+        super().put(key, data)
+
+    def put_if_absent(self, key, data):
+        self._count()
+        return super().put_if_absent(key, data)
+
+    def _count(self):
         if not self._left:
             raise KilledError
         self._left -= 1
-        super().put(key, data)
 
 
 @pytest.mark.parametrize("num_puts", range(7))
@@ -205,6 +212,37 @@ def test_a_training_that_begins_at_the_target_meanwhile_is_not_disturbed(url, ta
     with pytest.raises(ConfigError, match="the target has attempt 2, which this run has not"):
         copy_run(url, target)
     assert numbers(LocalStore(target)) == []
+
+
+def test_a_training_that_claims_the_same_attempt_keeps_its_claim(url, target, monkeypatch):
+    """It begins between the check and the put of the claim. Its claim is not replaced, and nothing is committed."""
+
+    class Claimed(LocalStore):
+        def put(self, key, data):
+            if key == "run.json":
+                claim_attempt(LocalStore(self._root), b'{"host":"c"}')
+            super().put(key, data)
+
+    monkeypatch.setattr(module, "open_store", lambda url, options: Claimed(url))
+
+    with pytest.raises(ConfigError, match="the target has an attempt of another start"):
+        copy_run(url, target)
+    assert LocalStore(target).get("attempts/000001.json") == b'{"host":"c"}'
+    assert numbers(LocalStore(target)) == []
+
+
+def test_a_target_without_put_if_absent_gets_the_claims_too(url, target, monkeypatch):
+    """As a training has it there."""
+
+    class Plain(LocalStore):
+        def put_if_absent(self, key, data):
+            raise StoreError("put", key, "it has no put-if-absent", retryable=False)
+
+    monkeypatch.setattr(module, "open_store", lambda url, options: Plain(url))
+
+    copy_run(url, target, every=True)
+
+    assert contents(target) == contents(url)
 
 
 @pytest.mark.parametrize("suffix", ["", "/"])
