@@ -40,6 +40,8 @@ class S3Server:
 
     KEY = "spot-test-key"
     SECRET = "spot-test-secret"
+    READER_KEY = "spot-test-reader"
+    """Key of somebody who may read and list, but neither put nor delete. The secret is the same."""
 
     def __init__(self, key: str = KEY) -> None:
         self.key = key
@@ -100,8 +102,13 @@ def _seaweedfs(directory: Path, ports: list[int], key: str) -> list[str]:
         "credentials": [{"accessKey": key, "secretKey": S3Server.SECRET}],
         "actions": ["Admin", "Read", "Write", "List"],
     }
+    reader = {
+        "name": "reader",
+        "credentials": [{"accessKey": S3Server.READER_KEY, "secretKey": S3Server.SECRET}],
+        "actions": ["Read", "List"],
+    }
     config = directory / "s3.json"
-    config.write_text(json.dumps({"identities": [identity]}))
+    config.write_text(json.dumps({"identities": [identity, reader]}))
     data = directory / "data"
     data.mkdir()
     # Every port is given: the defaults are fixed, and two servers would fight for them.

@@ -237,6 +237,23 @@ def test_keys_takes_any_string_as_prefix(store, prefix):
     assert list(store.keys(prefix)) == sorted(key for key in KEYS if key.startswith(prefix))
 
 
+def test_objects_are_listed_with_size_and_time(store):
+    """
+    The keys are those of keys(), and the time is that of the put, to the second.
+    """
+    before = time.time()
+    for number, key in enumerate(KEYS):
+        store.put(key, bytes(number))
+    after = time.time()
+
+    for prefix in ("", "a/b"):
+        found = list(store.objects(prefix))
+        wanted = [(key, KEYS.index(key)) for key in sorted(KEYS) if key.startswith(prefix)]
+        assert [(each.key, each.num_bytes) for each in found] == wanted
+        assert all(before - 2 <= each.modified_at <= after + 2 for each in found)
+    assert list(store.objects("none/")) == []
+
+
 def test_keys_does_not_see_other_runs(s3_place, tmp_path):
     """
     A run whose URL begins with that of another run does not mix with it.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import SPOT, spot
 from hearing import Heard, until
 from safetensors.torch import load_file
 from sandbox import without
@@ -22,13 +22,6 @@ from spot_plugins.config import SpotConfig
 from spot_plugins.events import Kept
 from spot_plugins.notices.file import FileSource
 from spot_plugins.session import SpotSession
-
-SPOT = [sys.executable, "-m", "spot_plugins.cli"]
-
-
-def spot(*words, **environ):
-    plain = {key: value for key, value in os.environ.items() if not key.startswith("SPOT_")}
-    return subprocess.run([*SPOT, *words], capture_output=True, text=True, env={**plain, "COLUMNS": "200", **environ})
 
 
 @pytest.mark.parametrize(
@@ -48,6 +41,17 @@ def spot(*words, **environ):
         (["show"], 2, "Missing argument"),
         (["show", "/no/such/run"], 2, "spot show: there is no committed step at this directory"),
         (["show", "nonsense://key:secret@bucket/run"], 2, "unknown scheme 'nonsense'"),
+        (["show", "/no", "--step", "1", "--diff", "1", "2"], 2, "--step and --diff cannot both be given"),
+        (["show", "/no", "--diff", "1"], 2, "requires 2 arguments"),
+        (["ls", "/no/such/run"], 2, "spot ls: there is no run at this directory"),
+        (["ls", "nonsense://key:secret@bucket/run"], 2, "unknown scheme 'nonsense'"),
+        (["verify", "/no/such/run"], 2, "spot verify: there is no committed step at this directory"),
+        (["prune", "/no/such/run"], 2, "keep-last"),
+        (["prune", "/no/such/run", "--keep-last", "0"], 2, "keep-last"),
+        (["prune", "/no/such/run", "--keep-last", "1"], 2, "spot prune: there is no run at this directory"),
+        (["cp", "/no/such/run"], 2, "Missing argument"),
+        (["cp", "/no/such/run", "/no/such/copy"], 2, "spot cp: there is no run at this directory"),
+        (["cp", "/no/such/run", "nonsense://key:secret@bucket/run"], 2, "there is no run at this directory"),
         (["export", "/no/such/run"], 2, "Missing argument"),
         (["export", "/no/such/run", "out"], 2, "spot export: there is no committed step at this directory"),
         (["plan"], 2, "spot plan: something is missing: give exactly one of params, bytes"),
@@ -332,6 +336,8 @@ def test_a_run_is_shown_and_its_weights_are_exported(tmp_path):
     exported = spot("export", url, str(out), "--kept", PYTHONPROFILEIMPORTTIME="1")
     again = spot("export", url, str(out), "--step", "2")
     missing = spot("export", url, str(tmp_path / "other"), "--step", "9")
+    of_torch = spot("export", url, str(tmp_path / "weights.pt"), "--format", "pt", "--step", "1")
+    torch_again = spot("export", url, str(tmp_path / "weights.pt"), "--format", "pt")
 
     rows = [line.split() for line in shown.stdout.splitlines()]
     assert (shown.returncode, rows[0]) == (0, ["STEP", "ATTEMPT", "RANKS", "MB", "KEPT", "STARTED"])
@@ -342,6 +348,12 @@ def test_a_run_is_shown_and_its_weights_are_exported(tmp_path):
     assert torch.equal(load_file(out)["weight"], torch.ones(2, 3))
     assert (again.returncode, "exists already" in again.stderr) == (2, True)
     assert (missing.returncode, "which are: 2, 1" in missing.stderr) == (2, True)
+    assert (of_torch.returncode, of_torch.stdout) == (0, f"wrote 1 tensors of step 1 to {tmp_path / 'weights.pt'}\n")
+    loaded = torch.load(tmp_path / "weights.pt", weights_only=True)
+    assert list(loaded) == ["weight"]
+    assert torch.equal(loaded["weight"], torch.ones(2, 3))
+    assert (torch_again.returncode, "exists already" in torch_again.stderr) == (2, True)
+    assert list(tmp_path.glob("*.tmp")) == []
 
 
 def test_a_plan_is_printed_without_torch(tmp_path):

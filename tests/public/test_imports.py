@@ -28,6 +28,7 @@ LIGHT_MODULES = [
     "spot_plugins.resume.prefetch",
     "spot_plugins.economics",
     "spot_plugins.market",
+    "spot_plugins.upkeep",
 ]
 
 PUBLIC_NAMES = {

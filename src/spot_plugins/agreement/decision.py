@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
-from ..format.manifest import Json
+from ..ranks import Json
 from ..schedule import AgreedReason
 from .notice import Notice
 

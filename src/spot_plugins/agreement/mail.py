@@ -12,8 +12,7 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from ..format.manifest import Json
-from ..ranks import BoardClosedError, BoardNonsenseError, Job
+from ..ranks import BoardClosedError, BoardNonsenseError, Job, Json
 from .messages import VOID, Message, decode_message, encode_message
 
 Answer = TypeVar("Answer", bound=Json)

@@ -11,8 +11,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Final, Literal, TypeAlias, TypeVar, cast, get_args
 
-from ..format.manifest import Json
-from ..ranks import BoardNonsenseError
+from ..ranks import BoardNonsenseError, Json
 from ..schedule import AgreedReason
 from .notice import Notice
 

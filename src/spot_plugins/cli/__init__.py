@@ -19,10 +19,9 @@ def main() -> None:
         import typer
     except ImportError:
         sys.exit("spot needs typer: pip install 'spot_plugins[cli]'")
-    from . import export, notice, plan, prices, run, show
+    from . import cp, export, ls, notice, plan, prices, prune, run, show, verify
 
     app = typer.Typer(
-        add_completion=False,
         no_args_is_help=True,
         rich_markup_mode=None,  # because boxes make a log hard to read
         pretty_exceptions_enable=False,  # because they print the values of variables, which may be secret
@@ -37,7 +36,11 @@ def main() -> None:
 
     app.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(run.run)
     app.command("notice")(notice.notice)
+    app.command("ls")(ls.ls)
     app.command("show")(show.show)
+    app.command("verify")(verify.verify)
+    app.command("prune")(prune.prune)
+    app.command("cp")(cp.cp)
     app.command("export")(export.export)
     app.command("plan")(plan.plan)
     app.command("prices")(prices.prices)

@@ -10,10 +10,12 @@ import re
 from typing import Final, NamedTuple
 
 RUN_KEY: Final = "run.json"
+VERIFIED_KEY: Final = "verified.json"
 ATTEMPTS_PREFIX: Final = "attempts/"
 STEPS_PREFIX: Final = "steps/"
 FROZEN_PREFIX: Final = "frozen/"
 KEEP_PREFIX: Final = "keep/"
+PROBE_PREFIX: Final = "probe/"
 
 _STEP_DIR = re.compile(r"steps/(\d{10,})-(\d{6,})/")
 _RANK_MANIFEST = re.compile(r"steps/(\d{10,})-(\d{6,})/rank-(\d{5,})-of-(\d{5,})\.json")

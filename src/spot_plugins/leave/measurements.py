@@ -23,7 +23,7 @@ from ..events import (
     Staged,
     WrittenLocally,
 )
-from ..format.manifest import Json
+from ..ranks import Json
 from .plan import Plan, Situation, plan_last_seconds, slowest
 from .run_ahead import RunAhead
 from .save_speeds import InFlight, SaveSpeeds

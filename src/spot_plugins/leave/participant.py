@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from ..agreement import Act, Notice
 from ..events import EventBus, SaveDeferred
-from ..format.manifest import Json
 from ..push import Pusher
+from ..ranks import Json
 from ..save import Saver
 from .measurements import Measurements
 from .way_out import WayOut

@@ -9,6 +9,7 @@ Begin with :mod:`.base`, the protocols. :class:`Job` is the one value that other
 
 from __future__ import annotations
 
+from ..format.manifest import Json
 from .base import Board, BoardClosedError, BoardNonsenseError, Ranks
 from .exchange import Job, Meeting, texts_of_ranks
 from .single import MemoryBoard, SingleRank
@@ -19,6 +20,7 @@ __all__ = [
     "BoardClosedError",
     "BoardNonsenseError",
     "Job",
+    "Json",
     "Meeting",
     "MemoryBoard",
     "Ranks",

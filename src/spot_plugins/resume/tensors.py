@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from ..state.dtypes import TORCH_DTYPES
-from .weights import Weights, open_weights
+from .weights import Weights, check_new, new_file, open_weights
 
 
 def load_weights(
@@ -38,6 +39,28 @@ def load_weights(
         StoreError: The store does not answer.
     """
     return tensors_of(open_weights(url, step, kept=kept, part=part, storage_options=storage_options))
+
+
+def export_torch_weights(
+    url: str,
+    out: str | os.PathLike[str],
+    step: int | None = None,
+    *,
+    kept: bool = False,
+    part: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Weights:
+    """
+    Write the weights of a committed step to *out*, a file for ``torch.load``. All of them are in memory at a time.
+
+    Arguments, result and errors are those of :func:`~.weights.export_weights`.
+    """
+    check_new(out)
+    weights = open_weights(url, step, kept=kept, part=part, storage_options=storage_options)
+    tensors = tensors_of(weights)
+    with new_file(out) as file:
+        torch.save(tensors, file)
+    return weights
 
 
 def tensors_of(weights: Weights) -> dict[str, torch.Tensor]:

@@ -12,12 +12,12 @@ import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import xxhash
 
@@ -97,10 +97,10 @@ class Weights:
         """
         with ThreadPoolExecutor(NUM_GETS, thread_name_prefix="spot-get") as pool:
             left = iter(self.tensors)
-            reads = [(each, pool.submit(self._join, each)) for each in islice(left, NUM_GETS)]
+            reads = [(each, pool.submit(self._read, each)) for each in islice(left, NUM_GETS)]
             while reads:
                 weight, joined = reads.pop(0)
-                reads += [(each, pool.submit(self._join, each)) for each in islice(left, 1)]
+                reads += [(each, pool.submit(self._read, each)) for each in islice(left, 1)]
                 # wait: until the client of the store gives up; the caller gets an error
                 yield weight, joined.result()
 
@@ -128,43 +128,54 @@ class Weights:
         first = pieces[0][1]
         return Weight(name=name, dtype=first.dtype, shape=first.shape, pieces=pieces)
 
-    def _join(self, weight: Weight) -> memoryview:
-        import numpy as np
-
-        item = ITEM_BYTES[weight.dtype]
-        parts = [(piece, self._fetch(manifest, piece)) for manifest, piece in weight.pieces]
-        if len(parts) == 1:
-            return memoryview(parts[0][1])
-        whole = np.zeros((*weight.shape, item), dtype=np.uint8)
-        for piece, image in parts:
-            box = tuple(slice(first, first + n) for first, n in zip(piece.offsets, piece.lengths, strict=True))
-            whole[box] = _array(image).reshape((*piece.lengths, item))
-        return whole.reshape(-1).data
-
-    def _fetch(self, manifest: RankManifest, piece: TensorSlice) -> bytearray:
-        key = manifest.blobs[piece.blob].key
-        size = piece.stop - piece.start
-        if size > UNCHECKED_BYTES and not self._has_byte(key, piece.stop - 1):
-            raise CorruptCheckpointError(self.step_id.step, key, f"has no {size} bytes from {piece.start}")
-        image = bytearray(size)
-        try:
-            count = patiently(lambda: self._store.get_into(key, piece.start, [memoryview(image)])) if image else 0
-        except KeyError:
-            raise CorruptCheckpointError(self.step_id.step, key, GONE) from None
-        if count != len(image):
-            raise CorruptCheckpointError(self.step_id.step, key, f"has no {len(image)} bytes from {piece.start}")
-        if xxhash.xxh3_128_hexdigest(image) != piece.xxh3_128:
-            reason = "has changed since it was written: its hash differs"
-            raise CorruptCheckpointError(self.step_id.step, key, reason)
-        return image
-
-    def _has_byte(self, key: str, position: int) -> bool:
-        with suppress(KeyError):
-            return patiently(lambda: self._store.get_into(key, position, [memoryview(bytearray(1))])) == 1
-        return False
+    def _read(self, weight: Weight) -> memoryview:
+        return read_weight(self._store, self.step_id.step, weight)
 
     def _corrupt(self, reason: str) -> CorruptCheckpointError:
         return CorruptCheckpointError(self.step_id.step, self.step_id.prefix, reason)
+
+
+def read_weight(store: ObjectStore, step: int, weight: Weight) -> memoryview:
+    """
+    Return the bytes of a whole tensor, row by row.
+
+    Raises:
+        CorruptCheckpointError: Bytes are damaged or missing.
+        StoreError: The store does not answer.
+    """
+    import numpy as np
+
+    item = ITEM_BYTES[weight.dtype]
+    parts = [(piece, _fetch(store, step, manifest.blobs[piece.blob].key, piece)) for manifest, piece in weight.pieces]
+    if len(parts) == 1:
+        return memoryview(parts[0][1])
+    whole = np.zeros((*weight.shape, item), dtype=np.uint8)
+    for piece, image in parts:
+        box = tuple(slice(first, first + n) for first, n in zip(piece.offsets, piece.lengths, strict=True))
+        whole[box] = _array(image).reshape((*piece.lengths, item))
+    return whole.reshape(-1).data
+
+
+def _fetch(store: ObjectStore, step: int, key: str, piece: TensorSlice) -> bytearray:
+    size = piece.stop - piece.start
+    if size > UNCHECKED_BYTES and not _has_byte(store, key, piece.stop - 1):
+        raise CorruptCheckpointError(step, key, f"has no {size} bytes from {piece.start}")
+    image = bytearray(size)
+    try:
+        count = patiently(lambda: store.get_into(key, piece.start, [memoryview(image)])) if image else 0
+    except KeyError:
+        raise CorruptCheckpointError(step, key, GONE) from None
+    if count != len(image):
+        raise CorruptCheckpointError(step, key, f"has no {len(image)} bytes from {piece.start}")
+    if xxhash.xxh3_128_hexdigest(image) != piece.xxh3_128:
+        raise CorruptCheckpointError(step, key, "has changed since it was written: its hash differs")
+    return image
+
+
+def _has_byte(store: ObjectStore, key: str, position: int) -> bool:
+    with suppress(KeyError):
+        return patiently(lambda: store.get_into(key, position, [memoryview(bytearray(1))])) == 1
+    return False
 
 
 def open_weights(
@@ -212,16 +223,34 @@ def export_weights(
         CorruptCheckpointError, IncompatibleCheckpointError: The step cannot be read.
         StoreError: The store does not answer.
     """
-    path = Path(out)
-    if path.exists():
-        raise ConfigError(f"out={str(path)!r} exists already: give the path of a new file")
+    check_new(out)
     weights = open_weights(url, step, kept=kept, part=part, storage_options=storage_options)
+    with new_file(out) as file:
+        file.write(_header(weights))
+        for _, image in weights.read():
+            file.write(image)
+    return weights
+
+
+def check_new(out: str | os.PathLike[str]) -> None:
+    """Raise :exc:`ConfigError` if *out* exists."""
+    if Path(out).exists():
+        raise ConfigError(f"out={os.fspath(out)!r} exists already: give the path of a new file")
+
+
+@contextmanager
+def new_file(out: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """
+    Open a file that appears at *out* at the end of the ``with`` block, if that succeeds.
+
+    Raises:
+        ConfigError: *out* cannot be written.
+    """
+    path = Path(out)
     unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with unfinished.open("xb") as file:
-            file.write(_header(weights))
-            for _, image in weights.read():
-                file.write(image)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         unfinished.replace(path)
@@ -229,7 +258,6 @@ def export_weights(
         raise ConfigError(f"out={str(path)!r} cannot be written: {error.strerror}") from error
     finally:
         unfinished.unlink(missing_ok=True)
-    return weights
 
 
 def _header(weights: Weights) -> bytes:

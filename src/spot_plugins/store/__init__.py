@@ -9,7 +9,7 @@ This package imports no torch, and imports a client library only when it opens a
 
 from __future__ import annotations
 
-from .base import ObjectStore, get_at_most, get_first
+from .base import ObjectInfo, ObjectStore, get_at_most, get_first
 from .fsspec import FsspecStore
 from .leftovers import is_in_memory, sweep
 from .local import LocalStore
@@ -29,6 +29,7 @@ __all__ = [
     "LocalDisk",
     "LocalStore",
     "MemoryStore",
+    "ObjectInfo",
     "ObjectStore",
     "ObstoreStore",
     "Patience",

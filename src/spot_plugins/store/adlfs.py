@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from io import BytesIO
 from typing import Any, Final
 
-from .fsspec_client import FsspecClient
+from .base import ObjectInfo
+from .fsspec_client import FsspecClient, seconds_of
 from .http_limits import CONNECT_TIMEOUT_S, LARGEST_OBJECT_BYTES, READ_TIMEOUT_S, limits, prepare_session
 from .redaction import Secrets
 
@@ -24,16 +25,16 @@ class AzureClient(FsspecClient):
         new = sync(file_system.loop, _bounded, file_system.service_client, connect_s, read_s, secrets)
         file_system.service_client = new
 
-    def find(self, file_system: Any, root: str, prefix: str) -> list[str]:
+    def find(self, file_system: Any, root: str, prefix: str) -> list[ObjectInfo]:
         """As :meth:`FsspecClient.find`. adlfs itself takes a missing container for an empty one."""
         from fsspec.asyn import sync
 
         container, _, path = f"{root}/{prefix}".partition("/")
 
-        async def find() -> list[str]:
+        async def find() -> list[ObjectInfo]:
             client = file_system.service_client.get_container_client(container)
             return [
-                f"{container}/{blob.name}"
+                ObjectInfo(f"{container}/{blob.name}", blob.size, seconds_of(blob.last_modified))
                 async for blob in client.list_blobs(name_starts_with=path, include=["metadata"])
                 if (blob.metadata or {}).get("hdi_isfolder") != "true"
             ]

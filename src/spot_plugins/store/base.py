@@ -3,14 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 _FIRST_BYTES: Final = 1024**2
 
 
+@dataclass(frozen=True, order=True, slots=True)
+class ObjectInfo:
+    """One line of a listing."""
+
+    key: str
+    num_bytes: int
+    """Size of the object."""
+    modified_at: float | None
+    """Time of the last put, in seconds since 1970 by the clock of the service. None if the service does not tell it."""
+
+
 class ObjectStore(Protocol):
     """
-    Operations on the objects of one run. The commit protocol needs no others.
+    Operations on the objects of one run. The commit protocol needs no others, and of these not :meth:`objects`.
 
     Keys are relative to the URL of the run, and separated by ``/``. An implementation guarantees:
 
@@ -56,6 +68,10 @@ class ObjectStore(Protocol):
 
     def keys(self, prefix: str) -> Iterator[str]:
         """Yield the keys that begin with the string *prefix*, in lexical order."""
+        ...
+
+    def objects(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Yield the objects whose keys begin with the string *prefix*, in lexical order of the keys."""
         ...
 
     def delete(self, key: str) -> None:

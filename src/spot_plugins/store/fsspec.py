@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from ..errors import ConfigError, StoreError
 from ..locations import EXAMPLES
 from .adlfs import AzureClient
-from .base import scatter
+from .base import ObjectInfo, scatter
 from .fsspec_client import FsspecClient
 from .gcsfs import GoogleClient
 from .object_names import check_object_key, is_object_key
@@ -101,17 +102,24 @@ class FsspecStore:
 
     def keys(self, prefix: str) -> Iterator[str]:
         """Yield the keys that begin with *prefix*, in lexical order, as the service lists them now."""
+        return (found.key for found in self.objects(prefix))
+
+    def objects(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Yield the objects whose keys begin with *prefix*, in lexical order of the keys, as the service lists them."""
         with as_store_errors("list", prefix, self._secrets):
             file_system, root = self._open()
             try:
-                names = self._client.find(file_system, root, prefix)
+                found = self._client.find(file_system, root, prefix)
             except FileNotFoundError as error:
                 if not is_missing(error):
                     raise
                 return iter(())
-            keys = (name.removeprefix(f"{root}/") for name in names if name.startswith(f"{root}/"))
+            start = f"{root}/"
+            objects = (
+                replace(each, key=each.key.removeprefix(start)) for each in found if each.key.startswith(start + prefix)
+            )
             # Consoles mark a folder by an empty object whose name ends in a slash. Its name is not a key.
-            return iter(sorted(key for key in keys if key.startswith(prefix) and is_object_key(key)))
+            return iter(sorted(each for each in objects if is_object_key(each.key)))
 
     def delete(self, key: str) -> None:
         """Delete the object. Do nothing if it does not exist."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime
 from typing import Any, ClassVar
 
+from .base import ObjectInfo
 from .redaction import Secrets
 
 
@@ -38,7 +40,22 @@ class FsspecClient:
     def renew(self, file_system: Any, secrets: Secrets) -> None:
         """Renew credentials that are about to expire. Called before each operation, in the thread of the caller."""
 
-    def find(self, file_system: Any, root: str, prefix: str) -> list[str]:
-        """Return the paths of the objects below *root* that may begin with *prefix*."""
+    def find(self, file_system: Any, root: str, prefix: str) -> list[ObjectInfo]:
+        """Return the objects below *root* that may begin with *prefix*, with their paths in the place of keys."""
         directory = prefix.rpartition("/")[0]
-        return list(file_system.find(f"{root}/{directory}" if directory else root))
+        return listed(file_system.find(f"{root}/{directory}" if directory else root, detail=True))
+
+
+def listed(found: Mapping[str, Mapping[str, Any]]) -> list[ObjectInfo]:
+    """Return *found*, a detailed listing of fsspec, whose file systems have several names for the time."""
+    return [
+        ObjectInfo(path, int(entry.get("size") or 0), seconds_of(entry.get("LastModified", entry.get("mtime"))))
+        for path, entry in found.items()
+    ]
+
+
+def seconds_of(moment: Any) -> float | None:
+    """Return *moment* in seconds since 1970, or None if it is no time."""
+    if isinstance(moment, datetime):
+        return moment.timestamp()
+    return float(moment) if isinstance(moment, int | float) else None

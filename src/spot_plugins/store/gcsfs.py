@@ -10,7 +10,8 @@ from functools import cache, partial
 from io import BytesIO
 from typing import Any, ClassVar, Final
 
-from .fsspec_client import FsspecClient
+from .base import ObjectInfo
+from .fsspec_client import FsspecClient, listed
 from .http_limits import CONNECT_TIMEOUT_S, LARGEST_OBJECT_BYTES, READ_TIMEOUT_S, prepare_session
 from .redaction import Secrets
 from .service_answers import NoCredentialsError, ServiceError
@@ -73,9 +74,9 @@ class GoogleClient(FsspecClient):
                     credentials.refresh(partial(Request(session), timeout=READ_TIMEOUT_S))
             secrets.add(credentials.token)
 
-    def find(self, file_system: Any, root: str, prefix: str) -> list[str]:
+    def find(self, file_system: Any, root: str, prefix: str) -> list[ObjectInfo]:
         """As :meth:`FsspecClient.find`."""
-        return list(file_system.find(root, prefix=prefix))
+        return listed(file_system.find(root, prefix=prefix, detail=True))
 
 
 def _request(request: Callable[..., Any], file_system: Any, *args: Any, data: Any = None, **kwargs: Any) -> Any:

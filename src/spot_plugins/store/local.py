@@ -12,6 +12,7 @@ from io import FileIO
 from typing import Final
 
 from ..errors import StoreError
+from .base import ObjectInfo
 from .direct_io import write_whole
 from .object_names import TEMP_DIRECTORY, check_object_key, is_object_key
 
@@ -106,6 +107,15 @@ class LocalStore:
             return iter(())
         with self._as_store_errors("list", prefix):
             return iter(sorted(key for key in self._walk(directory) if key.startswith(prefix)))
+
+    def objects(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Yield the objects whose keys begin with *prefix*, in lexical order of the keys, as of now."""
+        found = []
+        for key in self.keys(prefix):
+            with self._as_store_errors("list", key), suppress(FileNotFoundError, NotADirectoryError):
+                status = os.stat(self._path(key))
+                found.append(ObjectInfo(key, status.st_size, status.st_mtime))
+        return iter(found)
 
     def delete(self, key: str) -> None:
         """Delete the object and the directories that become empty. Do nothing if the object does not exist."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator, Sequence
 
-from .base import scatter
+from .base import ObjectInfo, scatter
 from .object_names import check_object_key
 
 
@@ -19,6 +20,7 @@ class MemoryStore:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._objects: dict[str, bytes] = {}
+        self._modified_at: dict[str, float] = {}
 
     def __repr__(self) -> str:
         return "MemoryStore()"
@@ -29,6 +31,7 @@ class MemoryStore:
         copy = bytes(data)
         with self._lock:
             self._objects[key] = copy
+            self._modified_at[key] = time.time()
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Write *data* under *key* unless the object exists. Return whether it was written."""
@@ -39,6 +42,7 @@ class MemoryStore:
             if key in self._objects:
                 return False
             self._objects[key] = copy
+            self._modified_at[key] = time.time()
             return True
 
     def get(self, key: str) -> bytes:
@@ -54,6 +58,17 @@ class MemoryStore:
         """Yield the keys that begin with *prefix*, in lexical order, as of now."""
         with self._lock:
             return iter(sorted(key for key in self._objects if key.startswith(prefix)))
+
+    def objects(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Yield the objects whose keys begin with *prefix*, in lexical order of the keys, as of now."""
+        with self._lock:
+            return iter(
+                sorted(
+                    ObjectInfo(key, len(data), self._modified_at[key])
+                    for key, data in self._objects.items()
+                    if key.startswith(prefix)
+                )
+            )
 
     def delete(self, key: str) -> None:
         """Delete the object. Do nothing if it does not exist."""

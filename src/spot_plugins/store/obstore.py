@@ -10,7 +10,7 @@ from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from .base import scatter
+from .base import ObjectInfo, scatter
 from .object_names import check_object_key, is_object_key
 from .obstore_options import Setup, UnmappedOptionError, read_options
 from .put_if_absent import ConditionalPuts
@@ -110,6 +110,10 @@ class ObstoreStore:
 
     def keys(self, prefix: str) -> Iterator[str]:
         """Yield the keys that begin with *prefix*, in lexical order, as the service lists them now."""
+        return (found.key for found in self.objects(prefix))
+
+    def objects(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Yield the objects whose keys begin with *prefix*, in lexical order of the keys, as the service lists them."""
         directory = prefix.rpartition("/")[0]
         if directory and not is_object_key(directory):
             return iter(())
@@ -127,8 +131,9 @@ class ObstoreStore:
                     # Consoles mark a folder by an empty object whose name ends in a slash. obstore drops the slash, so
                     # an empty object counts only if it exists under the name without one.
                     if path.startswith(start + prefix) and (entry["size"] or _exists(client, path)):
-                        found.append(path.removeprefix(start))
-            return iter(sorted(key for key in found if is_object_key(key)))
+                        key, modified_at = path.removeprefix(start), entry["last_modified"].timestamp()
+                        found.append(ObjectInfo(key, entry["size"], modified_at))
+            return iter(sorted(each for each in found if is_object_key(each.key)))
 
     def delete(self, key: str) -> None:
         """Delete the object. Do nothing if it does not exist."""

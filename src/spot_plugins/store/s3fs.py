@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any, ClassVar, Final
 
-from .fsspec_client import FsspecClient
+from .base import ObjectInfo
+from .fsspec_client import FsspecClient, listed
 from .http_limits import LARGEST_OBJECT_BYTES, limits, prepare_session
 from .redaction import Secrets
 
@@ -41,9 +42,9 @@ class S3Client(FsspecClient):
             session.register("before-send.s3", lambda request, **_: _learn(request.headers, secrets))
             file_system.session = session
 
-    def find(self, file_system: Any, root: str, prefix: str) -> list[str]:
+    def find(self, file_system: Any, root: str, prefix: str) -> list[ObjectInfo]:
         """As :meth:`FsspecClient.find`."""
-        return list(file_system.find(root, prefix=prefix))
+        return listed(file_system.find(root, prefix=prefix, detail=True))
 
 
 def s3_options(storage_options: Mapping[str, Any]) -> dict[str, Any]:

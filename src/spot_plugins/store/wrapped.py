@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from ..errors import StoreError
-from .base import ObjectStore
+from .base import ObjectInfo, ObjectStore
 from .retry import Patience
 
 _T = TypeVar("_T")
@@ -39,6 +39,10 @@ class Wrapped(ABC):
     def keys(self, prefix: str) -> Iterator[str]:
         """See :class:`.ObjectStore`."""
         return self._call(lambda store: store.keys(prefix))
+
+    def objects(self, prefix: str) -> Iterator[ObjectInfo]:
+        """See :class:`.ObjectStore`."""
+        return self._call(lambda store: store.objects(prefix))
 
     def delete(self, key: str) -> None:
         """See :class:`.ObjectStore`."""
