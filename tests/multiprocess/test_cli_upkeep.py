@@ -206,7 +206,7 @@ def test_a_server_that_is_away_is_an_error(tmp_path):
     )
 
     assert away.returncode == 1
-    assert re.match(r"spot ls: cannot list '': .* \(it may work later\)\n", away.stderr)
+    assert re.match(r"spot ls: cannot list 'steps/': .* \(it may work later\)\n", away.stderr)
     assert "Traceback" not in away.stderr
     assert "secret" not in away.stderr
 
