@@ -19,7 +19,7 @@ def main() -> None:
         import typer
     except ImportError:
         sys.exit("spot needs typer: pip install 'spot_plugins[cli]'")
-    from . import export, notice, run, show
+    from . import export, notice, report, run, show
 
     app = typer.Typer(
         add_completion=False,
@@ -39,4 +39,5 @@ def main() -> None:
     app.command("notice")(notice.notice)
     app.command("show")(show.show)
     app.command("export")(export.export)
+    app.command("report")(report.report)
     app(prog_name="spot")

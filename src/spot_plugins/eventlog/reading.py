@@ -121,6 +121,7 @@ def _checked_facts(facts: dict[str, Any], key: SegmentKey) -> dict[str, Any]:
         raise ValueError("a number is missing")
     if (numbers["format"], numbers["attempt"], numbers["rank"]) != (FORMAT, key.attempt, key.rank):
         raise ValueError("it belongs to another segment, or to a later format")
-    if numbers["world_size"] > MAX_RANKS or not isinstance(host := facts.get("host"), str):
+    host = facts.get("host")
+    if facts["world_size"] > MAX_RANKS or not isinstance(host, str):
         raise ValueError("it belongs to no rank of a training")
     return {**numbers, "host": host[:256]}

@@ -117,36 +117,21 @@ def join_and_build(
         stack=stack,
     )
     keeper = Keeper(job, run, pusher, saved_steps, way_out, phase, bus, config.grace_s)
-    event_log = EventRecorder(pusher, lambda: saved_steps.present)
-    event_log.open()
-    for subscriber in (
-        event_log,
-        keeper,
-        measurements,
-        pacer,
-        CommitAge(clock, counts_shares=job.rank == 0 < job.world_size - 1),
-    ):
+    event_log = _record_events(pusher, saved_steps, bus)
+    for subscriber in (keeper, measurements, pacer, CommitAge(clock, counts_shares=job.rank == 0 < job.world_size - 1)):
         bus.subscribe(subscriber.on_event)
     # Closed from the last to the first: the saver before the pusher, which gets what is being copied.
     for close in (way_out.release_signals, pusher.close, event_log.close, saver.close, agreement.close, listener.close):
         stack.callback(close)
-    return Opened(
-        *(
-            job,
-            lines,
-            run,
-            pusher,
-            saver,
-            saved_steps,
-            measurements,
-            agreement,
-            listener,
-            way_out,
-            fingerprints,
-            keeper,
-        ),
-        event_log,
-    )
+    opened = (job, lines, run, pusher, saver, saved_steps, measurements, agreement, listener, way_out, fingerprints)
+    return Opened(*opened, keeper, event_log)
+
+
+def _record_events(pusher: Pusher, saved_steps: SavedSteps, bus: EventBus) -> EventRecorder:
+    recorder = EventRecorder(pusher, lambda: saved_steps.present)
+    recorder.open()
+    bus.subscribe(recorder.on_event)
+    return recorder
 
 
 def _agreement(job: Job, pacer: Pacer, participant: TrainingParticipant) -> Agreement:
