@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -129,6 +130,11 @@ def entries(records: Iterable[Record], kind: type[_E]) -> list[_E]:
     return [each.entry for each in records if isinstance(each.entry, kind)]
 
 
+def plausible(durations: Iterable[float]) -> list[float]:
+    """Return those of *durations* that can be one, because no log is trusted."""
+    return [each for each in durations if 0 <= each < math.inf]
+
+
 def _end_of(records: Sequence[Record]) -> float:
     """Return the monotonic end of the trainer: its own word, else that of its pusher, else the last record."""
     for kind in (Ended, TrainerGone):
@@ -158,7 +164,7 @@ def _last_step_ended(records: Sequence[Record], ended: float) -> float:
     leaving = [each.monotonic for each in records if isinstance(each.entry, Leaving)]
     until = min([*leaving, ended])
     saves = [
-        each.monotonic - each.entry.copy_s
+        each.monotonic - sum(plausible([each.entry.copy_s]))
         for each in records
         if isinstance(each.entry, Staged) and each.entry.trigger in _LAST and each.monotonic <= until
     ]
@@ -199,16 +205,13 @@ def _seconds(
     """Return the seconds of each category, with all steps as productive ones. Times are monotonic."""
     opened = records[0].monotonic
     ready = ended if trained_from is None else min(trained_from, ended)
-    read_s = sum(each.load_s for each in entries(records, Resumed))
-    read_s += sum(each.push_s for each in entries(records, Salvaged))
-    restore_s = min(max(read_s, 0.0), max(ready - opened, 0.0))
+    read_s = sum(plausible([each.load_s for each in entries(records, Resumed)]))
+    read_s += sum(plausible([each.push_s for each in entries(records, Salvaged)]))
+    restore_s = min(read_s, max(ready - opened, 0.0))
     last = ended if trained_until is None else max(trained_until, ready)
-    stall_s = sum(
-        each.entry.stall_s
-        for each in records
-        if isinstance(each.entry, Staged) and each.entry.trigger not in _LAST and each.monotonic <= last
-    )
-    save_s = min(max(stall_s, 0.0), last - ready)
+    staged = entries([each for each in records if each.monotonic <= last], Staged)
+    stall_s = sum(plausible([each.stall_s for each in staged if each.trigger not in _LAST]))
+    save_s = min(stall_s, last - ready)
     return {
         "productive": last - ready - save_s,
         "wasted": 0.0,

@@ -21,7 +21,7 @@ from ..events import Committed, Resumed, Staged, WrittenLocally
 from ..format.attempts import newest_attempt
 from ..locations import is_local
 from ..store import ObjectStore, open_store, patiently
-from .attempts import CATEGORIES, Attempt, attempt_of, entries
+from .attempts import CATEGORIES, Attempt, attempt_of, entries, plausible
 from .rates import rate_interval
 
 DAY_S: Final = 86400.0
@@ -187,7 +187,8 @@ def _phases(firsts: Sequence[RankLog], attempts: Sequence[Attempt]) -> tuple[Pha
         "start: reading of the checkpoint": [each.load_s for each in resumed],
         "start: other preparation": [each.seconds["prep"] for each in attempts if each.trained_from is not None],
     }
-    return tuple(Phase(name, len(each), median(each), max(each)) for name, each in durations.items() if each)
+    known = {name: plausible(each) for name, each in durations.items()}
+    return tuple(Phase(name, len(each), median(each), max(each)) for name, each in known.items() if each)
 
 
 def _money(attempts: Sequence[Attempt], prices: Prices) -> Money | None:
