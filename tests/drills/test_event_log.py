@@ -164,7 +164,7 @@ def test_a_store_that_refuses_the_log_alone(tmp_path, caplog):
     heard = Heard()
     train(str(run), heard)
     assert numbers(LocalStore(str(run))) == [3, 2]
-    assert caplog.text.count("the store takes no event log, so `spot report` will lack this attempt") == 1
+    assert caplog.text.count("the store takes no event log, so a report will lack this attempt") == 1
 
     output = subprocess.run([*SPOT, "report", str(run)], capture_output=True, text=True, cwd=tmp_path)
     assert output.returncode == 2

@@ -19,9 +19,6 @@ def _price(value: float | None) -> float | None:
     return value
 
 
-_PRICE = "Price of one {} GPU for one hour, in any currency."
-
-
 def report(
     url: Annotated[str, typer.Argument(envvar="SPOT_URL", help="URL of the run.", show_default=False)],
     text: Annotated[bool, typer.Option("--text", help="Print the report.")] = False,
@@ -30,10 +27,10 @@ def report(
         str | None, typer.Option(help="The page to write. A file of this name is replaced.", show_default="report.html")
     ] = None,
     spot_price: Annotated[
-        float | None, typer.Option(help=_PRICE.format("spot"), callback=_price, show_default=False)
+        float | None, typer.Option(help="Price of a spot GPU for an hour.", callback=_price, show_default=False)
     ] = None,
     on_demand_price: Annotated[
-        float | None, typer.Option(help=_PRICE.format("on-demand"), callback=_price, show_default=False)
+        float | None, typer.Option(help="Price of an on-demand GPU for an hour.", callback=_price, show_default=False)
     ] = None,
 ) -> None:
     """
@@ -42,8 +39,9 @@ def report(
     Without --text and --json it writes a page that needs no network. It reads the event log alone, also while the run
     goes on. For example: spot report s3://bucket/run-7 --text
     """
-    from ..monitor.figures import Prices, read_report  # not for every verb: it imports the clients of stores
+    from ..monitor.figures import Prices  # not for every verb: it imports the clients of stores
     from ..monitor.page import page_of
+    from ..monitor.reading import read_report
     from ..monitor.text import document_of, text_of
 
     if text + as_json + (html is not None) > 1:

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from ..format.attempts import newest_attempt
 from ..format.keys import EVENTS_PREFIX, SegmentKey, parse_segment_key
 from ..store import ObjectStore, get_at_most, patiently
 from .records import FORMAT, MAX_LINE_BYTES, Record, decode, parse
@@ -43,6 +44,8 @@ class EventLog:
 
     ranks: list[RankLog] = field(default_factory=list)
     """By attempt, then by rank."""
+    newest_attempt: int = 0
+    """The newest attempt that was claimed. It may have no log."""
     num_unread: int = 0
     """Segments that were not read, because there are too many."""
     num_damaged: int = 0
@@ -63,7 +66,11 @@ def read_event_log(store: ObjectStore) -> EventLog:
     listed = patiently(lambda: list(store.keys(EVENTS_PREFIX)))
     found = [key for each in listed if (key := parse_segment_key(each)) is not None and key.key == each]
     found.sort(key=lambda key: (key.rank, -key.attempt, -key.number))
-    log = EventLog(num_unread=len(found[MAX_SEGMENTS_READ:]), num_damaged=len(listed) - len(found))
+    log = EventLog(
+        newest_attempt=patiently(lambda: newest_attempt(store)),
+        num_unread=len(found[MAX_SEGMENTS_READ:]),
+        num_damaged=len(listed) - len(found),
+    )
     chosen = sorted(found[:MAX_SEGMENTS_READ])
     ranks: defaultdict[tuple[int, int], list[tuple[SegmentKey, bytes | None]]] = defaultdict(list)
     with ThreadPoolExecutor(_NUM_READS, "spot-get") as pool:

@@ -27,15 +27,10 @@ CLOSE_S: Final = 2.0
 """Longest wait in seconds for the last records at the end of a session."""
 
 
-class Destination(Protocol):
-    """The trainer's side of the pusher process, as the recorder uses it."""
+class Way(Protocol):
+    """The way to the pusher process, as the recorder uses it."""
 
-    @property
-    def is_finished(self) -> bool:
-        """True if the training has ended and its end is stored."""
-        ...
-
-    def log(self, records: list[dict[str, Any]]) -> bool:
+    def send(self, records: list[dict[str, Any]]) -> bool:
         """Send *records* to the process. Return whether they were sent."""
         ...
 
@@ -52,16 +47,18 @@ class Recorder:
     waits for no device, for no store and for no disk. A failure of it is logged once, and ends it.
 
     Args:
-        pusher: Gets the records.
+        way: The way to the pusher process.
         reached: Returns the last step that is done. Called on the thread of the recorder.
+        is_finished: Returns whether the training has ended and its end is stored.
     """
 
     _num_started: ClassVar[int] = 0
     """Number of recorders of this process so far."""
 
-    def __init__(self, pusher: Destination, reached: Callable[[], int | None]) -> None:
-        self._pusher = pusher
+    def __init__(self, way: Way, reached: Callable[[], int | None], is_finished: Callable[[], bool]) -> None:
+        self._way = way
         self._reached = reached
+        self._is_finished = is_finished
         self._queue: queue.SimpleQueue[Record | None] = queue.SimpleQueue()
         self._waiting: deque[dict[str, Any]] = deque()
         self._lock = threading.Lock()
@@ -77,7 +74,7 @@ class Recorder:
 
     def on_event(self, event: Event) -> None:
         """Record *event*, unless the pusher process has done so. On any thread."""
-        if not self._pusher.is_from_process(event):
+        if not self._way.is_from_process(event):
             self._add(event)
 
     def begin(self, step: int | None) -> None:
@@ -90,7 +87,7 @@ class Recorder:
 
     def close(self) -> None:
         """Record the end, and pass on what waits."""
-        self._add(Ended(step=self._reached(), is_finished=self._pusher.is_finished, error=self._error))
+        self._add(Ended(step=self._reached(), is_finished=self._is_finished(), error=self._error))
         self._queue.put(None)
         # wait: CLOSE_S; the last records are lost
         self._thread.join(CLOSE_S)
@@ -130,7 +127,7 @@ class Recorder:
         bodies = list(self._waiting)
         if num_dropped := self._num_dropped:
             bodies.append(body_of(Record(time.time(), time.monotonic(), Dropped(num_records=num_dropped))))
-        if bodies and self._pusher.log(bodies):
+        if bodies and self._way.send(bodies):
             self._waiting.clear()
             with self._lock:
                 self._num_dropped -= num_dropped

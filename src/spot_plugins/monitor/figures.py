@@ -13,14 +13,9 @@ from itertools import groupby, pairwise
 from statistics import median
 from typing import Final
 
-from ..config import printable_url
-from ..errors import ConfigError
-from ..eventlog.reading import EventLog, RankLog, read_event_log
+from ..eventlog.reading import EventLog, RankLog
 from ..eventlog.records import Started
 from ..events import Committed, Resumed, Staged, WrittenLocally
-from ..format.attempts import newest_attempt
-from ..locations import is_local
-from ..store import ObjectStore, open_store, patiently
 from .attempts import CATEGORIES, Attempt, attempt_of, entries, plausible
 from .rates import rate_interval
 
@@ -101,23 +96,11 @@ class Report:
         return sum(each.lost_steps for each in self.attempts)
 
 
-def read_report(url: str, prices: Prices, now: float) -> Report:
-    """
-    Read the event log of the run at *url*, and return its report.
-
-    Raises:
-        ConfigError: *url* cannot work, or nothing is there.
-        StoreError: The store does not answer.
-    """
-    store = open_store(url)
-    return report_of(printable_url(url), _log_of(store, url), prices, now, patiently(lambda: newest_attempt(store)))
-
-
-def report_of(url: str, log: EventLog, prices: Prices, now: float, num_attempts: int = 0) -> Report:
-    """Return the report of *log*. The run has *num_attempts* attempts, of which some may have no log."""
+def report_of(url: str, log: EventLog, prices: Prices, now: float) -> Report:
+    """Return the report of *log*, the log of the run at *url*, which is printed as it is."""
     groups = [list(ranks) for _, ranks in groupby(log.ranks, key=lambda rank: rank.attempt)]
     groups = [known for ranks in groups if (known := [rank for rank in ranks if rank.records])]
-    newest = max(num_attempts, groups[-1][0].attempt if groups else 0)
+    newest = max(log.newest_attempt, groups[-1][0].attempt if groups else 0)
     attempts = [attempt_of(ranks, now, is_last=ranks[0].attempt == newest) for ranks in groups]
     attempts = [_with_losses(each, attempts[index + 1 :]) for index, each in enumerate(attempts)]
     seconds = {name: sum(each.seconds[name] for each in attempts) for name in CATEGORIES}
@@ -134,21 +117,8 @@ def report_of(url: str, log: EventLog, prices: Prices, now: float, num_attempts:
         per_day=(num_interruptions / days, low, high),
         phases=_phases([ranks[0] for ranks in groups], attempts),
         money=_money(attempts, prices),
-        notes=tuple(_notes(log, {each.number for each in attempts}, num_attempts)),
+        notes=tuple(_notes(log, {each.number for each in attempts})),
     )
-
-
-def _log_of(store: ObjectStore, url: str) -> EventLog:
-    log = read_event_log(store)
-    if not any(rank.records for rank in log.ranks):
-        if newest := patiently(lambda: newest_attempt(store)):
-            raise ConfigError(
-                f"this run has no event log, though it has had {newest} attempts: a version before 0.2 has trained it, "
-                f"or the store refuses what is below events/. Train on with this version, and ask again"
-            )
-        kind = "directory" if is_local(url) else "URL"
-        raise ConfigError(f"no attempt of a run is at this {kind}. Give the URL with which it is trained")
-    return log
 
 
 def _with_losses(attempt: Attempt, later: Sequence[Attempt]) -> Attempt:
@@ -206,9 +176,9 @@ def _money(attempts: Sequence[Attempt], prices: Prices) -> Money | None:
     )
 
 
-def _notes(log: EventLog, known: set[int], num_attempts: int) -> list[str]:
+def _notes(log: EventLog, known: set[int]) -> list[str]:
     notes = []
-    if unlogged := sorted(set(range(1, min(num_attempts, 100_000) + 1)) - known):
+    if unlogged := sorted(set(range(1, min(log.newest_attempt, 100_000) + 1)) - known):
         listed = ", ".join(map(str, unlogged[:10])) + (", ..." if len(unlogged) > 10 else "")
         notes.append(f"Attempts without an event log, which no figure includes: {listed}")
     for number, what in (

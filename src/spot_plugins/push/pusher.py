@@ -18,6 +18,7 @@ from ..events import Event, EventBus
 from . import messages
 from .ledger import MAX_TRIES, Ledger, Lent
 from .lifecycle import StepState
+from .log_way import LogWay
 from .messages import KeepRequest, PushJob, PushSettings
 from .process import PusherProcess
 from .wishes import Wishes
@@ -59,7 +60,8 @@ class Pusher:
         self._hurries = False
         self._is_closed = False
         self._wishes = Wishes()
-        self._received: Event | None = None  # the event of the process that is being emitted
+        self.log_way = LogWay(self._sending, lambda: self._process)
+        """The way of the event log to the process."""
         self.is_finished = False
         """True if the training has ended and its end is stored. Then the process removes default local copies."""
 
@@ -165,21 +167,6 @@ class Pusher:
                 with contextlib.suppress(OSError):  # it goes to the next process
                     process.send(messages.encode_keep(request))
 
-    def log(self, records: list[dict[str, Any]]) -> bool:
-        """Send *records* of the event log to the process, if it runs. Return whether they were sent."""
-        with self._sending:
-            if (process := self._process) is None or not process.is_reachable:
-                return False
-            try:
-                process.send({"log": records})
-            except OSError:  # the next process gets them
-                return False
-            return True
-
-    def is_from_process(self, event: Event) -> bool:
-        """Return whether *event* is one of the process. Call it while the event is emitted."""
-        return event is self._received
-
     @property
     def has_wishes(self) -> bool:
         """True if a wish to keep or release a step has no answer yet."""
@@ -255,9 +242,9 @@ class Pusher:
             case {"frozen": int()}:
                 self.ledger.store_frozen(messages.decode_frozen(body))
             case {"log_failed": str(reason)}:
-                logger.warning("the store takes no event log, so `spot report` will lack this attempt: %s", reason)
+                logger.warning("the store takes no event log, so a report will lack this attempt: %s", reason)
             case _:
-                self._received = event = messages.decode_event(body)
+                self.log_way.received = event = messages.decode_event(body)
                 self.ledger.on_event(event)
                 self._wishes.on_event(event)
                 self._emit(event)

@@ -62,7 +62,7 @@ class Worker:
         self._settings = settings
         store = RenewedStore(lambda: open_store(settings.url, settings.storage_options))
         local = None if settings.local_dir is None else open_local(settings.local_dir)
-        self._log = PusherLog(
+        log = PusherLog(
             store,
             local,
             attempt=settings.attempt,
@@ -71,7 +71,7 @@ class Worker:
             hide=Secrets(settings.url, settings.storage_options).hide,
             on_failure=lambda reason: self._send({"log_failed": reason}),
         )
-        self._bus = EventBus(lambda event: self._send(messages.encode_event(event)), self._log.on_event)
+        self._bus = EventBus(lambda event: self._send(messages.encode_event(event)), log.on_event)
         self._watch = FrozenWatch(store, local, settings, self._bus)
         self._ways = Ways(
             store=store,
@@ -79,11 +79,14 @@ class Worker:
             lower_priority=priority.lower,
             damaged=self._watch.damaged,
             marks=Marks(store, settings.attempt, self._bus),
+            log=log,
         )
 
     def run(self) -> None:
         """Serve until the trainer is gone and every step is stored or given up."""
-        self._log.start()
+        log = self._ways.log
+        assert log is not None
+        log.start()
         pusher = threading.Thread(target=self._push_all, name="spot-push")
         pusher.start()
         self._watch.start(self._priority.lower_always)
@@ -94,7 +97,7 @@ class Worker:
         except (EOFError, OSError):
             pass
         finally:  # after a bug here, too: the other thread must not wait for ever for jobs that nobody receives
-            self._log.trainer_gone()
+            log.trainer_gone()
             with self._changed:
                 self._trainer_gone = True
                 self._changed.notify_all()
@@ -106,7 +109,7 @@ class Worker:
             self._changed.notify_all()
         # wait: until the request in flight has ended or the client of the store gives it up; the process ends
         pusher.join()
-        self._log.close()
+        log.close()
         if self._ways.disk is not None:
             self._ways.disk.end(self._settings)
 
@@ -127,7 +130,8 @@ class Worker:
                 if self._ways.disk is not None:
                     self._ways.disk.is_done_with = True
             case {"log": list(records)}:
-                self._log.add(records)
+                assert self._ways.log is not None
+                self._ways.log.add(records)
             case {"frozen": int()}:
                 self._watch.frozen = messages.decode_frozen(body)
             case {"keep": _}:

@@ -128,7 +128,7 @@ def join_and_build(
 
 
 def _record_events(pusher: Pusher, saved_steps: SavedSteps, bus: EventBus) -> EventRecorder:
-    recorder = EventRecorder(pusher, lambda: saved_steps.present)
+    recorder = EventRecorder(pusher.log_way, lambda: saved_steps.present, lambda: pusher.is_finished)
     recorder.open()
     bus.subscribe(recorder.on_event)
     return recorder

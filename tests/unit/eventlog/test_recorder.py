@@ -20,11 +20,10 @@ class Pusher:
 
     def __init__(self, *, takes=True):
         self.takes = takes
-        self.is_finished = False
         self.bodies = []
         self.fails = False
 
-    def log(self, records):
+    def send(self, records):
         if self.fails:
             raise RuntimeError("a bug")
         if self.takes:
@@ -41,7 +40,7 @@ class Pusher:
 def test_what_happens_is_passed_on_in_order():
     """With the times at which it happened. The pusher process has recorded its own events."""
     pusher = Pusher()
-    recorder = Recorder(pusher, lambda: 7)
+    recorder = Recorder(pusher, lambda: 7, lambda: False)
     recorder.open()
     recorder.on_event(STARTED)
     recorder.on_event(COMMITTED)
@@ -59,7 +58,7 @@ def test_heartbeats_tell_the_step(monkeypatch):
     """They come without any event, and stop at the end."""
     monkeypatch.setattr(recorder_module, "HEARTBEAT_S", 0.01)
     pusher, step = Pusher(), [None]
-    recorder = Recorder(pusher, lambda: step[0])
+    recorder = Recorder(pusher, lambda: step[0], lambda: False)
     recorder.open()
     until(lambda: pusher.kinds().count("Heartbeat") > 1, "heartbeats come")
     step[0] = 5
@@ -73,7 +72,7 @@ def test_records_wait_for_a_pusher_process(monkeypatch):
     """Up to a limit: more are dropped, the oldest first, and counted."""
     monkeypatch.setattr(recorder_module, "MAX_WAITING", 5)
     pusher = Pusher(takes=False)
-    recorder = Recorder(pusher, lambda: 1)
+    recorder = Recorder(pusher, lambda: 1, lambda: False)
     recorder.open()
     for _ in range(20):
         recorder.on_event(STARTED)
@@ -90,12 +89,12 @@ def test_a_thread_that_is_held_fills_no_memory(monkeypatch):
     held = threading.Event()
 
     class Held(Pusher):
-        def log(self, records):
+        def send(self, records):
             held.wait(60)
-            return super().log(records)
+            return super().send(records)
 
     pusher = Held()
-    recorder = Recorder(pusher, lambda: 1)
+    recorder = Recorder(pusher, lambda: 1, lambda: False)
     recorder.open()
     until(lambda: recorder._queue.empty(), "the thread is held")
     for _ in range(100):
@@ -112,7 +111,7 @@ def test_a_bug_ends_the_log_and_nothing_else(caplog):
     """It is told once."""
     pusher = Pusher()
     pusher.fails = True
-    recorder = Recorder(pusher, lambda: 1)
+    recorder = Recorder(pusher, lambda: 1, lambda: False)
     recorder.open()
     until(lambda: not recorder._thread.is_alive(), "the thread has ended")
     recorder.on_event(STARTED)
@@ -125,7 +124,7 @@ def test_only_the_first_session_of_a_process_has_its_age(number, monkeypatch):
     """The sessions before would count as the start of a later one otherwise."""
     monkeypatch.setattr(Recorder, "_num_started", number)
     pusher = Pusher()
-    recorder = Recorder(pusher, lambda: None)
+    recorder = Recorder(pusher, lambda: None, lambda: False)
     recorder.open()
     recorder.close()
     age_s = pusher.bodies[0]["fields"]["process_s"]
