@@ -39,30 +39,31 @@ def pids_of(folder, number, ranks):
     return [tuple(map(int, file.read_text().split())) for file in files]
 
 
-def await_heartbeat(store, attempt, step):
-    """Wait until the store knows that *attempt* has come to *step*."""
-
-    def is_there():
-        return any(
-            isinstance(record.entry, Heartbeat) and record.entry.step == step
-            for rank in read_event_log(store).ranks
-            if (rank.attempt, rank.rank) == (attempt, 0)
-            for record in rank.records
-        )
-
-    until(is_there, f"a heartbeat of attempt {attempt} tells step {step}")
+def heartbeats(store, attempt):
+    """Return the steps of the heartbeats of rank 0 that are in the store."""
+    return {
+        record.entry.step
+        for rank in read_event_log(store).ranks
+        if (rank.attempt, rank.rank) == (attempt, 0)
+        for record in rank.records
+        if isinstance(record.entry, Heartbeat)
+    }
 
 
 @pytest.mark.parametrize(("ranks", "kills_pusher"), [(1, False), (2, True)], ids=["trainer", "machine"])
 def test_losses_of_a_kill_and_of_a_notice(ranks, kills_pusher, tmp_path):
     """
-    Attempt 1 stores step 8 and is killed at step 12, so 4 steps are lost: the heartbeat says so, also if the pusher is
-    killed as well. Attempt 2 gets SIGTERM on one rank, and loses nothing. Attempt 3 finishes.
+    Attempt 1 stores step 8 and is killed at step 12, so 4 steps are lost. If the trainer alone is killed, its pusher
+    knows that from a heartbeat that it has kept; if the machine is gone, a heartbeat in the store says so. Attempt 2 gets SIGTERM on one rank, and loses nothing. Attempt 3 finishes.
     """
     store = LocalStore(str(tmp_path / "run"))
-    processes = life(tmp_path, 1, ranks=ranks, stop_in=12, goes_on=False)
+    death = "machine" if kills_pusher else "trainer"
+    processes = life(tmp_path, 1, ranks=ranks, stop_in=12, goes_on=False, death=death)
     pids = pids_of(tmp_path, 1, ranks)
-    await_heartbeat(store, 1, 12)
+    if kills_pusher:
+        until(lambda: 12 in heartbeats(store, 1), "a heartbeat in the store tells step 12")
+    else:
+        assert heartbeats(store, 1) == set()
     for trainer, pusher in pids:
         for pid in (pusher, trainer) if kills_pusher else (trainer,):
             os.kill(pid, signal.SIGKILL)

@@ -35,7 +35,7 @@ class PusherLog:
         rank: The rank. Heartbeats of rank 0 are put at once, because all ranks are at the same step.
         world_size: Number of ranks.
         hide: Removes secrets from a text.
-        on_failure: Called once if the store does not take the log, with the reason.
+        on_failure: Called once if the store does not take the log again and again, with the reason.
     """
 
     def __init__(
@@ -50,6 +50,7 @@ class PusherLog:
         on_failure: Callable[[str], None],
     ) -> None:
         self._hide = hide
+        self._last_beat: dict[str, Any] | None = None
         self._put_with = _PUT_WITH | ({Heartbeat.__name__} if rank == 0 else set())
         header = cache(lambda: {"world_size": world_size, **_facts()})
         self._writers = [SegmentWriter(store, attempt, rank, header, on_failure)]
@@ -66,12 +67,19 @@ class PusherLog:
         self._record(event)
 
     def trainer_gone(self) -> None:
-        """Record that the trainer has ended."""
+        """Record the newest heartbeat, unless the trainer has said that it ends, and that it has ended."""
+        if self._last_beat is not None:
+            self.add([self._last_beat])
         self._record(TrainerGone())
 
     def add(self, bodies: list[dict[str, Any]]) -> None:
-        """Record what the trainer has sent."""
+        """Record what the trainer has sent. Of brief heartbeats, only keep the newest."""
         for body in bodies:
+            if body.pop("is_brief", False):
+                self._last_beat = body
+                continue
+            if body["kind"] == Ended.__name__:
+                self._last_beat = None
             line = encode_body(body, self._hide)
             for writer in self._writers:
                 writer.add(line, puts=body["kind"] in self._put_with)

@@ -17,8 +17,11 @@ from .records import Dropped, Ended, Entry, Heartbeat, Record, Started, Training
 
 logger = logging.getLogger(__name__)
 
+BEAT_S: Final = 2.0
+"""Seconds from one heartbeat to the next. The pusher process keeps the newest one in memory, for a trainer that dies."""
+
 HEARTBEAT_S: Final = 30.0
-"""Seconds from one heartbeat to the next. So many seconds of training may be missing from the log of a killed one."""
+"""Seconds from one heartbeat in the log to the next. So many may be missing from the log of a machine that is gone."""
 
 MAX_WAITING: Final = 2000
 """Records that wait for the pusher process. More are dropped and counted."""
@@ -105,20 +108,25 @@ class Recorder:
             logger.exception("the event log of this process ends here; training continues")
 
     def _pass_on(self) -> None:
-        due = time.monotonic() + HEARTBEAT_S
-        is_open = True
-        while is_open:
+        now = time.monotonic()
+        beat_due, log_due = now + BEAT_S, now + HEARTBEAT_S
+        while True:
             try:
-                # wait: HEARTBEAT_S; a heartbeat is recorded
-                record = self._queue.get(timeout=max(0.0, due - time.monotonic()))
+                # wait: BEAT_S; a heartbeat is sent
+                record = self._queue.get(timeout=max(0.0, beat_due - time.monotonic()))
             except queue.Empty:
-                due = time.monotonic() + HEARTBEAT_S
-                record = Record(time.time(), time.monotonic(), Heartbeat(step=self._reached()))
-            if record is None:
-                is_open = False
-            else:
+                now = time.monotonic()
+                beat_due = now + BEAT_S
+                record = Record(time.time(), now, Heartbeat(step=self._reached()))
+                if now < log_due:
+                    self._way.send([{**body_of(record), "is_brief": True}])  # the next one is as good
+                    continue
+                log_due = now + HEARTBEAT_S
+            if record is not None:
                 self._waiting.append(body_of(record))
             self._send()
+            if record is None:
+                return
 
     def _send(self) -> None:
         while len(self._waiting) > MAX_WAITING:

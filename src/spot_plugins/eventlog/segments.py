@@ -22,6 +22,9 @@ MAX_SEGMENTS: Final = 256
 MAX_WAITING: Final = 4000
 """Records that wait for a store that does not take them. The oldest ones are dropped and counted."""
 
+NUM_FAILURES: Final = 3
+"""Failed puts in a row after which the failure is told. A store that was away for a moment has lost nothing."""
+
 KEPT_ATTEMPTS: Final = 4
 """Attempts of which the local disk keeps the log."""
 
@@ -38,7 +41,8 @@ class SegmentWriter:
         attempt: Number of the attempt.
         rank: The rank.
         header: Returns the facts for the first line of each segment. Called on the thread of the writer.
-        on_failure: Called once with the reason when a put has failed, on the thread of the writer.
+        on_failure: Called once with the reason when :data:`NUM_FAILURES` puts in a row have failed, on the thread of
+            the writer.
         is_local: Whether the store is the local disk, which keeps only the log of the newest attempts.
     """
 
@@ -55,7 +59,9 @@ class SegmentWriter:
         self._store = store
         self._key = SegmentKey(attempt, rank, 0)
         self._header = header
-        self._on_failure: Callable[[str], None] | None = on_failure
+        self._on_failure = on_failure
+        self._num_failed = 0
+        self._is_told = False
         self._is_local = is_local
         self._changed = threading.Condition()
         self._waiting: deque[bytes] = deque()
@@ -97,6 +103,7 @@ class SegmentWriter:
                 is_closed, self._is_due = self._is_closed, False
             try:
                 self._put_waiting()
+                self._num_failed = 0
             except SpotError as error:
                 self._fail(str(error))
             except Exception as error:  # noqa: BLE001 - a bug here must neither end the pusher nor be silent
@@ -141,6 +148,7 @@ class SegmentWriter:
                 self._store.delete(key.key)
 
     def _fail(self, reason: str) -> None:
-        if self._on_failure is not None:
+        self._num_failed += 1
+        if self._num_failed == NUM_FAILURES and not self._is_told:
+            self._is_told = True
             self._on_failure(reason)
-            self._on_failure = None

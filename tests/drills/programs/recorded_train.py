@@ -11,6 +11,7 @@ from steps import Holder, state_of
 
 from spot_plugins.config import SpotConfig
 from spot_plugins.eventlog import recorder
+from spot_plugins.push.log_way import LogWay
 from spot_plugins.session import SpotSession
 
 STEP_S = 0.01
@@ -21,10 +22,11 @@ def main(settings):
     Train to step ``settings.stop_in``, with a save at every step that 8 divides, and finish.
 
     Unless ``settings.goes_on``, do not finish: stand still there, until there is a notice, and leave. FOLDER/pids-RANK
-    has the ids of trainer and pusher then.
+    has the ids of trainer and pusher then, after a heartbeat with the step was sent. If the trainer alone is to die, no heartbeat is put while it lives.
     """
-    recorder.HEARTBEAT_S = 0.05
-    folder = settings.path
+    recorder.BEAT_S = 0.05
+    recorder.HEARTBEAT_S = 3600.0 if settings.death == "trainer" else 0.05
+    folder, beats = settings.path, listen()
     if settings.ranks > 1:
         dist.init_process_group("gloo")
     rank = dist.get_rank() if settings.ranks > 1 else 0
@@ -36,6 +38,7 @@ def main(settings):
         step = session.resume() or 0
         while step < settings.stop_in or not settings.goes_on:
             if step >= settings.stop_in:
+                until(lambda step=step: step in beats, "a heartbeat tells the step")
                 stand_still(folder / f"pids-{rank}", session)
             step += 1
             time.sleep(STEP_S)
@@ -47,6 +50,19 @@ def main(settings):
         session.finish(step)
     if settings.ranks > 1:
         dist.destroy_process_group()
+
+
+def listen():
+    """Return the steps of heartbeats, to which those that are sent from now on are added."""
+    beats, send = [], LogWay.send
+
+    def send_and_remember(way, records):
+        is_sent = send(way, records)
+        beats.extend(each["fields"]["step"] for each in records if is_sent and each["kind"] == "Heartbeat")
+        return is_sent
+
+    LogWay.send = send_and_remember
+    return beats
 
 
 def stand_still(file, session):

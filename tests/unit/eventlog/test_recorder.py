@@ -54,15 +54,22 @@ def test_what_happens_is_passed_on_in_order():
     assert times == sorted(times)
 
 
+def beats_of(pusher):
+    return [body for body in pusher.bodies if body["kind"] == "Heartbeat"]
+
+
 def test_heartbeats_tell_the_step(monkeypatch):
-    """They come without any event, and stop at the end."""
-    monkeypatch.setattr(recorder_module, "HEARTBEAT_S", 0.01)
+    """They come without any event, and stop at the end. Most are brief ones, which the pusher process only keeps."""
+    monkeypatch.setattr(recorder_module, "BEAT_S", 0.01)
+    monkeypatch.setattr(recorder_module, "HEARTBEAT_S", 0.1)
     pusher, step = Pusher(), [None]
     recorder = Recorder(pusher, lambda: step[0], lambda: False)
     recorder.open()
     until(lambda: pusher.kinds().count("Heartbeat") > 1, "heartbeats come")
     step[0] = 5
     until(lambda: pusher.bodies[-1]["fields"].get("step") == 5, "a heartbeat tells the step")
+    until(lambda: [body for body in beats_of(pusher) if "is_brief" not in body], "a heartbeat is to be put")
+    assert beats_of(pusher)[0]["is_brief"]
     recorder.close()
     assert pusher.kinds()[-1] == "Ended"
     assert not recorder._thread.is_alive()

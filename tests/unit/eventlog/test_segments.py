@@ -12,7 +12,7 @@ from spot_plugins.errors import StoreError
 from spot_plugins.eventlog import reading, segments
 from spot_plugins.eventlog.pusher_log import PusherLog
 from spot_plugins.eventlog.reading import read_event_log
-from spot_plugins.eventlog.records import Heartbeat, Record, body_of
+from spot_plugins.eventlog.records import Ended, Heartbeat, Record, body_of
 from spot_plugins.events import Committed, PushFailing
 from spot_plugins.format.keys import SegmentKey, parse_segment_key
 from spot_plugins.store import MemoryStore
@@ -100,6 +100,23 @@ def test_heartbeats_of_rank_0_are_put_at_once(log_to):
     until(lambda: [*stores[1].keys("")], "the commit is put")
 
 
+@pytest.mark.parametrize("says_goodbye", [False, True])
+def test_brief_heartbeats_are_kept_for_the_end(log_to, says_goodbye):
+    """Only the newest one is recorded, once the trainer is gone without a word."""
+    store = MemoryStore()
+    log = log_to(store)
+    log.add([beat(1)])
+    log.add([beat(step) | {"is_brief": True} for step in (2, 3)])
+    if says_goodbye:
+        log.add([body_of(Record(1004.0, 14.0, Ended(step=3, is_finished=False, error=None)))])
+    log.trainer_gone()
+    log.close()
+    [rank] = read_event_log(store).ranks
+    kinds = [type(record.entry).__name__ for record in rank.records]
+    assert sorted(kinds) == sorted(["Heartbeat", "Ended" if says_goodbye else "Heartbeat", "TrainerGone"])
+    assert [each.entry.step for each in rank.records if isinstance(each.entry, Heartbeat | Ended)] == [1, 3]
+
+
 def test_a_log_has_a_largest_size(log_to, monkeypatch):
     """Three segments of a few records each: the beginning stays, the end is there, and what is lost is counted."""
     monkeypatch.setattr(segments, "SEGMENT_BYTES", 500)
@@ -136,6 +153,20 @@ def test_a_store_that_refuses_the_log_is_told_once_and_tried_again(log_to, monke
     assert "no permission" in failures[0]
     assert steps_in(store)[-1] == 30
     assert len(steps_in(store)) + read_event_log(store).num_dropped == 31
+
+
+def test_a_store_that_was_away_for_a_moment_is_not_told(log_to):
+    """Nothing is lost then."""
+    store, failures = Refusing(), []
+    log = log_to(store, failures=failures)
+    for step in range(20):
+        store.refuses = step % segments.NUM_FAILURES != 0
+        log.add([beat(step)])
+        until(lambda: not log._writers[0]._is_due, "the put is tried")
+        until(lambda step=step: store.refuses or steps_in(store)[-1:] == [step], "the put has ended")
+    log.close()
+    assert failures == []
+    assert store.num_refused > 10
 
 
 def test_a_store_that_hangs_holds_nobody(log_to, monkeypatch):
