@@ -54,7 +54,8 @@ def heartbeats(store, attempt):
 def test_losses_of_a_kill_and_of_a_notice(ranks, kills_pusher, tmp_path):
     """
     Attempt 1 stores step 8 and is killed at step 12, so 4 steps are lost. If the trainer alone is killed, its pusher
-    knows that from a heartbeat that it has kept; if the machine is gone, a heartbeat in the store says so. Attempt 2 gets SIGTERM on one rank, and loses nothing. Attempt 3 finishes.
+    knows that from a heartbeat that it has kept. If the machine is gone, a heartbeat in the store says so. Attempt 2
+    gets SIGTERM on one rank, and loses nothing. Attempt 3 finishes.
     """
     store = LocalStore(str(tmp_path / "run"))
     death = "machine" if kills_pusher else "trainer"

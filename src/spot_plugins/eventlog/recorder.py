@@ -18,7 +18,7 @@ from .records import Dropped, Ended, Entry, Heartbeat, Record, Started, Training
 logger = logging.getLogger(__name__)
 
 BEAT_S: Final = 2.0
-"""Seconds from one heartbeat to the next. The pusher process keeps the newest one in memory, for a trainer that dies."""
+"""Seconds from one heartbeat to the next. The pusher process keeps the newest one, for a trainer that is killed."""
 
 HEARTBEAT_S: Final = 30.0
 """Seconds from one heartbeat in the log to the next. So many may be missing from the log of a machine that is gone."""

@@ -22,7 +22,8 @@ def main(settings):
     Train to step ``settings.stop_in``, with a save at every step that 8 divides, and finish.
 
     Unless ``settings.goes_on``, do not finish: stand still there, until there is a notice, and leave. FOLDER/pids-RANK
-    has the ids of trainer and pusher then, after a heartbeat with the step was sent. If the trainer alone is to die, no heartbeat is put while it lives.
+    has the ids of trainer and pusher then, after a heartbeat with the step was sent. If the trainer alone is to die, no
+    heartbeat is put while it lives.
     """
     recorder.BEAT_S = 0.05
     recorder.HEARTBEAT_S = 3600.0 if settings.death == "trainer" else 0.05
