@@ -29,6 +29,24 @@ KEPT_ATTEMPTS: Final = 4
 """Attempts of which the local disk keeps the log."""
 
 
+class _Failures:
+    """Failed puts in a row. The reason is passed to *tell* once, after :data:`NUM_FAILURES` of them."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+        self._count = 0
+        self._is_told = False
+
+    def add(self, reason: str) -> None:
+        self._count += 1
+        if self._count == NUM_FAILURES and not self._is_told:
+            self._is_told = True
+            self._tell(reason)
+
+    def end(self) -> None:
+        self._count = 0
+
+
 class SegmentWriter:
     """
     Puts the records of one rank to one store. It never raises, and nobody waits for its store.
@@ -59,9 +77,7 @@ class SegmentWriter:
         self._store = store
         self._key = SegmentKey(attempt, rank, 0)
         self._header = header
-        self._on_failure = on_failure
-        self._num_failed = 0
-        self._is_told = False
+        self._failures = _Failures(on_failure)
         self._is_local = is_local
         self._changed = threading.Condition()
         self._waiting: deque[bytes] = deque()
@@ -103,11 +119,11 @@ class SegmentWriter:
                 is_closed, self._is_due = self._is_closed, False
             try:
                 self._put_waiting()
-                self._num_failed = 0
+                self._failures.end()
             except SpotError as error:
-                self._fail(str(error))
+                self._failures.add(str(error))
             except Exception as error:  # noqa: BLE001 - a bug here must neither end the pusher nor be silent
-                self._fail(f"unexpected {error!r}")
+                self._failures.add(f"unexpected {error!r}")
 
     def _put_waiting(self) -> None:
         if self._lines is None:
@@ -146,9 +162,3 @@ class SegmentWriter:
         for key in own if self._is_local else []:
             if key.attempt <= self._key.attempt - KEPT_ATTEMPTS:
                 self._store.delete(key.key)
-
-    def _fail(self, reason: str) -> None:
-        self._num_failed += 1
-        if self._num_failed == NUM_FAILURES and not self._is_told:
-            self._is_told = True
-            self._on_failure(reason)

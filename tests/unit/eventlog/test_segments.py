@@ -139,6 +139,7 @@ def test_a_log_has_a_largest_size(log_to, monkeypatch):
 def test_a_store_that_refuses_the_log_is_told_once_and_tried_again(log_to, monkeypatch):
     """Records wait up to a limit. The oldest are dropped and counted, and the newest are there in the end."""
     monkeypatch.setattr(segments, "MAX_WAITING", 10)
+    monkeypatch.setattr(segments, "SEGMENT_BYTES", 500)
     store, failures = Refusing(), []
     log = log_to(store, failures=failures)
     for step in range(30):
