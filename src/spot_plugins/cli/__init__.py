@@ -19,7 +19,7 @@ def main() -> None:
         import typer
     except ImportError:
         sys.exit("spot needs typer: pip install 'spot_plugins[cli]'")
-    from . import cp, export, ls, notice, plan, prices, prune, run, show, verify
+    from . import cp, export, ls, notice, plan, prices, prune, report, run, show, verify
 
     app = typer.Typer(
         no_args_is_help=True,
@@ -44,4 +44,5 @@ def main() -> None:
     app.command("export")(export.export)
     app.command("plan")(plan.plan)
     app.command("prices")(prices.prices)
+    app.command("report")(report.report)
     app(prog_name="spot")

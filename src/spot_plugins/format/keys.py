@@ -16,6 +16,7 @@ STEPS_PREFIX: Final = "steps/"
 FROZEN_PREFIX: Final = "frozen/"
 KEEP_PREFIX: Final = "keep/"
 PROBE_PREFIX: Final = "probe/"
+EVENTS_PREFIX: Final = "events/"
 
 _STEP_DIR = re.compile(r"steps/(\d{10,})-(\d{6,})/")
 _RANK_MANIFEST = re.compile(r"steps/(\d{10,})-(\d{6,})/rank-(\d{5,})-of-(\d{5,})\.json")
@@ -23,6 +24,7 @@ _ATTEMPT = re.compile(r"attempts/(\d{6,})\.json")
 _BLOB = re.compile(r"steps/(\d{10,})-(\d{6,})/r(\d{5,})-b\d{4,}\.safetensors")
 _HASH = re.compile(r"[0-9a-f]{32}")
 _KEEP = re.compile(r"keep/(\d{10,})-(\d{6,})/([a-z]+)\.json")
+_SEGMENT = re.compile(r"events/([0-9]{6,12})-([0-9]{5,8})-([0-9]{6,12})\.jsonl")
 
 
 class StepId(NamedTuple):
@@ -55,6 +57,25 @@ class KeepKey(NamedTuple):
     step_id: StepId
     owner: str
     """The word for whoever keeps the checkpoint. It stays until every owner has released it."""
+
+
+class SegmentKey(NamedTuple):
+    """The fields of a key of a segment of the event log. Sorted by attempt, rank and number."""
+
+    attempt: int
+    rank: int
+    number: int
+    """Number of the segment, counted from 0."""
+
+    @property
+    def prefix(self) -> str:
+        """The prefix of the keys of all segments of this attempt and rank."""
+        return f"{EVENTS_PREFIX}{self.attempt:06d}-{self.rank:05d}-"
+
+    @property
+    def key(self) -> str:
+        """The key."""
+        return f"{self.prefix}{self.number:06d}.jsonl"
 
 
 def attempt_key(attempt: int) -> str:
@@ -118,3 +139,9 @@ def parse_keep_key(key: str) -> KeepKey | None:
     """Return the fields of *key*, or None if *key* does not mark a kept checkpoint."""
     match = _KEEP.fullmatch(key)
     return KeepKey(StepId(int(match[1]), int(match[2])), match[3]) if match else None
+
+
+def parse_segment_key(key: str) -> SegmentKey | None:
+    """Return the fields of *key*, or None if *key* does not name a segment of the event log."""
+    match = _SEGMENT.fullmatch(key)
+    return SegmentKey(*map(int, match.groups())) if match else None

@@ -15,10 +15,12 @@ from ..errors import StoreError
 from ..events import EventBus
 from ..format.keys import (
     ATTEMPTS_PREFIX,
+    EVENTS_PREFIX,
     FROZEN_PREFIX,
     STEPS_PREFIX,
     StepId,
     parse_rank_manifest_key,
+    parse_segment_key,
     parse_step_id,
     rank_manifest_key,
 )
@@ -232,6 +234,10 @@ def remove_copies(local: ObjectStore, settings: PushSettings) -> None:
     """Remove all copies of a rank, and with the last copies of a machine what their ranks share."""
     for keys in _copies_of(local, settings).values():
         for key in chain(*removal_groups(keys)):
+            local.delete(key)
+    for key in local.keys(EVENTS_PREFIX):
+        segment = parse_segment_key(key)
+        if segment is not None and segment.rank % settings.world_size == settings.rank:
             local.delete(key)
     if not list(local.keys(STEPS_PREFIX)):
         for key in [*local.keys(FROZEN_PREFIX), *local.keys(ATTEMPTS_PREFIX)]:

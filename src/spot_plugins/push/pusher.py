@@ -18,6 +18,7 @@ from ..events import Event, EventBus
 from . import messages
 from .ledger import MAX_TRIES, Ledger, Lent
 from .lifecycle import StepState
+from .log_way import LogWay
 from .messages import KeepRequest, PushJob, PushSettings
 from .process import PusherProcess
 from .wishes import Wishes
@@ -59,6 +60,8 @@ class Pusher:
         self._hurries = False
         self._is_closed = False
         self._wishes = Wishes()
+        self.log_way = LogWay(self._sending, lambda: self._process)
+        """The way of the event log to the process."""
         self.is_finished = False
         """True if the training has ended and its end is stored. Then the process removes default local copies."""
 
@@ -238,8 +241,10 @@ class Pusher:
                 self._proofs.put(proof)
             case {"frozen": int()}:
                 self.ledger.store_frozen(messages.decode_frozen(body))
+            case {"log_failed": str(reason)}:
+                logger.warning("the store takes no event log, so a report will lack this attempt: %s", reason)
             case _:
-                event = messages.decode_event(body)
+                self.log_way.received = event = messages.decode_event(body)
                 self.ledger.on_event(event)
                 self._wishes.on_event(event)
                 self._emit(event)

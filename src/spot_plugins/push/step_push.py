@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 
 from .. import events
 from ..errors import SpotError, StoreError, SupersededError
+from ..eventlog.pusher_log import PusherLog
 from ..events import EventBus
 from ..format.commit import commit, withdraw_if_pruned
 from ..format.keys import FROZEN_PREFIX, StepId, rank_manifest_key
@@ -52,6 +53,8 @@ class Ways:
     """Keys of frozen blobs that the store had, and has not or not intact."""
     marks: Marks | None = None
     """The marks of kept steps that are still to be put. None if there never are any."""
+    log: PusherLog | None = None
+    """The event log. None if there is none."""
 
 
 class StepPush:

@@ -22,11 +22,12 @@ from typing import Any, Final
 
 from .. import events
 from ..errors import SpotError
+from ..eventlog.pusher_log import PusherLog
 from ..events import EventBus
 from ..format.commit import merge_manifests, stored_manifests
 from ..format.keys import StepId
 from ..format.manifest import ManifestError
-from ..store import RenewedStore, open_local, open_store, sweep
+from ..store import RenewedStore, Secrets, open_local, open_store, sweep
 from . import messages
 from .frozen_watch import FrozenWatch
 from .keeping import Marks
@@ -59,9 +60,18 @@ class Worker:
         self._hopeless = False
         self._buffers: dict[int, mmap.mmap] = {}
         self._settings = settings
-        self._bus = EventBus(lambda event: self._send(messages.encode_event(event)))
         store = RenewedStore(lambda: open_store(settings.url, settings.storage_options))
         local = None if settings.local_dir is None else open_local(settings.local_dir)
+        log = PusherLog(
+            store,
+            local,
+            attempt=settings.attempt,
+            rank=settings.rank,
+            world_size=settings.world_size,
+            hide=Secrets(settings.url, settings.storage_options).hide,
+            on_failure=lambda reason: self._send({"log_failed": reason}),
+        )
+        self._bus = EventBus(lambda event: self._send(messages.encode_event(event)), log.on_event)
         self._watch = FrozenWatch(store, local, settings, self._bus)
         self._ways = Ways(
             store=store,
@@ -69,10 +79,14 @@ class Worker:
             lower_priority=priority.lower,
             damaged=self._watch.damaged,
             marks=Marks(store, settings.attempt, self._bus),
+            log=log,
         )
 
     def run(self) -> None:
         """Serve until the trainer is gone and every step is stored or given up."""
+        log = self._ways.log
+        assert log is not None
+        log.start()
         pusher = threading.Thread(target=self._push_all, name="spot-push")
         pusher.start()
         self._watch.start(self._priority.lower_always)
@@ -83,6 +97,7 @@ class Worker:
         except (EOFError, OSError):
             pass
         finally:  # after a bug here, too: the other thread must not wait for ever for jobs that nobody receives
+            log.trainer_gone()
             with self._changed:
                 self._trainer_gone = True
                 self._changed.notify_all()
@@ -94,6 +109,7 @@ class Worker:
             self._changed.notify_all()
         # wait: until the request in flight has ended or the client of the store gives it up; the process ends
         pusher.join()
+        log.close()
         if self._ways.disk is not None:
             self._ways.disk.end(self._settings)
 
@@ -113,6 +129,9 @@ class Worker:
             case {"finished": True}:
                 if self._ways.disk is not None:
                     self._ways.disk.is_done_with = True
+            case {"log": list(records)}:
+                assert self._ways.log is not None
+                self._ways.log.add(records)
             case {"frozen": int()}:
                 self._watch.frozen = messages.decode_frozen(body)
             case {"keep": _}:

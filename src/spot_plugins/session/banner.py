@@ -34,8 +34,10 @@ def show_banner(it: Opened, program: Program, resumed: Resumed | None) -> None:
         it.lines.say_first(notices)
 
 
-def show_interrupt(it: Opened, milestones: Milestones) -> None:
-    """Show which step is stored, on rank 0, after ``KeyboardInterrupt`` has ended the training."""
+def show_interrupt(it: Opened, milestones: Milestones, error: BaseException) -> None:
+    """Show which step is stored, on rank 0, if *error*, which has ended the training, is ``KeyboardInterrupt``."""
+    if not isinstance(error, KeyboardInterrupt):
+        return
     step = milestones.last_committed_step or milestones.resumed_from
     stored = "nothing is stored yet" if step is None else f"step {step} is the newest one stored"
     it.lines.say_first(f"interrupted: {stored}. To save the last step too, end the training with SIGTERM")

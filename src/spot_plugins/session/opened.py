@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ..agreement import Agreement, Group, Solo
 from ..clock import Clock
 from ..config import SpotConfig
+from ..eventlog.recorder import Recorder as EventRecorder
 from ..events import EventBus
 from ..fingerprints import PART, Recorder, recorder_of
 from ..leave.commit_age import CommitAge
@@ -47,6 +48,7 @@ class Opened:
     way_out: WayOut
     fingerprints: Recorder
     keeper: Keeper
+    event_log: EventRecorder
 
 
 def join_and_build(
@@ -115,14 +117,21 @@ def join_and_build(
         stack=stack,
     )
     keeper = Keeper(job, run, pusher, saved_steps, way_out, phase, bus, config.grace_s)
+    event_log = _record_events(pusher, saved_steps, bus)
     for subscriber in (keeper, measurements, pacer, CommitAge(clock, counts_shares=job.rank == 0 < job.world_size - 1)):
         bus.subscribe(subscriber.on_event)
     # Closed from the last to the first: the saver before the pusher, which gets what is being copied.
-    for close in (way_out.release_signals, pusher.close, saver.close, agreement.close, listener.close):
+    for close in (way_out.release_signals, pusher.close, event_log.close, saver.close, agreement.close, listener.close):
         stack.callback(close)
-    return Opened(
-        *(job, lines, run, pusher, saver, saved_steps, measurements, agreement, listener, way_out, fingerprints, keeper)
-    )
+    opened = (job, lines, run, pusher, saver, saved_steps, measurements, agreement, listener, way_out, fingerprints)
+    return Opened(*opened, keeper, event_log)
+
+
+def _record_events(pusher: Pusher, saved_steps: SavedSteps, bus: EventBus) -> EventRecorder:
+    recorder = EventRecorder(pusher.log_way, lambda: saved_steps.present, lambda: pusher.is_finished)
+    recorder.open()
+    bus.subscribe(recorder.on_event)
+    return recorder
 
 
 def _agreement(job: Job, pacer: Pacer, participant: TrainingParticipant) -> Agreement:

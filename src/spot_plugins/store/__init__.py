@@ -19,6 +19,7 @@ from .obstore import ObstoreStore
 from .opening import open_store, scratch_directory
 from .private import is_below_own, open_local
 from .probe import check_writable, probe, unusable
+from .redaction import Secrets
 from .retry import Patience, attentively, patiently
 from .wrapped import PatientStore, RenewedStore
 
@@ -35,6 +36,7 @@ __all__ = [
     "Patience",
     "PatientStore",
     "RenewedStore",
+    "Secrets",
     "attentively",
     "check_writable",
     "get_at_most",

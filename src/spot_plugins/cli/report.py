@@ -1,0 +1,64 @@
+"""``spot report``: what a run has cost, from its event log."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ..errors import ConfigError, SpotError
+
+
+def _price(value: float | None) -> float | None:
+    if value is not None and not (value >= 0 and math.isfinite(value)):
+        raise typer.BadParameter(f"{value} must be a price of one GPU for one hour, 0 or more")
+    return value
+
+
+def report(
+    url: Annotated[str, typer.Argument(envvar="SPOT_URL", help="URL of the run.", show_default=False)],
+    text: Annotated[bool, typer.Option("--text", help="Print the report.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as one JSON document.")] = False,
+    html: Annotated[
+        str | None, typer.Option(help="The page to write. A file of this name is replaced.", show_default="report.html")
+    ] = None,
+    spot_price: Annotated[
+        float | None, typer.Option(help="Price of a spot GPU for an hour.", callback=_price, show_default=False)
+    ] = None,
+    on_demand_price: Annotated[
+        float | None, typer.Option(help="Price of an on-demand GPU for an hour.", callback=_price, show_default=False)
+    ] = None,
+) -> None:
+    """
+    Report how the run at URL went: goodput, losses, saves, interruptions per day, and what to change.
+
+    Without --text and --json it writes a page that needs no network. It reads the event log alone, also while the run
+    goes on. For example: spot report s3://bucket/run-7 --text
+    """
+    from ..monitor.figures import Prices  # not for every verb: it imports the clients of stores
+    from ..monitor.page import page_of
+    from ..monitor.reading import read_report
+    from ..monitor.text import document_of, text_of
+
+    if text + as_json + (html is not None) > 1:
+        raise typer.BadParameter("give one of --text, --json and --html FILE", param_hint="--text")
+    try:
+        found = read_report(url, Prices(spot_price, on_demand_price), time.time())
+    except SpotError as error:
+        typer.echo(f"spot report: {error}", err=True)
+        raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
+    if text:
+        typer.echo(text_of(found))
+    elif as_json:
+        typer.echo(json.dumps(document_of(found), allow_nan=False))
+    else:
+        path = html or "report.html"
+        try:
+            Path(path).write_text(page_of(found), encoding="utf-8")
+        except OSError as error:
+            raise typer.BadParameter(f"{path} cannot be written: {error.strerror}", param_hint="--html") from error
+        typer.echo(f"wrote {path}")
