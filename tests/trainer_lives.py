@@ -103,7 +103,7 @@ class Life:
         set_seed(1)
         self.url, self.interrupt, self.trace, self.log, self.order = url, interrupt, {}, [], []
         quiet = {"report_to": [], "disable_tqdm": True, "use_cpu": True, "save_strategy": "no", "logging_steps": 2}
-        usual = {"per_device_train_batch_size": 2, "num_train_epochs": 2, "learning_rate": 0.02, "label_names": ["labels"]}
+        usual = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2, "num_train_epochs": 2, "learning_rate": 0.02, "label_names": ["labels"]}
         arguments = TrainingArguments(
             output_dir=str(folder), remove_unused_columns=False, **(quiet | usual | settings)
         )
@@ -186,6 +186,8 @@ def assert_exact(folder, *interrupts, **settings):
         for key in trace.keys() & life.trace.keys():
             assert trace[key] == life.trace[key], key
         trace |= life.trace
+    if all(how == "notice" for how, *_ in interrupts):
+        assert [each for life in lives[1:] for each in life.log] == alone.log, "each step is logged once"
     assert len(life.trace) < len(alone.trace), "it must have continued, and not begun anew"
     assert trace == alone.trace
     final, expected = life.state(), alone.state()

@@ -117,6 +117,13 @@ class Fit:
         """Return the batches of the present epoch."""
         return EpochBatches(self.hook, self.loader)
 
+    def logged_with(self, grad_norm: Any, learning_rate: Any) -> tuple[Any, Any]:
+        """Return the norm and the rate of the last step, which at the end of an epoch may be one before the resume."""
+        place = self.part.place
+        if self._trainer.state.global_step != self._last_step:
+            place.grad_norm, place.learning_rate = grad_norm, learning_rate
+        return place.grad_norm, place.learning_rate
+
     def hold_back(self) -> bool:
         """Put off what is due for this step beside the log. Return True if anything is."""
         control, place = self._trainer.control, self.part.place

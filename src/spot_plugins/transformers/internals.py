@@ -18,6 +18,7 @@ import transformers.trainer
 from transformers import Trainer
 
 from ..data.internals import Library
+from ..errors import ConfigError
 
 TRANSFORMERS: Final = Library(package="transformers", checked="5.23.*")
 
@@ -70,10 +71,7 @@ ATTRIBUTES: Final = (
     "accelerator",
     "args",
     "callback_handler.callbacks",
-    "control.should_epoch_stop",
-    "control.should_evaluate",
-    "control.should_save",
-    "control.should_training_stop",
+    "control",
     "current_flos",
     "data_collator",
     "hp_search_backend",
@@ -101,8 +99,6 @@ def check(trainer: Trainer) -> None:
     Raises:
         ConfigError: A name is missing, or a method has other parameters. The error names it.
     """
-    from ..errors import ConfigError
-
     TRANSFORMERS.require("Trainer", trainer, ATTRIBUTES)
     TRANSFORMERS.require("trainer", transformers.trainer, ("skip_first_batches",))
     TRANSFORMERS.require("Trainer", Trainer, METHODS)

@@ -102,17 +102,28 @@ class Overrides(Trainer):  # type: ignore[misc]
             loss = internals.loss_since_log(self)
             self._maybe_log_save_evaluate(loss, None, **{name: kwargs[name] for name in names})
 
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+    def _maybe_log_save_evaluate(
+        self,
+        tr_loss: Any,
+        grad_norm: Any,
+        model: Any,
+        trial: Any,
+        epoch: Any,
+        ignore_keys_for_eval: Any,
+        start_time: Any,
+        learning_rate: Any = None,
+    ) -> None:
         """Log, report the step, then evaluate and save in a pause, so that a notice need not wait for these."""
-        fit = self._fit
+        fit, of_eval = self._fit, (model, trial, epoch, ignore_keys_for_eval, start_time)
+        grad_norm, learning_rate = fit.logged_with(grad_norm, learning_rate)
         is_due = fit.hold_back()
-        super()._maybe_log_save_evaluate(*args, **kwargs)
+        super()._maybe_log_save_evaluate(tr_loss, grad_norm, *of_eval, learning_rate=learning_rate)
         is_due = fit.hold_back() or is_due  # a callback may ask for more when it sees the log
         fit.after_log()
         if is_due:
             with fit.hook.pause():
                 fit.release()
-                super()._maybe_log_save_evaluate(*args, **kwargs)
+                super()._maybe_log_save_evaluate(tr_loss, grad_norm, *of_eval, learning_rate=learning_rate)
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> Any:
         """Evaluate, but evaluate before the first step once per run."""

@@ -54,6 +54,12 @@ class Place:
     stops_training: bool = False
     """True if a callback has ended the training, or its last step is done."""
 
+    grad_norm: Any = None
+    """The norm of the gradients of the step, for a log at the end of the epoch."""
+
+    learning_rate: Any = None
+    """The learning rate of the step, for the same log."""
+
     @property
     def is_due(self) -> bool:
         """True if something of the step is left to do."""
@@ -87,10 +93,10 @@ class TrainerPart:
         )
         fields = {name: value for name, value in vars(trainer.state).items() if name not in OF_PROCESS}
         return {
-            "state": json.dumps(fields, default=_plain),
-            "callbacks": json.dumps([[name, each.state()] for name, each in self._exportable()], default=_plain),
+            "state": json.dumps(fields, default=_for_json),
+            "callbacks": json.dumps([[name, each.state()] for name, each in self._exportable()], default=_for_json),
             "counters": internals.loss_counters(trainer),
-            "place": dataclasses.asdict(place),
+            "place": {each.name: _plain(getattr(place, each.name)) for each in dataclasses.fields(place)},
             "max_steps": trainer.state.max_steps,
             SAMPLES: self._samples_per_step,
         }
@@ -123,7 +129,11 @@ class TrainerPart:
 
 
 def _plain(value: Any) -> Any:
-    """Return a number of numpy or torch as a number of Python, for JSON."""
+    """Return *value*, a number of numpy or torch as one of Python."""
+    return value.item() if hasattr(value, "item") else value
+
+
+def _for_json(value: Any) -> Any:
     if hasattr(value, "item"):
         return value.item()
     raise TypeError(f"a callback or the log has a {type(value).__name__}, which JSON does not hold")
