@@ -90,7 +90,7 @@ class Interrupt(TrainerCallback):
             assert self.committed.wait(30)
             raise Killed
         os.kill(os.getpid(), signal.SIGTERM)
-        session = self.spot.fit.hook._session
+        session = self.spot._fit.hook._session
         until(lambda: session.notice is not None, "the notice is known")
 
 
@@ -103,10 +103,14 @@ class Life:
         set_seed(1)
         self.url, self.interrupt, self.trace, self.log, self.order = url, interrupt, {}, [], []
         quiet = {"report_to": [], "disable_tqdm": True, "use_cpu": True, "save_strategy": "no", "logging_steps": 2}
-        usual = {"per_device_train_batch_size": 2, "per_device_eval_batch_size": 2, "num_train_epochs": 2, "learning_rate": 0.02, "label_names": ["labels"]}
-        arguments = TrainingArguments(
-            output_dir=str(folder), remove_unused_columns=False, **(quiet | usual | settings)
-        )
+        usual = {
+            "per_device_train_batch_size": 2,
+            "per_device_eval_batch_size": 2,
+            "num_train_epochs": 2,
+            "learning_rate": 0.02,
+            "label_names": ["labels"],
+        }
+        arguments = TrainingArguments(output_dir=str(folder), remove_unused_columns=False, **(quiet | usual | settings))
         on_event = [interrupt.on_event] if interrupt else []
         self.spot = SpotTrainerCallback(url, every_steps=every_steps, grace_seconds=20, on_event=on_event)
         callbacks = [self.spot, Logged(self.log)]

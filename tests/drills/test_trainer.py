@@ -28,9 +28,7 @@ def test_a_notice_and_a_kill(accumulation, tmp_path):
 @pytest.mark.parametrize("settings", [BY_STEPS, BY_EPOCHS], ids=["steps", "epochs"])
 def test_a_notice_in_an_evaluation(settings, accumulation, tmp_path):
     """The process leaves within a batch, and the next one evaluates again."""
-    lives = assert_exact(
-        tmp_path, IN_EVALUATION, IN_EVALUATION, gradient_accumulation_steps=accumulation, **settings
-    )
+    lives = assert_exact(tmp_path, IN_EVALUATION, IN_EVALUATION, gradient_accumulation_steps=accumulation, **settings)
 
     for life in lives[1:3]:
         assert sum(kind == "evaluate" for kind, *_ in life.trace) == 2
@@ -52,7 +50,9 @@ def test_max_steps(at, tmp_path):
 @pytest.mark.parametrize("kind", ["linear", "cosine", "reduce_lr_on_plateau"])
 def test_schedules(kind, tmp_path):
     """A schedule continues, also one that depends on evaluations."""
-    more = {"metric_for_best_model": "loss", "lr_scheduler_kwargs": {"patience": 0}} if kind.startswith("reduce") else {}
+    more = (
+        {"metric_for_best_model": "loss", "lr_scheduler_kwargs": {"patience": 0}} if kind.startswith("reduce") else {}
+    )
     assert_exact(tmp_path, IN_STEP, IN_EVALUATION, KILL, every_steps=2, lr_scheduler_type=kind, **BY_STEPS, **more)
 
 
@@ -80,7 +80,11 @@ def test_a_callback_with_a_state(at, tmp_path):
     assert_exact(tmp_path, ("notice", "train", at), change=change, num_train_epochs=3, **BY_STEPS)
 
 
-@pytest.mark.parametrize("interrupt", [("notice", "evaluate", 14), ("notice", "train", 17), ("kill", "train", 14)], ids=["evaluation", "step", "kill"])
+@pytest.mark.parametrize(
+    "interrupt",
+    [("notice", "evaluate", 14), ("notice", "train", 17), ("kill", "train", 14)],
+    ids=["evaluation", "step", "kill"],
+)
 def test_early_stopping_and_the_best_model(interrupt, tmp_path):
     """The patience, the best metric and the best checkpoint continue, and the same weights are loaded at the end."""
 

@@ -76,7 +76,7 @@ def samples_of(folder, steps):
 
 
 def test_other_numbers_of_ranks(references, tmp_path):
-    """Two ranks, then one that accumulates twice as much, then two: each step has the samples that it would have had."""
+    """Two ranks, one that accumulates twice as much, and two: each step has the samples that it would have had."""
     settings = PAIR | {"samples": 40}
     reference = references(settings)
 

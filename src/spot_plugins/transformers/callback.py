@@ -10,7 +10,7 @@ from transformers import Trainer, TrainerCallback
 
 from ..config import ElasticBatch, EverySeconds, NoticeSources, OnNotice, Seconds, from_environment
 from ..errors import ConfigError
-from ..events import Subscriber
+from ..events import Subscriber, subscribers_of
 from ..state.part import Part
 from . import internals
 from .fit import Fit
@@ -107,16 +107,15 @@ class SpotTrainerCallback(TrainerCallback):  # type: ignore[misc]
             "storage_options": storage_options,
         }
         config = from_environment(**self._settings)
+        self._settings["on_event"] = subscribers_of(on_event, hooks)
         if config.elastic_batch != "keep":
             raise ConfigError(
                 "elastic_batch='scale' is not supported under a Trainer, whose schedule and max_steps count in steps. "
                 "Use 'keep'"
             )
-        self._events: dict[str, Any] = {"on_event": on_event, "hooks": hooks}
         self._registered: list[tuple[str, Part]] = []
         self._trainer: Trainer | None = None
-        self.fit: Fit | None = None
-        """The training that runs. None: none does."""
+        self._fit: Fit | None = None  # the training that runs
         # Of the last training, after it has ended.
         self._last_committed_step: int | None = None
         self._resumed_from: int | None = None
@@ -128,12 +127,12 @@ class SpotTrainerCallback(TrainerCallback):  # type: ignore[misc]
 
         A committed step is visible to a resume once every rank has committed it. The value stays after ``train()``.
         """
-        return self._last_committed_step if self.fit is None else self.fit.hook.last_committed_step
+        return self._last_committed_step if self._fit is None else self._fit.hook.last_committed_step
 
     @property
     def resumed_from(self) -> int | None:
         """Step after which this process continued, or None on a first run. The value stays after ``train()``."""
-        return self._resumed_from if self.fit is None else self.fit.hook.resumed_from
+        return self._resumed_from if self._fit is None else self._fit.hook.resumed_from
 
     def attach(self, trainer: Trainer) -> None:
         """
@@ -167,7 +166,7 @@ class SpotTrainerCallback(TrainerCallback):  # type: ignore[misc]
         self._registered.append((name, part))
 
     @contextmanager
-    def opened(self, trial: Any) -> Iterator[Fit]:
+    def _opened(self, trial: Any) -> Iterator[Fit]:
         """Open the run for one training. *trial* is that of a hyperparameter search, or None."""
         trainer = self._trainer
         assert trainer is not None
@@ -175,14 +174,14 @@ class SpotTrainerCallback(TrainerCallback):  # type: ignore[misc]
         callbacks = trainer.callback_handler.callbacks
         # Last, so that what the others decide in an event is part of the state.
         callbacks[:] = [*(each for each in callbacks if each is not self), self]
-        hook = TrainerHook(trainer.accelerator, **self._settings, **self._events)
+        hook = TrainerHook(trainer.accelerator, **self._settings)
         with hook:
-            self.fit = Fit(trainer, hook, self._registered)
+            self._fit = Fit(trainer, hook, self._registered)
             try:
-                yield self.fit
+                yield self._fit
             finally:
                 self._last_committed_step, self._resumed_from = hook.last_committed_step, hook.resumed_from
-                self.fit = None
+                self._fit = None
 
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Attach to the trainer that is made with this callback."""
@@ -191,20 +190,20 @@ class SpotTrainerCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Restore what the training loop has just set to 0."""
-        if self.fit is None:
+        if self._fit is None:
             raise ConfigError(
                 "this SpotTrainerCallback has no trainer, so nothing would be saved. Give it to the trainer in "
                 "callbacks=[...], or call callback.attach(trainer) before train()"
             )
-        self.fit.part.restore_counters()
-        control.should_training_stop |= self.fit.part.place.stops_training
+        self._fit.part.restore_counters()
+        control.should_training_stop |= self._fit.part.place.stops_training
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take note that the callbacks have done what they do at the end of an epoch."""
-        if self.fit is not None:
-            self.fit.part.place.at_epoch_end = True
+        if self._fit is not None:
+            self._fit.part.place.at_epoch_end = True
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Leave in the middle of an evaluation, if there is a notice."""
-        if self.fit is not None:
-            self.fit.hook.check()
+        if self._fit is not None:
+            self._fit.hook.check()

@@ -149,7 +149,7 @@ class Fit:
 
     @property
     def _samples_at_once(self) -> int:
-        return internals.batch_size(self._trainer) * self._trainer.args.world_size
+        return internals.batch_size(self._trainer) * int(self._trainer.args.world_size)
 
     def _keep_samples(self, samples: int) -> None:
         """Change gradient accumulation so that a step is made of *samples*, as the run began."""

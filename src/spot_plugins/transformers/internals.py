@@ -145,7 +145,7 @@ def set_loss_counters(trainer: Trainer, counters: Mapping[str, Any]) -> None:
     trainer.current_flos = counters["current_flos"]
 
 
-def loss_since_log(trainer: Trainer) -> torch.Tensor:
+def loss_since_log(trainer: Trainer) -> Any:
     """Return the loss that is summed up for the next log."""
     return trainer._tr_loss
 

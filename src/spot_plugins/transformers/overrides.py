@@ -25,21 +25,21 @@ class Overrides(Trainer):  # type: ignore[misc]
 
     @property
     def _fit(self) -> Fit:
-        fit = self._spot.fit
+        fit = self._spot._fit
         assert fit is not None, "train() is not running"
         return fit
 
     def train(self, resume_from_checkpoint: Any = None, trial: Any = None, ignore_keys_for_eval: Any = None) -> Any:
         """Open the run, train, and close it."""
-        with self._spot.opened(trial) as fit:
+        with self._spot._opened(trial) as fit:
             fit.begin(resume_from_checkpoint)
             return super().train(fit.users_checkpoint, trial, ignore_keys_for_eval)
 
     def get_train_dataloader(self) -> Any:
         """Make the training loader. Its order can be continued on any number of ranks, unless it is the program's."""
-        own = self._spot.fit is None or loaders.has_own_loader(self)
+        own = self._spot._fit is None or loaders.has_own_loader(self)
         loader = super().get_train_dataloader() if own else loaders.elastic(self)
-        if self._spot.fit is not None:
+        if self._spot._fit is not None:
             self._fit.loader = loader
         return loader
 

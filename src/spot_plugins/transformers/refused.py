@@ -44,8 +44,8 @@ def _reasons(trainer: Trainer, trial: Any) -> Iterator[str]:
         )
     if args.auto_find_batch_size:
         yield (
-            "auto_find_batch_size=True begins the training again with smaller batches, and a resumed run could not tell "
-            "which. Set per_device_train_batch_size"
+            "auto_find_batch_size=True begins the training again with smaller batches, which a resumed run would not "
+            "know. Set per_device_train_batch_size"
         )
     if trial is not None or trainer.hp_search_backend is not None:
         yield (

@@ -1,8 +1,8 @@
 """
 A real training with transformers' Trainer that can be interrupted at an exact point. Run by test_trainer_processes.py.
 
-Writes what :mod:`drill` says, and the final state to FOLDER/final-RANK.pt. The points are ``["batch", n]`` and ``["val",
-n]``, with n from 1 in each process.
+Writes what :mod:`drill` says, and the final state to FOLDER/final-RANK.pt. The points are ``["batch", n]`` and
+``["val", n]``, with n from 1 in each process.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Training:
             disable_tqdm=True,
             use_cpu=True,
         )
-        self.drill = Drill(settings, arguments.process_index, lambda: self.spot.fit.hook._session)
+        self.drill = Drill(settings, arguments.process_index, lambda: self.spot._fit.hook._session)
         self.spot = SpotTrainerCallback(
             settings.run, every_steps=settings.every_steps, grace_seconds=20, on_event=[self.drill.on_event]
         )
