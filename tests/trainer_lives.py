@@ -172,21 +172,21 @@ def without_times(log):
     return {name: value for name, value in log.items() if not name.endswith(TIMES)}
 
 
-def assert_exact(folder, *interrupts, **settings):
+def assert_exact(folder, *interrupts, arguments=None, **settings):
     """
     Interrupt a training as each of *interrupts* says, let it end, and compare it with one that was left alone.
 
-    Return the lives: the one that was left alone, and all others.
+    *arguments* are those of ``train()``, in every life. Return the lives: the one that was left alone, and all others.
     """
     torch.set_num_threads(1)
     alone = Life(f"{folder}/control", folder / "output-control", **settings)
-    assert alone.run() == "finished"
+    assert alone.run(**(arguments or {})) == "finished"
     trace, lives = {}, [alone]
     for each in (*interrupts, None):
         life = Life(f"{folder}/run", folder / "output", Interrupt(*each) if each else None, **settings)
         lives.append(life)
         expected = {"notice": "Preempted", "kill": "Killed"}[each[0]] if each else "finished"
-        assert life.run() == expected
+        assert life.run(**(arguments or {})) == expected
         for key in trace.keys() & life.trace.keys():
             assert trace[key] == life.trace[key], key
         trace |= life.trace

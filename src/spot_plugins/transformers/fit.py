@@ -34,7 +34,7 @@ class Fit:
         self.loader: Any = None
         """The prepared training loader."""
         self.prepared: Any = None
-        """What the trainer has prepared, until its loop asks for it."""
+        """The model and the loader, from their preparation until the loop asks for them."""
         self.users_checkpoint: Any = None
         """The checkpoint of the trainer itself that the first process begins with."""
         self._trainer = trainer
@@ -85,7 +85,7 @@ class Fit:
 
         Args:
             num_train_epochs: Epochs of the whole training.
-            start: Where the trainer would begin without the run.
+            start: The place where the trainer would begin without the run.
         """
         trainer, part = self._trainer, self.part
         for name, each in (("lr-scheduler", trainer.lr_scheduler), (PART, part), *self._registered):
@@ -95,6 +95,8 @@ class Fit:
         self._last_step = trainer.state.global_step
         if not part.is_loaded:
             self.hook.count_from(trainer.state.global_step)
+            # The intervals of the program count, not those of a checkpoint, in this process as in later ones.
+            trainer.state.compute_steps(trainer.args, trainer.state.max_steps)
             if start[1]:
                 warn(OTHER_ORDER.format(checkpoint=self.users_checkpoint))
             return start

@@ -105,7 +105,7 @@ REFUSED = {
     "ignore_data_skip": ({"ignore_data_skip": True}, "ignore_data_skip=True trains on samples twice"),
     "group_by_length": (
         {"train_sampling_strategy": "group_by_length"},
-        "train_sampling_strategy='group_by_length' is not supported yet",
+        "train_sampling_strategy='group_by_length' is not supported yet, because its order depends on the batches",
     ),
     "stream": ({"data": Stream()}, "train_dataset=Stream is a stream"),
     "own loop": ({"kind": OwnEpoch}, r"OwnEpoch\._run_epoch\(\) replaces the training loop of Trainer"),
@@ -128,7 +128,7 @@ def test_what_is_not_supported_is_refused(settings, words, tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("name", "value", "words"),
     [
-        ("is_deepspeed_enabled", True, "DeepSpeed keeps its state where it cannot be saved from"),
+        ("is_deepspeed_enabled", True, "DeepSpeed has copies of weights and optimizer that are not saved"),
         ("is_fsdp_enabled", True, "FSDP under a Trainer is not supported yet"),
         ("hp_search_backend", "optuna", r"hyperparameter_search\(\) trains several models"),
     ],
