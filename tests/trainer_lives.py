@@ -198,6 +198,6 @@ def assert_exact(folder, *interrupts, arguments=None, **settings):
     for state in (final["state"], expected["state"]):
         if state["best_model_checkpoint"]:
             state["best_model_checkpoint"] = os.path.basename(state["best_model_checkpoint"])
-    assert final["state"] == expected["state"]
+    assert final["state"] == expected["state"], differences(final["state"], expected["state"])
     assert differences(final, expected) == []
     return lives

@@ -12,6 +12,8 @@ from transformers.trainer_callback import ExportableState
 
 from spot_plugins.errors import ConfigError
 
+pytestmark = pytest.mark.sampled
+
 IN_STEP = ("notice", "train", 7)
 KILL = ("kill", "train", 9)
 IN_EVALUATION = ("notice", "evaluate", 2)

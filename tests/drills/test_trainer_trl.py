@@ -27,23 +27,24 @@ def texts(number):
     return Dataset.from_dict({"text": [" ".join(f"w{number}" for number in row) for row in rows]})
 
 
-class Recorded(LlamaForCausalLM):
-    """A small Llama that says which batches it had."""
+class Recorded(SFTTrainer):
+    """Says which batches it had, and their losses."""
 
-    def forward(self, input_ids=None, **kwargs):
-        output = super().forward(input_ids=input_ids, **kwargs)
-        self.record[0]("train" if self.training else "evaluate", input_ids.tolist(), output.loss.item())
-        return output
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        tokens = inputs["input_ids"].flatten().tolist()
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss = result[0] if return_outputs else result
+        self.record("train" if model.training else "evaluate", tokens, loss.item())
+        return result
 
 
 def make(**given):
     """Return a trainer. The model and the data are those of language, the rest is that of the other drills."""
     numbers = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    model = Recorded(LlamaConfig(vocab_size=64, pad_token_id=0, eos_token_id=1, bos_token_id=None, **numbers))
-    model.record = [given["model"].record]  # in a list, because it is no part of the model
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=64, pad_token_id=0, eos_token_id=1, bos_token_id=None, **numbers))
     common = {name: value for name, value in given["args"].to_dict().items() if name in USED}
     arguments = SFTConfig(max_length=12, bf16=False, use_cpu=True, report_to=[], disable_tqdm=True, **common)
-    return SFTTrainer(
+    trainer = Recorded(
         model=model,
         args=arguments,
         train_dataset=texts(21),
@@ -52,6 +53,8 @@ def make(**given):
         callbacks=given["callbacks"],
         peft_config=LoraConfig(r=2, lora_dropout=0.1, target_modules=["q_proj", "v_proj"]),
     )
+    trainer.record = given["model"].record
+    return trainer
 
 
 USED = {
@@ -75,7 +78,7 @@ def test_fine_tuning_with_lora(tmp_path):
         tmp_path,
         ("notice", "train", 7),
         ("notice", "evaluate", 2),
-        ("kill", "train", 4),
+        ("kill", "train", 6),
         make=make,
         every_steps=2,
         gradient_accumulation_steps=2,

@@ -1,7 +1,7 @@
 """
 Private names of transformers that this package uses, and the check that the installed version has them.
 
-Checked against transformers 5.23. :mod:`.overrides` calls the private methods below, which is why their signatures are
+Checked against transformers 5.23 and trl 1.16. :mod:`.overrides` calls the private methods below, which is why their signatures are
 pinned here. No other module of this package touches a private name of transformers.
 """
 
@@ -143,6 +143,20 @@ def set_loss_counters(trainer: Trainer, counters: Mapping[str, Any]) -> None:
     trainer._globalstep_last_logged = int(counters["_globalstep_last_logged"])
     trainer._initial_global_step = int(counters["_initial_global_step"])
     trainer.current_flos = counters["current_flos"]
+
+
+def trl_metrics(trainer: Trainer) -> dict[str, Any]:
+    """Return the metrics since the last log, and the tokens so far, that a trainer of TRL counts. Else nothing."""
+    names = ("_metrics", "_total_train_tokens")
+    return {name: getattr(trainer, name) for name in names if hasattr(trainer, name)}
+
+
+def set_trl_metrics(trainer: Trainer, metrics: Mapping[str, Any]) -> None:
+    """Set what :func:`trl_metrics` returned."""
+    for mode, values in metrics.get("_metrics", {}).items():
+        trainer._metrics[mode].update(values)
+    if "_total_train_tokens" in metrics:
+        trainer._total_train_tokens = metrics["_total_train_tokens"]
 
 
 def loss_since_log(trainer: Trainer) -> Any:

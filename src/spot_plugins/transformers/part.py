@@ -95,6 +95,7 @@ class TrainerPart:
         return {
             "state": json.dumps(fields, default=_for_json),
             "callbacks": json.dumps([[name, each.state()] for name, each in self._exportable()], default=_for_json),
+            "metrics": json.dumps(internals.trl_metrics(trainer), default=_for_json),
             "counters": internals.loss_counters(trainer),
             "place": {each.name: _plain(getattr(place, each.name)) for each in dataclasses.fields(place)},
             "max_steps": trainer.state.max_steps,
@@ -111,6 +112,7 @@ class TrainerPart:
             if mine is not None:
                 saved.remove(mine)
                 vars(callback).update(mine[1]["attributes"])
+        internals.set_trl_metrics(trainer, json.loads(state["metrics"]))
         self._counters = state["counters"]
         self.place = Place(**state["place"])
         # A training that its last step has ended goes on if the program has more steps now.
