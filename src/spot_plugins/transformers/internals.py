@@ -1,8 +1,8 @@
 """
 Private names of transformers that this package uses, and the check that the installed version has them.
 
-Checked against transformers 5.23 and trl 1.16. :mod:`.overrides` calls the private methods below, which is why their signatures are
-pinned here. No other module of this package touches a private name of transformers.
+Checked against transformers 5.23 and trl 1.16. :mod:`.overrides` calls the private methods below, which is why their
+signatures are pinned here. No other module of this package touches a private name of transformers.
 """
 
 from __future__ import annotations

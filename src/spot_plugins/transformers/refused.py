@@ -31,7 +31,7 @@ def refuse(trainer: Trainer, trial: Any) -> None:
 def _reasons(trainer: Trainer, trial: Any) -> Iterator[str]:
     args, own = trainer.args, type(trainer).__mro__[2]
     if trainer.is_deepspeed_enabled:
-        yield "DeepSpeed has copies of weights and optimizer that are not saved. Leave it out, and use one process or DDP"
+        yield "DeepSpeed has copies of weights and optimizer that are not saved. Leave it out, and use DDP"
     if trainer.is_fsdp_enabled:
         yield (
             "FSDP under a Trainer is not supported yet. Leave out fsdp and use DDP, or write the loop with Accelerate "
