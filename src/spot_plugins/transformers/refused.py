@@ -62,6 +62,11 @@ def _reasons(trainer: Trainer, trial: Any) -> Iterator[str]:
             "ignore_data_skip=True trains on samples twice after a resume. Leave it out, because a resumed run goes to "
             "its position at once"
         )
+    if args.accelerator_config.split_batches:
+        yield (
+            "split_batches=True makes the batches of a rank depend on the number of ranks, so a step could not keep "
+            "its samples. Leave it out of accelerator_config"
+        )
     if args.train_sampling_strategy not in ("random", "sequential"):
         yield (
             f"train_sampling_strategy={str(args.train_sampling_strategy)!r} is not supported yet, because its order "

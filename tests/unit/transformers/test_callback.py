@@ -103,6 +103,10 @@ REFUSED = {
     "auto_find_batch_size": ({"auto_find_batch_size": True}, "auto_find_batch_size=True begins the training again"),
     "enable_jit_checkpoint": ({"enable_jit_checkpoint": True}, "enable_jit_checkpoint=True takes SIGTERM as well"),
     "ignore_data_skip": ({"ignore_data_skip": True}, "ignore_data_skip=True trains on samples twice"),
+    "split_batches": (
+        {"accelerator_config": {"split_batches": True}},
+        "split_batches=True makes the batches of a rank depend on the number of ranks",
+    ),
     "group_by_length": (
         {"train_sampling_strategy": "group_by_length"},
         "train_sampling_strategy='group_by_length' is not supported yet, because its order depends on the batches",
