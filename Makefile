@@ -42,7 +42,7 @@ demo: setup  ## Preempt a real fine-tuning, resume it, compare it with one that 
 # Each test of these looks at its own process alone, so they run side by side. The other drills look at processes, ports
 # and shared memory of the whole machine, so they run one after the other.
 programs := user_programs late_signals lightning_best lightning_epoch_start lightning_loaders lightning_steps lightning_worked
-programs += accelerate_loaders accelerate_loops accelerate_worked
+programs += accelerate_loaders accelerate_loops accelerate_worked trainer trainer_trl
 beside := tests/unit tests/public tests/contract $(wildcard $(programs:%=tests/drills/test_%.py))
 
 test: setup lint  ## Lint, then all tests but those marked gpu or soak

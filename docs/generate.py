@@ -27,6 +27,7 @@ API = {
     "spot_plugins": ["prefetch", "load_weights", "export_weights"],
     "spot_plugins.lightning": ["SpotCheckpoint"],
     "spot_plugins.accelerate": ["SpotHook", "Progress"],
+    "spot_plugins.transformers": ["SpotTrainerCallback"],
     "spot_plugins.session": ["SpotSession"],
     "spot_plugins.fingerprints": ["read", "compare_runs", "Recorded", "Difference"],
     "spot_plugins.data": ["elastic_loader", "ElasticSampler", "LoaderPosition", "shield_workers"],

@@ -34,7 +34,10 @@ def rows(folder):
 
 
 # As many steps as leave time for the signal before the end.
-@pytest.mark.parametrize(("recipe", "num_steps"), [("lightning_finetune.py", 24), ("accelerate_lora_finetune.py", 48)])
+RECIPES = [("lightning_finetune.py", 24), ("accelerate_lora_finetune.py", 48), ("trainer_lora_finetune.py", 48)]
+
+
+@pytest.mark.parametrize(("recipe", "num_steps"), RECIPES)
 def test_a_preempted_recipe_goes_on_to_its_end(recipe, num_steps, tmp_path):
     """A SIGTERM in mid-epoch ends it with code 143; the same command again trains every other step once, to the end."""
     process = start(recipe, num_steps, tmp_path)

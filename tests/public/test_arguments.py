@@ -1,4 +1,4 @@
-"""The arguments of both hosts, the table in the README and the table of settings say the same."""
+"""The arguments of all hosts, the table in the README and the table of settings say the same."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
+import torch
+import transformers
 from accelerate import Accelerator
 from lightning.pytorch import Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel, RandomDataset
@@ -19,6 +21,7 @@ from spot_plugins.data import elastic_loader
 from spot_plugins.errors import ConfigError
 from spot_plugins.events import AttemptStarted
 from spot_plugins.lightning import SpotCheckpoint
+from spot_plugins.transformers import SpotTrainerCallback
 
 README = Path(__file__).parents[2] / "README.md"
 
@@ -32,7 +35,9 @@ ARGUMENT = re.compile(r"^    (\w+): (.*(?:\n {6,}.*)*)", re.MULTILINE)
 ROW = re.compile(r"^\| *`(\w+)` *\|([^|]*)\|([^|]*)\|([^|]*)\|$", re.MULTILINE)
 MARKUP = re.compile(r"`|\[|\]\([^)]*\)")
 
-each_host = pytest.mark.parametrize("host", [SpotCheckpoint, SpotHook], ids=lambda host: host.__name__)
+each_host = pytest.mark.parametrize(
+    "host", [SpotCheckpoint, SpotHook, SpotTrainerCallback], ids=lambda host: host.__name__
+)
 
 
 class Net(BoringModel):
@@ -42,6 +47,17 @@ class Net(BoringModel):
         return elastic_loader(RandomDataset(32, 4), batch_size=2)
 
     val_dataloader = train_dataloader
+
+
+class Summed(torch.nn.Module):
+    """A model for a Trainer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": self.layer(x).sum()}
 
 
 def documented(host: type) -> dict[str, str]:
@@ -64,6 +80,11 @@ def train(spot: Any, folder: Path) -> None:
         quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
         trainer = Trainer(accelerator="cpu", max_steps=1, default_root_dir=folder, callbacks=[spot], **quiet)
         trainer.fit(Net())
+    elif isinstance(spot, SpotTrainerCallback):
+        settings: dict[str, Any] = {"use_cpu": True, "report_to": [], "disable_tqdm": True, "save_strategy": "no"}
+        arguments = transformers.TrainingArguments(str(folder / "output"), max_steps=1, **settings)
+        data = [{"x": torch.ones(1)}] * 2
+        transformers.Trainer(Summed(), arguments, train_dataset=data, callbacks=[spot]).train()
     else:
         with spot:
             pass

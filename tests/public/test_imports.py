@@ -45,6 +45,7 @@ PUBLIC_NAMES = {
     "spot_plugins.data": {"ElasticSampler", "elastic_loader"},
     "spot_plugins.lightning": {"SpotCheckpoint"},
     "spot_plugins.session": {"SpotSession"},
+    "spot_plugins.transformers": {"SpotTrainerCallback"},
 }
 
 ERRORS = {

@@ -58,6 +58,7 @@ NOT_MET: Final = {
     "guard/host.py": "remedies, which the table of what is not saved has for each host",
     "accelerate/guarded.py": "the same",
     "lightning/guarded.py": "the same",
+    "transformers/guarded.py": "the same",
     "leave/phase.py": "a call in the wrong order, which is an error in the program",
     "notices/azure.py": "logged for those who ask for it: a service is asked again",
     "notices/gcp.py": "the same",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from accelerate import Accelerator
@@ -26,7 +26,9 @@ REMEDIES: Final = {
 }
 
 
-def host_of(accelerator: Accelerator, position: PositionPart, told: Told) -> Host:
+def host_of(
+    accelerator: Accelerator, position: PositionPart, told: Told, remedies: Mapping[Kind, str] = REMEDIES
+) -> Host:
     """
     Return the view on a loop.
 
@@ -34,6 +36,7 @@ def host_of(accelerator: Accelerator, position: PositionPart, told: Told) -> Hos
         accelerator: Prepares the objects of the loop.
         position: Tracks the loaders of the loop.
         told: The warnings that the loop gets otherwise.
+        remedies: The advice for each kind of thing that is not saved.
     """
 
     def roots() -> Iterator[tuple[str, object]]:
@@ -45,4 +48,4 @@ def host_of(accelerator: Accelerator, position: PositionPart, told: Told) -> Hos
         return list(told.things)
 
     loaders, log_level = position.begun_loaders, facts.host_level
-    return Host(remedies=REMEDIES, roots=roots, loaders=loaders, named=named, log_level=log_level, is_bare=False)
+    return Host(remedies=remedies, roots=roots, loaders=loaders, named=named, log_level=log_level, is_bare=False)

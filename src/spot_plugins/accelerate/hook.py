@@ -17,7 +17,7 @@ from ..state.part import Part
 from . import facts, internals
 from .batches import Batches
 from .epochs import StreamsPart
-from .guarded import host_of
+from .guarded import REMEDIES, host_of
 from .one_hook import claim, open_session, release
 from .peek import Peek
 from .position import PositionPart
@@ -86,6 +86,8 @@ class SpotHook:
         StoreError: The store does not answer.
     """
 
+    _remedies = REMEDIES
+
     def __init__(
         self,
         accelerator: Accelerator,
@@ -133,11 +135,8 @@ class SpotHook:
         self._told = Told()
         self._streams = StreamsPart()
         self._position = PositionPart(accelerator, self._streams, lambda: self._steps.are_done)
-        self._session = SpotSession(
-            config,
-            on_event=subscribers_of(on_event, hooks),
-            host=host_of(accelerator, self._position, self._told),
-        )
+        host = host_of(accelerator, self._position, self._told, self._remedies)
+        self._session = SpotSession(config, on_event=subscribers_of(on_event, hooks), host=host)
         self._steps = Steps(accelerator, self._session, self._told)
         self._prepared: Prepared | None = None  # None: not resumed yet
         self._peek = Peek(self._session)

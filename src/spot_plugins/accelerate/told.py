@@ -16,6 +16,10 @@ class Told:
         """The things that a warning was about. No other guard warns of them."""
         self._given: set[str] = set()
 
+    def never(self, text: str) -> None:
+        """Do not give the warning *text*, because it does not apply to this loop."""
+        self._given.add(text)
+
     def __call__(self, text: str, *, about: Any = None, **values: Any) -> None:
         """Warn with *text*, in which *values* stand in braces, unless it was given before."""
         if about is None and text in self._given:

@@ -1,0 +1,182 @@
+"""
+Private names of transformers that this package uses, and the check that the installed version has them.
+
+Checked against transformers 5.23 and trl 1.16. :mod:`.overrides` calls the private methods below, which is why their
+signatures are pinned here. No other module of this package touches a private name of transformers.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Final
+
+import torch
+import transformers.trainer
+from transformers import Trainer
+
+from ..data.internals import Library
+from ..errors import ConfigError
+
+TRANSFORMERS: Final = Library(package="transformers", checked="5.23.*")
+
+METHODS: Final[Mapping[str, tuple[str, ...]]] = {
+    "train": ("resume_from_checkpoint", "trial", "ignore_keys_for_eval"),
+    "get_train_dataloader": (),
+    "_inner_training_loop": ("batch_size", "args", "resume_from_checkpoint", "trial", "ignore_keys_for_eval"),
+    "_init_training_state": (
+        "max_steps",
+        "num_update_steps_per_epoch",
+        "num_train_epochs",
+        "resume_from_checkpoint",
+        "trial",
+    ),
+    "_prepare_for_training": ("max_steps", "train_dataloader", "resume_from_checkpoint"),
+    "_run_epoch": (
+        "model",
+        "epoch",
+        "train_dataloader",
+        "steps_in_epoch",
+        "num_update_steps_per_epoch",
+        "trial",
+        "ignore_keys_for_eval",
+        "start_time",
+        "resume_from_checkpoint",
+        "epochs_trained",
+        "steps_trained_in_current_epoch",
+    ),
+    "_load_rng_state": ("checkpoint",),
+    "_maybe_log_save_evaluate": (
+        "tr_loss",
+        "grad_norm",
+        "model",
+        "trial",
+        "epoch",
+        "ignore_keys_for_eval",
+        "start_time",
+        "learning_rate",
+    ),
+    "_evaluate": ("trial", "ignore_keys_for_eval", "skip_scheduler"),
+    "_finalize_training": ("trial", "num_train_samples", "start_time"),
+    "_get_dataloader": ("dataset", "description", "batch_size", "sampler_fn", "is_training", "dataloader_key"),
+    "_get_train_sampler": ("train_dataset",),
+    "_remove_unused_columns": ("dataset", "description"),
+    "_get_collator_with_removed_columns": ("data_collator", "description"),
+}
+"""Methods of ``Trainer`` that are overridden or called, with the names of their parameters."""
+
+ATTRIBUTES: Final = (
+    "accelerator",
+    "args",
+    "callback_handler.callbacks",
+    "control",
+    "current_flos",
+    "data_collator",
+    "hp_search_backend",
+    "is_deepspeed_enabled",
+    "is_fsdp_enabled",
+    "lr_scheduler",
+    "state",
+    "_train_batch_size",
+)
+"""Attributes of a ``Trainer`` that has not begun to train."""
+
+LOSSES: Final = ("_total_loss_scalar", "_globalstep_last_logged", "_initial_global_step", "current_flos")
+"""Numbers that a ``Trainer`` counts between two logs. The training loop sets most of them to 0 when it begins."""
+
+LOADER_METHODS: Final = ("get_train_dataloader", "_get_dataloader", "_get_train_sampler")
+"""Methods that decide which samples a training sees, and in which order."""
+
+
+def check(trainer: Trainer) -> None:
+    """
+    Check that the installed transformers has every private name that this package uses.
+
+    It looks at the names and at signatures, and never compares versions, so that a newer version that kept them works.
+
+    Raises:
+        ConfigError: A name is missing, or a method has other parameters. The error names it.
+    """
+    TRANSFORMERS.require("Trainer", trainer, ATTRIBUTES)
+    TRANSFORMERS.require("trainer", transformers.trainer, ("skip_first_batches",))
+    TRANSFORMERS.require("Trainer", Trainer, METHODS)
+    for name, expected in METHODS.items():
+        found = tuple(inspect.signature(getattr(Trainer, name)).parameters)[1:]
+        if found != expected:
+            raise ConfigError(TRANSFORMERS.missing(f"Trainer.{name}({', '.join(expected)})"))
+
+
+def trainer_under_construction() -> Trainer | None:
+    """Return the trainer whose ``__init__`` calls this function, through the event ``on_init_end``."""
+    frame = sys._getframe()
+    while (frame := frame.f_back) is not None:  # type: ignore[assignment]
+        if frame.f_code is inspect.unwrap(Trainer.__init__).__code__:
+            found = frame.f_locals.get("self")
+            return found if isinstance(found, Trainer) else None
+    return None
+
+
+@contextmanager
+def skipping(skip: Callable[[Any, int], Any]) -> Iterator[None]:
+    """Let the trainer call *skip* to leave out the batches of an epoch that are done, in place of Accelerate's."""
+    original = transformers.trainer.skip_first_batches
+    transformers.trainer.skip_first_batches = skip
+    try:
+        yield
+    finally:
+        transformers.trainer.skip_first_batches = original
+
+
+def loss_counters(trainer: Trainer) -> dict[str, Any]:
+    """Return the loss since the last log, and the numbers of :data:`LOSSES`. All 0 before the first step."""
+    loss = getattr(trainer, "_tr_loss", None)
+    counters = {name: float(getattr(trainer, name, 0)) for name in LOSSES}
+    return {"_tr_loss": torch.zeros(()) if loss is None else loss.detach().clone(), **counters}
+
+
+def set_loss_counters(trainer: Trainer, counters: Mapping[str, Any]) -> None:
+    """Set what :func:`loss_counters` returned."""
+    trainer._tr_loss = counters["_tr_loss"].to(trainer.args.device)
+    trainer._total_loss_scalar = counters["_total_loss_scalar"]
+    trainer._globalstep_last_logged = int(counters["_globalstep_last_logged"])
+    trainer._initial_global_step = int(counters["_initial_global_step"])
+    trainer.current_flos = counters["current_flos"]
+
+
+def trl_metrics(trainer: Trainer) -> dict[str, Any]:
+    """Return the metrics since the last log, and the tokens so far, that a trainer of TRL counts. Else nothing."""
+    names = ("_metrics", "_total_train_tokens")
+    return {name: getattr(trainer, name) for name in names if hasattr(trainer, name)}
+
+
+def set_trl_metrics(trainer: Trainer, metrics: Mapping[str, Any]) -> None:
+    """Set what :func:`trl_metrics` returned."""
+    for mode, values in metrics.get("_metrics", {}).items():
+        trainer._metrics[mode].update(values)
+    if "_total_train_tokens" in metrics:
+        trainer._total_train_tokens = metrics["_total_train_tokens"]
+
+
+def loss_since_log(trainer: Trainer) -> Any:
+    """Return the loss that is summed up for the next log."""
+    return trainer._tr_loss
+
+
+def batch_size(trainer: Trainer) -> int:
+    """Return the samples of one batch of this rank."""
+    return int(trainer._train_batch_size)
+
+
+def dataset_and_collator(trainer: Trainer) -> tuple[Any, Any]:
+    """Return the training data and the collator, without the columns that the model does not take."""
+    from transformers.utils import is_datasets_available
+
+    data = trainer.train_dataset
+    if is_datasets_available():
+        import datasets
+
+        if isinstance(data, datasets.Dataset):
+            return trainer._remove_unused_columns(data, description="Training"), trainer.data_collator
+    return data, trainer._get_collator_with_removed_columns(trainer.data_collator, description="Training")

@@ -1,0 +1,94 @@
+"""The settings of a ``Trainer`` that cannot be continued exactly. They are refused before anything is done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+from torch.utils.data import IterableDataset
+from transformers import Trainer
+
+from ..errors import ConfigError
+from . import internals
+
+OWN_LOOPS: Final = ("_inner_training_loop", "_run_epoch", "_maybe_log_save_evaluate")
+"""Methods that a subclass overrides only if it has a training loop of its own."""
+
+
+def refuse(trainer: Trainer, trial: Any) -> None:
+    """
+    Raise :exc:`ConfigError` for the first setting that is not supported.
+
+    Args:
+        trainer: Before it trains.
+        trial: The trial of a hyperparameter search, or None.
+    """
+    internals.check(trainer)
+    for text in _reasons(trainer, trial):
+        raise ConfigError(text)
+
+
+def _reasons(trainer: Trainer, trial: Any) -> Iterator[str]:
+    args, own = trainer.args, type(trainer).__mro__[2]
+    if trainer.is_deepspeed_enabled:
+        yield "DeepSpeed has copies of weights and optimizer that are not saved. Leave it out, and use DDP"
+    if trainer.is_fsdp_enabled:
+        yield (
+            "FSDP under a Trainer is not supported yet. Leave out fsdp and use DDP, or write the loop with Accelerate "
+            "and SpotHook, which supports FSDP"
+        )
+    if args.n_gpu > 1:
+        yield (
+            f"n_gpu={args.n_gpu}: one process with several GPUs (DataParallel) is not supported. Start one process per "
+            f"GPU with torchrun or accelerate launch, or set CUDA_VISIBLE_DEVICES to one GPU"
+        )
+    if args.auto_find_batch_size:
+        yield (
+            "auto_find_batch_size=True begins the training again with smaller batches, which a resumed run would not "
+            "know. Set per_device_train_batch_size"
+        )
+    if trial is not None or trainer.hp_search_backend is not None:
+        yield (
+            "hyperparameter_search() trains several models, and one run holds one training. Leave out the callback in "
+            "the search, and use it with the settings that were found"
+        )
+    if args.enable_jit_checkpoint:
+        yield (
+            "enable_jit_checkpoint=True takes SIGTERM as well, and both would save at once. Leave it out, because "
+            "SpotTrainerCallback saves on SIGTERM"
+        )
+    if args.ignore_data_skip:
+        yield (
+            "ignore_data_skip=True trains on samples twice after a resume. Leave it out, because a resumed run goes to "
+            "its position at once"
+        )
+    if args.accelerator_config.split_batches:
+        yield (
+            "split_batches=True makes the batches of a rank depend on the number of ranks, so a step could not keep "
+            "its samples. Leave it out of accelerator_config"
+        )
+    if args.train_sampling_strategy not in ("random", "sequential"):
+        yield (
+            f"train_sampling_strategy={str(args.train_sampling_strategy)!r} is not supported yet, because its order "
+            f"depends on the batches of one process. Use 'random' or 'sequential'"
+        )
+    if isinstance(trainer.train_dataset, IterableDataset):
+        yield (
+            f"train_dataset={type(trainer.train_dataset).__name__} is a stream, which is not supported yet. Use a "
+            f"map-style data set, with a length and an index"
+        )
+    yield from _loops(trainer, own)
+
+
+def _loops(trainer: Trainer, own: type) -> Iterator[str]:
+    if hasattr(trainer, "_buffered_inputs"):
+        yield (
+            f"{own.__name__} trains several steps on what it has generated before, which is not saved. Online "
+            f"reinforcement learning (GRPO, RLOO, distillation) is not supported yet"
+        )
+    for name in OWN_LOOPS:
+        if getattr(own, name) is not getattr(Trainer, name):
+            yield (
+                f"{own.__name__}.{name}() replaces the training loop of Trainer, so its steps cannot be followed. "
+                f"Trainers with the loop of Trainer are supported"
+            )

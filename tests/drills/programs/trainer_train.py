@@ -1,0 +1,132 @@
+"""
+A real training with transformers' Trainer that can be interrupted at an exact point. Run by test_trainer_processes.py.
+
+Writes what :mod:`drill` says, and the final state to FOLDER/final-RANK.pt. The points are ``["batch", n]`` and
+``["val", n]``, with n from 1 in each process.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import warnings
+from collections import Counter
+
+import torch
+from drill import Drill
+from drill_settings import Settings
+from torch import nn
+from training_pieces import Points, hexed
+from transformers import Trainer, TrainingArguments, set_seed
+
+from spot_plugins.state import RngPart, encode
+from spot_plugins.transformers import SpotTrainerCallback
+
+
+class Named(torch.utils.data.Dataset):
+    """The points as a Trainer wants them."""
+
+    def __init__(self, points):
+        self.points = points
+
+    def __len__(self):
+        return len(self.points)
+
+    def __getitem__(self, index):
+        number, x, y = self.points[index]
+        return {"number": number, "x": x, "labels": y}
+
+
+class Net(nn.Module):
+    """Says which samples each batch had, and its loss."""
+
+    def __init__(self, training):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.2), nn.Tanh(), nn.Linear(8, 3))
+        self.record = training.record
+
+    def forward(self, x, labels, number=None):
+        logits = self.layers(x)
+        loss = nn.functional.cross_entropy(logits, labels)
+        self.record("batch" if self.training else "val", number, loss)
+        return {"loss": loss, "logits": logits}
+
+
+class Training:
+    def __init__(self, settings):
+        self.settings = settings
+        torch.set_num_threads(1)
+        set_seed(1)
+        self.points = Counter()
+        arguments = TrainingArguments(
+            output_dir=str(settings.path / "output"),
+            per_device_train_batch_size=settings.batch,
+            per_device_eval_batch_size=5,
+            gradient_accumulation_steps=settings.accumulate,
+            num_train_epochs=settings.epochs,
+            eval_strategy="steps",
+            eval_steps=4,
+            logging_steps=3,
+            save_strategy="no",
+            learning_rate=1e-2,
+            lr_scheduler_type="cosine",
+            dataloader_num_workers=settings.workers,
+            dataloader_persistent_workers=settings.persistent,
+            remove_unused_columns=False,
+            label_names=["labels"],
+            report_to=[],
+            disable_tqdm=True,
+            use_cpu=True,
+        )
+        self.drill = Drill(settings, arguments.process_index, lambda: self.spot._fit.hook._session)
+        self.spot = SpotTrainerCallback(
+            settings.run, every_steps=settings.every_steps, grace_seconds=20, on_event=[self.drill.on_event]
+        )
+        self.trainer = Trainer(
+            model=Net(self),
+            args=arguments,
+            train_dataset=Named(Points(settings.samples, is_noisy=True)),
+            eval_dataset=Named(Points(17, seed=20)),
+            callbacks=[self.spot],
+        )
+
+    def record(self, kind, number, loss):
+        """Write down what a batch saw, and send this process the signal if this is the point of settings.at."""
+        self.points[kind] += 1
+        point = (kind, self.points[kind])
+        step = self.trainer.state.global_step
+        within = self.points[kind, step]
+        self.points[kind, step] += 1
+        self.drill.write("trace", [kind, step, within, number.tolist(), hexed(loss)])
+        self.drill.reach(*point)
+        if self.drill.is_at_own_signal(*point):
+            self.trainer.accelerator.wait_for_everyone()
+            os.kill(os.getpid(), getattr(signal, self.settings.signal))
+            self.drill.await_notice()
+
+    def run(self):
+        self.trainer.train()
+        trainer = self.trainer
+        history = [
+            {name: value for name, value in each.items() if "_per_second" not in name and "runtime" not in name}
+            for each in trainer.state.log_history
+        ]
+        final = {
+            "model": trainer.model.state_dict(),
+            "optimizer": trainer.optimizer.state_dict(),
+            "scheduler": trainer.lr_scheduler.state_dict(),
+            "rng": encode(RngPart().state_dict()),
+            "log": history,
+            "step": trainer.state.global_step,
+        }
+        torch.save(final, self.settings.path / f"final-{self.drill.rank}.pt")
+
+
+def main(settings):
+    warnings.simplefilter("ignore")
+    Training(settings).run()
+
+
+if __name__ == "__main__":
+    main(Settings.decode(sys.argv[1]))

@@ -1,0 +1,186 @@
+"""Ordinary trainings with transformers' Trainer, interrupted, and equal in every bit to those left alone."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+
+import pytest
+from trainer_lives import Interrupt, Life, assert_exact
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from spot_plugins.errors import ConfigError
+
+pytestmark = pytest.mark.sampled
+
+IN_STEP = ("notice", "train", 7)
+KILL = ("kill", "train", 9)
+IN_EVALUATION = ("notice", "evaluate", 2)
+BY_STEPS = {"eval_strategy": "steps", "eval_steps": 3}
+BY_EPOCHS = dict.fromkeys(("eval_strategy", "logging_strategy", "save_strategy"), "epoch")
+BEST = {"save_strategy": "steps", "save_steps": 3, "load_best_model_at_end": True, "metric_for_best_model": "loss"}
+
+LAST_OF_EPOCH = 11
+"""The last batch of an epoch."""
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+def test_a_notice_and_a_kill(accumulation, tmp_path):
+    """A notice in a step, and a kill between two saves. A step takes one batch or three, and two at an epoch's end."""
+    assert_exact(tmp_path, IN_STEP, KILL, every_steps=2, gradient_accumulation_steps=accumulation)
+
+
+@pytest.mark.parametrize("accumulation", [1, 3])
+@pytest.mark.parametrize("settings", [BY_STEPS, BY_EPOCHS], ids=["steps", "epochs"])
+def test_a_notice_in_an_evaluation(settings, accumulation, tmp_path):
+    """The process leaves within a batch, and the next one evaluates again."""
+    lives = assert_exact(tmp_path, IN_EVALUATION, IN_EVALUATION, gradient_accumulation_steps=accumulation, **settings)
+
+    for life in lives[1:3]:
+        assert sum(kind == "evaluate" for kind, *_ in life.trace) == 2
+
+
+@pytest.mark.parametrize("how", ["notice", "kill"])
+@pytest.mark.parametrize("settings", [{}, BY_EPOCHS, BY_STEPS], ids=["none", "epochs", "steps"])
+def test_the_end_of_an_epoch(settings, how, tmp_path):
+    """What belongs to the end of the epoch is done by the next process."""
+    assert_exact(tmp_path, (how, "train", LAST_OF_EPOCH), every_steps=1, gradient_accumulation_steps=3, **settings)
+
+
+@pytest.mark.parametrize("at", [7, 17])
+def test_max_steps(at, tmp_path):
+    """A training that ends in the middle of an epoch, interrupted in a step and in the last one."""
+    assert_exact(tmp_path, ("notice", "train", at), max_steps=17, **BY_STEPS)
+
+
+@pytest.mark.parametrize("kind", ["linear", "cosine", "reduce_lr_on_plateau"])
+def test_schedules(kind, tmp_path):
+    """A schedule continues, also one that depends on evaluations."""
+    more = (
+        {"metric_for_best_model": "loss", "lr_scheduler_kwargs": {"patience": 0}} if kind.startswith("reduce") else {}
+    )
+    assert_exact(tmp_path, IN_STEP, IN_EVALUATION, KILL, every_steps=2, lr_scheduler_type=kind, **BY_STEPS, **more)
+
+
+class Counting(TrainerCallback, ExportableState):
+    """Stops an epoch early, by a count of its own."""
+
+    def __init__(self):
+        self.num_steps = 0
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.num_steps += 1
+        control.should_epoch_stop = self.num_steps % 8 == 0
+
+    def state(self):
+        return {"args": {}, "attributes": {"num_steps": self.num_steps}}
+
+
+@pytest.mark.parametrize("at", [7, 8, 9])
+def test_a_callback_with_a_state(at, tmp_path):
+    """Its attributes are restored, and what it has decided in the saved step is carried out."""
+
+    def change(given):
+        return given | {"callbacks": [*given["callbacks"], Counting()]}
+
+    assert_exact(tmp_path, ("notice", "train", at), change=change, num_train_epochs=3, **BY_STEPS)
+
+
+@pytest.mark.parametrize(
+    "interrupt",
+    [("notice", "evaluate", 14), ("notice", "train", 17), ("kill", "train", 14)],
+    ids=["evaluation", "step", "kill"],
+)
+def test_early_stopping_and_the_best_model(interrupt, tmp_path):
+    """The patience, the best metric and the best checkpoint continue, and the same weights are loaded at the end."""
+
+    def change(given):
+        return given | {"callbacks": [EarlyStoppingCallback(2), *given["callbacks"]]}
+
+    settings = {"num_train_epochs": 8, "learning_rate": 0.05} | BY_STEPS | BEST
+    alone, *_ = assert_exact(tmp_path, interrupt, change=change, every_steps=2, **settings)
+
+    assert alone.trainer.state.global_step < 88, "it must have stopped early"
+
+
+def lives_of(folder, **settings):
+    """Return a function that makes lives of one run in *folder*."""
+    return lambda interrupt=None, **more: Life(f"{folder}/run", folder / "output", interrupt, **(settings | more))
+
+
+def test_the_best_model_of_another_machine(tmp_path):
+    """If its checkpoint is gone, a warning says so. The training ends all the same."""
+    make = lives_of(tmp_path, num_train_epochs=1, learning_rate=1.0, **BY_STEPS, **BEST)
+    assert make(Interrupt("notice", "train", 8)).run() == "Preempted"
+    shutil.rmtree(tmp_path / "output")
+    life = make(max_steps=8)
+
+    with pytest.warns(UserWarning, match="the best checkpoint, .* of step 3, is not on this machine. Unless a later"):
+        assert life.run() == "finished"
+
+
+@pytest.mark.filterwarnings("ignore:resume_from_checkpoint=.* stands in the middle of an epoch")
+@pytest.mark.parametrize("step", [6, 11])
+def test_a_run_begins_with_a_checkpoint_of_the_trainer(step, tmp_path, caplog):
+    """The run continues from its own steps once it has some."""
+    before = Life(f"{tmp_path}/before", tmp_path / "before-output", save_strategy="steps", save_steps=step)
+    assert before.run() == "finished"
+    checkpoint = str(tmp_path / f"before-output/checkpoint-{step}")
+    caplog.clear()
+
+    with caplog.at_level(logging.INFO, logger="spot_plugins"):
+        _, first, _ = assert_exact(
+            tmp_path, ("notice", "train", 3), arguments={"resume_from_checkpoint": checkpoint}, learning_rate=0.01
+        )
+
+    assert min(number for _, number, _ in first.trace) == step
+    assert f"{checkpoint} counts at the start of a run. This one continues from its own step" in caplog.text
+
+
+def test_a_checkpoint_in_the_middle_of_an_epoch_has_another_order(tmp_path):
+    """A warning says what that means."""
+    before = Life(f"{tmp_path}/before", tmp_path / "output", save_strategy="steps", save_steps=6, max_steps=6)
+    assert before.run() == "finished"
+
+    with pytest.warns(UserWarning, match="stands in the middle of an epoch, and this run has an order of samples"):
+        Life(f"{tmp_path}/run", tmp_path / "new").run(resume_from_checkpoint=str(tmp_path / "output/checkpoint-6"))
+
+
+def test_another_batch_size(tmp_path, caplog):
+    """A step keeps its six samples, or the start is refused."""
+    make = lives_of(tmp_path, gradient_accumulation_steps=3)
+    assert make(Interrupt("notice", "train", 5)).run() == "Preempted"
+
+    with pytest.raises(ConfigError, match="is made of 6 samples, which do not divide into batches of 4 on 1 ranks"):
+        make(per_device_train_batch_size=4).run()
+
+    with caplog.at_level(logging.INFO, logger="spot_plugins"):
+        assert make(per_device_train_batch_size=1).run() == "finished"
+    assert "gradient_accumulation_steps=6, not 3: a step is made of 6 samples, as the run began" in caplog.text
+
+
+def test_a_longer_training(tmp_path):
+    """A run that has ended continues if the program has more epochs, also after the middle of an epoch."""
+    make = lives_of(tmp_path, lr_scheduler_type="constant")
+    for settings, step in (({"max_steps": 7}, 7), ({"num_train_epochs": 1}, 11), ({"num_train_epochs": 2}, 22)):
+        life = make(**settings)
+        assert life.run() == "finished"
+        assert life.trainer.state.global_step == step
+    alone = Life(f"{tmp_path}/alone", tmp_path / "alone", lr_scheduler_type="constant")
+    alone.run()
+
+    assert life.state()["model"].keys() == alone.state()["model"].keys()
+    for name, value in alone.state()["model"].items():
+        assert value.equal(life.state()["model"][name]), name
+
+
+def test_an_own_loader(tmp_path):
+    """A trainer that makes its loader itself keeps it. The batches that were trained on are fetched again."""
+    with pytest.warns(UserWarning, match="fetching .* batches again"):
+        assert_exact(tmp_path, IN_STEP, KILL, every_steps=2, make=OwnLoader)
+
+
+class OwnLoader(Trainer):
+    def get_train_dataloader(self):
+        return super().get_train_dataloader()

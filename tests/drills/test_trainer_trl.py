@@ -1,0 +1,89 @@
+"""TRL's SFTTrainer with LoRA, interrupted, and equal in every bit to one that was left alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from tokenizers import Tokenizer, models, pre_tokenizers
+from trainer_lives import assert_exact
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from trl import SFTConfig, SFTTrainer
+
+WORDS = ["<pad>", "<eos>", "<unk>", *(f"w{number}" for number in range(61))]
+
+
+def tokenizer():
+    words = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
+
+
+def texts(number):
+    generator = torch.Generator().manual_seed(number)
+    lengths = torch.randint(5, 12, (number,), generator=generator).tolist()
+    rows = [torch.randint(0, 61, (length,), generator=generator).tolist() for length in lengths]
+    return Dataset.from_dict({"text": [" ".join(f"w{number}" for number in row) for row in rows]})
+
+
+class Recorded(SFTTrainer):
+    """Says which batches it had, and their losses."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        tokens = inputs["input_ids"].flatten().tolist()
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss = result[0] if return_outputs else result
+        self.record("train" if model.training else "evaluate", tokens, loss.item())
+        return result
+
+
+def make(**given):
+    """Return a trainer. The model and the data are those of language, the rest is that of the other drills."""
+    numbers = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=64, pad_token_id=0, eos_token_id=1, bos_token_id=None, **numbers))
+    common = {name: value for name, value in given["args"].to_dict().items() if name in USED}
+    arguments = SFTConfig(max_length=12, bf16=False, use_cpu=True, report_to=[], disable_tqdm=True, **common)
+    trainer = Recorded(
+        model=model,
+        args=arguments,
+        train_dataset=texts(21),
+        eval_dataset=texts(5),
+        processing_class=tokenizer(),
+        callbacks=given["callbacks"],
+        peft_config=LoraConfig(r=2, lora_dropout=0.1, target_modules=["q_proj", "v_proj"]),
+    )
+    trainer.record = given["model"].record
+    return trainer
+
+
+USED = {
+    "output_dir",
+    "num_train_epochs",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "logging_steps",
+    "save_strategy",
+    "eval_strategy",
+    "eval_steps",
+}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:Cannot (locate|pickle)")
+def test_fine_tuning_with_lora(tmp_path):
+    """A notice in a step and in an evaluation, and a kill. The tokens that were counted go on too."""
+    lives = assert_exact(
+        tmp_path,
+        ("notice", "train", 7),
+        ("notice", "evaluate", 2),
+        ("kill", "train", 6),
+        make=make,
+        every_steps=2,
+        gradient_accumulation_steps=2,
+        eval_strategy="steps",
+        eval_steps=3,
+    )
+
+    assert lives[-1].trainer.state.num_input_tokens_seen == lives[0].trainer.state.num_input_tokens_seen

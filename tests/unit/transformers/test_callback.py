@@ -1,0 +1,161 @@
+"""The callback finds its trainer, or says that it has none."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from transformers import Trainer, TrainingArguments
+
+from spot_plugins.errors import ConfigError
+from spot_plugins.transformers import SpotTrainerCallback
+from spot_plugins.transformers.overrides import Overrides
+
+
+class Subclass(Trainer):
+    """A trainer whose ``__init__`` does something after that of ``Trainer``."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.more = True
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(1, 1)
+
+    def forward(self, x):
+        return {"loss": self.layer(x).sum()}
+
+
+def make(tmp_path, kind=Trainer, callbacks=(), data=None, **settings):
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path / "output"), use_cpu=True, report_to=[], disable_tqdm=True, max_steps=1, **settings
+    )
+    data = [{"x": torch.ones(1)}] * 4 if data is None else data
+    return kind(model=Net(), args=arguments, train_dataset=data, callbacks=[*callbacks])
+
+
+def spot(tmp_path, **settings):
+    return SpotTrainerCallback(str(tmp_path / "run"), every_steps=1, **settings)
+
+
+@pytest.mark.parametrize("kind", [Trainer, Subclass])
+def test_a_trainer_made_with_the_callback_has_it(kind, tmp_path):
+    """The trainer keeps the name of its class, and is one of that class."""
+    trainer = make(tmp_path, kind, [spot(tmp_path)])
+
+    assert isinstance(trainer, Overrides)
+    assert isinstance(trainer, kind)
+    assert type(trainer).__name__ == kind.__name__
+
+
+def test_attach(tmp_path):
+    """A trainer that exists gets the callback too."""
+    trainer, callback = make(tmp_path), spot(tmp_path)
+    callback.attach(trainer)
+
+    assert isinstance(trainer, Overrides)
+    assert callback in trainer.callback_handler.callbacks
+
+
+def test_without_a_trainer_it_is_refused(tmp_path):
+    """add_callback() does not say which trainer it is."""
+    trainer = make(tmp_path)
+    trainer.add_callback(spot(tmp_path))
+
+    with pytest.raises(ConfigError, match=r"this SpotTrainerCallback has no trainer, .* callback\.attach\(trainer\)"):
+        trainer.train()
+
+
+def test_one_callback_for_one_trainer(tmp_path):
+    """Neither may have two of the other."""
+    trainer = make(tmp_path, callbacks=[spot(tmp_path)])
+    with pytest.raises(ConfigError, match="one SpotTrainerCallback belongs to one trainer"):
+        spot(tmp_path).attach(trainer)
+
+    callback = spot(tmp_path)
+    callback.attach(make(tmp_path))
+    with pytest.raises(ConfigError, match="one SpotTrainerCallback belongs to one trainer"):
+        callback.attach(make(tmp_path))
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        yield {"x": torch.ones(1)}
+
+
+class OwnEpoch(Trainer):
+    def _run_epoch(self, **kwargs): ...
+
+
+class Generating(Trainer):
+    _buffered_inputs = None
+
+
+class OwnLoader(Trainer):
+    def get_train_dataloader(self):
+        return torch.utils.data.DataLoader(self.train_dataset)
+
+
+REFUSED = {
+    "auto_find_batch_size": ({"auto_find_batch_size": True}, "auto_find_batch_size=True begins the training again"),
+    "enable_jit_checkpoint": ({"enable_jit_checkpoint": True}, "enable_jit_checkpoint=True takes SIGTERM as well"),
+    "ignore_data_skip": ({"ignore_data_skip": True}, "ignore_data_skip=True trains on samples twice"),
+    "split_batches": (
+        {"accelerator_config": {"split_batches": True}},
+        "split_batches=True makes the batches of a rank depend on the number of ranks",
+    ),
+    "group_by_length": (
+        {"train_sampling_strategy": "group_by_length"},
+        "train_sampling_strategy='group_by_length' is not supported yet, because its order depends on the batches",
+    ),
+    "stream": ({"data": Stream()}, "train_dataset=Stream is a stream"),
+    "own loop": ({"kind": OwnEpoch}, r"OwnEpoch\._run_epoch\(\) replaces the training loop of Trainer"),
+    "generates": ({"kind": Generating}, "Generating trains several steps on what it has generated before"),
+    "own loader": ({"kind": OwnLoader}, "this DataLoader is not prepared, so its position cannot be saved"),
+}
+
+
+@pytest.mark.parametrize(("settings", "words"), REFUSED.values(), ids=REFUSED)
+def test_what_is_not_supported_is_refused(settings, words, tmp_path, monkeypatch):
+    """In words, before a step is trained."""
+    trainer = make(tmp_path, callbacks=[spot(tmp_path)], **settings)
+
+    with pytest.raises(ConfigError, match=words):
+        trainer.train()
+
+    assert trainer.state.global_step == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("is_deepspeed_enabled", True, "DeepSpeed has copies of weights and optimizer that are not saved"),
+        ("is_fsdp_enabled", True, "FSDP under a Trainer is not supported yet"),
+        ("hp_search_backend", "optuna", r"hyperparameter_search\(\) trains several models"),
+    ],
+)
+def test_packages_that_are_not_supported_are_refused(name, value, words, tmp_path):
+    """The trainer says by these attributes that it uses one, and that package need not be here."""
+    trainer = make(tmp_path, callbacks=[spot(tmp_path)])
+    setattr(trainer, name, value)
+
+    with pytest.raises(ConfigError, match=words):
+        trainer.train()
+
+
+def test_several_gpus_in_one_process_are_refused(tmp_path):
+    """The arguments count the GPUs."""
+    trainer = make(tmp_path, callbacks=[spot(tmp_path)])
+    trainer.args._n_gpu = 2
+
+    with pytest.raises(ConfigError, match="n_gpu=2: one process with several GPUs"):
+        trainer.train()
+
+
+def test_scaling_batches_are_refused(tmp_path):
+    """The schedule of a trainer counts in steps."""
+    with pytest.raises(ConfigError, match="elastic_batch='scale' is not supported under a Trainer"):
+        spot(tmp_path, elastic_batch="scale")
