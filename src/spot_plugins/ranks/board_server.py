@@ -122,7 +122,8 @@ class BoardServer:
 
     def _serve(self) -> None:
         closed_by: float | None = None
-        connected_by = self._clock.now() + self._limits.connect_s
+        look_at = self._clock.now()
+        connected_by = look_at + self._limits.connect_s
         while closed_by is None or (self._connections and self._clock.now() < closed_by):
             # wait: tick_s; it looks for ranks that are silent
             ready = self._selector.select(self._limits.tick_s)
@@ -137,7 +138,9 @@ class BoardServer:
                     key.fileobj.recv(1)  # type: ignore[union-attr]
             if self._closing and closed_by is None:
                 closed_by = now + self._limits.farewell_s
-            self._end_silent(now)
+            if now >= look_at:  # not each time, because that would cost more than the beats of 1,024 ranks
+                look_at = now + self._limits.tick_s
+                self._end_silent(now)
             if now > connected_by:
                 for rank in sorted(self._missing):
                     self._notes.end(rank, f"has not connected within {self._limits.connect_s:g} s", is_lost=True)

@@ -46,14 +46,14 @@ MAX_GAP_S: Final = 2.0
 """Longest time in seconds between two looks at :class:`AwakeClock` that counts."""
 
 _LENGTH: Final = struct.Struct(">I")
-_RECEIVED_BYTES: Final = 2**18
+_RECEIVED_BYTES: Final = 2**16  # more would be mapped anew by the allocator each time
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
     """The times of a board, in seconds."""
 
-    beat_s: float = 5.0
+    beat_s: float = 10.0
     """Time between two beats of a rank. Rank 0 answers each one."""
     silent_s: float = 120.0
     """
