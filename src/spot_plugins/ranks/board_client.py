@@ -158,7 +158,7 @@ class SocketBoard(NoteBoard):
             loss = RankLostError(0, f"cannot be reached any more ({error.strerror})")
         except Exception as error:
             logger.exception("the board of this rank ends, which is a bug")
-            loss = BoardClosedError(f"the board of this rank has ended: {error!r}")
+            loss = BoardClosedError(repr(error))
         if loss is not None:
             self._lose(loss)
         for sock in (self._sock, self._waker, self._wakened):
@@ -203,7 +203,11 @@ class SocketBoard(NoteBoard):
                 with self._lock:
                     asked = self._asked.pop(number, None)
                 if asked is not None:
-                    asked[0](answer)
+                    try:
+                        asked[0](answer)
+                    except (TypeError, ValueError) as error:
+                        asked[1](BoardClosedError(repr(error)))
+                        raise FrameError(f"a frame that is not known: {error}") from error
                 return None
         raise FrameError(f"a frame that is not known: {str(frame)[:80]}")
 

@@ -258,7 +258,7 @@ def test_a_rank_that_is_silent_is_lost_and_told(serve):
         assert lost(in_thread(board.read, "never")) == (2, "has not been heard from for 1 s")
         silent.settimeout(DEADLINE_S)
         told = b"".join(iter(lambda: silent.recv(4096), b""))
-    assert b"the other ranks have given this rank up, because it has not been heard from for 1 s" in told
+    assert "the other ranks have given this rank up, because it has not been heard from for 1 s" in told.decode()
 
 
 def test_ranks_that_only_beat_are_not_silent(serve):
@@ -277,6 +277,30 @@ def test_a_rank_0_that_is_silent_is_lost():
     board = SocketBoard(theirs, QUICK)
 
     assert lost(in_thread(board.read, "never")) == (0, "has not been heard from for 1 s")
+    ours.close()
+
+
+def test_a_network_that_breaks_is_a_rank_0_that_is_lost():
+    """The kernel says why."""
+    board = SocketBoard(socket.socket(), Limits())
+
+    told = "cannot be reached any more (Transport endpoint is not connected)"
+    with pytest.raises(RankLostError) as raised:
+        in_thread(board.read, "never").result(DEADLINE_S)
+    assert (raised.value.rank, raised.value.how) == (0, told)
+    board.close()
+
+
+def test_an_answer_that_makes_no_sense_holds_up_nobody():
+    """Whoever asked learns it, too."""
+    ours, theirs = socket.socketpair()
+    with closing(SocketBoard(theirs, Limits(farewell_s=0.1))) as board:
+        waits = in_thread(board.read, "never")
+        ours.settimeout(DEADLINE_S)
+        assert ours.recv(4096)
+        ours.sendall(frame_of(0, "no notes"))
+        with pytest.raises(BoardClosedError):
+            waits.result(DEADLINE_S)
     ours.close()
 
 
