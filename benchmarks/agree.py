@@ -49,6 +49,7 @@ class TimedBoard:
     def __init__(self, board):
         self.board = board
         self.read = board.read
+        self.gather = board.gather
         self.close = board.close
         self.took_us = []
 
@@ -73,6 +74,9 @@ class Participant:
         return True
 
     def on_deferred(self, step):
+        pass
+
+    def on_notice(self):
         pass
 
     def leave_in_pause(self):

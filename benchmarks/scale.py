@@ -25,7 +25,7 @@ from spot_plugins.format.commit import CommittedStep, commit, committed_steps, m
 from spot_plugins.format.keys import StepId, attempt_key, blob_key
 from spot_plugins.format.manifest import RankManifest
 from spot_plugins.format.retention import prune
-from spot_plugins.ranks import Job, MemoryBoard
+from spot_plugins.ranks import Gathered, Job, MemoryBoard
 from spot_plugins.resume.manifests import manifests_of
 from spot_plugins.resume.newest import load_newest
 from spot_plugins.state import encode
@@ -53,8 +53,8 @@ class AlikeRanks:
     def post(self, name, value):
         self.board.post(name, value)
 
-    def read(self, name, timeout_s=None):
-        return self.board.read(f"{name.rpartition('/')[0]}/0", timeout_s)
+    def gather(self, name, num_ranks, timeout_s=None):
+        return Gathered(dict.fromkeys(range(num_ranks), self.board.read(f"{name}/0", timeout_s)), None)
 
 
 def manifest_of(step, rank, world_size):

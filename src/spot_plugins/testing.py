@@ -79,16 +79,20 @@ class ThreadRanks:
                 self._boards.append(MemoryBoard())
             board = self._boards[self._num_opened]
             self._num_opened += 1
-        return board if self.rank == 0 else _Guest(board)
+        return board if self.rank == 0 else _Guest(board, self.rank)
 
 
 class _Guest:
     """The board for every rank but 0. Closing it does not close the board of rank 0."""
 
-    def __init__(self, board: MemoryBoard) -> None:
+    def __init__(self, board: MemoryBoard, rank: int) -> None:
         self.post = board.post
         self.read = board.read
+        self.gather = board.gather
         self.take_number = board.take_number
+        self._board = board
+        self._rank = rank
 
     def close(self) -> None:
-        """Do nothing."""
+        """Let the other ranks know that this rank has left."""
+        self._board.end(self._rank)

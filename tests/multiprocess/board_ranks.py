@@ -5,18 +5,20 @@ from __future__ import annotations
 import logging
 import os
 import signal
-import socket
 import threading
 import time
 
+import pytest
 import torch.distributed as dist
 
 from spot_plugins.agreement import Group, Notice
 from spot_plugins.clock import SystemClock
-from spot_plugins.ranks import BoardClosedError, BoardNonsenseError, Job, TorchRanks
+from spot_plugins.ranks import BoardClosedError, Job, RankLostError, TorchRanks
 from spot_plugins.schedule import PeriodicTrigger
 
 PATIENCE_S = 30.0
+LOGGED = []
+"""What was logged about the port of the board."""
 
 
 class Participant:
@@ -26,6 +28,9 @@ class Participant:
         return True
 
     def on_deferred(self, step):
+        pass
+
+    def on_notice(self):
         pass
 
     def leave_in_pause(self):
@@ -48,6 +53,7 @@ def main(rank, world_size, port, what):
     if what == "listen_to_ourselves":  # as some schedulers do
         os.environ["MASTER_ADDR"] = "localhost" if rank == 0 else "127.0.0.1"
         logging.basicConfig(level=logging.INFO, format="%(message)s")
+        logging.getLogger("spot_plugins.ranks.torch_ranks").addFilter(lambda record: LOGGED.append(record) or True)
     globals()[what](ranks, ranks.open_board())
     os._exit(0)  # without the end of the process group, which waits for ranks that were killed
 
@@ -107,6 +113,30 @@ def lose_rank_0(ranks, board):
     board.close()
 
 
+def lose_a_rank(ranks, board):
+    """Rank 2 is killed, and a child of it lives on, as data workers do for a while. The others learn it at once."""
+    job = Job(ranks, board)
+    pids = job.exchange("pid", os.getpid())
+    if ranks.rank == 2:
+        if os.fork() == 0:
+            time.sleep(PATIENCE_S)
+            os._exit(0)
+        board.post("forked", None)
+        signal.pause()
+    board.read("forked")
+    if ranks.rank == 1:
+        os.kill(pids[2], signal.SIGKILL)
+    started = time.monotonic()
+    for use in (lambda: job.exchange("never", None), lambda: board.read("never")):
+        with pytest.raises(RankLostError, match=r"rank 2 has ended \(its connection was closed\)"):
+            use()
+    assert time.monotonic() - started < PATIENCE_S / 2, "before its child has ended"
+    meeting = job.meet(time.monotonic() + 3600, None)
+    meeting.wait()
+    assert meeting.lost.rank == 2
+    board.close()
+
+
 def outlive_a_machine(ranks, board):
     """Rank 0 stands still, as on a machine that was taken without a word. A notice and the end come all the same."""
     group = Group(Job(ranks, board), PeriodicTrigger(1, None, SystemClock()), Participant())
@@ -119,61 +149,22 @@ def outlive_a_machine(ranks, board):
     threading.Thread(target=group.notify, args=(notice,), daemon=True).start()
     group.at_boundary(1)
     group.close()
+    board.close()
     os.kill(pid, signal.SIGKILL)
 
 
-def read_rubbish(ranks, board):
-    """A stranger writes what is no JSON. Its reader learns that, and the board works on."""
-    job = Job(ranks, board)
-    if ranks.rank == 0:
-        with board._connection() as client:
-            client.set("rubbish", b"\xff\x00{")
-            client.set("deep", "[" * 100_000)
-    job.exchange("written", None)
-    for name in ("rubbish", "deep"):
-        try:
-            board.read(name)
-        except BoardNonsenseError:
-            continue
-        raise AssertionError(f"{name} was read")
-    assert job.exchange("works on", ranks.rank) == [0, 1]
-    board.close()
-
-
-def meet_a_stranger(ranks, board):
-    """Rubbish is turned away, and a number that is none is a lost board. Nothing dies or waits."""
-    job = Job(ranks, board)
-    if ranks.rank == 0:
-        for rubbish in (b"GET / HTTP/1.1\r\n\r\n", b"\xff" * 4096, b"\0", b""):
-            with socket.create_connection((board._host, board._port)) as connection:
-                connection.sendall(rubbish)
-        with board._connection() as client:
-            client.set("numbers", "none")
-    assert job.exchange("works on", ranks.rank) == [0, 1]
-    if ranks.rank == 0:
-        board.read("has read")  # because the board ends with rank 0
-    else:
-        board.post("has read", None)
-    for _ in range(2):
-        try:
-            board.take_number("numbers")
-        except BoardClosedError:
-            continue
-        raise AssertionError("a number was taken")
-    board.close()
-
-
 def listen_to_ourselves(ranks, board):
-    """The board listens on the loopback address alone. Anything else would show in the table of the kernel."""
+    """The board uses the loopback address alone. Anything else would show in the table of the kernel."""
+    Job(ranks, board).exchange("all have come", None)
     inodes = {os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if fd_is_open(fd)}
-    listening = []
+    addresses = []
     for table in ("tcp", "tcp6"):
         with open(f"/proc/self/net/{table}") as file:
             rows = [line.split() for line in file.readlines()[1:]]
-        listening += [row[1] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in inodes]
-    ports = {int(address.rpartition(":")[2], 16): address for address in listening}
+        addresses += [row[1].rpartition(":") for row in rows if f"socket:[{row[9]}]" in inodes]
     if ranks.rank == 0:
-        assert ports[board._port].startswith("0100007F:"), ports
+        used = {address for address, _, port in addresses if int(port, 16) == LOGGED[0].args[1]}
+        assert used == {"0100007F"}, (used, addresses)
     board.close()
 
 

@@ -52,6 +52,7 @@ RUNS = {
         {"spot_plugins board, 2 ranks", "all-reduce, 2 ranks", "empty call, 2 ranks"},
     ),
     "scale": (["--ranks", "4"], {"memory, 4 ranks", "S3, 4 ranks"}),
+    "board": (["--ranks", "4", "--seconds", "0.5"], {"4 ranks"}),
 }
 FIGURES = {  # that spot_plugins has in each
     "stall": {"stall_s", "lost_s", "lost_interval_s", "durable_s", "cpu_s_per_gb", "memory_ratio", "step_s"},
@@ -60,6 +61,7 @@ FIGURES = {  # that spot_plugins has in each
     "restore": {"warm_s", "s3_s", "session_s", "warm_to_floor", "s3_to_floor"},
     "agree": {"quiet_median_us", "notice_median_s"},
     "scale": {"commit", "discover", "prune"},
+    "board": {"share_of_core", "exchange_s"},
 }
 
 

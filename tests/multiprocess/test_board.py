@@ -41,14 +41,9 @@ def test_a_machine_that_vanishes_does_not_hold_up_the_end(run_ranks):
     assert run_ranks(2, "outlive_a_machine") == [-signal.SIGKILL, 0]
 
 
-def test_a_note_that_is_no_json_is_an_error_of_its_own(run_ranks):
-    """Every host that reaches the port of the board can write to it."""
-    assert run_ranks(2, "read_rubbish") == [0, 0]
-
-
-def test_a_stranger_at_the_port_ends_nothing(run_ranks):
-    """A port scanner, or who writes where the ranks count."""
-    assert run_ranks(2, "meet_a_stranger") == [0, 0]
+def test_a_rank_that_is_killed_is_known_to_all(run_ranks):
+    """At once, in an exchange, a wait and a meeting, though a child of it lives on."""
+    assert run_ranks(3, "lose_a_rank") == [0, 0, -signal.SIGKILL]
 
 
 def test_a_job_of_one_machine_opens_nothing_to_the_network(run_ranks, tmp_path):

@@ -29,6 +29,10 @@ class Participant(Protocol):
         """Take note that *step* was due and is not saved. On the training thread of rank 0, once for each save."""
         ...
 
+    def on_notice(self) -> None:
+        """Take note that all ranks know of a notice. On a thread of the agreement of several ranks, more than once."""
+        ...
+
     def leave_in_pause(self) -> None:
         """
         Leave with the step at which this rank pauses, because all ranks leave there.

@@ -23,8 +23,8 @@ notice for the boundary at which to leave. If measurements are missing, rank 0 c
 that has a notice and gets no answer leaves alone when its time is over. A step that not all ranks save is not
 committed.
 
-*A lost board.* Each rank continues alone and saves nothing more. It obeys a notice at its next boundary. A board with a
-note that makes no sense counts as lost.
+*A lost board or rank.* Each rank continues alone and saves nothing more. It obeys a notice at its next boundary. A
+board with a note that makes no sense counts as lost.
 """
 
 from __future__ import annotations
@@ -97,7 +97,9 @@ class Group:
         """See :class:`~.decision.Agreement`."""
         now = time.monotonic()
         with self._lock:
-            is_news = self._ballot.notify(notice, now)
+            is_news, is_known = self._ballot.notify(notice, now), self._ballot.notice is not None
+        if is_known:  # from before, or because there is no board to send it to
+            self._participant.on_notice()
         if is_news:
             self._mail.send(NoticeMessage.of(notice, now))
 
@@ -278,8 +280,10 @@ class Group:
                 duty = self._ballot.on_notice(message.notice(now), now)
             else:
                 duty = self._ballot.on_call()
-            answer = self._ballot.answer
+            answer, is_known = self._ballot.answer, self._ballot.notice is not None
             self._changed.notify_all()
+        if is_known:
+            self._participant.on_notice()
         if duty == "share":
             self._share_figures(number)
         elif duty == "answer":
@@ -320,4 +324,7 @@ class Group:
                 return
             self._loss = reason
             self._ballot.lose_board()
+            is_known = self._ballot.notice is not None
             self._changed.notify_all()
+        if is_known:
+            self._participant.on_notice()

@@ -8,11 +8,10 @@ named after its number: ``answer/N/RANK``, ``verdict/N``, ``figures/N/RANK``.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from ..ranks import BoardClosedError, BoardNonsenseError, Job, Json
+from ..ranks import BoardClosedError, Job, Json
 from .messages import VOID, Message, decode_message, encode_message
 
 Answer = TypeVar("Answer", bound=Json)
@@ -51,7 +50,7 @@ class Mail:
         Wait for message *number*, counted from 1.
 
         Raises:
-            BoardClosedError: The board is gone, or the message is nonsense.
+            BoardClosedError: The board is lost, a rank is lost, or the message is nonsense.
         """
         return decode_message(self._job.board.read(f"message/{number}"))
 
@@ -67,14 +66,14 @@ class Mail:
         Give this rank's *answer* to message *number*, and wait for the verdict, which rank 0 counts.
 
         Raises:
-            BoardClosedError: The board is gone, or a note is nonsense.
+            BoardClosedError: The board or a rank is lost, or a note is nonsense.
         """
         board = self._job.board
         board.post(f"answer/{number}/{self._job.rank}", answer)
         if self._job.rank == 0:
             try:
-                answers = [decode_answer(board.read(f"answer/{number}/{rank}")) for rank in range(self._job.world_size)]
-            except BoardNonsenseError:
+                answers = [decode_answer(note) for note in self._gather(f"answer/{number}")]
+            except BoardClosedError:
                 board.post(f"verdict/{number}", VOID)  # no rank waits for a verdict that never comes
                 raise
             board.post(f"verdict/{number}", count(answers))
@@ -89,10 +88,12 @@ class Mail:
         Return the measurements of all ranks, in rank order.
 
         Raises:
-            BoardClosedError: One did not come within *timeout_s*, or the board is gone.
+            BoardClosedError: One did not come within *timeout_s*, or the board or a rank is lost.
         """
-        deadline = time.monotonic() + timeout_s
-        return [
-            self._job.board.read(f"figures/{number}/{rank}", max(0.0, deadline - time.monotonic()))
-            for rank in range(self._job.world_size)
-        ]
+        return self._gather(f"figures/{number}", timeout_s)
+
+    def _gather(self, name: str, timeout_s: float | None = None) -> list[Json]:
+        notes, missing = self._job.board.gather(name, self._job.world_size, timeout_s)
+        if missing is not None:
+            raise missing
+        return [notes[rank] for rank in range(self._job.world_size)]

@@ -10,6 +10,7 @@ from ..events import EventBus, SaveDeferred
 from ..push import Pusher
 from ..ranks import Json
 from ..save import Saver
+from .last_resort import LastResort
 from .measurements import Measurements
 from .way_out import WayOut
 
@@ -21,6 +22,9 @@ class TrainingParticipant:
 
     way_out: WayOut
     """The way out of the session. It is set before the agreement is opened, and needs the agreement to be built."""
+
+    last_resort: LastResort | None = None
+    """Ends this process if it does not leave by itself. None if the rank may stay. It is set with :attr:`way_out`."""
 
     def __init__(self, saver: Saver, pusher: Pusher, measurements: Measurements, bus: EventBus) -> None:
         self._saver = saver
@@ -38,6 +42,11 @@ class TrainingParticipant:
         self._num_deferred += 1
         logger.info("step %s is not saved, because an earlier one is still being pushed", step)
         self._bus.emit(SaveDeferred(step=step, num_deferred=self._num_deferred))
+
+    def on_notice(self) -> None:
+        """Make sure that this process ends, though its training thread may be stuck in a collective."""
+        if self.last_resort is not None:
+            self.last_resort.begin()
 
     def leave_in_pause(self) -> None:
         """Leave with the step of the pause."""

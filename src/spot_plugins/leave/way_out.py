@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 STUCK_S: Final = 1.0
 """Longest time in seconds that the training thread may take to leave a pause once all ranks are done."""
 
+NOTICE_S: Final = 1.0
+"""Longest time in seconds in which this rank learns of a notice because of which another rank has left."""
 
 POLL_S: Final = 0.02
 """Seconds between two looks for notices in a wait."""
@@ -200,15 +202,23 @@ class WayOut:
         """
         Close the session if the block raises ``Preempted``, because of a notice in a wait for the store.
 
-        After a notice, a rank that waits for another one leaves in the same way once rank 0 is gone.
+        After a notice, a rank that waits for another one leaves in the same way once that one has left.
         """
         try:
             yield
         except (Preempted, BoardClosedError) as error:
-            if isinstance(error, BoardClosedError) and self._agreement.notice is None:
+            if isinstance(error, BoardClosedError) and not self._gets_notice():
                 raise
             self._end()
             raise Preempted(None) from None
+
+    def _gets_notice(self) -> bool:
+        """Return whether a rank has passed on a notice. A thread may be about to read that."""
+        deadline = time.monotonic() + NOTICE_S
+        while self._agreement.notice is None and time.monotonic() < deadline:
+            # wait: POLL_S; it looks again, for NOTICE_S
+            time.sleep(POLL_S)
+        return self._agreement.notice is not None
 
     def _end(self) -> None:
         self._listener.release_signals(for_good=True)
@@ -243,10 +253,14 @@ class WayOut:
         outcome = self._departure.depart(self._pause_step, is_paused=True)
         if not outcome.stays and not self._phase.wait_until(frozenset({Phase.LEAVING, Phase.CLOSED}), STUCK_S):
             logger.warning("the training thread is stuck in the pause, so this process ends")
-            end_shielded_workers()
-            self._job.board.close()
-            roster.leave(machine_ends=self._listener.machine_ends)
-            os._exit(Preempted.EXIT_CODE)
+            self.end_process()
+
+    def end_process(self) -> None:
+        """End this process with the exit code of ``Preempted``, whatever the training thread does. On any thread."""
+        end_shielded_workers()
+        self._job.board.close()
+        roster.leave(machine_ends=self._listener.machine_ends)
+        os._exit(Preempted.EXIT_CODE)
 
 
 class Pause:

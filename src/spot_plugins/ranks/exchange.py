@@ -11,7 +11,7 @@ from typing import Final
 
 from ..format.manifest import Json
 from ..store import attentively
-from .base import Board, BoardClosedError, Ranks
+from .base import Board, BoardClosedError, RankLostError, Ranks
 
 EXCHANGE_S: Final = 6 * 3600.0  # longest wait for the other ranks, one of which may read hundreds of GB before
 MEETING_MARGIN_S: Final = 0.5  # seconds that the thread that waits for the others has after the deadline
@@ -50,7 +50,8 @@ class Job:
             limit_s: Longest wait for the other ranks. None: :data:`EXCHANGE_S`.
 
         Raises:
-            BoardClosedError: The board is gone or does not answer, or a rank does not call this in time.
+            RankLostError: A rank has ended before it called this, or is silent.
+            BoardClosedError: The board is lost or does not answer, or a rank does not call this in time.
         """
         self._num_uses[name] += 1
         number = self._num_uses[name]
@@ -59,10 +60,13 @@ class Job:
 
         def give_and_take() -> list[Json]:
             self.board.post(f"{notes}/{self.rank}", value)
-            return [
-                self.board.read(f"{notes}/{rank}", max(0.0, deadline - time.monotonic()))
-                for rank in range(self.world_size)
-            ]
+            given, missing = self.board.gather(notes, self.world_size, max(0.0, deadline - time.monotonic()))
+            if isinstance(missing, RankLostError):
+                text = f"{missing.how}, so this rank cannot continue and ends, too. Look at the log of that rank"
+                raise RankLostError(missing.rank, text)
+            if missing is not None:
+                raise missing
+            return [given[rank] for rank in range(self.world_size)]
 
         if self.world_size == 1:
             return give_and_take()
@@ -87,15 +91,17 @@ class Job:
 
 
 class Meeting:
-    """The wait for all ranks to come to their end, on a thread. See :meth:`Job.meet`."""
+    """The wait for all ranks to come to their end, on a thread. It ends when one is lost. See :meth:`Job.meet`."""
 
     def __init__(self, job: Job, deadline: float, note: Json) -> None:
         self.notes: dict[int, Json] = {job.rank: note}
         """The notes of the ranks that have come, this one included."""
         self.is_cut_off = False
-        """True if the board was lost before the deadline, because rank 0 has ended."""
+        """True if rank 0 has ended before the deadline, and the board with it."""
+        self.lost: RankLostError | None = None
+        """The rank because of which not all ranks come, if one has ended before it came."""
         self._deadline = deadline
-        # On a thread, because the board of a machine that vanished may block its caller.
+        # On a thread, because the caller has other things to wait for meanwhile.
         self._thread = threading.Thread(target=self._run, args=(job, note), name="spot-end", daemon=True)
         self._thread.start()
 
@@ -112,9 +118,14 @@ class Meeting:
     def _run(self, job: Job, note: Json) -> None:
         try:
             job.board.post(f"left/{job.rank}", note)
-            for rank in range(job.world_size):
-                self.notes[rank] = job.board.read(f"left/{rank}", max(0.0, self._deadline - time.monotonic()))
-        except BoardClosedError:  # too late, or rank 0 is gone
+        except BoardClosedError:
+            self.is_cut_off = True
+            return
+        notes, missing = job.board.gather("left", job.world_size, max(0.0, self._deadline - time.monotonic()))
+        self.notes.update(notes)
+        if isinstance(missing, RankLostError) and missing.rank != 0:
+            self.lost = missing
+        elif missing is not None:
             self.is_cut_off = time.monotonic() < self._deadline
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import platform
-import threading
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
@@ -41,10 +40,10 @@ logger = logging.getLogger(__name__)
 JOIN_S: Final = 300.0
 """Longest wait in seconds for the other ranks, which wait for the store with a limit each."""
 
-TELL_S: Final = 1.0
-"""Longest wait in seconds for the board to take the word that this rank leaves."""
-
 _NOTICE: Final = "notice"
+
+_JOINING: Final = "joining"
+_ATTEMPT: Final = "attempt"
 
 _T = TypeVar("_T")
 
@@ -91,24 +90,26 @@ def join_run(config: SpotConfig, job: Job, bus: EventBus, patience: Patience) ->
     refusal: Json = None
     with ExitStack() as stack:
         try:
-            run = _open(config, job, patience)
-            pusher = Pusher(_push_settings(config, run, job), bus)
-            stack.callback(pusher.close)
-            _finally_refused(run, lambda: patience(lambda: pusher.prove(patience.wait)))
-        except (ConfigError, StoreError) as error:
-            refusal = _note(error)
+            try:
+                run = _open(config, job, patience)
+                pusher = Pusher(_push_settings(config, run, job), bus)
+                stack.callback(pusher.close)
+                _finally_refused(run, lambda: patience(lambda: pusher.prove(patience.wait)))
+            except (ConfigError, StoreError) as error:
+                refusal = _note(error)
+            _raise_refusals(job.exchange(_JOINING, refusal, JOIN_S))
+            attempt = 0
+            if job.rank == 0:
+                try:
+                    attempt = _finally_refused(run, lambda: _claim(run.patient, job.world_size))
+                except (ConfigError, StoreError) as error:
+                    refusal = _note(error)
+            given = job.exchange(_ATTEMPT, [attempt, refusal], JOIN_S)
+            attempt, refusal = (0, _NOTICE) if _NOTICE in given else cast("Any", given[0])
+            _raise_refusals([refusal])
         except Preempted:
             _tell_notice(job)
             raise
-        _raise_refusals(job.exchange("joining", refusal, JOIN_S))
-        attempt = 0
-        if job.rank == 0:
-            try:
-                attempt = _finally_refused(run, lambda: _claim(run.patient, job.world_size))
-            except (ConfigError, StoreError) as error:
-                refusal = _note(error)
-        attempt, refusal = cast("Any", job.exchange("attempt", [attempt, refusal], JOIN_S)[0])
-        _raise_refusals([refusal])
         stack.pop_all()
     pusher.begin(attempt)
     return replace(run, attempt=attempt), pusher
@@ -184,16 +185,10 @@ def _note(error: ConfigError | StoreError) -> Json:
 
 
 def _tell_notice(job: Job) -> None:
-    """Let the ranks that wait for this one leave, too. On a thread, because the board may block its caller."""
-
-    def tell() -> None:
-        with suppress(BoardClosedError):
-            job.board.post(f"joining/{job.rank}", _NOTICE)
-
-    teller = threading.Thread(target=tell, name="spot-join", daemon=True)
-    teller.start()
-    # wait: TELL_S; this rank leaves all the same
-    teller.join(TELL_S)
+    """Let the ranks that wait for this one leave, too. A note that this rank has written already stays as it is."""
+    with suppress(BoardClosedError):
+        for name in (_JOINING, _ATTEMPT):
+            job.board.post(f"{name}/{job.rank}", _NOTICE)
 
 
 def _raise_refusals(refusals: list[Any]) -> None:

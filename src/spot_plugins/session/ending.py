@@ -13,7 +13,8 @@ logger = logging.getLogger(__name__)
 
 _SUPERSEDED: Final = "superseded"
 _MISSING: Final = "the end of the training is not stored, and "
-_SILENT: Final = "it is not known whether the end of the training is stored, because the rank does not answer"
+_UNKNOWN: Final = "it is not known whether the end of the training is stored, because "
+_SILENT: Final = f"{_UNKNOWN}the rank does not answer"
 
 
 def end_of(it: Opened, step: int) -> str | None:
@@ -37,7 +38,7 @@ def check_ends(step: int, meeting: Meeting, world_size: int) -> None:
     Raises:
         CommitError: A share is not stored, or that is not known.
     """
-    unknown = None if meeting.is_cut_off else _SILENT
+    unknown = None if meeting.is_cut_off else _SILENT if meeting.lost is None else f"{_UNKNOWN}{meeting.lost}"
     ends = [cast("str | None", meeting.notes.get(rank, unknown)) for rank in range(world_size)]
     if _SUPERSEDED in ends:
         logger.error("step %s is not stored, and will not be: a newer attempt of the same run has started", step)

@@ -16,6 +16,7 @@ from ..fingerprints import PART, Recorder, recorder_of
 from ..leave.commit_age import CommitAge
 from ..leave.departure import Departure
 from ..leave.early_notices import EarlyNotices
+from ..leave.last_resort import LastResort
 from ..leave.listener import Listener
 from ..leave.measurements import Measurements
 from ..leave.participant import TrainingParticipant
@@ -116,6 +117,8 @@ def join_and_build(
         departure=departure,
         stack=stack,
     )
+    if config.on_notice == "leave":
+        participant.last_resort = LastResort(agreement, phase, way_out.end_process)
     keeper = Keeper(job, run, pusher, saved_steps, way_out, phase, bus, config.grace_s)
     event_log = _record_events(pusher, saved_steps, bus)
     for subscriber in (keeper, measurements, pacer, CommitAge(clock, counts_shares=job.rank == 0 < job.world_size - 1)):

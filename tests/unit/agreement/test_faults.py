@@ -30,6 +30,9 @@ class Participant:
     def on_deferred(self, step):
         pass
 
+    def on_notice(self):
+        pass
+
     def leave_in_pause(self):
         pass
 
@@ -59,13 +62,16 @@ class WatchedBoard(MemoryBoard):
         super().__init__()
         self.asked = set()
         self.garbled = {}
+        self._changed = threading.Condition()
 
     def read(self, name, timeout_s=None):
         with self._changed:
             self.asked.add(name)
             self._changed.notify_all()
-        note = super().read(name, timeout_s)
-        return self.garbled.get(name, note)
+        return super().read(name, timeout_s)
+
+    def post(self, name, value):
+        super().post(name, self.garbled.get(name, value))
 
     def wait_asked(self, name):
         with self._changed:

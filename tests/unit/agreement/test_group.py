@@ -77,6 +77,9 @@ class Script:
     def on_deferred(self, step):
         self.deferred.append(step)
 
+    def on_notice(self):
+        pass
+
     def figures(self):
         return {"rank": self.rank}
 

@@ -30,10 +30,10 @@ def test_a_name_that_is_used_again_has_notes_of_its_own():
     looks = threading.Event()
 
     class Board(MemoryBoard):
-        def read(self, name, timeout_s=None):
+        def gather(self, name, num_ranks, timeout_s=None):
             if self.read_before:
                 looks.set()
-            return super().read(name, timeout_s)
+            return super().gather(name, num_ranks, timeout_s)
 
     board = Board()
     board.read_before = False

@@ -9,8 +9,7 @@ import torch.distributed as dist
 from ports import free_port
 
 from spot_plugins.errors import ConfigError
-from spot_plugins.ranks import torch_ranks
-from spot_plugins.ranks.torch_ranks import StoreBoard, TorchRanks
+from spot_plugins.ranks import TorchRanks
 
 NOWHERE = "fe80::1"  # only together with the name of an interface it would be an address
 
@@ -30,11 +29,16 @@ def test_an_address_that_is_not_that_of_rank_0_is_named(monkeypatch):
 
 def test_a_port_that_cannot_be_reached_is_named(monkeypatch):
     """Nothing listens there, as behind a firewall."""
-    monkeypatch.setattr(torch_ranks, "CONNECT_S", 0.2)
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     port = free_port()
-
-    with pytest.raises(ConfigError, match=rf"rank 0 cannot be reached at '127\.0\.0\.1', port {port}: ") as told:
-        StoreBoard(1, 2, "127.0.0.1", port, None)
+    where = ("127.0.0.1", port, True, "secret")
+    monkeypatch.setattr(TorchRanks, "_serve", lambda self, found: (None, where))
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.raises(ConfigError, match=rf"rank 0 cannot be reached at '127\.0\.0\.1', port {port}: ") as told:
+            TorchRanks().open_board()
+    finally:
+        dist.destroy_process_group()
 
     assert str(told.value).endswith(
         "The ranks of a job agree over a port of their own; let the job's machines connect to each other"

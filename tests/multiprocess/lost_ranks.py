@@ -1,0 +1,117 @@
+"""One rank of a training that loses a rank. Run by test_lost_ranks.py: ``main(folder, rank, ranks, port, what)``."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from hearing import until
+from steps import Holder, state_of
+
+from spot_plugins.config import SpotConfig
+from spot_plugins.leave import last_resort
+from spot_plugins.ranks import TorchRanks, torch_ranks
+from spot_plugins.ranks.frames import Limits
+from spot_plugins.session import SpotSession
+
+SILENT_S = 3.0
+
+
+def main(folder, rank, ranks, port, what):
+    """Write FOLDER/at-RANK where the test may do something, and end as the training ends."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks))
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    dist.init_process_group("gloo")
+    Training(Path(folder), rank, ranks).run(what)
+    os._exit(0)  # without the end of the process group, which waits for ranks that were killed
+
+
+class Training:
+    def __init__(self, folder, rank, ranks):
+        self.folder = folder
+        self.rank = rank
+        self.is_last = rank == ranks - 1
+        config = SpotConfig(url=f"{folder.as_uri()}/run", every_steps=1000, grace_seconds=2.0)
+        self.session = SpotSession(config)
+
+    def run(self, what):
+        getattr(self, what)()
+
+    def reach(self):
+        """Let the test know that this rank is where it waits for, or stands still."""
+        (self.folder / f"at-{self.rank}").touch()
+
+    def stand(self, number):
+        """Be lost by the signal *number*."""
+        self.reach()
+        os.kill(os.getpid(), number)
+
+    def open(self):
+        self.session.open()
+        self.session.handle_signals()
+        self.session.register("part", Holder(state_of(1, self.rank)))
+
+    def dies_before_it_joins(self):
+        if self.is_last:
+            TorchRanks().open_board()
+            self.stand(signal.SIGKILL)
+        self.open()
+
+    def dies_before_it_resumes(self):
+        self.open()
+        if self.is_last:
+            self.stand(signal.SIGKILL)
+        self.session.resume()
+
+    def hangs_before_it_resumes(self):
+        torch_ranks.LIMITS = Limits(beat_s=0.2, silent_s=SILENT_S)
+        self.open()
+        if self.is_last:
+            self.stand(signal.SIGSTOP)
+        self.session.resume()
+
+    def never_joins(self):
+        if self.is_last:
+            board = TorchRanks().open_board()
+            board.read("never")
+        self.reach()
+        self.open()
+
+    def dies_in_training(self):
+        """No step needs the other ranks, so that the survivors train on."""
+        self.open()
+        self.session.resume()
+        self.session.after_step(1)
+        if self.is_last:
+            self.stand(signal.SIGKILL)
+        until(lambda: self.session._opened.agreement._ballot.alone, "the loss is known")
+        self.session.after_step(2)
+        self.reach()
+        until(lambda: self.session.notice, "there is a notice")
+        self.session.after_step(3)
+
+    def hangs_in_training(self):
+        """The other rank is stuck in a collective with it."""
+        last_resort.LAST_RESORT_S = 1.0
+        self.open()
+        self.session.resume()
+        self.session.after_step(1)
+        if self.is_last:
+            self.stand(signal.SIGSTOP)
+        self.reach()
+        dist.all_reduce(torch.zeros(1))
+        raise AssertionError("the other rank hangs")
+
+    def rank_0_hangs_at_the_end(self):
+        self.open()
+        self.session.resume()
+        self.session.after_step(1)
+        if self.rank == 0:
+            self.stand(signal.SIGSTOP)
+        until((self.folder / "at-0").exists, "rank 0 stands still")
+        self.session.close()
