@@ -51,6 +51,7 @@ def connect(host: str, port: int, secret: str, rank: int, limits: Limits) -> soc
     # wait: connect_s; the caller raises an error
     sock = socket.create_connection((host, port), timeout=limits.connect_s)
     try:
+        # wait: connect_s; the caller raises an error
         sock.sendall(frame_of(secret, rank))
         # wait: connect_s; the caller raises an error
         if sock.recv(len(BEAT), socket.MSG_WAITALL) != BEAT:

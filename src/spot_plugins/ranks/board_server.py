@@ -35,7 +35,7 @@ from .notes import LEFT, Found, Notes, Question
 logger = logging.getLogger(__name__)
 
 CLOSED: Final = "has ended (its connection was closed)"
-"""How the end of a process is known that said no farewell."""
+"""The end of a process that said no farewell."""
 
 MAX_STRANGERS: Final = 64
 """Connections beside one for each rank that may be open before they have given the secret."""

@@ -17,7 +17,7 @@ ANSWER_S: Final = 5.0
 """Longest wait in seconds for an answer that rank 0 can give at once."""
 
 LEFT: Final = "has left"
-"""How the end of a rank is known that said farewell."""
+"""The end of a rank that said farewell."""
 
 
 Ended: TypeAlias = "tuple[int, str]"

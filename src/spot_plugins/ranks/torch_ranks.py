@@ -54,6 +54,7 @@ class TorchRanks:
         host, port, has_the_address, secret = box[0]
         host = host if has_the_address else spelled or host
         try:
+            # wait: connect_s for each of two answers; the error names the address
             return SocketBoard(connect(host, port, secret, self.rank, LIMITS), LIMITS)
         except OSError as error:
             raise ConfigError(
