@@ -43,6 +43,7 @@ class Fit:
         self._epochs: Iterator[int] = iter(())
         self._last_step = 0
         self._continues_in: int | None = None  # the epoch of the saved step, until it is entered
+        self._begun: int | None = None  # the epoch of which some updates are done, until it is entered
 
     @property
     def part(self) -> TrainerPart:
@@ -99,9 +100,10 @@ class Fit:
             trainer.state.compute_steps(trainer.args, trainer.state.max_steps)
             if start[1]:
                 warn(OTHER_ORDER.format(checkpoint=self.users_checkpoint))
+                self._begun, part.place.updates = start[0], start[1] // trainer.args.gradient_accumulation_steps
             return start
         self._check_best()
-        self._continues_in = progress.epoch
+        self._continues_in = self._begun = progress.epoch
         return progress.epoch, part.place.updates * trainer.args.gradient_accumulation_steps
 
     def enter(self, epoch: int) -> bool:
@@ -109,9 +111,9 @@ class Fit:
         # More than one only if a checkpoint of the trainer itself stands in a later epoch.
         while next(self._epochs, epoch) < epoch:
             pass
-        continues = epoch == self._continues_in
-        self._continues_in = None
-        if not continues:
+        continues, is_begun = epoch == self._continues_in, epoch == self._begun
+        self._continues_in = self._begun = None
+        if not is_begun:
             self.part.place.updates, self.part.place.at_epoch_end = 0, False
         return continues
 
