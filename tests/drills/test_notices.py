@@ -16,7 +16,7 @@ from launching import exit_codes, launch_ranks, printed, train
 from remains import Remains
 
 from spot_plugins.format.commit import committed_steps
-from spot_plugins.format.keys import merged_manifest_key
+from spot_plugins.format.keys import EVENTS_PREFIX, merged_manifest_key
 from spot_plugins.store import LocalStore
 
 HOSTS = ("lightning", "accelerate")
@@ -186,7 +186,8 @@ def test_a_rank_that_is_killed_ends_the_others_and_the_next_attempt_goes_on(
 def test_an_attempt_that_comes_back_changes_nothing_that_can_be_seen(host, notice, remains, tmp_path):
     """
     It is stopped, its pushers too, with a step in their hands. A new attempt trains to the end. Let go on, the old one
-    commits nothing and removes nothing; it reports that it is superseded, and ends as it would have.
+    commits nothing and removes nothing; it reports that it is superseded, and ends as it would have. Its event log says
+    so, too.
     """
     old, new, store = tmp_path / "old", tmp_path / "new", LocalStore(str(tmp_path / "run"))
     settings = {**PAIR, "url": f"file://{tmp_path}/run"}
@@ -199,20 +200,25 @@ def test_an_attempt_that_comes_back_changes_nothing_that_can_be_seen(host, notic
     until(
         lambda: merged_manifest_key(committed[0].step_id) in store.keys(""), "the new attempt's last manifest is merged"
     )
-    before = {key: store.get(key) for key in store.keys("")}
+    before = without_log(store)
     for pid in pids:
         os.kill(pid, signal.SIGCONT)
 
     assert exit_codes(processes) == [143 if notice else 0] * 2, printed(old, 2)
     remains.assert_nothing(within_s=GRACE_S)
     assert committed_steps(store) == committed
-    after = {key: store.get(key) for key in store.keys("")}
+    after = without_log(store)
     assert {key: after.get(key) for key in before} == before
     assert not [key for key in after.keys() - before.keys() if not key.endswith(".safetensors")]
     for rank in range(2):
         assert events_of(old, rank, "Superseded")
         assert not events_of(old, rank, "Committed")
         assert not any(event["durable"] for event in events_of(old, rank, "Leaving"))
+
+
+def without_log(store):
+    """Return the objects of a run, but for its event log."""
+    return {key: store.get(key) for key in store.keys("") if not key.startswith(EVENTS_PREFIX)}
 
 
 def frozen(folder):

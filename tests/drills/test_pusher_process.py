@@ -338,7 +338,7 @@ def test_a_pusher_that_lives_and_cannot_be_sent_to_is_replaced(code, num_sent, t
         failures = [OSError(code, os.strerror(code))]
 
         def send_fds(sock, parts, fds):
-            if not failures:
+            if not failures or not fds:  # not a record of the event log
                 return send(sock, parts, fds)
             sock.sendall(parts[0][:num_sent])
             raise failures.pop()
