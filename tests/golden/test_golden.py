@@ -14,7 +14,7 @@ from xxhash import xxh3_128_hexdigest
 
 from spot_plugins.format.manifest import canonical_json
 
-NAMES_A_LIFE = ("run.json", "attempts/")
+NAMES_A_LIFE = ("run.json", "attempts/", "events/")
 """The objects that hold times, the name of a host and the version of this package. They differ by their nature."""
 
 NEW_PARTS = {"fingerprints", "program"}
