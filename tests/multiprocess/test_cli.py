@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -401,6 +402,10 @@ def test_the_next_machines_are_printed_for_a_launcher(tmp_path):
         session.register("model", Holder({"parameters": {"weight": torch.ones(2)}}), replicated=("parameters",))
         session.resume()
         session.finish(1)
+    (path,) = (tmp_path / "run/attempts").iterdir()
+    claim = json.loads(path.read_text())
+    an_hour_ago = datetime.fromisoformat(claim["started_at"]) - timedelta(hours=1)
+    path.write_text(json.dumps({**claim, "started_at": an_hour_ago.isoformat()}))
     words = ["plan", "--bytes", "1GB", "--run", url, "--spot-price", "1", "--on-demand-price", "3", "--next"]
 
     word, document = spot(*words), spot(*words, "--json")
