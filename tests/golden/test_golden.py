@@ -14,8 +14,11 @@ from xxhash import xxh3_128_hexdigest
 
 from spot_plugins.format.manifest import canonical_json
 
-NAMES_A_LIFE = ("run.json", "attempts/", "events/")
-"""The objects that hold times, the name of a host and the version of this package. They differ by their nature."""
+NAMES_A_LIFE = ("run.json", "attempts/", "events/", ".spot-tmp/")
+"""
+The objects that hold times, the name of a host and the version of this package. They differ by their nature. The pusher
+process writes the event log until it ends, which may be after the training.
+"""
 
 NEW_PARTS = {"fingerprints", "program"}
 """Parts that the earlier version did not have. They are state alone, without tensors, so no blob differs by them."""
