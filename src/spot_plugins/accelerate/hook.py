@@ -86,7 +86,7 @@ class SpotHook:
         StoreError: The store does not answer.
     """
 
-    _remedies = REMEDIES
+    _remedies: Mapping[Any, str] = REMEDIES
 
     def __init__(
         self,
