@@ -53,7 +53,7 @@ _RECEIVED_BYTES: Final = 2**16  # more would be mapped anew by the allocator eac
 class Limits:
     """The times of a board, in seconds."""
 
-    beat_s: float = 10.0
+    beat_s: float = 30.0
     """Time between two beats of a rank. Rank 0 answers each one."""
     silent_s: float = 120.0
     """
