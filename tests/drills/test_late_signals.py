@@ -8,6 +8,8 @@ from textwrap import dedent
 
 import pytest
 
+pytestmark = pytest.mark.timeout(400)  # several processes import a host, one after the other, on a machine with any load
+
 PREAMBLE = """
 import os, signal, sys, torch
 from spot_plugins.push.pusher import Pusher
