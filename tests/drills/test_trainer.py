@@ -44,7 +44,7 @@ def test_a_notice_in_an_evaluation(settings, accumulation, tmp_path):
 @pytest.mark.parametrize("how", ["notice", "kill"])
 @pytest.mark.parametrize("settings", [{}, BY_EPOCHS, BY_STEPS], ids=["none", "epochs", "steps"])
 def test_the_end_of_an_epoch(settings, how, tmp_path):
-    """What belongs to the end of the epoch is done by the next process."""
+    """The next process does all that belongs to the end of the epoch."""
     assert_exact(tmp_path, (how, "train", LAST_OF_EPOCH), every_steps=1, gradient_accumulation_steps=3, **settings)
 
 

@@ -18,7 +18,7 @@ from spot_plugins.schedule import PeriodicTrigger
 
 PATIENCE_S = 30.0
 LOGGED = []
-"""What was logged about the port of the board."""
+"""The lines in the log about the port of the board."""
 
 
 class Participant:

@@ -49,7 +49,7 @@ def cells(line):
 
 
 def test_a_run_in_a_folder_is_looked_after(tmp_path):
-    """What a real session saved is listed, shown, compared, verified, copied and pruned. No verb imports torch."""
+    """A run of a real session is listed, shown, compared, verified, copied and pruned. No verb imports torch."""
     url, copy = str(tmp_path / "run"), str(tmp_path / "copy")
     train(url, 3)
     profiled = {"PYTHONPROFILEIMPORTTIME": "1"}

@@ -13,11 +13,11 @@ from itertools import groupby, pairwise
 from statistics import median
 from typing import Final
 
+from ..economics.rates import exact_interval
 from ..eventlog.reading import EventLog, RankLog
 from ..eventlog.records import Started
 from ..events import Committed, Resumed, Staged, WrittenLocally
 from .attempts import CATEGORIES, Attempt, attempt_of, entries, plausible
-from .rates import rate_interval
 
 DAY_S: Final = 86400.0
 HOUR_S: Final = 3600.0
@@ -106,7 +106,7 @@ def report_of(url: str, log: EventLog, prices: Prices, now: float) -> Report:
     seconds = {name: sum(each.seconds[name] for each in attempts) for name in CATEGORIES}
     num_interruptions = sum(each.is_interrupted for each in attempts)
     days = max(sum(seconds.values()), 1.0) / DAY_S
-    low, high = rate_interval(num_interruptions, days)
+    low, high = exact_interval(num_interruptions, days)
     return Report(
         url=url,
         made_at=now,

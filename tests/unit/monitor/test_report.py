@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 import pytest
 from event_logs import BEGAN_AT, recount, write_log
 
+from spot_plugins.economics.rates import exact_interval
 from spot_plugins.eventlog.reading import read_event_log
 from spot_plugins.eventlog.records import Ended, Heartbeat, Started, TrainerGone, TrainingBegan
 from spot_plugins.events import (
@@ -26,7 +27,6 @@ from spot_plugins.monitor.advice import advice_of, shown_s
 from spot_plugins.monitor.attempts import SILENT_S
 from spot_plugins.monitor.figures import Prices, report_of
 from spot_plugins.monitor.page import page_of
-from spot_plugins.monitor.rates import rate_interval
 from spot_plugins.monitor.text import document_of, text_of
 from spot_plugins.store import MemoryStore
 
@@ -129,7 +129,7 @@ def test_steps_ends_and_losses(three):
     assert found.attempts[1].notices == ((BEGAN_AT + 1035.0, "SIGTERM"),)
     assert found.num_interruptions == 2
     days = 223 / 86400
-    assert found.per_day == pytest.approx((2 / days, *rate_interval(2, days)))
+    assert found.per_day == pytest.approx((2 / days, *exact_interval(2, days)))
 
 
 def test_an_independent_count_agrees(three):
@@ -242,21 +242,6 @@ def test_the_longest_loss_comes_first(three):
     saves = [(170.0 + 10 * n, committed(60 + n)) for n in (1, 2)]
     write_log(three, 1, [*KILLED, *saves])
     assert "a save came every 10.0 s" in advice_of(report(three))[1]
-
-
-@pytest.mark.parametrize("num_events", [0, 1, 3, 20, 200])
-def test_the_interval_is_exact(num_events):
-    """Each end leaves 2.5 % of the Poisson distribution outside, which is what exact means."""
-
-    def at_most(most, mean):
-        return math.fsum(math.exp(n * math.log(mean) - mean - math.lgamma(n + 1)) for n in range(most + 1))
-
-    low, high = rate_interval(num_events, 2.5)
-    assert at_most(num_events, 2.5 * high) == pytest.approx(0.025, rel=1e-9)
-    if num_events:
-        assert 1 - at_most(num_events - 1, 2.5 * low) == pytest.approx(0.025, rel=1e-9)
-    else:
-        assert low == 0
 
 
 HOSTILE = "<script>alert(1)</script>\x1b[31m\n&\"'"
