@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 from commands import SPOT, spot
-from hearing import Heard, until
+from hearing import Heard, until, until_idle
 from servers import S3Server, free_ports
 from steps import Holder, assert_whole, numbers, save
 
 from spot_plugins.cli import cp, ls, prune, show
 from spot_plugins.cli import verify as verify_verb
 from spot_plugins.config import SpotConfig
-from spot_plugins.events import Kept
+from spot_plugins.events import Committed, Kept
 from spot_plugins.format.attempts import claim_attempt
 from spot_plugins.format.keys import StepId, blob_key, rank_manifest_key
 from spot_plugins.session import SpotSession
@@ -39,6 +39,8 @@ def train(url, num_steps):
         for step in range(1, num_steps):
             weights += 0.5
             session.after_step(step)
+            heard.wait(Committed, step=step)
+            until_idle(session)  # or the next save might be put off
         session.keep(1)
         heard.wait(Kept, step=1)
         session.finish(num_steps)
