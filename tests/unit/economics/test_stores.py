@@ -1,4 +1,4 @@
-"""What a plan takes from a store: the speed to it, measured, and the attempts of a run."""
+"""The two things that a plan takes from a store: its measured speed, and the attempts of a run."""
 
 from __future__ import annotations
 

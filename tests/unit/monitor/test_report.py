@@ -328,7 +328,7 @@ def test_the_page_has_a_bar_for_each_attempt(three):
 
 
 def test_limits_of_the_log_are_told(three):
-    """What was dropped, damaged or unknown, and attempts without a log."""
+    """The report names records that were dropped, damaged or unknown, and attempts without a log."""
     three.put("events/nonsense", b"")
     found = report(three, num_attempts=5)
     assert "Attempts without an event log, which no figure includes: 4, 5" in found.notes

@@ -145,7 +145,7 @@ def test_the_notes_of_all_ranks_come_together(boards):
 
 
 def test_notes_that_are_missing_are_named(boards):
-    """What is there is given."""
+    """The notes that are there are given."""
     boards[0][2].post("all/2", None)
     boards[0][1].post("all/0", 0)
     until(lambda: len(boards[0][2].gather("all", 3, 0.0).notes) == 2, "both are there")
@@ -292,7 +292,7 @@ def test_a_network_that_breaks_is_a_rank_0_that_is_lost():
 
 
 def test_an_answer_that_makes_no_sense_holds_up_nobody():
-    """Whoever asked learns it, too."""
+    """The caller that asked learns it, too."""
     ours, theirs = socket.socketpair()
     with closing(SocketBoard(theirs, Limits(farewell_s=0.1))) as board:
         waits = in_thread(board.read, "never")
@@ -372,7 +372,7 @@ def is_closed(sock):
     ids=repr,
 )
 def test_a_stranger_can_neither_read_nor_write(serve, says):
-    """Who does not have the secret is cut off, and the ranks notice nothing."""
+    """A stranger without the secret is cut off, and the ranks notice nothing."""
     served = serve(2)
     served.boards[0].post("note", "of rank 0")
     assert served.boards[0].read("note") == "of rank 0"

@@ -59,7 +59,7 @@ def test_another_signature_is_named(name, trainer, monkeypatch):
 
 @pytest.mark.parametrize("path", internals.ATTRIBUTES)
 def test_a_missing_attribute_is_named(path, trainer):
-    """Whether it is one of the trainer or of what the trainer has."""
+    """The name may be one of the trainer, or of an object that the trainer has."""
     *owners, name = path.split(".")
     holder = trainer
     for owner in owners:

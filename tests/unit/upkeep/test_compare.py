@@ -1,4 +1,4 @@
-"""What spot show tells of a step and of the difference between two."""
+"""The lines of spot show about a step, and about the difference between two."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_a_difference_has_tensors_and_values(store, tmp_path):
 
 
 def test_equal_steps_are_the_same_though_ranks_hold_other_pieces(store, tmp_path, capsys):
-    """What one rank saved and what two ranks share is compared by its bytes. Values of ranks are told once."""
+    """Tensors of one rank, and those that two ranks share, are compared by bytes. Values of ranks are told once."""
     state = state_of(1)
     save(1, store, state=state)
     for rank in (0, 1):
