@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
 from transformers import Trainer
 from transformers.trainer_callback import ExportableState
 
+from ..errors import ConfigError
 from . import internals
 from .hook import SAMPLES
 
@@ -136,6 +138,9 @@ def _plain(value: Any) -> Any:
 
 
 def _for_json(value: Any) -> Any:
-    if hasattr(value, "item"):
+    with suppress(AttributeError, RuntimeError, ValueError):  # no number, or several
         return value.item()
-    raise TypeError(f"a callback or the log has a {type(value).__name__}, which JSON does not hold")
+    raise ConfigError(
+        f"a callback of the trainer, or its log, has a {type(value).__name__}, which JSON does not hold. Let its state "
+        f"be numbers, texts, lists and dicts"
+    )
