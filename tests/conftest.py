@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gc
 import signal
 import sys
 from collections.abc import Iterator
@@ -29,6 +30,17 @@ def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
             for item in cases[1:]:
                 if crc32(item.name.encode()) % 3:
                     item.add_marker(pytest.mark.soak)
+
+
+def pytest_collection_finish() -> None:
+    """
+    Let the garbage collector leave alone what the imports have made.
+
+    There are a million objects of torch and of the hosts. A collection that looks at them all takes 0.4 s, and some
+    tests ask for twenty.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
