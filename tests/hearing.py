@@ -7,6 +7,8 @@ import threading
 import time
 from pathlib import Path
 
+from spot_plugins.push import process
+
 DEADLINE_S = 60.0
 
 
@@ -49,7 +51,8 @@ def until(condition, what):
 
 
 def remove(folder):
-    """Remove *folder*, though a pusher process may write there meanwhile."""
+    """Remove *folder*, though a pusher may write there. The pusher of a session that has ended never does so again."""
+    until_pushers_end()
 
     def is_removed():
         shutil.rmtree(folder, ignore_errors=True)
@@ -58,7 +61,14 @@ def remove(folder):
     until(is_removed, f"{folder} is removed")
 
 
-# The five below look inside a session, for nothing that it says tells what its pusher does. Nothing else should.
+# The six below look inside a session, for nothing that it says tells what its pusher does. Nothing else should.
+
+
+def until_pushers_end():
+    """Wait until the pusher of every session of this process that has ended has ended too."""
+    used = {pusher.pid for pusher in process._processes if not pusher._is_closed}
+    ended = [pusher for pusher in process._started if pusher.pid not in used]
+    until(lambda: all(pusher.poll() is not None for pusher in ended), "the pushers of ended sessions end")
 
 
 def pusher_pid(session):
