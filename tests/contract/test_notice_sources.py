@@ -197,6 +197,21 @@ def test_nobody_listens(name, tmp_path, hurried, caplog):
     assert record.levelno == logging.DEBUG
 
 
+def test_a_source_that_never_answers_is_told_once(tmp_path, hurried, monkeypatch, caplog):
+    """Otherwise a container that cannot reach the metadata service would wait for notices that never come."""
+    monkeypatch.setattr(poller, "TOLD_AFTER_S", 0.1)
+    with ASKED["aws"].open(tmp_path) as (source, _, _):
+        pass
+    source.every_s = 0.02
+    with watching(source):
+        until(lambda: caplog.records, "a warning")
+        time.sleep(0.2)
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    assert record.getMessage().startswith("aws has not answered for ")
+    assert "so its notices do not reach this training: " in record.getMessage()
+
+
 @pytest.mark.parametrize("name", ["aws", "azure"])
 @pytest.mark.parametrize("ahead_s", [3600.0, -3600.0])
 def test_a_wrong_clock_does_not_move_the_deadline(name, ahead_s, tmp_path, began):

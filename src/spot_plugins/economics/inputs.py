@@ -127,7 +127,7 @@ def inputs_of(
         ConfigError: An option cannot work, or one without an estimate is missing.
     """
     _check_numbers(options)
-    size = _checkpoint(options)
+    size = checkpoint_of(options)
     if upload is None:
         upload = _given(options.upload_gbps, ASSUMED_UPLOAD_GBPS, "assumed; measure it with --measure URL")
         upload = Figure(upload.value * BYTES_PER_GBIT, upload.basis)
@@ -187,6 +187,24 @@ _NEEDS: Final = {
 """Options that say nothing without others."""
 
 
+def checkpoint_of(options: Options) -> Figure:
+    """
+    Return the bytes of a checkpoint of the *options*.
+
+    Raises:
+        ConfigError: Not exactly one of *params* and *bytes* is given, or one of the options cannot work.
+    """
+    if _one_of(options, "params", "bytes") == "bytes":
+        return Figure(quantities.num_bytes("bytes", str(options.bytes)), "given")
+    for name, value, known in (("optimizer", options.optimizer, MOMENTS), ("dtype", options.dtype, WEIGHT_BYTES)):
+        if value not in known:
+            raise ConfigError(f"{name}={value!r} is not known here: give one of {', '.join(known)}, or give bytes")
+    params = quantities.parameters("params", str(options.params))
+    weight, moments = WEIGHT_BYTES[options.dtype], MOMENTS[options.optimizer]
+    rule = f"estimated: {params / 1e9:g} B parameters x {weight} bytes x (1 weight + {moments} of {options.optimizer})"
+    return Figure(checkpoint_bytes(params, options.optimizer, options.dtype), rule)
+
+
 def _check_numbers(options: Options) -> None:
     for name in sorted(_AT_LEAST_0 | _ABOVE_0):
         value = getattr(options, name)
@@ -209,18 +227,6 @@ def _check_numbers(options: Options) -> None:
 
 def _needs(options: Options, name: str, other: str) -> ConfigError:
     return ConfigError(f"{name}={getattr(options, name)} says nothing without {other}: give {other} as well")
-
-
-def _checkpoint(options: Options) -> Figure:
-    if _one_of(options, "params", "bytes") == "bytes":
-        return Figure(quantities.num_bytes("bytes", str(options.bytes)), "given")
-    for name, value, known in (("optimizer", options.optimizer, MOMENTS), ("dtype", options.dtype, WEIGHT_BYTES)):
-        if value not in known:
-            raise ConfigError(f"{name}={value!r} is not known here: give one of {', '.join(known)}, or give bytes")
-    params = quantities.parameters("params", str(options.params))
-    weight, moments = WEIGHT_BYTES[options.dtype], MOMENTS[options.optimizer]
-    rule = f"estimated: {params / 1e9:g} B parameters x {weight} bytes x (1 weight + {moments} of {options.optimizer})"
-    return Figure(checkpoint_bytes(params, options.optimizer, options.dtype), rule)
 
 
 def _rate(options: Options, own: Preemptions | None) -> tuple[Rate, str, tuple[Lease, ...]]:

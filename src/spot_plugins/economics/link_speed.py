@@ -42,14 +42,20 @@ def measure_store(url: str) -> Figure:
     return _measured(store, "store")
 
 
-def measure_disk() -> Figure:
+def measure_disk(parent: str | None = None) -> Figure:
     """
-    Measure the speed of forced writes below the temporary directory, where local copies lie by default.
+    Measure the speed of forced writes below *parent*, in bytes per second.
+
+    Args:
+        parent: A directory. None: the temporary directory, where local copies lie by default.
 
     Raises:
         StoreError: The disk cannot be written to.
     """
-    directory = tempfile.mkdtemp(prefix="spot-plan-")
+    try:
+        directory = tempfile.mkdtemp(prefix="spot-plan-", dir=parent)
+    except OSError as error:
+        raise StoreError("put", parent or tempfile.gettempdir(), str(error.strerror), retryable=False) from error
     try:
         return _measured(LocalStore(directory), "local disk")
     finally:

@@ -6,11 +6,11 @@ import platform
 import time
 from collections.abc import Callable
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
 
 from .. import __version__
 from ..events import Committed, Event, Leaving, NoticeReceived, Superseded
+from ..machine.versions import host_versions
 from ..store import ObjectStore
 from .records import Ended, Entry, Heartbeat, Record, TrainerGone, TrainingBegan, body_of, encode_body
 from .segments import SegmentWriter
@@ -96,14 +96,5 @@ class PusherLog:
 
 
 def _facts() -> dict[str, Any]:
-    return {"host": platform.node(), "software": f"spot_plugins {__version__}", "versions": _versions()}
-
-
-def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in ("torch", "lightning", "accelerate", "transformers"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
+    versions = {"python": platform.python_version(), **host_versions()}
+    return {"host": platform.node(), "software": f"spot_plugins {__version__}", "versions": versions}

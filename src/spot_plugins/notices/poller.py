@@ -8,7 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from typing import Final
 
@@ -22,6 +22,9 @@ MIN_GAP_S: Final = 1.0
 MAX_GAP_S: Final = 10.0
 """Longest time in seconds between two polls of a source that fails."""
 
+TOLD_AFTER_S: Final = 60.0
+"""Seconds without an answer after which the user is told that a source cannot be asked."""
+
 CLOSE_WAIT_S: Final = 0.5
 """Longest wait in seconds for the thread. If it is in a request without an answer, it ends by itself after that."""
 
@@ -32,7 +35,9 @@ class _PolledSource:
     polled_at: float = -MAX_GAP_S
     next_at: float = 0.0
     num_failed: int = 0
+    answered_at: float = field(default_factory=time.monotonic)
     is_failure_logged: bool = False
+    is_silence_told: bool = False
 
 
 class NoticePoller:
@@ -40,7 +45,8 @@ class NoticePoller:
     Polls all notice sources from the thread ``spot-notices``, each at its own interval.
 
     After a hard announcement, a source is not polled again. A source that fails is polled less often, and polling never
-    ends because of it. Its first failure is logged at debug level.
+    ends because of it. Its first failure is logged at debug level, because most pass. One warning says so if it has not
+    answered for :data:`TOLD_AFTER_S`.
 
     Args:
         sources: The notice sources to poll.
@@ -106,12 +112,11 @@ class NoticePoller:
         try:
             announcement = each.source.poll()
             each.num_failed = 0
+            each.answered_at = time.monotonic()
         except Exception as error:  # noqa: BLE001 - whatever a server answers, training continues
             each.num_failed += 1
             each.source.close()
-            if not each.is_failure_logged:
-                each.is_failure_logged = True
-                logger.debug("notices of %s cannot be read: %s: %s", each.source.name, type(error).__name__, error)
+            _tell(each, error)
         gap_s = each.source.every_s
         if each.num_failed:
             gap_s = max(gap_s, min(gap_s * 2 ** min(each.num_failed, 10), MAX_GAP_S))
@@ -141,3 +146,19 @@ class NoticePoller:
         for ready in wait([self._read_fd, *awaited], max(0.0, until - now)):
             if isinstance(ready, socket.socket):
                 awaited[ready].next_at = 0.0
+
+
+def _tell(each: _PolledSource, error: Exception) -> None:
+    if not each.is_failure_logged:
+        each.is_failure_logged = True
+        logger.debug("notices of %s cannot be read: %s: %s", each.source.name, type(error).__name__, error)
+    silent_s = time.monotonic() - each.answered_at
+    if silent_s >= TOLD_AFTER_S and not each.is_silence_told:
+        each.is_silence_told = True
+        logger.warning(
+            "%s has not answered for %.0f s, so its notices do not reach this training: %s. Let this process reach it, "
+            "or leave it out of notice_sources",
+            each.source.name,
+            silent_s,
+            error,
+        )

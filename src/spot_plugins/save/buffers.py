@@ -8,8 +8,8 @@ from collections.abc import Callable
 from typing import Final
 
 from ..errors import ConfigError, StoreError
+from ..machine.host_memory import NotEnoughError, check_available, has_available
 from ..push import Pusher
-from .host_memory import NotEnoughError, check_available, has_available
 from .shared_buffer import SharedBuffer
 
 logger = logging.getLogger(__name__)

@@ -1,13 +1,16 @@
 """
-The lines at the start of every attempt: a new run or a resumed one, what differs, and who is asked for notices.
+The lines at the start of every attempt: where it begins, what differs, who is asked for notices, unsuitable packages.
 
 And the line at the end of an attempt that its user interrupts.
 """
 
 from __future__ import annotations
 
+import logging
+
 from ..config import printable_url
 from ..events import Resumed
+from ..machine.versions import unwanted
 from ..program import Program
 from .milestones import Milestones
 from .opened import Opened
@@ -32,6 +35,8 @@ def show_banner(it: Opened, program: Program, resumed: Resumed | None) -> None:
     program.tell(it.lines)
     if (notices := it.listener.summary) is not None:
         it.lines.say_first(notices)
+    for each in unwanted():
+        it.lines.say_first(f"{each.problem}. To correct it: {each.remedy}", logging.WARNING)
 
 
 def show_interrupt(it: Opened, milestones: Milestones, error: BaseException) -> None:
