@@ -76,9 +76,9 @@ def until_idle(session):
     until(lambda: not session._opened.pusher.ledger.num_held, "the pusher has nothing in hand")
 
 
-def until_end_known(session):
-    """Wait until *session* knows that its pusher, which was killed, has ended."""
-    until(lambda: pusher_pid(session) is None, "the end of the pusher is known")
+def until_end_known(session, pid):
+    """Wait until *session* knows that its pusher *pid*, which was killed, has ended. Another one may run by then."""
+    until(lambda: pusher_pid(session) != pid, "the end of the pusher is known")
 
 
 def next_pusher(session, pid):
