@@ -107,9 +107,9 @@ class Recorder(ShardedPart):
             return
         try:
             if step is None:
-                self._disk.do(lambda: remove_all(folder, self._id.rank))
-            elif last is not None:
-                earlier = self._disk.do(lambda: earlier_steps(folder, self._id, last))
+                self._disk.do(lambda: remove_all(folder, self._id))
+            else:
+                earlier = self._disk.do(lambda: earlier_steps(folder, self._id, step, last))
                 self._comparison = Comparison(earlier, self._id, self._bus)
         except HangingDiskError:
             return

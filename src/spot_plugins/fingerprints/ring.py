@@ -76,14 +76,20 @@ class Ring:
         self._memory[start : start + NUM_BYTES] = record
 
 
-def find(folder: str, rank: int) -> list[RingId]:
-    """Return the files of *rank* in *folder*, of the newest attempt first."""
+def find(folder: str, own: RingId) -> list[RingId]:
+    """
+    Return the files in *folder* that the rank of *own* looks after, of the newest attempt first.
+
+    They are its own files, and those of ranks that the job no longer has. Several ranks look after the latter, because
+    no rank knows which others are on its machine.
+    """
     try:
         names = os.listdir(folder)
     except OSError:
         return []
-    found = [ring_id for name in names if (ring_id := RingId.parse(name)) is not None and ring_id.rank == rank]
-    return sorted(found, key=lambda each: each.attempt, reverse=True)
+    found = [ring_id for name in names if (ring_id := RingId.parse(name)) is not None]
+    mine = [each for each in found if each.rank == own.rank or each.rank >= own.world_size]
+    return sorted(mine, key=lambda each: each.attempt, reverse=True)
 
 
 def read(folder: str, ring_id: RingId) -> dict[int, StepRecord]:
