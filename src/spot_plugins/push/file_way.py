@@ -43,6 +43,10 @@ class FileWay:
             self._holder = process
             process.send({"file": file.path, "num_bytes": len(file.memory)}, file.fd)
 
+    def close(self) -> None:
+        """Let go of the file. A process that has it keeps it on the disk until it ends."""
+        self._file = None
+
     def saved(self) -> None:
         """Allow another process, because a step is handed over. Call with the lock held."""
         self._may_replace = True

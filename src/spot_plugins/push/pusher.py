@@ -195,6 +195,7 @@ class Pusher:
     def close(self) -> None:
         """Close the way to the process, and return at once. It finishes what it holds and ends by itself."""
         self._is_closed = True
+        self.file_way.close()
         if (process := self._process) is not None:
             if self.is_finished:
                 with contextlib.suppress(OSError):  # what is left is swept after some days

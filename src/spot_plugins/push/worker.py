@@ -56,8 +56,6 @@ class Worker:
         self._changed = threading.Condition()
         self._waiting: deque[tuple[PushJob, list[memoryview]]] = deque()
         self._priority = priority = Priority()
-        if settings.hurries:
-            priority.hurry()
         self._pushing: StepPush | None = None
         self._trainer_gone = False
         self._hopeless = False
@@ -95,6 +93,8 @@ class Worker:
         pusher.start()
         self._watch.start(self._priority.lower_always)
         threading.Thread(target=sweep, args=(self._settings.local_dir,), name="spot-sweep", daemon=True).start()
+        if self._settings.hurries:
+            self._priority.hurry()
         try:
             while True:
                 self._on_message(*self._channel.receive())
