@@ -56,6 +56,8 @@ class Worker:
         self._changed = threading.Condition()
         self._waiting: deque[tuple[PushJob, list[memoryview]]] = deque()
         self._priority = priority = Priority()
+        if settings.hurries:  # before any thread lowers its priority, which the threads of a client would inherit
+            priority.hurry()
         self._pushing: StepPush | None = None
         self._trainer_gone = False
         self._hopeless = False
@@ -91,10 +93,8 @@ class Worker:
         log.start()
         pusher = threading.Thread(target=self._push_all, name="spot-push")
         pusher.start()
-        self._watch.start(self._priority.lower_always)
+        self._watch.start(self._priority.lower)
         threading.Thread(target=sweep, args=(self._settings.local_dir,), name="spot-sweep", daemon=True).start()
-        if self._settings.hurries:
-            self._priority.hurry()
         try:
             while True:
                 self._on_message(*self._channel.receive())
