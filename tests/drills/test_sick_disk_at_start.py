@@ -125,7 +125,7 @@ def test_spot_run_is_not_waited_for(tmp_path, monkeypatch, caplog):
                 session.after_step(1)
         rescue.cancel()
         assert sick.hangs.is_set()
-    said = f"the disk of {roster} has not answered for 0 s, so "
+    said = f"the folder {roster} did not answer within 0 s, so "
     remedy = ". Set TMPDIR to a directory on another disk, and start spot run again"
     assert [each.getMessage() for each in caplog.records if each.name == "spot_plugins.launch.roster"] == [
         f"{said}a signal to spot run may not reach this process{remedy}",

@@ -90,7 +90,7 @@ def _write(kinds: list[str], otherwise: str) -> None:
     thread.join(HANG_S)
     if thread.is_alive():
         logger.warning(
-            "the disk of %s has not answered for %.0f s, so %s. Set TMPDIR to a directory on another disk, and start "
+            "the folder %s did not answer within %.0f s, so %s. Set TMPDIR to a directory on another disk, and start "
             "spot run again",
             folder,
             HANG_S,
