@@ -71,7 +71,7 @@ def test_a_file_that_is_there_is_replaced(is_link, kept, tmp_path):
 def test_a_disk_that_is_full_is_told_once_and_tried_again(kept):
     """The limit of the size of files stands for it. The file is whole as soon as there is room."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (9000, limits[1]))  # the last page has some room, so no call fails
     try:
         file, writer, told = kept()
         file.memory[:] = b"x" * NUM_BYTES
@@ -84,8 +84,8 @@ def test_a_disk_that_is_full_is_told_once_and_tried_again(kept):
     writer.close()
 
     assert read(file) == bytes(file.memory)
-    assert len(told) == 1
-    assert "[Errno 27] File too large" in told[0] or "No space left on device" in told[0]
+    [reason] = told
+    assert "No space left on device" in reason
 
 
 def test_a_directory_that_cannot_be_made_is_told(kept, tmp_path):
