@@ -49,8 +49,7 @@ that comes by itself, or that another row limits. The rows are made from the com
 - **Locks** are held for moments, with two exceptions: a departure holds its lock until it has left, and a message to
   the pusher holds the lock of the socket while it is sent. Both are limited by rows below.
 - **Local files** are read and written by the pusher without a limit, on a thread for which no push waits. The training
-  process reads and writes them on threads of their own, and gives the disk up. The exception is the fingerprint of a
-  step, which is written to an open file.
+  process reads and writes them on threads of their own, and gives the disk up.
 """
 Definition = ast.ClassDef | ast.FunctionDef
 # fmt: off

@@ -5,7 +5,10 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import psutil
 
 from spot_plugins.push import process
 
@@ -86,9 +89,9 @@ def until_idle(session):
     until(lambda: not session._opened.pusher.ledger.num_held, "the pusher has nothing in hand")
 
 
-def until_end_known(session):
-    """Wait until *session* knows that its pusher, which was killed, has ended."""
-    until(lambda: pusher_pid(session) is None, "the end of the pusher is known")
+def until_end_known(session, pid):
+    """Wait until *session* knows that its pusher *pid*, which was killed, has ended. Another one may run by then."""
+    until(lambda: pusher_pid(session) != pid, "the end of the pusher is known")
 
 
 def next_pusher(session, pid):
@@ -107,6 +110,23 @@ def is_zombie(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
     except FileNotFoundError:
         return True
+
+
+@contextmanager
+def until_pushers_end():
+    """
+    Wait at the end of the block until the pusher processes that were started in it have ended.
+
+    Before that they may not have written the fingerprints of the last steps.
+    """
+    before = set(psutil.Process().children())
+    try:
+        yield
+    finally:
+        for child in set(psutil.Process().children()) - before:
+            with suppress(psutil.NoSuchProcess):
+                if any("spot_plugins.push.worker" in word for word in child.cmdline()):
+                    until_gone(child.pid)
 
 
 def until_gone(pid):

@@ -19,8 +19,8 @@ class SickDisk:
     """
     A ``with`` block in which files below *directory* cannot be reached.
 
-    Each act on a path that has *part* in it, from number *first* on, opens a FIFO that nobody writes to. The end of the
-    block lets them go, and waits for their threads.
+    Each act on a path that has *part* in it, from number *first* on, opens a FIFO that nobody writes to. So does each
+    ``os.pwrite`` to a file that is open. The end of the block lets them go, and waits for their threads.
 
     With *is_given_up* the limit of the training process is over as soon as something hangs, and not before. So a disk
     that is healthy and slow is never given up.
@@ -77,3 +77,14 @@ def _on_act(event, arguments):
 
 
 sys.addaudithook(_on_act)  # it cannot be removed again
+
+
+def _pwrite(file, data, offset):
+    if _sick:
+        path = os.readlink(f"/proc/self/fd/{file}")
+        for each in tuple(_sick):
+            each.on_act(path)
+    return pwrite(file, data, offset)
+
+
+pwrite, os.pwrite = os.pwrite, _pwrite

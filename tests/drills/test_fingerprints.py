@@ -6,7 +6,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from hearing import Heard
+from hearing import Heard, until_pushers_end
 from lightning.pytorch import LightningModule, Trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -128,7 +128,7 @@ CHANGES = {
 @each_host
 def test_a_clean_replay_is_the_same(life, kind, accumulate, tmp_path):
     """Nothing is said, and every step looks as in a training that was never interrupted."""
-    with pytest.raises(DiedError):
+    with until_pushers_end(), pytest.raises(DiedError):
         life(tmp_path, kind, die_at=DIED, accumulate=accumulate)
     heard = life(tmp_path, kind, accumulate=accumulate)
     life(tmp_path / "control", kind, accumulate=accumulate)
@@ -142,7 +142,7 @@ def test_a_clean_replay_is_the_same(life, kind, accumulate, tmp_path):
 @each_host
 def test_a_changed_program_is_named(life, change, tmp_path):
     """The first step that differs, and the kinds in which it does."""
-    with pytest.raises(DiedError):
+    with until_pushers_end(), pytest.raises(DiedError):
         life(tmp_path, die_at=DIED)
     heard = life(tmp_path, change=change)
 

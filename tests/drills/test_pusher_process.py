@@ -313,10 +313,10 @@ def test_a_pusher_that_cannot_be_started_does_not_end_the_training(tmp_path, mon
     """
     with session_at(tmp_path) as (session, heard):
         session.resume()
-        os.kill(pusher_pid(session), signal.SIGKILL)
-        until_end_known(session)
         with monkeypatch.context() as patch:
             patch.setattr(subprocess, "Popen", refuse)
+            os.kill(pusher := pusher_pid(session), signal.SIGKILL)
+            until_end_known(session, pusher)
             session.after_step(1)
         assert "the pusher process does not start" in heard.wait(SaveAbandoned, step=1).reason
         session.after_step(2)
@@ -397,8 +397,8 @@ def test_the_pusher_reads_relative_paths_as_the_trainer_does(s3_server, bucket, 
         heard.wait(Committed, step=1)
         (tmp_path / "elsewhere").mkdir()
         monkeypatch.chdir(tmp_path / "elsewhere")
-        os.kill(pusher_pid(session), signal.SIGKILL)
-        until_end_known(session)
+        os.kill(pusher := pusher_pid(session), signal.SIGKILL)
+        until_end_known(session, pusher)
         session.save(2)
         heard.wait(Committed, step=2)
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
 from hearing import Heard, pusher_pid, until, until_gone, until_idle
+from sick_disks import SickDisk
 from steps import Holder, assert_same, load, numbers, state_of
 
 import spot_plugins
@@ -73,6 +75,29 @@ def test_a_disk_that_hangs_costs_no_save(gate, tmp_path):
     store = LocalStore(str(tmp_path / "store"))
     assert numbers(store) == [5, 4]
     assert_same(load(store).state["part"], state_of(5))
+
+
+def test_a_disk_that_hangs_holds_up_no_step(gate, tmp_path):
+    """
+    From the second step on it hangs in both processes. The training process does not touch it, and the pusher process
+    ends with its session.
+    """
+    session, holder, heard = session_at(tmp_path)
+    pusher = pusher_pid(session)
+    session.after_step(1)
+    with SickDisk(tmp_path / "local") as sick:
+        rescue = threading.Timer(30, sick.let_go)  # of a training that stands still
+        rescue.start()
+        for step in range(2, 50):
+            session.after_step(step)
+        holder.state = state_of(49)
+        session.save(49)
+        heard.wait(Committed, step=49)
+        session.close()
+        rescue.cancel()
+        assert not sick.hangs.is_set()
+    until_gone(pusher)
+    assert_same(load(LocalStore(str(tmp_path / "store"))).state["part"], state_of(49))
 
 
 def test_a_disk_that_recovers_is_written_to_again(gate, tmp_path):

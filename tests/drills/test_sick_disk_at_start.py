@@ -107,6 +107,32 @@ def test_a_notice_is_obeyed_at_once(place, tmp_path, caplog):
     assert SAID not in caplog.text
 
 
+def test_spot_run_is_not_waited_for(tmp_path, monkeypatch, caplog):
+    """The folder in which it looks for its ranks hangs. Warnings say what it will not know, and the process leaves."""
+    roster = tmp_path / "spot-run"
+    monkeypatch.setenv("SPOT_ROSTER", str(roster))
+    monkeypatch.setattr("spot_plugins.launch.roster.HANG_S", 0.1)
+    with SickDisk(roster) as sick:
+        rescue = threading.Timer(30, sick.let_go)  # of a training that stands still
+        rescue.start()
+        session, _, _ = session_at(tmp_path)
+        with closing(session):
+            session.resume()
+            session.handle_signals()
+            os.kill(os.getpid(), signal.SIGTERM)
+            until(lambda: session.notice, "the notice is heard")
+            with pytest.raises(Preempted):
+                session.after_step(1)
+        rescue.cancel()
+        assert sick.hangs.is_set()
+    said = f"the folder {roster} did not answer within 0 s, so "
+    remedy = ". Set TMPDIR to a directory on another disk, and start spot run again"
+    assert [each.getMessage() for each in caplog.records if each.name == "spot_plugins.launch.roster"] == [
+        f"{said}a signal to spot run may not reach this process{remedy}",
+        f"{said}spot run may start its command again on this machine{remedy}",
+    ]
+
+
 def test_a_notice_ends_the_wait_for_another_rank_whose_disk_hangs(tmp_path, caplog):
     """Rank 0 has the notice, and waits for rank 1 in an exchange. Both leave."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from typing import Final, NamedTuple
 
 from ..events import EventBus, StepDiffers
@@ -76,37 +77,46 @@ class Comparison:
         self._bus.emit(StepDiffers(step=record.step, attempt=earlier.attempt, what=new))
 
 
-def earlier_steps(folder: str, own: RingId, last: StepRecord) -> dict[int, EarlierStep]:
+def earlier_steps(folder: str, own: RingId, step: int, last: StepRecord | None) -> dict[int, EarlierStep]:
     """
-    Return the steps after *last* that earlier attempts have trained, as far as their files are on this disk.
+    Return the steps after *step* that earlier attempts have trained, as far as their files are on this disk.
 
     A file counts only if it has *last*, the newest step of the checkpoint, with the same digest. Then its attempt had
     come there by the same steps. So files of another run at the same URL do not count. Of two attempts that trained one
     step, the later one counts.
 
     Only files of the same number of ranks count, because other ranks get other data. Files that no resume will need
-    any more are removed.
+    any more are removed, also those of ranks that the job no longer has.
+
+    Args:
+        folder: Directory of the files.
+        own: This attempt and rank.
+        step: The step from which training continues.
+        last: Its record in the checkpoint. None if it has none of this rank, so that nothing is compared.
     """
     found: dict[int, EarlierStep] = {}
-    num_kept = 0
-    for ring_id in ring.find(folder, own.rank):
-        if ring_id.attempt >= own.attempt or num_kept == MOST_FILES:
+    num_kept: Counter[int] = Counter()  # by rank
+    for ring_id in ring.find(folder, own):
+        is_old = ring_id.attempt < own.attempt and num_kept[ring_id.rank] < MOST_FILES
+        records = ring.read(folder, ring_id) if is_old else {}
+        if max(records, default=0) <= step:
             ring.remove(folder, ring_id)
             continue
-        records = ring.read(folder, ring_id)
-        if max(records, default=0) <= last.step:
-            ring.remove(folder, ring_id)
-            continue
-        num_kept += 1
-        known = records.get(last.step)
-        if ring_id.world_size == own.world_size and known is not None and known.digest == last.digest:
+        num_kept[ring_id.rank] += 1
+        known = records.get(step)
+        is_same_rank = (ring_id.rank, ring_id.world_size) == (own.rank, own.world_size)
+        if is_same_rank and known is not None and last is not None and known.digest == last.digest:
             for number, record in records.items():
-                if number > last.step:
+                if number > step:
                     found.setdefault(number, EarlierStep(ring_id.attempt, record))
     return found
 
 
-def remove_all(folder: str, rank: int) -> None:
-    """Remove all files of *rank*, because a run that begins at its first step continues none of them."""
-    for ring_id in ring.find(folder, rank):
+def remove_all(folder: str, own: RingId) -> None:
+    """
+    Remove all files of this rank, because a run that begins at its first step continues none of them.
+
+    Those of ranks that the job does not have are removed too.
+    """
+    for ring_id in ring.find(folder, own):
         ring.remove(folder, ring_id)

@@ -5,21 +5,21 @@ from __future__ import annotations
 import logging
 import marshal
 import os
-import threading
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Final
 from weakref import WeakSet
 
 from torch.optim import Optimizer
 
 from ..events import EventBus
+from ..push import SharedFile
 from ..ranks import Job
 from ..state import ShardedPart
 from ..store import HangingDiskError, LocalDisk
 from .earlier import Comparison, earlier_steps, remove_all
 from .history import History
 from .rates import Rates
-from .record import hash_32
+from .record import StepRecord, hash_32
 from .ring import Ring, RingId
 from .stored import Stored
 from .streams import Streams
@@ -44,7 +44,14 @@ class Recorder(ShardedPart):
     _recording: ClassVar[WeakSet[Recorder]] = WeakSet()
     """Recorders of this process. Several of them are ranks that are threads, which share the random streams."""
 
-    def __init__(self, folder: str | None, disk: LocalDisk, ring_id: RingId, bus: EventBus) -> None:
+    def __init__(
+        self,
+        folder: str | None,
+        disk: LocalDisk,
+        ring_id: RingId,
+        bus: EventBus,
+        share: Callable[[SharedFile], None],
+    ) -> None:
         """
         Record nothing yet.
 
@@ -53,11 +60,13 @@ class Recorder(ShardedPart):
             disk: The limit for the work on *folder*.
             ring_id: This attempt and rank.
             bus: Gets the events.
+            share: Gives the file of this attempt to the pusher process, which keeps it on the disk.
         """
         self._folder = folder
         self._disk = disk
         self._id = ring_id
         self._bus = bus
+        self._share = share
         self._streams: Streams | None = Streams()
         self._rates = Rates([])
         self._history = History(ring_id.world_size)
@@ -98,12 +107,13 @@ class Recorder(ShardedPart):
             return
         try:
             if step is None:
-                self._disk.do(lambda: remove_all(folder, self._id.rank))
-            elif last is not None:
-                earlier = self._disk.do(lambda: earlier_steps(folder, self._id, last))
+                self._disk.do(lambda: remove_all(folder, self._id))
+            else:
+                earlier = self._disk.do(lambda: earlier_steps(folder, self._id, step, last))
                 self._comparison = Comparison(earlier, self._id, self._bus)
         except HangingDiskError:
-            self._folder = None
+            return
+        self._ring = self._new_ring(folder, last)
 
     def record(self, step: int, position: tuple[int, ...], num_batches: int) -> None:
         """
@@ -117,13 +127,11 @@ class Recorder(ShardedPart):
         if not self._is_on:
             return
         try:
-            if self._ring is None and self._folder is not None:
-                self._ring = self._new_ring(self._folder)
             streams = _NO_STREAMS if self._streams is None else self._streams.look(step)
             data = hash_32(marshal.dumps(position, 2)) if position else 0
             record = self._history.add(step, (data, self._rates.look(step), num_batches + 1, *streams))
-            if self._ring is not None and not self._ring.write(step, record):
-                self._ring = self._folder = None
+            if self._ring is not None:
+                self._ring.write(step, record)
             if self._comparison is not None:
                 self._compare(self._comparison)
         except Exception:  # a fingerprint must not end a training
@@ -131,24 +139,21 @@ class Recorder(ShardedPart):
             logger.exception("the fingerprint of step %s failed, and no other one is taken; training continues", step)
 
     def close(self) -> None:
-        """Close the file. It stays on the disk for the next attempt."""
+        """Record nothing any more. The file stays on the disk for the next attempt."""
         self._recording.discard(self)
         self._is_on = False
-        if self._ring is not None:
-            # On a thread, because the close of a file on NFS may hang.
-            threading.Thread(target=self._ring.close, name="spot-close", daemon=True).start()
-            self._ring = None
+        self._ring = None
 
-    def _new_ring(self, folder: str) -> Ring | None:
+    def _new_ring(self, folder: str, last: StepRecord | None) -> Ring | None:
         """Return a file that begins with the step of the checkpoint, by which the next attempt knows all others."""
         try:
-            ring = self._disk.do(lambda: Ring(folder, self._id))
-        except (HangingDiskError, OSError) as error:
-            self._folder = None
-            logger.info("the local disk takes no fingerprints of steps: %s", error)
+            ring = Ring(folder, self._id)
+        except OSError as error:
+            logger.info("no fingerprints of steps are kept on the local disk: %s", error)
             return None
-        if (last := self._history.last) is not None:
+        if last is not None:
             ring.write(last.step, last.encode())
+        self._share(ring.file)
         return ring
 
     def _compare(self, comparison: Comparison) -> None:
@@ -158,7 +163,14 @@ class Recorder(ShardedPart):
             self._comparison = None
 
 
-def recorder_of(scratch: str | None, disk: LocalDisk, attempt: int, job: Job, bus: EventBus) -> Recorder:
+def recorder_of(
+    scratch: str | None,
+    disk: LocalDisk,
+    attempt: int,
+    job: Job,
+    bus: EventBus,
+    share: Callable[[SharedFile], None],
+) -> Recorder:
     """
     Return the recorder of this rank.
 
@@ -168,6 +180,7 @@ def recorder_of(scratch: str | None, disk: LocalDisk, attempt: int, job: Job, bu
         attempt: Number of this attempt.
         job: The ranks of the job.
         bus: Gets the events.
+        share: Gives a file to the pusher process.
     """
     path = None if scratch is None else os.path.join(scratch, _FOLDER)
-    return Recorder(path, disk, RingId(attempt, job.rank, job.world_size), bus)
+    return Recorder(path, disk, RingId(attempt, job.rank, job.world_size), bus, share)

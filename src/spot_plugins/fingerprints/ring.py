@@ -1,13 +1,13 @@
 """
 The newest records of one attempt in a file on the local disk, which survives a SIGKILL of the process.
 
-Each record is written to its slot by one call of the system, into the page cache. The file is not forced to disk, so
-it does not survive a machine. It has a fixed largest size and is readable by its owner alone.
+The training thread writes each record to its slot in memory. The pusher process, which survives, has the same memory
+and writes it to the file. The file is not forced to disk, so it does not survive a machine. It has a fixed largest size
+and is readable by its owner alone.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import stat
@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from struct import Struct
 from typing import Final
 
+from ..push import SharedFile
 from .record import NUM_BYTES, StepRecord, decode_all
-
-logger = logging.getLogger(__name__)
 
 NUM_SLOTS: Final = 4096
 """Steps in a file. A newer step takes the slot of the oldest one."""
@@ -58,45 +57,39 @@ class RingId:
 
 
 class Ring:
-    """The file of this attempt and rank."""
+    """The records of this attempt and rank, in memory that the pusher process keeps on the local disk."""
 
     def __init__(self, folder: str, ring_id: RingId) -> None:
         """
-        Make the file.
+        Make the memory. The disk is not used.
 
         Raises:
-            OSError: The disk takes no file.
+            OSError: The system has no memory for it.
         """
-        os.makedirs(folder, mode=0o700, exist_ok=True)
-        path = os.path.join(folder, ring_id.name)
-        with suppress(FileNotFoundError):
-            os.unlink(path)
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-        os.pwrite(self._file, ring_id.header, 0)
+        self.file = SharedFile(os.path.join(folder, ring_id.name), _MAX_BYTES)
+        self._memory = self.file.memory
+        self._memory[: _HEADER.size] = ring_id.header
 
-    def write(self, step: int, record: bytes) -> bool:
-        """Write the encoded *record* of *step* to its slot. Return False if the disk has failed; the file is closed."""
-        try:
-            os.pwrite(self._file, record, _HEADER.size + step % NUM_SLOTS * NUM_BYTES)
-        except OSError as error:
-            logger.info("the local disk takes no fingerprints of steps any more: %s", error)
-            self.close()
-            return False
-        return True
-
-    def close(self) -> None:
-        """Close the file. It stays on the disk."""
-        os.close(self._file)
+    def write(self, step: int, record: bytes) -> None:
+        """Write the encoded *record* of *step* to its slot."""
+        start = _HEADER.size + step % NUM_SLOTS * NUM_BYTES
+        self._memory[start : start + NUM_BYTES] = record
 
 
-def find(folder: str, rank: int) -> list[RingId]:
-    """Return the files of *rank* in *folder*, of the newest attempt first."""
+def find(folder: str, own: RingId) -> list[RingId]:
+    """
+    Return the files in *folder* that the rank of *own* looks after, of the newest attempt first.
+
+    They are its own files, and those of ranks that the job no longer has. Several ranks look after the latter, because
+    no rank knows which others are on its machine.
+    """
     try:
         names = os.listdir(folder)
     except OSError:
         return []
-    found = [ring_id for name in names if (ring_id := RingId.parse(name)) is not None and ring_id.rank == rank]
-    return sorted(found, key=lambda each: each.attempt, reverse=True)
+    found = [ring_id for name in names if (ring_id := RingId.parse(name)) is not None]
+    mine = [each for each in found if each.rank == own.rank or each.rank >= own.world_size]
+    return sorted(mine, key=lambda each: each.attempt, reverse=True)
 
 
 def read(folder: str, ring_id: RingId) -> dict[int, StepRecord]:

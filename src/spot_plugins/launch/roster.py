@@ -6,10 +6,17 @@ The roster: a folder in which each rank of a machine records its process id, for
 
 from __future__ import annotations
 
+import logging
 import os
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
+
+logger = logging.getLogger(__name__)
+
+HANG_S: Final = 2.0
+"""Longest wait in seconds for the disk of the folder. A process that leaves has no time for more."""
 
 VARIABLE: Final = "SPOT_ROSTER"
 """Variable with the path of the folder. Only ``spot run`` sets it."""
@@ -24,7 +31,7 @@ _MACHINE_ENDS: Final = "machine-ends-"
 
 def join() -> None:
     """Record that this process is a rank, which saves and leaves after a SIGTERM. No effect without ``spot run``."""
-    _write(_RANK)
+    _write([_RANK], "a signal to spot run may not reach this process")
 
 
 def leave(*, machine_ends: bool = False) -> None:
@@ -33,9 +40,8 @@ def leave(*, machine_ends: bool = False) -> None:
 
     With *machine_ends* a notice source has told this rank that its machine will be taken.
     """
-    if machine_ends:
-        _write(_MACHINE_ENDS)
-    _write(_LEFT)
+    kinds = [_MACHINE_ENDS, _LEFT] if machine_ends else [_LEFT]
+    _write(kinds, "spot run may start its command again on this machine")
 
 
 def ranks(folder: Path) -> set[int]:
@@ -68,7 +74,25 @@ def _newest(folder: Path, kind: str) -> int:
     return max((path.stat().st_mtime_ns for path in folder.glob(f"{kind}*")), default=0)
 
 
-def _write(kind: str) -> None:
-    if folder := os.environ.get(VARIABLE):
+def _write(kinds: list[str], otherwise: str) -> None:
+    """Make a file for each of *kinds*. A warning says *otherwise* if the disk hangs, which this does not wait for."""
+    if not (folder := os.environ.get(VARIABLE)):
+        return
+
+    def write() -> None:
         with suppress(OSError):  # the folder is gone if spot run has ended
-            Path(folder, f"{kind}{os.getpid()}").touch()
+            for kind in kinds:
+                Path(folder, f"{kind}{os.getpid()}").touch()
+
+    thread = threading.Thread(target=write, name="spot-roster", daemon=True)
+    thread.start()
+    # wait: HANG_S; a warning says what spot run does not know, and the process continues
+    thread.join(HANG_S)
+    if thread.is_alive():
+        logger.warning(
+            "the folder %s did not answer within %.0f s, so %s. Set TMPDIR to a directory on another disk, and start "
+            "spot run again",
+            folder,
+            HANG_S,
+            otherwise,
+        )

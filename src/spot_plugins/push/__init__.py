@@ -10,5 +10,16 @@ from __future__ import annotations
 
 from .messages import BlobImage, FrozenUse, PushJob, PushSettings
 from .pusher import Pusher
+from .shared_file import FileWriter, SharedFile
+from .shared_memory import open_memory
 
-__all__ = ["BlobImage", "FrozenUse", "PushJob", "PushSettings", "Pusher"]
+__all__ = [
+    "BlobImage",
+    "FileWriter",
+    "FrozenUse",
+    "PushJob",
+    "PushSettings",
+    "Pusher",
+    "SharedFile",
+    "open_memory",
+]

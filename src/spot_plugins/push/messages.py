@@ -61,6 +61,8 @@ class PushSettings:
     """Number of the attempt. 0 before it is claimed: the process then proves the store first."""
     keep_last: int
     keep_every: int | None
+    hurries: bool = False
+    """True if the machine will be taken, so that the process keeps its normal priority."""
 
 
 class FrozenUse(str, Enum):

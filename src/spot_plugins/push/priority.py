@@ -19,20 +19,23 @@ class Priority:
     """
 
     def __init__(self) -> None:
-        self._hurries = threading.Event()
+        self._lock = threading.Lock()
+        self._hurries = False
 
     def lower(self) -> None:
         """Lower the priority of the calling thread, unless there is a hurry."""
-        if not self._hurries.is_set():
-            self.lower_always()
+        with self._lock:  # else a hurry that comes in between would not raise it
+            if not self._hurries:
+                self.lower_always()
 
     def lower_always(self) -> None:
-        """Lower the priority of the calling thread. For work that comes after the store, also in a hurry."""
+        """Lower the priority of the calling thread. For writes to the disk, which come after the store in a hurry."""
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
     def hurry(self) -> None:
         """Lower no priority from now on, and raise the lowered ones if this process may."""
-        self._hurries.set()
-        for thread in os.listdir("/proc/self/task"):
-            with contextlib.suppress(OSError):  # not allowed, or the thread has ended
-                os.setpriority(os.PRIO_PROCESS, int(thread), 0)
+        with self._lock:
+            self._hurries = True
+            for thread in os.listdir("/proc/self/task"):
+                with contextlib.suppress(OSError):  # not allowed, or the thread has ended
+                    os.setpriority(os.PRIO_PROCESS, int(thread), 0)

@@ -16,6 +16,7 @@ from .. import events
 from ..errors import ConfigError, StoreError
 from ..events import Event, EventBus
 from . import messages
+from .file_way import FileWay
 from .ledger import MAX_TRIES, Ledger, Lent
 from .lifecycle import StepState
 from .log_way import LogWay
@@ -40,8 +41,8 @@ class Pusher:
     Before the attempt is claimed, :meth:`prove` lets the process prove the store. :meth:`begin` follows.
 
     If the process dies (out of memory, say), the thread that receives its messages gives the newest step that it had to
-    a fresh process, once. Older steps are abandoned. If it had none, the next :meth:`submit` starts a process. Events
-    are emitted on the same thread.
+    a fresh process, once. Older steps are abandoned. If it had none, the next :meth:`submit` starts a process, or that
+    thread does if there is a file to keep. Events are emitted on the same thread.
 
     Args:
         settings: Given to every process. The attempt is 0 if :meth:`begin` gives it.
@@ -57,11 +58,12 @@ class Pusher:
         self._process: PusherProcess | None = None
         self._directory = _current_directory()  # also of a later process: the program may change its directory
         self._proofs: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self._hurries = False
         self._is_closed = False
         self._wishes = Wishes()
         self.log_way = LogWay(self._sending, lambda: self._process)
         """The way of the event log to the process."""
+        self.file_way = FileWay(self._sending, self._reach_process)
+        """The way of a shared file to the process."""
         self.is_finished = False
         """True if the training has ended and its end is stored. Then the process removes default local copies."""
 
@@ -124,6 +126,7 @@ class Pusher:
         """
         self.ledger.accept(job, buffers)
         with self._sending:
+            self.file_way.saved()
             failure = self._hand_over(job.step)
         if failure is not None:
             self.abandon(job.step, failure)
@@ -149,7 +152,7 @@ class Pusher:
     def hurry(self) -> None:
         """Give this process, and any later one, normal priority, because the machine will be taken."""
         with self._sending:
-            self._hurries = True
+            self._settings = replace(self._settings, hurries=True)
             if (process := self._process) is not None:
                 with contextlib.suppress(OSError):
                     process.send({"hurry": True})
@@ -192,6 +195,7 @@ class Pusher:
     def close(self) -> None:
         """Close the way to the process, and return at once. It finishes what it holds and ends by itself."""
         self._is_closed = True
+        self.file_way.close()
         if (process := self._process) is not None:
             if self.is_finished:
                 with contextlib.suppress(OSError):  # what is left is swept after some days
@@ -225,8 +229,7 @@ class Pusher:
             process.start()
             self._process = process
             with contextlib.suppress(OSError):
-                if self._hurries:
-                    process.send({"hurry": True})
+                self.file_way.send_to(process)
                 for request in self._wishes.again():
                     process.send(messages.encode_keep(request))
             if self._is_closed:  # meanwhile, and close() has not seen this process
@@ -241,6 +244,8 @@ class Pusher:
                 self._proofs.put(proof)
             case {"frozen": int()}:
                 self.ledger.store_frozen(messages.decode_frozen(body))
+            case {"file_failed": str(reason)}:
+                logger.info("the local disk takes no fingerprints of steps: %s", reason)
             case {"log_failed": str(reason)}:
                 logger.warning("the store takes no event log, so a report will lack this attempt: %s", reason)
             case _:
@@ -270,7 +275,7 @@ class Pusher:
             if lost.again is not None:
                 logger.warning("step %s goes to another pusher process", lost.again)
                 failure = self._hand_over(lost.again)
-            if self._wishes and self._process is None:
+            if self._process is None and (self._wishes or self.file_way.needs_another()):
                 with contextlib.suppress(OSError):  # the next process gets them
                     self._reach_process()
         for event in unanswered:

@@ -25,6 +25,7 @@ from .keeping import Marks
 from .local_write import Disk, LocalWrite
 from .messages import PushJob, PushSettings, SealedBlob
 from .seals import Seals
+from .shared_file import FileWriter
 from .speed import Speed
 
 NUM_SEALS: Final = 2  # threads that hash; one hashes faster than most disks write
@@ -55,6 +56,8 @@ class Ways:
     """The marks of kept steps that are still to be put. None if there never are any."""
     log: PusherLog | None = None
     """The event log. None if there is none."""
+    file: FileWriter = field(default_factory=FileWriter)
+    """The file on the local disk that the trainer writes as memory."""
 
 
 class StepPush:

@@ -35,6 +35,7 @@ from .local_write import Disk
 from .messages import Channel, FrozenUse, PushJob, PushSettings, SealedBlob, StoredFrozen
 from .priority import Priority
 from .proof import serve_proofs
+from .shared_file import FileWriter
 from .step_push import StepPush, Ways
 
 LINGER_S: Final = 600.0
@@ -55,6 +56,8 @@ class Worker:
         self._changed = threading.Condition()
         self._waiting: deque[tuple[PushJob, list[memoryview]]] = deque()
         self._priority = priority = Priority()
+        if settings.hurries:  # before any thread lowers its priority, which the threads of a client would inherit
+            priority.hurry()
         self._pushing: StepPush | None = None
         self._trainer_gone = False
         self._hopeless = False
@@ -80,6 +83,7 @@ class Worker:
             damaged=self._watch.damaged,
             marks=Marks(store, settings.attempt, self._bus),
             log=log,
+            file=FileWriter(lambda reason: self._send({"file_failed": reason})),
         )
 
     def run(self) -> None:
@@ -89,7 +93,7 @@ class Worker:
         log.start()
         pusher = threading.Thread(target=self._push_all, name="spot-push")
         pusher.start()
-        self._watch.start(self._priority.lower_always)
+        self._watch.start(self._priority.lower)
         threading.Thread(target=sweep, args=(self._settings.local_dir,), name="spot-sweep", daemon=True).start()
         try:
             while True:
@@ -98,6 +102,7 @@ class Worker:
             pass
         finally:  # after a bug here, too: the other thread must not wait for ever for jobs that nobody receives
             log.trainer_gone()
+            self._ways.file.end()
             with self._changed:
                 self._trainer_gone = True
                 self._changed.notify_all()
@@ -110,6 +115,7 @@ class Worker:
         # wait: until the request in flight has ended or the client of the store gives it up; the process ends
         pusher.join()
         log.close()
+        self._ways.file.close()
         if self._ways.disk is not None:
             self._ways.disk.end(self._settings)
 
@@ -126,6 +132,9 @@ class Worker:
                 with self._changed:
                     if self._pushing is not None:  # the last save may need its memory
                         self._pushing.free()
+            case {"file": str(path), "num_bytes": int(num_bytes)}:
+                assert fd is not None
+                self._ways.file.keep(path, fd, num_bytes)
             case {"finished": True}:
                 if self._ways.disk is not None:
                     self._ways.disk.is_done_with = True

@@ -38,6 +38,8 @@ def manifests_of(store: ObjectStore, committed: CommittedStep, own: RankManifest
     """
     Return the manifests of all ranks, in their order. They come from the merged copy if that is intact.
 
+    A copy that is intact may still contradict the manifest of a rank. See :func:`single_manifests_of`.
+
     Args:
         store: The store of the run.
         committed: The step.
@@ -53,5 +55,10 @@ def manifests_of(store: ObjectStore, committed: CommittedStep, own: RankManifest
         is_copy = names == [(step_id, rank, world_size) for rank in range(world_size)]
         if is_copy and (own is None or merged[own.rank] == own):
             return merged
+    return single_manifests_of(store, committed)
+
+
+def single_manifests_of(store: ObjectStore, committed: CommittedStep) -> list[RankManifest]:
+    """Return the manifests of all ranks, each from its own object. Raises as :func:`manifest_of`."""
     with ThreadPoolExecutor(NUM_GETS, thread_name_prefix="spot-get") as pool:
-        return list(pool.map(partial(manifest_of, store, committed), range(world_size)))
+        return list(pool.map(partial(manifest_of, store, committed), range(committed.world_size)))

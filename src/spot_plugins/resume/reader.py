@@ -21,7 +21,7 @@ from ..ranks import Ranks
 from ..state import Shard, decode, graft, named
 from ..state.dtypes import TORCH_DTYPES
 from ..store import ObjectStore
-from .manifests import manifest_of, manifests_of
+from .manifests import manifest_of, manifests_of, single_manifests_of
 from .plausible import UNCHECKED_BYTES, covers, find_nonsense
 from .progress import RestoreProgress
 from .ranges import Copy, byte_ranges, fetch
@@ -110,15 +110,29 @@ class StepReader:
             raise CorruptCheckpointError(step_id.step, step_id.prefix, reason[:_MAX_REASON]) from error
 
     def _read(self) -> LoadedStep:
+        # A rank that did not exist when the step was saved begins with the state of rank 0.
+        rank = self._ranks.rank if self._ranks.rank < self._committed.world_size else 0
+        own = manifest_of(self._store, self._committed, rank)
+        self._check([own])
+        if self._suffices(own):
+            return self._load(own, [own])
+        manifests = manifests_of(self._store, self._committed, own)
+        try:
+            return self._load(own, manifests)
+        except StoreError:
+            raise
+        except Exception:
+            single = single_manifests_of(self._store, self._committed)
+            if single == manifests:
+                raise
+        return self._load(own, single)  # the merged copy contradicted the manifest of another rank
+
+    def _load(self, own: RankManifest, manifests: list[RankManifest]) -> LoadedStep:
+        """Read what this rank needs by the *manifests*, all that there are or its *own*. Raises as :meth:`read`."""
         step_id, world_size = self._committed.step_id, self._committed.world_size
+        if len(manifests) > 1:
+            self._check(manifests)
         with ThreadPoolExecutor(NUM_GETS, thread_name_prefix="spot-get") as pool:
-            # A rank that did not exist when the step was saved begins with the state of rank 0.
-            own = manifest_of(self._store, self._committed, self._ranks.rank if self._ranks.rank < world_size else 0)
-            self._check([own])
-            manifests = [own]
-            if not self._suffices(own):
-                manifests = manifests_of(self._store, self._committed, own)
-                self._check(manifests)
             pieces = [
                 (each, piece) for each in manifests for piece in each.tensors if piece.shared or each.rank == own.rank
             ]

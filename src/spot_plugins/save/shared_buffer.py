@@ -11,12 +11,11 @@ from typing import Final
 
 import torch
 
+from ..push import open_memory
 from .devices import DEVICES, Device, Stream
 
 PIECE_BYTES: Final = 256 * 1024**2  # a registration with the driver holds locks of the process: 0.05 to 0.2 s/GiB
 STEP_BYTES: Final = 64 * 1024**2  # faulting in holds a lock of the process: about 1 s/GiB
-_NO_MEMFD: Final = (errno.ENOSYS, errno.EPERM)  # old sandboxes and seccomp profiles of containers
-_MEMORY_DISK: Final = "/dev/shm"
 _POPULATE_WRITE: Final = 23  # MADV_POPULATE_WRITE, since Linux 5.14
 _FAULTED_AT_ONCE: Final = 1024**2  # short enough for the interpreter's lock to come free in between
 _libc: Final = ctypes.CDLL(None, use_errno=True)
@@ -49,7 +48,7 @@ class SharedBuffer:
         """
         self.number = number
         self.num_bytes = num_bytes
-        self.fd = _open_memory(f"spot-{number}", num_bytes)
+        self.fd = open_memory(f"spot-{number}", num_bytes)
         try:
             self._map = mmap.mmap(self.fd, num_bytes)
         except BaseException:
@@ -123,24 +122,3 @@ def _fault_in(address: int, num_bytes: int) -> None:
         raise OSError(error, os.strerror(error))
     for start in range(0, num_bytes, _FAULTED_AT_ONCE):  # this kernel is older
         ctypes.memset(address + start, 0, min(_FAULTED_AT_ONCE, num_bytes - start))
-
-
-def _open_memory(name: str, num_bytes: int) -> int:
-    """Return the descriptor of *num_bytes* of memory that no path names."""
-    is_memfd = True
-    try:
-        fd = os.memfd_create(name, os.MFD_CLOEXEC)
-    except OSError as error:
-        if error.errno not in _NO_MEMFD:
-            raise
-        is_memfd = False
-        fd = os.open(_MEMORY_DISK, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode=0o600)
-    try:
-        if is_memfd:
-            os.ftruncate(fd, num_bytes)
-        else:
-            os.posix_fallocate(fd, 0, num_bytes)  # writing to a disk that turns out to be full would end the process
-    except BaseException:
-        os.close(fd)
-        raise
-    return fd

@@ -85,7 +85,7 @@ def join_and_build(
     with early:
         run, pusher = join_run(config, job, bus, Patience(lambda text: lines.say(text, logging.WARNING), early.wait))
     saver = Saver(registry, job.ranks, pusher, bus, config.buffer_bytes)
-    fingerprints = recorder_of(run.scratch, run.disk, run.attempt, job, bus)
+    fingerprints = recorder_of(run.scratch, run.disk, run.attempt, job, bus, pusher.file_way.share)
     stack.callback(fingerprints.close)
     registry.add(PART, fingerprints)
     saved_steps = SavedSteps(saver, pusher, config.grace_s)

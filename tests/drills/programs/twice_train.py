@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import random
 import signal
+from contextlib import ExitStack
 
 import numpy as np
 import torch
-from hearing import Heard, until
+from hearing import Heard, pusher_pid, until, until_gone
 from torch import nn
 
 from spot_plugins.config import SpotConfig
@@ -74,17 +75,19 @@ def run(folder, *, change=None, die_at=None, num_steps=12, die=None, ranks=None,
     """
     Train to the end, or die after step *die_at*. Return the session's events, and what is in memory at the end.
 
-    Step 5 is stored before step 6 begins. The next save would be that of the end.
+    Step 5 is stored before step 6 begins. The next save would be that of the end. The pusher process has ended before
+    this returns, so the records of all steps are on the disk.
     """
     heard = Heard()
     training = Training(change)
     url = str(folder / "run")
     config = SpotConfig(url=url, every_steps=10**6, local_dir=local and str(folder / local))
-    with SpotSession(config, ranks=ranks, on_event=heard) as session:
+    with ExitStack() as end, SpotSession(config, ranks=ranks, on_event=heard) as session:
         session.register_model(training.model, [training.optimizer], [training.scheduler])
         session.register("data", training)
         session.register("rng", RngPart())
         step = session.resume() or 0
+        end.callback(until_gone, pusher_pid(session))
         while step < num_steps:
             step += 1
             num_batches = training.train_on(step)

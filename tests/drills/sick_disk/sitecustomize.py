@@ -1,9 +1,9 @@
 """
 Python imports this by its name before anything else. It gives the process, a pusher, a sick disk.
 
-Where this folder is on the module path, each fsync below the directory ``SICK_DIR`` opens the FIFO ``SICK_GATE``, and
-so hangs in the kernel until somebody has it open for writing. The same holds for each open of a file below ``TMPDIR``,
-if ``SICK_TMP`` is set. Used by test_sick_disk.py.
+Where this folder is on the module path, each fsync and each ``os.pwrite`` below the directory ``SICK_DIR`` opens the
+FIFO ``SICK_GATE``, and so hangs in the kernel until somebody has it open for writing. The same holds for each open of a
+file below ``TMPDIR``, if ``SICK_TMP`` is set. Used by test_sick_disk.py.
 """
 
 from __future__ import annotations
@@ -12,16 +12,25 @@ import os
 import sys
 
 directory, gate = os.environ["SICK_DIR"], os.environ["SICK_GATE"]
-fsync = os.fsync
+fsync, pwrite = os.fsync, os.pwrite
+
+
+def hang(file: int) -> None:
+    if os.readlink(f"/proc/self/fd/{file}").startswith(directory):
+        os.close(os.open(gate, os.O_RDONLY))
 
 
 def slow_fsync(file: int) -> None:
-    if os.readlink(f"/proc/self/fd/{file}").startswith(directory):
-        os.close(os.open(gate, os.O_RDONLY))
+    hang(file)
     fsync(file)
 
 
-os.fsync = slow_fsync
+def slow_pwrite(file: int, data: bytes, offset: int) -> int:
+    hang(file)
+    return pwrite(file, data, offset)
+
+
+os.fsync, os.pwrite = slow_fsync, slow_pwrite
 
 
 def slow_open(event: str, arguments: tuple[object, ...]) -> None:

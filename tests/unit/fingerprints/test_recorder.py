@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import os
 import shutil
 import signal
+from contextlib import contextmanager
 
 import pytest
 import torch
+from hearing import next_pusher, pusher_pid, until, until_end_known
 from launching import exit_codes, launch
+from shared_files import write_nothing, write_out
+from steps import Holder, state_of
 from twice_train import CHANGED, SAVED, DiedError, run
 
+from spot_plugins.config import SpotConfig
 from spot_plugins.events import EventBus, Resumed, StepDiffers
 from spot_plugins.fingerprints import KINDS, Recorder, compare_runs, read, ring
 from spot_plugins.fingerprints.earlier import ADVICE, Comparison, EarlierStep
 from spot_plugins.fingerprints.record import NO_DIGEST, StepRecord
 from spot_plugins.fingerprints.ring import RingId
+from spot_plugins.session import SpotSession
 from spot_plugins.store import LocalDisk
 from spot_plugins.testing import run_thread_ranks
 
@@ -112,13 +120,57 @@ def test_a_difference_is_named_once(kind, folder, caplog):
 
 
 def test_the_records_of_a_killed_process_survive(tmp_path):
-    """They were written before the SIGKILL came, without a moment to write them."""
+    """They were in memory when the SIGKILL came, and its pusher process brings them to the disk."""
     process = launch("twice_train", (tmp_path, DIED), environment={}, output=tmp_path / "output")
     assert exit_codes([process]) == [-signal.SIGKILL], (tmp_path / "output").read_text()
+    until(lambda: DIED in on_disk(tmp_path), "the step before the kill is on the disk")
 
     heard, _ = run(tmp_path, change="torch")
 
     assert differences(heard) == [(CHANGED, 1, ("torch",))]
+
+
+@contextmanager
+def trained(folder, num_steps):
+    """Yield a session, and a function that trains its next *num_steps* steps. Its steps are in no checkpoint."""
+    with SpotSession(
+        SpotConfig(url=str(folder / "run"), every_steps=10**6, local_dir=str(folder / "local"))
+    ) as session:
+        session.register("part", Holder(state_of(1)))
+        session.resume()
+        steps = itertools.count(1)
+        yield session, lambda: [session.after_step(next(steps)) for _ in range(num_steps)]
+
+
+def on_disk(folder):
+    return sorted(ring.read(str(folder / "local" / "fingerprints"), RingId(1, 0, 1)))
+
+
+def test_the_records_are_on_the_disk_while_it_trains(tmp_path):
+    """So those older than a second survive the end of both processes, and a later pusher process writes all again."""
+    with trained(tmp_path, 3) as (session, train):
+        train()
+        until(lambda: on_disk(tmp_path) == [1, 2, 3], "the steps are on the disk")
+        os.kill(first := pusher_pid(session), signal.SIGKILL)
+        train()
+        os.kill(second := next_pusher(session, first), signal.SIGKILL)
+        until_end_known(session, second)
+        with session._opened.pusher._sending:  # whoever would start another process has it until it runs
+            assert pusher_pid(session) is None  # one that dies again and again must not be started for ever
+        assert on_disk(tmp_path)[:3] == [1, 2, 3]
+        train()
+        session.save(9)
+        until(lambda: on_disk(tmp_path) == [*range(1, 10)], "the next save starts another one, which writes all")
+
+
+def test_a_pusher_that_is_killed_is_replaced_for_the_records_alone(tmp_path):
+    """There is nothing to save. The steps after its death survive as all others do."""
+    with trained(tmp_path, 3) as (session, train):
+        train()
+        os.kill(first := pusher_pid(session), signal.SIGKILL)
+        next_pusher(session, first)
+        train()
+        until(lambda: on_disk(tmp_path) == [*range(1, 7)], "the steps are on the disk")
 
 
 def test_an_attempt_that_dies_early_does_not_hide_the_one_before(folder):
@@ -163,7 +215,7 @@ def test_another_run_at_the_same_url_is_not_compared(folder):
     foreign = ring.Ring(place, own)
     for step, record in known.items():
         foreign.write(step, record._replace(before=bytes(8), hashes=(1,) * len(KINDS)).encode())
-    foreign.close()
+    write_out(foreign)
 
     heard, _ = run(folder)
 
@@ -203,7 +255,7 @@ def test_a_disk_that_takes_no_file_is_no_error(tmp_path, caplog):
 
 def test_an_error_ends_no_training(tmp_path, caplog):
     """It is logged once, and from then on no step is looked at."""
-    recorder = Recorder(str(tmp_path), LocalDisk(None), RingId(1, 0, 1), EventBus())
+    recorder = Recorder(str(tmp_path), LocalDisk(None), RingId(1, 0, 1), EventBus(), write_nothing)
     recorder.begin(None, [])
     recorder.record("no number", (), 1)
     recorder.record("no number", (), 1)
@@ -216,7 +268,7 @@ def test_an_error_ends_no_training(tmp_path, caplog):
 @pytest.mark.parametrize("state", [None, {}, {"format": 2}, {"format": 1, "step": -1}, [1], "text"])
 def test_fingerprints_that_make_no_sense_are_as_good_as_none(state, tmp_path):
     """A checkpoint of a later version, or one that was forged, is resumed all the same."""
-    recorder = Recorder(str(tmp_path), LocalDisk(None), RingId(2, 0, 1), EventBus())
+    recorder = Recorder(str(tmp_path), LocalDisk(None), RingId(2, 0, 1), EventBus(), write_nothing)
     recorder.load_state_dict(state)
     recorder.begin(5, [])
     recorder.record(6, (), 1)

@@ -6,9 +6,10 @@ import os
 import stat
 
 import pytest
+from shared_files import write_out
 
 from spot_plugins.fingerprints import ring
-from spot_plugins.fingerprints.earlier import earlier_steps
+from spot_plugins.fingerprints.earlier import earlier_steps, remove_all
 from spot_plugins.fingerprints.record import KINDS, NUM_BYTES, StepRecord
 from spot_plugins.fingerprints.ring import MOST_FILES, NUM_SLOTS, Ring, RingId
 
@@ -24,7 +25,7 @@ def write(folder, steps, ring_id=ID, before=bytes(8)):
     file = Ring(str(folder), ring_id)
     for step in steps:
         file.write(step, record_of(step, before).encode())
-    file.close()
+    write_out(file)
     return folder / ring_id.name
 
 
@@ -105,16 +106,8 @@ def test_what_is_not_intact_is_left_out(damage, tmp_path):
 )
 def test_other_files_are_nobodys_business(name, tmp_path):
     (tmp_path / name).touch()
-    assert ring.find(str(tmp_path), 0) == []
-    assert ring.find(str(tmp_path / "nowhere"), 0) == []
-
-
-def test_a_disk_that_fails_ends_the_file(tmp_path):
-    """No error, because the training continues without it."""
-    file = Ring(str(tmp_path), ID)
-    os.close(file._file)
-    file._file = os.open("/dev/full", os.O_WRONLY)
-    assert file.write(1, record_of(1).encode()) is False
+    assert ring.find(str(tmp_path), RingId(1, 0, 1)) == []
+    assert ring.find(str(tmp_path / "nowhere"), RingId(1, 0, 1)) == []
 
 
 def test_a_name_comes_back():
@@ -127,12 +120,36 @@ def test_files_that_no_resume_needs_are_removed(tmp_path):
         write(tmp_path, [5, 6] if attempt != 6 else [4, 5], RingId(attempt, 1, 2))
     write(tmp_path, [5, 6], RingId(1, 0, 2))
 
-    found = earlier_steps(str(tmp_path), RingId(8, 1, 2), record_of(5))
+    found = earlier_steps(str(tmp_path), RingId(8, 1, 2), 5, record_of(5))
 
     assert {step: earlier.attempt for step, earlier in found.items()} == {6: 7}
-    assert [each.attempt for each in ring.find(str(tmp_path), 1)] == [7, 5, 4, 3]
+    assert [each.attempt for each in ring.find(str(tmp_path), ID)] == [7, 5, 4, 3]
     assert MOST_FILES == 4
-    assert [each.attempt for each in ring.find(str(tmp_path), 0)] == [1]
+    assert [each.attempt for each in ring.find(str(tmp_path), RingId(3, 0, 2))] == [1]
+
+
+@pytest.mark.parametrize("last", [None, record_of(5)])
+def test_files_of_ranks_that_the_job_no_longer_has_are_removed_like_its_own(last, tmp_path):
+    """Each remaining rank removes them, also if it is new itself. The files of remaining ranks are their own matter."""
+    for rank in range(4):
+        for attempt in range(1, 8):
+            write(tmp_path, [5, 6] if attempt != 3 else [4, 5], RingId(attempt, rank, 4))
+
+    earlier_steps(str(tmp_path), RingId(7, 1, 2), 5, last)
+
+    kept = {rank: [] for rank in range(4)}
+    for name in sorted(os.listdir(tmp_path)):
+        kept[RingId.parse(name).rank].append(RingId.parse(name).attempt)
+    assert kept == {0: [*range(1, 8)], 1: [2, 4, 5, 6], 2: [2, 4, 5, 6], 3: [2, 4, 5, 6]}
+
+
+def test_a_run_that_begins_anew_removes_those_of_ranks_that_it_does_not_have(tmp_path):
+    for rank in range(4):
+        write(tmp_path, [5], RingId(1, rank, 4))
+
+    remove_all(str(tmp_path), RingId(2, 1, 2))
+
+    assert os.listdir(tmp_path) == [RingId(1, 0, 4).name]
 
 
 @pytest.mark.parametrize(
@@ -145,4 +162,4 @@ def test_files_that_no_resume_needs_are_removed(tmp_path):
 )
 def test_only_an_attempt_that_came_the_same_way_counts(ring_id, steps, before, tmp_path):
     write(tmp_path, steps, ring_id, before)
-    assert earlier_steps(str(tmp_path), RingId(2, 1, 2), record_of(5)) == {}
+    assert earlier_steps(str(tmp_path), RingId(2, 1, 2), 5, record_of(5)) == {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from math import prod
 
 import pytest
@@ -221,10 +222,13 @@ def test_a_rank_that_has_its_shards_reads_no_other_manifest():
         assert store.manifests == expected
 
 
-@pytest.mark.parametrize("harm", ["missing", "cut", "flipped", "of another step", "short"])
+@pytest.mark.parametrize(
+    "harm", ["missing", "cut", "flipped", "of another step", "short", "another blob", "no tensors", "another slice"]
+)
 def test_the_merged_manifest_decides_nothing(harm):
     """
-    Without it, or with a damaged one, or with that of another step, the manifests of the single ranks are read.
+    Without it, or with a damaged one, or with that of another step, the manifests of the single ranks are read. So they
+    are if it has another manifest for a rank than the one that reads, with hashes that are right.
     """
     store = MemoryStore()
     save_all(store, in_rows, 3, step=1)
@@ -239,6 +243,7 @@ def test_the_merged_manifest_decides_nothing(harm):
         "flipped": data[:30] + bytes([data[30] ^ 1]) + data[31:],
         "of another step": store.get(merged_manifest_key(before)),
         "short": b"".join(lines[:-1]),
+        **{name: b"".join([*lines[:-1], other.encode()]) for name, other in _others(decode_merged(data)[-1])},
     }
     for key in [merged_manifest_key(newest), *store.keys(before.prefix)]:
         store.delete(key)
@@ -247,6 +252,16 @@ def test_the_merged_manifest_decides_nothing(harm):
 
     for loaded in read_all(store, in_columns, 2):
         assert loaded.step_id == newest
+
+
+def _others(manifest):
+    """Yield manifests that contradict *manifest*, each with its name."""
+    yield "another blob", replace(manifest, blobs=tuple(replace(each, xxh3_128="0" * 32) for each in manifest.blobs))
+    yield "no tensors", replace(manifest, tensors=())
+    yield (
+        "another slice",
+        replace(manifest, tensors=tuple(replace(each, xxh3_128="0" * 32) for each in manifest.tensors)),
+    )
 
 
 def test_a_step_that_is_not_whole_is_not_merged():

@@ -9,7 +9,7 @@ from contextlib import closing, contextmanager
 
 import pytest
 import torch
-from hearing import Heard, until, until_idle
+from hearing import Heard, pusher_pid, until, until_end_known, until_idle
 from torch import nn
 
 from spot_plugins.config import SpotConfig
@@ -292,8 +292,8 @@ def test_a_new_pusher_process_is_told_again(tmp_path):
     with session_of(tmp_path, model, optimizer) as (session, heard):
         save(session, heard, 1)
         objects = frozen_objects(tmp_path)
-        os.kill(session._opened.pusher.pid, signal.SIGKILL)
-        until(lambda: session._opened.pusher.pid is None, "its death is known")
+        os.kill(pusher := pusher_pid(session), signal.SIGKILL)
+        until_end_known(session, pusher)
         step(model, optimizer)
         assert save(session, heard, 2).num_bytes < TRAINED_BYTES + 2000
     assert frozen_objects(tmp_path) == objects
@@ -308,12 +308,10 @@ def test_a_pusher_that_dies_while_a_step_refers_to_what_it_knew(tmp_path):
     step(model, optimizer)
     with session_of(tmp_path, model, optimizer) as (session, heard):
         save(session, heard, 1)
-        os.kill(session._opened.pusher.pid, signal.SIGSTOP)
-        session._opened.saver._copier.do(
-            lambda: until(lambda: session._opened.pusher.pid is None, "its death is known")
-        )
+        os.kill(pusher := pusher_pid(session), signal.SIGSTOP)
+        session._opened.saver._copier.do(lambda: until_end_known(session, pusher))
         session.save(2)
-        os.kill(session._opened.pusher.pid, signal.SIGKILL)
+        os.kill(pusher, signal.SIGKILL)
         heard.wait(Committed, step=2)
     assert not heard.of(SaveAbandoned)
     assert restored(tmp_path)[0] == 2

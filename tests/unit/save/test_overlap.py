@@ -19,7 +19,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from hearing import Heard, until, until_idle
+from hearing import Heard, pusher_pid, until, until_end_known, until_idle
 from lightning.pytorch import Callback, LightningModule, Trainer
 from steps import Holder
 from torch import nn
@@ -405,8 +405,8 @@ def test_a_pusher_that_dies_during_the_copy_takes_nothing_with_it(tmp_path):
     with session_of(tmp_path, model, [torch.optim.AdamW(model.parameters())]) as (session, heard):
         with held_up(session):
             session.save(1)
-            os.kill(session._opened.pusher.pid, signal.SIGKILL)
-            until(lambda: session._opened.pusher.pid is None, "its death is known")
+            os.kill(pusher := pusher_pid(session), signal.SIGKILL)
+            until_end_known(session, pusher)
         heard.wait(Committed, step=1)
     assert not heard.of(SaveAbandoned)
 

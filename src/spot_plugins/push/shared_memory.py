@@ -1,0 +1,36 @@
+"""Memory that the training process shares with the pusher process, and that no path names."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import Final
+
+_NO_MEMFD: Final = (errno.ENOSYS, errno.EPERM)  # old sandboxes and seccomp profiles of containers
+_MEMORY_DISK: Final = "/dev/shm"
+
+
+def open_memory(name: str, num_bytes: int) -> int:
+    """
+    Return the descriptor of *num_bytes* of memory. It is gone when the last process that has it has ended.
+
+    Raises:
+        OSError: The system has no memory or no descriptor for it, or allows none.
+    """
+    is_memfd = True
+    try:
+        fd = os.memfd_create(name, os.MFD_CLOEXEC)
+    except OSError as error:
+        if error.errno not in _NO_MEMFD:
+            raise
+        is_memfd = False
+        fd = os.open(_MEMORY_DISK, os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, mode=0o600)
+    try:
+        if is_memfd:
+            os.ftruncate(fd, num_bytes)
+        else:
+            os.posix_fallocate(fd, 0, num_bytes)  # writing to a disk that turns out to be full would end the process
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
