@@ -5,10 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from contextlib import contextmanager, suppress
 from pathlib import Path
-
-import psutil
 
 from spot_plugins.push import process
 
@@ -110,23 +107,6 @@ def is_zombie(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] in "ZX"
     except FileNotFoundError:
         return True
-
-
-@contextmanager
-def until_pushers_end():
-    """
-    Wait at the end of the block until the pusher processes that were started in it have ended.
-
-    Before that they may not have written the fingerprints of the last steps.
-    """
-    before = set(psutil.Process().children())
-    try:
-        yield
-    finally:
-        for child in set(psutil.Process().children()) - before:
-            with suppress(psutil.NoSuchProcess):
-                if any("spot_plugins.push.worker" in word for word in child.cmdline()):
-                    until_gone(child.pid)
 
 
 def until_gone(pid):
