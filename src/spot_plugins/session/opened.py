@@ -18,6 +18,7 @@ from ..leave.departure import Departure
 from ..leave.early_notices import EarlyNotices
 from ..leave.last_resort import LastResort
 from ..leave.listener import Listener
+from ..leave.lost_rank import LostRank
 from ..leave.measurements import Measurements
 from ..leave.participant import TrainingParticipant
 from ..leave.phase import PhaseTracker
@@ -117,6 +118,7 @@ def join_and_build(
         departure=departure,
         stack=stack,
     )
+    participant.lost_rank = LostRank(agreement, phase, way_out)
     if config.on_notice == "leave":
         participant.last_resort = LastResort(agreement, phase, way_out.end_process)
     keeper = Keeper(job, run, pusher, saved_steps, way_out, phase, bus, config.grace_s)
