@@ -50,8 +50,9 @@ class Machine:
 
     @property
     def rank(self):
-        """The process id of its rank."""
-        return int((self.job.folder / f"rank-of-{self.name}").read_text())
+        """The number of its rank, and its process id."""
+        number, pid = (self.job.folder / f"rank-of-{self.name}").read_text().split()
+        return int(number), int(pid)
 
     def lose(self):
         """Kill all processes of the machine."""
@@ -128,6 +129,7 @@ class Job:
         for machine in self.machines:
             if machine.process.returncode is None:
                 assert machine.process.wait(timeout=START_S) == 0, self.printed()
+            machine.remains.assert_nothing(START_S)
         assert "restarted ranks will not find each other" not in (self.folder / "output.txt").read_text()
         trained = {}
         for attempt, step, rank, _, _, seen in self.lines("trace"):

@@ -13,7 +13,6 @@ import subprocess
 import threading
 import uuid
 from contextlib import ExitStack, contextmanager, suppress
-from pathlib import Path
 
 _NEW_NETWORK = 0x40000000  # CLONE_NEWNET
 _NOBODY = "02:00:00:00:00:fe"  # the address of no interface
@@ -88,20 +87,15 @@ class Network:
         """Let nothing pass to or from *host*. Nobody learns of it: there is no reset and no refusal."""
         _ip("-n", self.steady.name, "link", "set", host.name, "down")
 
-    def plug_in(self, host):
-        """Undo :meth:`unplug`."""
-        _ip("-n", self.steady.name, "link", "set", host.name, "up")
-
     def lose_way(self, host, *others):
         """Let nothing from *host* arrive at *others*. What they send to *host* arrives."""
         for other in others:
-            at = ("dev", "bridge" if host is self.steady else "eth0", "nud", "permanent")
-            _ip("-n", host.name, "neighbor", "replace", other.address, "lladdr", _NOBODY, *at)
+            _ip("-n", host.name, "neighbor", "replace", other.address, "lladdr", _NOBODY, "dev", "eth0")
 
-    def find_way(self, host, *others):
-        """Undo :meth:`lose_way`."""
-        for other in others:
-            _ip("-n", host.name, "neighbor", "delete", other.address, "dev", "eth0")
+    def restore(self, host):
+        """Undo :meth:`unplug` and :meth:`lose_way`."""
+        _ip("-n", self.steady.name, "link", "set", host.name, "up")
+        _ip("-n", host.name, "neighbor", "flush", "all", "nud", "all")
 
     def _new(self, address):
         host = Host(f"{self._mark}-{len(self._hosts)}", address)

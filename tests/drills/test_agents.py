@@ -81,7 +81,7 @@ def test_a_notice_to_one_rank_makes_all_agents_start_their_ranks_again(job):
     machines = [Machine(job, name) for name in "abc"]
     job.until_steps(3)
     at = time.monotonic()
-    os.kill(machines[1].rank, signal.SIGTERM)
+    os.kill(machines[1].rank[1], signal.SIGTERM)
     job.until_steps(3, after=at, attempt=2)
 
     assert job.end() == {}

@@ -1,7 +1,7 @@
 """
-A training on hosts that are network namespaces: hosts vanish without a reset, ways are lost, and hosts are back.
+A training under torchrun on hosts that are network namespaces: each host is lost in every way, and comes back.
 
-Nobody waits for the dead longer than docs/assumptions.md says, and each sample counts once.
+Nobody waits for the dead longer than docs/assumptions.md says, the other hosts train on, and each sample counts once.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from agent_jobs import Job, Machine
+from agent_jobs import START_S, Job, Machine
 from hosts import Network, hosts_missing
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.skipif(hosts_missing() is not None, reason=str(hosts_missing()))]
@@ -22,22 +22,85 @@ def network():
 
 
 @pytest.fixture
-def job(tmp_path, network):
-    job = Job(tmp_path, network=network)
-    yield job
-    for machine in job.machines:
-        machine.end()
+def new_job(tmp_path, network):
+    """Make a job, whose machines are ended after the test."""
+    jobs = []
+
+    def make(**options):
+        jobs.append(Job(tmp_path, network=network, **options))
+        return jobs[-1]
+
+    yield make
+    for job in jobs:
+        for machine in job.machines:
+            machine.end()
 
 
-def test_link(job, network):
-    hosts = {name: network.host() for name in "abc"}
-    machines = {name: Machine(job, name, host) for name, host in hosts.items()}
+def notice(machine, network):
+    """Let the agent get a SIGTERM, and all ranks save one step."""
+    machine.process.terminate()
+    assert machine.process.wait(timeout=START_S) == 143, machine.job.printed()
+
+
+def kill(machine, network):
+    """End all processes of the host at once. Its kernel closes their connections."""
+    machine.lose()
+
+
+def vanish(machine, network):
+    """Let the host go without a word."""
+    network.unplug(machine.host)
+
+
+def is_not_heard(machine, network):
+    """Let nothing that the host sends arrive, but all that it is sent."""
+    others = {other.host for other in machine.job.machines} - {machine.host}
+    network.lose_way(machine.host, network.steady, *others)
+
+
+def back(machine, network):
+    """Let a new machine start on the host."""
+    machine.end()
+    network.restore(machine.host)
+    return Machine(machine.job, machine.name, machine.host)
+
+
+LOSSES = [
+    pytest.param(notice, False, id="its agent gets a notice"),
+    pytest.param(kill, True, id="its processes are killed"),
+    pytest.param(vanish, True, id="its link is down"),
+    pytest.param(is_not_heard, True, id="it is not heard"),
+]
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("rank", [pytest.param(2, id="a host"), pytest.param(0, id="the host of rank 0")])
+@pytest.mark.parametrize(("lose", "costs"), LOSSES)
+def test_a_job_shrinks_when_a_host_is_lost_and_grows_when_it_is_back(lose, costs, rank, new_job, network):
+    """3 ranks, 2, 3 again. Only a host that is lost without a notice costs steps, those since the newest stored one."""
+    job = new_job()
+    machines = [Machine(job, name, network.host()) for name in "abc"]
     job.until_steps(3)
+    (lost,) = (machine for machine in machines if machine.rank[0] == rank)
     at = time.monotonic()
-    print("unplug", time.time())
-    network.unplug(hosts["c"])
-    try:
-        again = job.until_steps(2, after=at)
-        print("AGAIN", again - at)
-    finally:
-        print(job.printed(20000))
+    lose(lost, network)
+    shrunk = job.until_steps(2, after=at)
+    grows_at = time.monotonic()
+    back(lost, network)
+    grown = job.until_steps(3, after=grows_at)
+    repeated = job.end()
+
+    print(f"MEASURED {lose.__name__} rank {rank}: {shrunk - at:.1f} s to shrink, {grown - grows_at:.1f} s to grow")
+    assert len(repeated) <= costs, repeated
+
+
+def test_a_host_is_lost(new_job, network):
+    """2 ranks, and 1."""
+    job = new_job(machines="1:2", samples=200)
+    machines = [Machine(job, name, network.host()) for name in "ab"]
+    job.until_steps(2)
+    at = time.monotonic()
+    kill(machines[0], network)
+    shrunk = job.until_steps(1, after=at)
+    job.end()
+    print(f"MEASURED small: {shrunk - at:.1f} s to shrink")

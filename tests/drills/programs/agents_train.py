@@ -68,7 +68,7 @@ def main(settings):
         step = session.resume() or 0
         if rank == 0:
             append("resumed", [session.attempt, step])
-        (settings.path / f"rank-of-{os.environ['SPOT_DRILL_AGENT']}").write_text(str(os.getpid()))
+        (settings.path / f"rank-of-{os.environ['SPOT_DRILL_AGENT']}").write_text(f"{rank} {os.getpid()}")
         position.begin_epoch(0)
         iterator = iter(loader)
         position.fast_forward(iterator)
