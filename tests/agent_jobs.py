@@ -20,7 +20,7 @@ from torch.distributed import TCPStore
 
 from spot_plugins.data import ElasticSampler
 
-QUICK = ["--rdzv-conf", "is_host=0,last_call_timeout=2,keep_alive_interval=1", "--monitor-interval", "0.2"]
+QUICK = "last_call_timeout=2,keep_alive_interval=1"
 SPOT_RUN = [sys.executable, "-m", "spot_plugins.cli", "run", "--grace-seconds", "20", "--"]
 START_S = 200.0  # three agents and their ranks import torch, perhaps on a busy machine
 BATCH = 2
@@ -43,8 +43,10 @@ class Machine:
         environment |= {"SPOT_LOCAL_DIR": str(job.folder / f"disk-{name}")}
         if host is not None:
             environment["GLOO_SOCKET_IFNAME"] = "eth0"  # by default gloo resolves the hostname, which all hosts share
-        address = "127.0.0.1" if host is None else host.address
-        command = [*SPOT_RUN, *job.torchrun, "--local-addr", address, str(PROGRAMS / "agents_train.py")]
+        is_host = int(host is not None and host is job.rendezvous)
+        flags = ["--rdzv-conf", f"is_host={is_host},{QUICK}", "--monitor-interval", "0.2"]
+        flags += ["--local-addr", "127.0.0.1" if host is None else host.address]
+        command = [*SPOT_RUN, *job.torchrun, *flags, str(PROGRAMS / "agents_train.py")]
         with nullcontext() if host is None else host.entered():
             self.process = start(command, job.folder, job.settings, environment)
 
@@ -71,7 +73,7 @@ class Job:
     """
     A training of several machines.
 
-    With a *network* the store of the rendezvous is on its steady host, unless *rendezvous* is the address of another.
+    With a *network* the store of the rendezvous is on its steady host, unless *rendezvous* is the host of a machine.
     """
 
     def __init__(self, folder, samples=2000, machines="2:3", network=None, rendezvous=None, **settings):
@@ -79,16 +81,14 @@ class Job:
         self.samples = samples
         self.settings = {"samples": samples, "batch": BATCH, "every_steps": 3, **settings}
         self.machines = []
-        port = free_port()
-        quick = list(QUICK)
-        if rendezvous is not None:
-            quick[1] = quick[1].removeprefix("is_host=0,")
-        else:  # the store of the rendezvous, on a machine that is not taken
-            rendezvous = "127.0.0.1" if network is None else network.steady.address
-            with nullcontext() if network is None else network.steady.entered():
-                self.store = TCPStore(rendezvous, port, is_master=True, wait_for_workers=False)
+        self.rendezvous = rendezvous
+        where = rendezvous or (network.steady if network is not None else None)
+        address, port = "127.0.0.1" if where is None else where.address, free_port()
+        if rendezvous is None:  # on a machine that is not taken
+            with nullcontext() if where is None else where.entered():
+                self.store = TCPStore(address, port, is_master=True, wait_for_workers=False)
         self.torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", machines, "--nproc-per-node", "1"]
-        self.torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{rendezvous}:{port}", *quick]
+        self.torchrun += ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"{address}:{port}"]
         self.torchrun += ["--rdzv-id", uuid.uuid4().hex, "--max-restarts", "9"]
 
     def lines(self, name):

@@ -7,10 +7,12 @@ Nobody waits for the dead longer than docs/assumptions.md says, the other hosts 
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
 
 import pytest
 from agent_jobs import START_S, Job, Machine
 from hosts import Network, hosts_missing
+from servers import S3Server
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.skipif(hosts_missing() is not None, reason=str(hosts_missing()))]
 
@@ -92,6 +94,77 @@ def test_a_job_shrinks_when_a_host_is_lost_and_grows_when_it_is_back(lose, costs
 
     print(f"MEASURED {lose.__name__} rank {rank}: {shrunk - at:.1f} s to shrink, {grown - grows_at:.1f} s to grow")
     assert len(repeated) <= costs, repeated
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("lose", [kill, vanish])
+def test_a_job_ends_when_the_host_of_its_rendezvous_is_lost_and_continues_at_another(lose, new_job, network):
+    """The agents cannot agree any more. They say so and end, within the 60 s of torch and those of the board."""
+    hosts = [network.host() for _ in "abc"]
+    job = new_job(rendezvous=hosts[0])
+    lost, *others = [Machine(job, name, host) for name, host in zip("abc", hosts, strict=True)]
+    job.until_steps(3)
+    at = time.monotonic()
+    lose(lost, network)
+    for machine in others:
+        assert machine.process.wait(timeout=START_S) == 1, job.printed()
+        machine.remains.assert_nothing(START_S)
+    print(f"MEASURED {lose.__name__} of the rendezvous: {time.monotonic() - at:.1f} s to the end")
+    assert "RendezvousConnectionError" in job.printed(50_000)
+    lost.end()
+
+    job = new_job()
+    for machine in others:
+        Machine(job, machine.name, machine.host)
+    job.until_steps(2, after=time.monotonic())
+    assert len(job.end()) <= 1
+
+
+@pytest.fixture
+def s3(network):
+    """A store on a host of its own, and the settings of a training with it."""
+    host = network.host()
+    with ExitStack() as stack:
+        with host.entered():
+            server = stack.enter_context(S3Server(host=host.address))
+            url = f"{server.create_bucket('hosts')}/run"
+        yield host, {"url": url, "config": {"storage_options": server.storage_options()}}
+
+
+@pytest.mark.soak
+def test_a_job_trains_on_while_one_host_cannot_reach_the_store(new_job, network, s3):
+    """Nothing is committed meanwhile, and no rank is lost. It is committed when the way is back."""
+    store, settings = s3
+    job = new_job(**settings)
+    away = [Machine(job, name, network.host()) for name in "abc"][2]
+    job.until_steps(3)
+    network.lose_way(away.host, store)
+    job.until_steps(3, after=time.monotonic(), steps=10)
+    network.restore(away.host)
+    job.until_steps(3, after=time.monotonic())
+
+    assert job.end() == {}
+
+
+@pytest.mark.soak
+def test_a_host_that_cannot_reach_the_store_leaves_within_its_grace(new_job, network, s3):
+    """After a notice. Its share of the last step is not stored, so the others continue from an earlier step."""
+    store, settings = s3
+    job = new_job(**settings)
+    away = [Machine(job, name, network.host()) for name in "abc"][2]
+    job.until_steps(3)
+    network.lose_way(away.host, store)
+    job.until_steps(3, after=time.monotonic())
+    at = time.monotonic()
+    notice(away, network)
+    print(f"MEASURED notice without a store: {time.monotonic() - at:.1f} s to the end")
+    assert "is NOT stored yet" in job.printed(50_000)
+    job.until_steps(2, after=at)
+    at = time.monotonic()
+    back(away, network)
+    job.until_steps(3, after=at)
+
+    assert len(job.end()) <= 1
 
 
 def test_a_host_is_lost(new_job, network):

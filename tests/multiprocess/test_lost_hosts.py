@@ -39,7 +39,7 @@ def ranks(tmp_path, network):
         process.kill()
 
 
-@pytest.mark.parametrize("lost", [0, 2])
+@pytest.mark.parametrize("lost", [0, pytest.param(2, marks=pytest.mark.soak)])
 def test_ranks_that_are_stuck_because_a_host_vanished_end(lost, ranks, network, tmp_path):
     """All three, the lost one too, which cannot know that it is the lost one."""
     hosts, processes = ranks
