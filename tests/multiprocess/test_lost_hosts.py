@@ -9,7 +9,7 @@ from launching import exit_codes, launch
 
 pytestmark = pytest.mark.skipif(hosts_missing() is not None, reason=str(hosts_missing()))
 
-STOOD = "and the training thread has stood still for"
+STOOD = "and this rank has made no progress for"
 
 
 @pytest.fixture

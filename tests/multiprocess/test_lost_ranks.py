@@ -129,7 +129,7 @@ def test_a_rank_that_is_stuck_in_a_collective_ends_after_another_rank_is_lost(st
 
     assert ranks.end(0) == [1]
     said_0 = said(ranks.output(0))
-    assert "rank 1 has not been heard from for 3 s, and the training thread has stood still for" in said_0
+    assert "rank 1 has not been heard from for 3 s, and this rank has made no progress for" in said_0
     assert "so this process ends with 1. Let the launcher start the ranks again" in said_0
 
 

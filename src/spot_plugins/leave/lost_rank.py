@@ -27,7 +27,7 @@ CODE: Final = 1
 
 class LostRank:
     """
-    Ends the process if a rank is lost and the training thread stands still.
+    Ends the process if a rank is lost and the training thread makes no progress.
 
     The training thread may be stuck in a collective with that rank. If a machine vanished, no packet ends the
     collective. Its timeout is half an hour with gloo, and the launcher waits for the process meanwhile.
@@ -54,7 +54,7 @@ class LostRank:
                 return
         code = CODE if self._agreement.notice is None else Preempted.EXIT_CODE
         logger.error(
-            "%s, and the training thread has stood still for %.0f s, so this process ends with %d. Let the launcher "
+            "%s, and this rank has made no progress for %.0f s, so this process ends with %d. Let the launcher "
             "start the ranks again",
             loss,
             self._phase.still_s,

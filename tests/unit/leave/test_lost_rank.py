@@ -66,7 +66,7 @@ def test_a_process_whose_training_thread_stands_still_ends(phases, notice, code,
     until_ended()
 
     assert training.codes == [code]
-    assert f"{LOSS}, and the training thread has stood still for 42 s, so this process ends with {code}" in caplog.text
+    assert f"{LOSS}, and this rank has made no progress for 42 s, so this process ends with {code}" in caplog.text
 
 
 ELSEWHERE = [
