@@ -158,8 +158,8 @@ class _Command:
             elif is_quiet and self._rendezvous.is_lost(has_ranks=self._has_ranks()):
                 _log(
                     f"no rank runs, and the rendezvous at {self._rendezvous.name} has not answered for "
-                    f"{rendezvous.LOST_S:g} s. The command waits for it without a limit, so it is killed. Start it again "
-                    "when the rendezvous can be reached, or with another one"
+                    f"{rendezvous.LOST_S:g} s. The command waits for it without a limit, so it is killed. Start it "
+                    "again when the rendezvous can be reached, or with another one"
                 )
                 self._rendezvous = Rendezvous(None)
                 self._kill(self._child.pid, signal.SIGKILL)
