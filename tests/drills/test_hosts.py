@@ -98,7 +98,7 @@ def test_a_job_shrinks_when_a_host_is_lost_and_grows_when_it_is_back(lose, costs
 
 ENDS = [
     pytest.param(kill, 1, "RendezvousConnectionError", id="its processes are killed"),
-    pytest.param(vanish, 137, "no rank runs, and the rendezvous at", id="its link is down"),
+    pytest.param(vanish, 137, "no rank runs, and nobody has answered at the rendezvous", id="its link is down"),
 ]
 
 

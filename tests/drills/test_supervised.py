@@ -226,6 +226,6 @@ def test_a_command_that_waits_for_a_lost_rendezvous_is_killed(tmp_path):
 
     assert exit_codes([process]) == [137]
     assert "the rank has ended" in output.read_text()
-    told = f"no rank runs, and the rendezvous at 127.0.0.1:{port} has not answered for 1 s"
+    told = f"no rank runs, and nobody has answered at the rendezvous 127.0.0.1:{port} for 1 s"
     assert told in output.read_text()
     assert "The command waits for it without a limit, so it is killed" in output.read_text()

@@ -157,7 +157,7 @@ class _Command:
                 self._on_notice("a rank left because this machine will be taken")
             elif is_quiet and self._rendezvous.is_lost(has_ranks=self._has_ranks()):
                 _log(
-                    f"no rank runs, and the rendezvous at {self._rendezvous.name} has not answered for "
+                    f"no rank runs, and nobody has answered at the rendezvous {self._rendezvous.name} for "
                     f"{rendezvous.LOST_S:g} s. The command waits for it without a limit, so it is killed. Start it "
                     "again when the rendezvous can be reached, or with another one"
                 )
@@ -165,9 +165,9 @@ class _Command:
                 self._kill(self._child.pid, signal.SIGKILL)
 
     def _has_ranks(self) -> bool:
-        """Return whether a rank runs, or none has run yet."""
+        """Return whether a rank runs, or none has run yet. A launcher that is stuck does not reap its ranks."""
         ranks = roster.ranks(self._folder)
-        return not ranks or any(Path(f"/proc/{pid}").exists() for pid in ranks)
+        return not ranks or any(_parent_of(Path(f"/proc/{pid}")) is not None for pid in ranks)
 
     def _on_notice(self, name: str) -> None:
         _log(f"{name}: the ranks save and leave, within {self._grace_s:g} s")

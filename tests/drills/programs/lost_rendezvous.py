@@ -1,5 +1,5 @@
 """
-A command under ``spot run`` whose ranks have ended, and which waits without a limit, as torchrun does in C.
+A command under ``spot run`` that waits without a limit, as torchrun does in C, and does not reap its rank that ended.
 
 Run by test_supervised.py: ``main(port)`` is ``spot run``, and the script itself is the command.
 """
@@ -26,6 +26,7 @@ if __name__ == "__main__":
         roster.join()
         sys.exit()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    subprocess.run([sys.executable, __file__, "rank"], check=True)
+    rank = subprocess.Popen([sys.executable, __file__, "rank"], stdout=subprocess.PIPE)
+    rank.stdout.read()
     print("the rank has ended", flush=True)
     time.sleep(60)
