@@ -1,4 +1,4 @@
-"""Real servers for tests: an S3 service, and a proxy that breaks the way to one. On 127.0.0.1 only."""
+"""Real servers for tests: an S3 service, and a proxy that breaks the way to one. On 127.0.0.1, unless a test says."""
 
 from __future__ import annotations
 
@@ -43,8 +43,9 @@ class S3Server:
     READER_KEY = "spot-test-reader"
     """Key of somebody who may read and list, but neither put nor delete. The secret is the same."""
 
-    def __init__(self, key: str = KEY) -> None:
+    def __init__(self, key: str = KEY, host: str = HOST) -> None:
         self.key = key
+        self._host = host
         self._stack = ExitStack()
         self.endpoint_url = ""
 
@@ -52,11 +53,11 @@ class S3Server:
         with ExitStack() as stack:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="spot-s3-")))
             ports = free_ports(10)
-            self.endpoint_url = f"http://{HOST}:{ports[0]}"
+            self.endpoint_url = f"http://{self._host}:{ports[0]}"
             log = directory / "log"
             with log.open("wb") as output:
                 process = subprocess.Popen(
-                    _seaweedfs(directory, ports, self.key),
+                    _seaweedfs(directory, ports, self.key, self._host),
                     env={"HOME": str(directory), "PATH": os.defpath},  # no AWS_* variable gets in
                     stdout=output,
                     stderr=subprocess.STDOUT,
@@ -64,7 +65,7 @@ class S3Server:
                 )
             stack.callback(_remove_sockets, ports)
             stack.callback(kill_group, process)
-            wait_for_http(ports[0], process, log)
+            wait_for_http(ports[0], process, log, self._host)
             self._stack = stack.pop_all()
         return self
 
@@ -96,7 +97,7 @@ class S3Server:
         return f"s3://{name}"
 
 
-def _seaweedfs(directory: Path, ports: list[int], key: str) -> list[str]:
+def _seaweedfs(directory: Path, ports: list[int], key: str, host: str) -> list[str]:
     identity = {
         "name": "tests",
         "credentials": [{"accessKey": key, "secretKey": S3Server.SECRET}],
@@ -120,8 +121,8 @@ def _seaweedfs(directory: Path, ports: list[int], key: str) -> list[str]:
         f"-logdir={directory}",
         "mini",
         f"-dir={data}",
-        f"-ip={HOST}",
-        f"-ip.bind={HOST}",
+        f"-ip={host}",
+        f"-ip.bind={host}",
         f"-s3.config={config}",
         "-s3.autoCreateBucket=false",  # a missing bucket must be an error, as it is elsewhere
         "-s3.port.iceberg=0",
@@ -150,11 +151,11 @@ def free_ports(count: int) -> list[int]:
         return [each.getsockname()[1] for each in sockets]
 
 
-def wait_for_http(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+def wait_for_http(port: int, process: subprocess.Popen[bytes], log: Path, host: str = HOST) -> None:
     """Return once *port* answers HTTP. Polls, for the server tells its readiness in no other way."""
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline and process.poll() is None:
-        connection = http.client.HTTPConnection(HOST, port, timeout=1)
+        connection = http.client.HTTPConnection(host, port, timeout=1)
         try:
             connection.request("GET", "/")
             connection.getresponse()

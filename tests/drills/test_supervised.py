@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from exactness import events_of, newest_step, resumed_steps
 from hearing import until
-from launching import PROGRAMS, launcher, start
+from launching import PROGRAMS, exit_codes, launch, launcher, start
 from metadata import AwsServer
+from ports import free_port
 from remains import Remains
 
 GRACE_S = 10
@@ -216,3 +217,15 @@ def test_process_1_of_a_container_leaves_on_a_sigterm(before, remains, tmp_path)
     [leaving] = events_of(tmp_path, 0, "Leaving")
     assert leaving["durable"]
     assert leaving["step"] == newest_step(tmp_path)
+
+
+def test_a_command_that_waits_for_a_lost_rendezvous_is_killed(tmp_path):
+    """Its ranks have ended, and it does not obey a SIGTERM."""
+    output = tmp_path / "output"
+    process = launch("lost_rendezvous", (port := free_port(),), environment={}, output=output)
+
+    assert exit_codes([process]) == [137]
+    assert "the rank has ended" in output.read_text()
+    told = f"no rank runs, and nobody has answered at the rendezvous 127.0.0.1:{port} for 1 s"
+    assert told in output.read_text()
+    assert "The command waits for it without a limit, so it is killed" in output.read_text()

@@ -1,33 +1,45 @@
-"""One rank of a training that loses a rank. Run by test_lost_ranks.py: ``main(folder, rank, ranks, port, what)``."""
+"""
+One rank of a training that loses a rank: ``main(folder, rank, ranks, address, what)``.
+
+Run by test_lost_ranks.py, and by test_lost_hosts.py on the host of the variable SPOT_DRILL_HOST.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 import signal
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from hearing import until
+from hosts import Host
 from steps import Holder, state_of
 
 from spot_plugins.config import SpotConfig
-from spot_plugins.leave import last_resort
-from spot_plugins.ranks import TorchRanks, torch_ranks
+from spot_plugins.leave import last_resort, lost_rank
+from spot_plugins.ranks import TorchRanks, frames, torch_ranks
 from spot_plugins.ranks.frames import Limits
 from spot_plugins.session import SpotSession
 
 SILENT_S = 3.0
 
 
-def main(folder, rank, ranks, port, what):
+def main(folder, rank, ranks, address, what):
     """Write FOLDER/at-RANK where the test may do something, and end as the training ends."""
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    host, port = address
+    os.environ.update(MASTER_ADDR=host, MASTER_PORT=str(port))
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks))
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with Host(os.environ["SPOT_DRILL_HOST"]).entered() if "SPOT_DRILL_HOST" in os.environ else nullcontext():
+        train(Path(folder), rank, ranks, what)
+
+
+def train(folder, rank, ranks, what):
     dist.init_process_group("gloo")
-    Training(Path(folder), rank, ranks).run(what)
+    Training(folder, rank, ranks).run(what)
     os._exit(0)  # without the end of the process group, which waits for ranks that were killed
 
 
@@ -106,6 +118,23 @@ class Training:
         self.reach()
         dist.all_reduce(torch.zeros(1))
         raise AssertionError("the other rank hangs")
+
+    def hangs_in_training_without_a_notice(self):
+        """The other rank is stuck in a collective with it."""
+        torch_ranks.LIMITS = Limits(beat_s=0.2, silent_s=SILENT_S)
+        lost_rank.OWN_ERROR_S = lost_rank.STUCK_S = 1.0
+        self.hangs_in_training()
+
+    def vanishes(self):
+        """A host vanishes, and the others are stuck in a collective with its rank."""
+        frames.VANISHED_S = 6
+        lost_rank.OWN_ERROR_S = lost_rank.STUCK_S = 1.0
+        self.open()
+        self.session.resume()
+        self.session.after_step(1)
+        self.reach()
+        for _ in range(10**9):
+            dist.all_reduce(torch.zeros(1))
 
     def rank_0_hangs_at_the_end(self):
         self.open()

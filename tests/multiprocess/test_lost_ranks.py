@@ -18,9 +18,11 @@ class Ranks:
 
     def __init__(self, folder, num_ranks, what):
         self.folder = folder
-        port = free_port()
+        address = ("127.0.0.1", free_port())
         self.processes = [
-            launch("lost_ranks", (str(folder), rank, num_ranks, port, what), environment={}, output=self.output(rank))
+            launch(
+                "lost_ranks", (str(folder), rank, num_ranks, address, what), environment={}, output=self.output(rank)
+            )
             for rank in range(num_ranks)
         ]
 
@@ -119,6 +121,16 @@ def test_a_rank_that_is_stuck_in_a_collective_ends_after_its_deadline(start):
     assert ranks.end(0) == [143]
     told = "the training thread did not leave within 1 s after the deadline, so this process ends"
     assert told in said(ranks.output(0))
+
+
+def test_a_rank_that_is_stuck_in_a_collective_ends_after_another_rank_is_lost(start):
+    """Without a notice. Otherwise it would stand until the timeout of the collective, half an hour with gloo."""
+    ranks = start(2, "hangs_in_training_without_a_notice")
+
+    assert ranks.end(0) == [1]
+    said_0 = said(ranks.output(0))
+    assert "rank 1 has not been heard from for 3 s, and this rank has made no progress for" in said_0
+    assert "so this process ends with 1. Let the launcher start the ranks again" in said_0
 
 
 def test_ranks_close_while_rank_0_hangs(start):

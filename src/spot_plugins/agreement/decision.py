@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
-from ..ranks import Json
+from ..ranks import Json, RankLostError
 from ..schedule import AgreedReason
 from .notice import Notice
 
@@ -31,6 +31,10 @@ class Participant(Protocol):
 
     def on_notice(self) -> None:
         """Take note that all ranks know of a notice. On a thread of the agreement of several ranks, more than once."""
+        ...
+
+    def on_lost(self, loss: RankLostError) -> None:
+        """Take note that a rank is lost. On a thread of the agreement of several ranks, at most once."""
         ...
 
     def leave_in_pause(self) -> None:

@@ -24,7 +24,8 @@ that has a notice and gets no answer leaves alone when its time is over. A step 
 committed.
 
 *A lost board or rank.* Each rank continues alone and saves nothing more. It obeys a notice at its next boundary. A
-board with a note that makes no sense counts as lost.
+board with a note that makes no sense counts as lost. If a rank is lost, the participant ends a process whose training
+thread is stuck in a collective with it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ import threading
 import time
 from typing import Final, TypeAlias
 
-from ..ranks import BoardClosedError, Job
+from ..ranks import BoardClosedError, Job, RankLostError
 from ..schedule import AgreedReason, PeriodicTrigger
 from .ballot import VERDICT_WAIT_S, Ballot, count_notice, count_proposal
 from .decision import Act, Decision, Participant
@@ -257,10 +258,10 @@ class Group:
                 with self._lock:
                     is_alone = self._ballot.alone
         except BoardClosedError as error:
-            self._lose(str(error))
+            self._lose(error)
         except Exception as error:  # if this thread died unseen, training would wait at each boundary
             logger.debug("the thread of the agreement ends", exc_info=True)
-            self._lose(f"{type(error).__name__}: {error}")
+            self._lose(BoardClosedError(f"{type(error).__name__}: {error}"))
 
     def _on_proposal(self, number: int, message: ProposalMessage) -> None:
         boundary = message.boundary
@@ -317,14 +318,16 @@ class Group:
         if calls:
             self._mail.send_aside(LeaveMessage())
 
-    def _lose(self, reason: str) -> None:
+    def _lose(self, error: BoardClosedError) -> None:
         """Continue alone, because there is no board any more."""
         with self._lock:
             if self._ballot.alone:
                 return
-            self._loss = reason
+            self._loss = str(error)
             self._ballot.lose_board()
             is_known = self._ballot.notice is not None
             self._changed.notify_all()
         if is_known:
             self._participant.on_notice()
+        if isinstance(error, RankLostError):
+            self._participant.on_lost(error)

@@ -24,10 +24,10 @@ class Mail:
 
     Args:
         job: The ranks and their board.
-        on_lost: Called with the reason if a message cannot be sent, on the thread that sends it.
+        on_lost: Called with the error if a message cannot be sent, on the thread that sends it.
     """
 
-    def __init__(self, job: Job, on_lost: Callable[[str], None]) -> None:
+    def __init__(self, job: Job, on_lost: Callable[[BoardClosedError], None]) -> None:
         self._job = job
         self._on_lost = on_lost
 
@@ -37,7 +37,7 @@ class Mail:
             number = self._job.board.take_number("messages")
             self._job.board.post(f"message/{number}", encode_message(message))
         except BoardClosedError as error:
-            self._on_lost(str(error))
+            self._on_lost(error)
 
     def send_aside(self, message: Message) -> threading.Thread:
         """Send *message* on a thread of its own, because training must not wait for the board."""

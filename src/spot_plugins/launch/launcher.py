@@ -57,7 +57,7 @@ def elastic_timeout_s(environ: Mapping[str, str], launcher: Launcher) -> float |
     if "TORCHELASTIC_RUN_ID" not in environ:
         return None
     words = launcher.command
-    given = [_value(words, index) for index, word in enumerate(words) if word.partition("=")[0] in FLAGS]
+    given = [value_of(words, index) for index, word in enumerate(words) if word.partition("=")[0] in FLAGS]
     for text in (*given[-1:], *(environ.get(name, "") for name in TIMEOUT_VARIABLES)):
         try:
             return float(text)
@@ -113,7 +113,8 @@ def restart_advice(environ: Mapping[str, str]) -> str | None:
     )
 
 
-def _value(words: Sequence[str], index: int) -> str:
+def value_of(words: Sequence[str], index: int) -> str:
+    """Return the value of the option that is word *index* of a command line."""
     _, has_value, value = words[index].partition("=")
     return value if has_value else "".join(words[index + 1 : index + 2])
 

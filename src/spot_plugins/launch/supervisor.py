@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import Preempted
-from . import roster
+from . import rendezvous, roster
 from .launcher import OWN_STORE_VARIABLE, TIMEOUT_VARIABLES
+from .rendezvous import Rendezvous, endpoint_of
 
 NOTICES: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
 """Signals that are forwarded, as a SIGTERM. SLURM sends SIGUSR1 if ``--signal`` asks for it."""
@@ -116,6 +117,7 @@ class _Command:
         self._signaled: set[int] = set()
         self._of_others: set[int] = set()  # processes of other users
         self._code: int | None = None
+        self._rendezvous = Rendezvous(endpoint_of(command, os.environ))
         parent = os.getpid()
 
         def before_exec() -> None:
@@ -153,6 +155,19 @@ class _Command:
                 self._on_notice(signal.Signals(arrived.si_signo).name)
             elif roster.machine_ends(self._folder):  # otherwise torchrun would start the ranks again on this machine
                 self._on_notice("a rank left because this machine will be taken")
+            elif is_quiet and self._rendezvous.is_lost(has_ranks=self._has_ranks()):
+                _log(
+                    f"no rank runs, and nobody has answered at the rendezvous {self._rendezvous.name} for "
+                    f"{rendezvous.LOST_S:g} s. The command waits for it without a limit, so it is killed. Start it "
+                    "again when the rendezvous can be reached, or with another one"
+                )
+                self._rendezvous = Rendezvous(None)
+                self._kill(self._child.pid, signal.SIGKILL)
+
+    def _has_ranks(self) -> bool:
+        """Return whether a rank runs, or none has run yet. A launcher that is stuck does not reap its ranks."""
+        ranks = roster.ranks(self._folder)
+        return not ranks or any(_parent_of(Path(f"/proc/{pid}")) is not None for pid in ranks)
 
     def _on_notice(self, name: str) -> None:
         _log(f"{name}: the ranks save and leave, within {self._grace_s:g} s")

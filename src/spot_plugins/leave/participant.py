@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from ..agreement import Act, Notice
 from ..events import EventBus, SaveDeferred
 from ..push import Pusher
-from ..ranks import Json
+from ..ranks import Json, RankLostError
 from ..save import Saver
 from .last_resort import LastResort
+from .lost_rank import LostRank
 from .measurements import Measurements
 from .way_out import WayOut
 
@@ -25,6 +26,9 @@ class TrainingParticipant:
 
     last_resort: LastResort | None = None
     """Ends this process if it does not leave by itself. None if the rank may stay. It is set with :attr:`way_out`."""
+
+    lost_rank: LostRank
+    """Ends this process if its training thread is stuck because a rank is lost. It is set with :attr:`way_out`."""
 
     def __init__(self, saver: Saver, pusher: Pusher, measurements: Measurements, bus: EventBus) -> None:
         self._saver = saver
@@ -47,6 +51,10 @@ class TrainingParticipant:
         """Make sure that this process ends, though its training thread may be stuck in a collective."""
         if self.last_resort is not None:
             self.last_resort.begin()
+
+    def on_lost(self, loss: RankLostError) -> None:
+        """Make sure that this process ends, if its training thread is stuck in a collective with the lost rank."""
+        self.lost_rank.begin(loss)
 
     def leave_in_pause(self) -> None:
         """Leave with the step of the pause."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from enum import Enum
 from typing import Final
 
@@ -75,17 +76,28 @@ class PhaseTracker:
     def __init__(self) -> None:
         self._changed = threading.Condition(threading.RLock())
         self._now = Phase.NEW
+        self._marked_at = time.monotonic()
 
     @property
     def now(self) -> Phase:
         """The phase that holds."""
         return self._now
 
+    @property
+    def still_s(self) -> float:
+        """Seconds since the training thread has called the session."""
+        return time.monotonic() - self._marked_at
+
+    def mark(self) -> None:
+        """Record that the training thread has called the session, so it is not stuck."""
+        self._marked_at = time.monotonic()
+
     def move(self, new: Phase) -> None:
         """Enter *new*, unless it holds already. An impossible move is a bug here, so it is an assertion."""
         with self._changed:
             assert new is self._now or new in MOVES[self._now], f"{self._now} -> {new}"
             self._now = new
+            self.mark()
             self._changed.notify_all()
 
     def leave_behind(self) -> None:
@@ -101,6 +113,7 @@ class PhaseTracker:
         Raises:
             RuntimeError: It is not. The message names the phase and the remedy.
         """
+        self.mark()
         if (now := self._now) not in CALLS[call]:
             raise RuntimeError(f"{call}() while the session is {now.value}: {_REMEDIES[now]}")
 

@@ -95,6 +95,7 @@ class WayOut:
 
     def check_pause(self) -> None:
         """Leave with the step of the pause if there is a notice. Raises as :meth:`leave`."""
+        self._phase.mark()
         self._obey(self._agreement.in_pause())
 
     def save_pause(self) -> None:
@@ -171,6 +172,7 @@ class WayOut:
         while not done() and time.monotonic() < deadline:
             if self._listener.is_pressed:
                 self.leave(step)
+            self._phase.mark()
             # wait: the deadline of the caller; the caller continues
             time.sleep(POLL_S)
 
@@ -255,12 +257,13 @@ class WayOut:
             logger.warning("the training thread is stuck in the pause, so this process ends")
             self.end_process()
 
-    def end_process(self) -> None:
-        """End this process with the exit code of ``Preempted``, whatever the training thread does. On any thread."""
+    def end_process(self, code: int = Preempted.EXIT_CODE) -> None:
+        """End this process with *code*, whatever the training thread does. On any thread."""
         end_shielded_workers()
         self._job.board.close()
-        roster.leave(machine_ends=self._listener.machine_ends)
-        os._exit(Preempted.EXIT_CODE)
+        if code == Preempted.EXIT_CODE:
+            roster.leave(machine_ends=self._listener.machine_ends)
+        os._exit(code)
 
 
 class Pause:

@@ -18,6 +18,7 @@ from ..leave.departure import Departure
 from ..leave.early_notices import EarlyNotices
 from ..leave.last_resort import LastResort
 from ..leave.listener import Listener
+from ..leave.lost_rank import LostRank
 from ..leave.measurements import Measurements
 from ..leave.participant import TrainingParticipant
 from ..leave.phase import PhaseTracker
@@ -117,8 +118,7 @@ def join_and_build(
         departure=departure,
         stack=stack,
     )
-    if config.on_notice == "leave":
-        participant.last_resort = LastResort(agreement, phase, way_out.end_process)
+    _end_if_stuck(participant, config, agreement, phase)
     keeper = Keeper(job, run, pusher, saved_steps, way_out, phase, bus, config.grace_s)
     event_log = _record_events(pusher, saved_steps, bus)
     for subscriber in (keeper, measurements, pacer, CommitAge(clock, counts_shares=job.rank == 0 < job.world_size - 1)):
@@ -128,6 +128,14 @@ def join_and_build(
         stack.callback(close)
     opened = (job, lines, run, pusher, saver, saved_steps, measurements, agreement, listener, way_out, fingerprints)
     return Opened(*opened, keeper, event_log)
+
+
+def _end_if_stuck(
+    participant: TrainingParticipant, config: SpotConfig, agreement: Agreement, phase: PhaseTracker
+) -> None:
+    participant.lost_rank = LostRank(agreement, phase, participant.way_out)
+    if config.on_notice == "leave":
+        participant.last_resort = LastResort(agreement, phase, participant.way_out.end_process)
 
 
 def _record_events(pusher: Pusher, saved_steps: SavedSteps, bus: EventBus) -> EventRecorder:

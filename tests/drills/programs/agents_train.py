@@ -1,5 +1,5 @@
 """
-One rank of a training under torchrun, whose number of agents changes. Run by test_agents.py.
+One rank of a training under torchrun, whose number of agents changes. Run by agent_jobs.py.
 
 Every rank appends what each batch saw to FOLDER/trace.jsonl, as ``[attempt, step, rank, ranks, time, samples]``, and
 the attempt and the step after which it continues to FOLDER/resumed.jsonl. A step is slow until FOLDER/fast exists.
@@ -27,6 +27,18 @@ SEED = 7
 SLOW_S = 0.5
 
 
+def model_and_optimizer():
+    """Return a new model, whose result depends on the order of its steps, and its optimizer."""
+    torch.manual_seed(1)
+    model = torch.nn.Linear(1, 1, dtype=torch.float64)
+    return model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+
+
+def loss_of(model, samples):
+    """Return the loss of a batch."""
+    return (model(samples / 1000) - 1).square().mean()
+
+
 def main(settings):
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -37,10 +49,9 @@ def main(settings):
         with (settings.path / f"{name}.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
 
-    torch.manual_seed(1)
-    model = DistributedDataParallel(torch.nn.Linear(1, 1))
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
-    data = TensorDataset(torch.arange(settings.samples, dtype=torch.float32).unsqueeze(1))
+    model, optimizer = model_and_optimizer()
+    model = DistributedDataParallel(model)
+    data = TensorDataset(torch.arange(settings.samples, dtype=torch.float64).unsqueeze(1))
     loader = elastic_loader(data, batch_size=settings.batch, seed=SEED)
     position = LoaderPosition(loader, ranks)
     done = 0
@@ -57,7 +68,7 @@ def main(settings):
         step = session.resume() or 0
         if rank == 0:
             append("resumed", [session.attempt, step])
-        (settings.path / f"rank-of-{os.environ['SPOT_DRILL_AGENT']}").write_text(str(os.getpid()))
+        (settings.path / f"rank-of-{os.environ['SPOT_DRILL_AGENT']}").write_text(f"{rank} {os.getpid()}")
         position.begin_epoch(0)
         iterator = iter(loader)
         position.fast_forward(iterator)
@@ -65,7 +76,7 @@ def main(settings):
             if not (settings.path / "fast").exists():
                 time.sleep(SLOW_S)
             optimizer.zero_grad()
-            model(samples).mean().backward()
+            loss_of(model, samples).backward()
             optimizer.step()
             done += 1
             step += 1

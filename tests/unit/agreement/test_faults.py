@@ -33,6 +33,9 @@ class Participant:
     def on_notice(self):
         pass
 
+    def on_lost(self, loss):
+        pass
+
     def leave_in_pause(self):
         pass
 

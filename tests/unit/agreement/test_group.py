@@ -80,6 +80,9 @@ class Script:
     def on_notice(self):
         pass
 
+    def on_lost(self, loss):
+        pass
+
     def figures(self):
         return {"rank": self.rank}
 
