@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..data import LoaderPosition, shield_workers
+from ..data.replayed import MISSING
 from ..errors import ConfigError
-from . import internals
+from .framework import Framework
 
 
 class TrainingLoader:
@@ -18,9 +19,9 @@ class TrainingLoader:
     instead, and they do not depend on the epochs.
     """
 
-    def __init__(self, loader: Any, world_size: int) -> None:
+    def __init__(self, loader: Any, framework: Framework) -> None:
         self.loader = loader
-        self.position = LoaderPosition(loader, world_size)
+        self.position = LoaderPosition(loader, framework.world_size)
         self.num_trained = 0
         """Batches of its epoch that were trained on, also by earlier processes."""
         self.begun_epoch: int | None = None
@@ -33,6 +34,7 @@ class TrainingLoader:
         """True if the loader is repeated without an end. None until this is known."""
         self.left_epoch: int | None = None
         """The epoch in which the loop over this loader was left by ``break``, if it was."""
+        self._framework = framework
         self._is_left_since_step = False
         self._num_yielded_by_all: int | None = None  # by all loaders, when this one was left
         self._num_before = 0
@@ -73,11 +75,14 @@ class TrainingLoader:
         shield_workers(self.loader)
         iterator: Iterator[Any] = iter(self.loader)
         self.position.fast_forward(iterator)
-        return internals.batches_left(self.loader, iterator) if continues else iterator
+        return self._framework.batches_left(self.loader, iterator) if continues else iterator
 
     def fetch(self, iterator: Iterator[Any]) -> Any:
-        """Return the next batch of *iterator*, or MISSING. Accelerate fetches one batch ahead of it."""
-        return self.position.fetch_ahead(iterator, self.num_yielded)
+        """Return the next batch of *iterator*, or MISSING."""
+        if self._framework.fetches_ahead:
+            return self.position.fetch_ahead(iterator, self.num_yielded)
+        self.position.note_fetch(self.num_yielded)
+        return next(iterator, MISSING)
 
     def leave(self, num_yielded_by_all: int) -> None:
         """Take note that the loop over this loader was left, when all loaders had yielded so many batches."""

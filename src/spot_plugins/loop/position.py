@@ -6,16 +6,15 @@ from collections.abc import Callable, Generator
 from typing import Any, Final
 
 import torch
-from accelerate import Accelerator
 from torch.utils.data import IterableDataset
 
 from ..data import ElasticSampler, samplers, shield_workers
 from ..data.replayed import MISSING
 from ..data.unwrap import plain_loader
 from ..errors import ConfigError
-from . import internals
 from .batches import Batches
 from .epochs import Epochs, StreamsPart
+from .framework import Framework
 from .guard import LoopGuard
 from .training_loader import TrainingLoader
 
@@ -30,18 +29,18 @@ class PositionPart:
     """
     The epoch, and the position in each loader that :meth:`batches` was called with.
 
-    A loader is known by its number in the order of ``prepare``. A batch counts once its optimizer step is done. So a
+    A loader is known by its number in the framework. A batch counts once its optimizer step is done. So a
     resumed process sees a batch again if it was only yielded, or if its gradients were still being accumulated.
 
     Args:
-        accelerator: The accelerator of the loop.
+        framework: The framework under the loop.
         streams: The random streams of the process.
         is_over: Returns True once the training has done as many steps as it was asked for.
     """
 
-    def __init__(self, accelerator: Accelerator, streams: StreamsPart, is_over: Callable[[], bool]) -> None:
+    def __init__(self, framework: Framework, streams: StreamsPart, is_over: Callable[[], bool]) -> None:
         self.epochs = Epochs(streams, is_over)
-        self._accelerator = accelerator
+        self._framework = framework
         self._streams = streams
         self._is_over = is_over
         self._tracked: dict[int, TrainingLoader] = {}
@@ -52,12 +51,12 @@ class PositionPart:
         self._last_stepped: int | None = None  # the same at the last step
 
     def adopt_loaders(self) -> None:
-        """Prepare all loaders, also those that are used without :meth:`batches`."""
-        for index, loader in enumerate(internals.loaders(self._accelerator)):
+        """Take over all loaders, also those that are used without :meth:`batches`."""
+        for index, loader in enumerate(self._framework.loaders):
             shield_workers(loader)
             _give_own_generator(plain_loader(loader))
-            # Accelerate deals out what an elastic sampler yields, so the sampler must be bound to one replica. Else
-            # the samples would be dealt out twice.
+            # Accelerate deals out what an elastic sampler yields, so its position binds the sampler to one replica.
+            # Else the samples would be dealt out twice.
             if any(isinstance(sampler, ElasticSampler) for sampler in samplers(loader)):
                 self._track(index)
 
@@ -81,7 +80,7 @@ class PositionPart:
 
     def begun_loaders(self) -> list[Any]:
         """Return the loaders that :meth:`batches` was called with, or all loaders as long as it was not called."""
-        return self.tracked_loaders or internals.loaders(self._accelerator)
+        return self.tracked_loaders or self._framework.loaders
 
     def batches(
         self, loader: Any, guard: LoopGuard, fence: Callable[[], None], *, limit: int | None, repeat: bool
@@ -90,26 +89,25 @@ class PositionPart:
         Return an iterator over what is left of the present epoch of *loader*.
 
         Args:
-            loader: A prepared loader.
+            loader: A loader of the framework.
             guard: Compares what is handed out with what is trained.
             fence: Called after the loop, because the program may swap weights there, for example to validate.
             limit: Batches of the epoch to yield, counted from its head. None: all.
             repeat: Begin again after the last batch, without an end.
 
         Raises:
-            ConfigError: *loader* is not prepared, or *limit* cannot be.
+            ConfigError: *loader* is unknown to the framework, or *limit* cannot be.
             RuntimeError: *loader* was iterated in this epoch already.
         """
         if repeat and limit is not None:
             raise ConfigError(f"limit={limit} and repeat=True exclude each other: leave out one of them")
         if limit is not None and limit < 0:
             raise ConfigError(f"limit={limit} must not be negative")
-        prepared = internals.loaders(self._accelerator)
+        prepared = self._framework.loaders
         index = next((number for number, known in enumerate(prepared) if known is loader), None)
         if index is None:
             raise ConfigError(
-                f"this {type(loader).__name__} is not prepared, so its position cannot be saved. Pass the loader that "
-                f"accelerator.prepare(loader) returned"
+                f"this {type(loader).__name__} {self._framework.words.unknown_loader}"
             )
         tracked = self._track(index)
         tracked.require_repeated(repeat)
@@ -148,7 +146,7 @@ class PositionPart:
             raise
         finally:
             if tracked.begun_epoch == epoch:  # else a loop of a later epoch has begun
-                internals.deactivate(self._accelerator, tracked.loader)
+                self._framework.deactivate(tracked.loader)
         guard.handouts.end(index, is_resumed=is_resumed)
 
     def _fetch(
@@ -159,25 +157,25 @@ class PositionPart:
         restores = tracked.loaded_epoch == epoch and not self._has_stepped
         if restores and not tracked.is_repeated and self._streams.are_drawn_from:
             guard.told(DRAWN)
-        internals.deactivate(self._accelerator, tracked.loader)  # of a loop that was left in an earlier epoch
+        self._framework.deactivate(tracked.loader)  # of a loop that was left in an earlier epoch
         iterator = tracked.begin(epoch)
-        if restores and tracked.position.kind == "counted":
-            # The loader has fetched again all batches that it had fetched when the streams were saved. The next
-            # fetch may draw from the streams.
+        if restores and (tracked.position.kind == "counted" or not self._framework.fetches_ahead):
+            # The loader has fetched all batches that it had fetched when the streams were saved. The next fetch may
+            # draw from the streams.
             restores = False
             self._streams.restore()
         while limit is None or tracked.num_handed_out < limit:
             guard.request()
             if self._is_over() or (batch := tracked.fetch(iterator)) is MISSING:
                 break
-            if restores:  # by now other kinds of loaders have fetched the same batches as when the streams were saved
+            if restores:  # by now the loader has fetched the same batches as when the streams were saved
                 restores = False
                 self._streams.restore()
             tracked.num_yielded += 1
             if not is_active:
-                internals.deactivate(self._accelerator, tracked.loader)
+                self._framework.deactivate(tracked.loader)
             if tracked.num_handed_out == limit:
-                tracked.loader.end_of_dataloader = True  # so that Accelerate ends a window of accumulation
+                self._framework.end_window(tracked.loader)
             yield batch
         else:
             guard.request()  # of a batch that does not come, after the last step
@@ -248,12 +246,12 @@ class PositionPart:
         Restore the epoch and all positions.
 
         Raises:
-            ValueError: A loader that was trained on is not prepared any more.
+            ValueError: The program has fewer loaders than were trained on.
         """
-        num_loaders = len(internals.loaders(self._accelerator))
+        num_loaders, words = len(self._framework.loaders), self._framework.words
         for index in map(int, state["loaders"]):
             if index >= num_loaders:
-                raise ValueError(f"loader {index} was trained on, and only {num_loaders} are prepared now")
+                raise ValueError(f"loader {index} was trained on, and only {num_loaders} are {words.loaders_are} now")
             self._track(index).load_state_dict(state["loaders"][str(index)])
         self.epochs.load(state["epoch"], is_cut_short=bool(state.get("ended")))
         self._last_stepped = self._last_yielded = state["last"]
@@ -270,8 +268,8 @@ class PositionPart:
 
     def _track(self, index: int) -> TrainingLoader:
         if index not in self._tracked:
-            loader = internals.loaders(self._accelerator)[index]
-            self._tracked[index] = TrainingLoader(loader, self._accelerator.num_processes)
+            loader = self._framework.loaders[index]
+            self._tracked[index] = TrainingLoader(loader, self._framework)
         return self._tracked[index]
 
 

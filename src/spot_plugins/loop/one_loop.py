@@ -1,4 +1,4 @@
-"""The one hook of this process that is open."""
+"""The one loop of this process that is open."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from ..session import SpotSession
 _open: ReferenceType[object] | None = None
 
 
-def claim(hook: object) -> None:
+def claim(loop: object, name: str) -> None:
     """
-    Make *hook* the one that is open.
+    Make *loop*, a *name*, the one that is open.
 
     Raises:
-        ConfigError: Another hook is open. Both would count the steps of all optimizers of the process as their own.
+        ConfigError: Another loop is open. Both would count the steps of all optimizers of the process as their own.
     """
     global _open
     other = None if _open is None else _open()
-    if other is not None and other is not hook:
+    if other is not None and other is not loop:
         raise ConfigError(
-            "another SpotHook is open in this process, and its `with` block has not ended. Let one block end before "
-            "the next one begins, and use one run for everything that is trained at the same time"
+            f"another {name} is open in this process, and its `with` block has not ended. Let one block end before "
+            f"the next one begins, and use one run for everything that is trained at the same time"
         )
-    _open = ref(hook)
+    _open = ref(loop)
 
 
-def release(hook: object) -> None:
-    """Let another hook be opened, if *hook* is the one that is open."""
+def release(loop: object) -> None:
+    """Let another loop be opened, if *loop* is the one that is open."""
     global _open
-    if _open is not None and _open() is hook:
+    if _open is not None and _open() is loop:
         _open = None
 
 
