@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import ConfigError
-from ..loop.saved import NamedPart, check_owners, parameters_of
+from ..loop.saved import NamedPart, Saved, check_owners, parameters_of
 from ..loop.told import Told
 from ..program import Program
 from ..state import ModelPart, OptimizerPart
@@ -81,7 +81,7 @@ def prepared_parts(accelerator: Accelerator, registered: list[Any]) -> Iterator[
         yield NamedPart("scaler", accelerator.scaler)
 
 
-class Prepared:
+class Prepared(Saved):
     """
     Everything that an accelerator has prepared, at the time of the resume.
 

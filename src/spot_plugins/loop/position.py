@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, Final
 
 import torch
@@ -106,9 +106,7 @@ class PositionPart:
         prepared = self._framework.loaders
         index = next((number for number, known in enumerate(prepared) if known is loader), None)
         if index is None:
-            raise ConfigError(
-                f"this {type(loader).__name__} {self._framework.words.unknown_loader}"
-            )
+            raise ConfigError(f"this {type(loader).__name__} {self._framework.words.unknown_loader}")
         tracked = self._track(index)
         tracked.require_repeated(repeat)
         if repeat:
@@ -124,15 +122,21 @@ class PositionPart:
         if tracked.left_epoch == tracked.loaded_epoch == self.epochs.present:
             length = 0
         self._streams.mark()
-        generator = _then(self._iterate(index, guard, limit), fence)
+        generator = _then(self._iterate(index, guard, limit, length), fence)
         return Batches(generator, index=index, start=start, length=length, handouts=guard.handouts)
 
-    def _iterate(self, index: int, guard: LoopGuard, limit: int | None) -> Generator[Any]:
+    def is_last_batch(self, indices: Iterable[int]) -> bool:
+        """Return True if the last batch of the present epoch was handed out, of one of the loaders *indices*."""
+        present = [tracked for i in indices if (tracked := self._tracked[i]).begun_epoch == self.epochs.present]
+        return any(tracked.num_yielded == tracked.num_to_yield for tracked in present)
+
+    def _iterate(self, index: int, guard: LoopGuard, limit: int | None, length: int | None) -> Generator[Any]:
         epoch = self.epochs.present
         self.epochs.enter(epoch)
         tracked = self._tracked[index]
         was_left = tracked.left_epoch == tracked.loaded_epoch == epoch
         is_resumed = tracked.num_before(epoch) > 0
+        tracked.num_to_yield = length
         try:
             for batch in self._fetch(tracked, epoch, guard, 0 if was_left else limit):
                 self._last_yielded = index

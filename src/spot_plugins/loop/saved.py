@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from torch import nn
 
@@ -21,7 +21,7 @@ class NamedPart:
     part: Part
 
 
-class Saved(Protocol):
+class Saved:
     """All that a host saves for a loop beside the position in the data and the random streams."""
 
     def parts(self) -> list[NamedPart]:
@@ -31,23 +31,20 @@ class Saved(Protocol):
         Raises:
             ConfigError: There is nothing, or something that is trained would not be saved.
         """
-        ...
+        raise NotImplementedError
 
     def describe(self, program: Program) -> None:
         """Add the facts to *program* that a session cannot see."""
-        ...
+        raise NotImplementedError
 
     def resume(self, step: int) -> None:
         """Continue after *step*. Called after everything was loaded."""
-        ...
 
     def end_batch(self) -> None:
         """Take note that a batch has ended."""
-        ...
 
     def check_none_is_late(self) -> None:
         """Raise :exc:`ConfigError` if the program named anything after the resume."""
-        ...
 
 
 def check_owners(optimizers: Iterable[Any], modules: Iterable[Any], remedy: str) -> None:

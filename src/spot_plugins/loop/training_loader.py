@@ -30,6 +30,8 @@ class TrainingLoader:
         """The epoch of a restored position, until an iterator is made from it."""
         self.num_yielded = 0
         """Batches that the iterator has yielded."""
+        self.num_to_yield: int | None = None
+        """Batches that the iterator yields in all. None if it is unknown, or the loader is repeated."""
         self.is_repeated: bool | None = None
         """True if the loader is repeated without an end. None until this is known."""
         self.left_epoch: int | None = None
