@@ -76,7 +76,7 @@ with SpotLoop(args.url, every_steps=args.every_steps, every_seconds=args.every_s
     spot.register_model(model, optimizer, scheduler)
     spot.register_loader(loader)
     spot.resume()
-    for epoch in spot.epochs(args.epochs):
+    for _ in spot.epochs(args.epochs):
         for batch in spot.batches(loader):
             inputs, targets = batch[:, :-1].to(device_type), batch[:, 1:].to(device_type)
             hidden = model["embedding"](inputs) + model["position"](places)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from itertools import groupby
+from itertools import groupby, product
 
 import pytest
 import torch
@@ -109,8 +109,14 @@ def test_it_is_said_when_the_global_batch_cannot_be_kept(host, tmp_path):
     assert [size for size, _ in groupby(len(samples) for samples, _ in steps.values())][:3] == [4, 6, 4]
 
 
-@pytest.mark.parametrize("wrapper", ["fsdp1", "fsdp2"])
-@pytest.mark.parametrize("host", ["lightning", "accelerate", "bare"])
+@pytest.mark.parametrize(
+    ("host", "wrapper"),
+    [
+        *product(["lightning", "accelerate"], ["fsdp1", "fsdp2"]),
+        pytest.param("bare", "fsdp1", marks=pytest.mark.soak),
+        ("bare", "fsdp2"),
+    ],
+)
 def test_a_sharded_training_goes_on_bit_for_bit(host, wrapper, tmp_path):
     """
     Two ranks, preempted in mid-epoch by a notice to one of them, and two ranks again: every loss, the weights and the

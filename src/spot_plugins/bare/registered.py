@@ -73,7 +73,7 @@ class Accumulation:
 
 class Registered(Saved):
     """
-    What the program has registered, which the session saves already, and the accumulation.
+    Everything that the program has registered, which the session saves already, and the accumulation.
 
     Args:
         framework: The framework under the loop.

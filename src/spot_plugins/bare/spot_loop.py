@@ -113,13 +113,8 @@ class SpotLoop(Loop):
         hooks: Sequence[Subscriber] | None = None,
         gradient_accumulation_steps: int = 1,
     ) -> None:
-        if isinstance(gradient_accumulation_steps, bool) or not isinstance(gradient_accumulation_steps, int):
-            raise ConfigError(
-                f"gradient_accumulation_steps={gradient_accumulation_steps!r} must be a whole number. Write for "
-                f"example gradient_accumulation_steps=4"
-            )
-        if gradient_accumulation_steps < 1:
-            raise ConfigError(f"gradient_accumulation_steps={gradient_accumulation_steps} must be at least 1")
+        if type(gradient_accumulation_steps) is not int or gradient_accumulation_steps < 1:
+            raise ConfigError(f"gradient_accumulation_steps={gradient_accumulation_steps!r} must be 1, 2, 3 or more")
         config = from_environment(
             url=url,
             every_steps=every_steps,

@@ -44,6 +44,7 @@ class PositionPart:
         self._streams = streams
         self._is_over = is_over
         self._tracked: dict[int, TrainingLoader] = {}
+        self._lengths: dict[int, int | None] = {}  # batches that the present iterators yield, if known
         self._endless: dict[int, Generator[Any]] = {}  # iterators of loaders that are repeated
         self._has_stepped = False
         self._num_yielded = 0  # batches of all loaders
@@ -127,8 +128,8 @@ class PositionPart:
 
     def is_last_batch(self, indices: Iterable[int]) -> bool:
         """Return True if the last batch of the present epoch was handed out, of one of the loaders *indices*."""
-        present = [tracked for i in indices if (tracked := self._tracked[i]).begun_epoch == self.epochs.present]
-        return any(tracked.num_yielded == tracked.num_to_yield for tracked in present)
+        used = ((self._lengths.get(index), self._tracked[index]) for index in indices)
+        return any(each.num_yielded == length for length, each in used if each.begun_epoch == self.epochs.present)
 
     def _iterate(self, index: int, guard: LoopGuard, limit: int | None, length: int | None) -> Generator[Any]:
         epoch = self.epochs.present
@@ -136,7 +137,7 @@ class PositionPart:
         tracked = self._tracked[index]
         was_left = tracked.left_epoch == tracked.loaded_epoch == epoch
         is_resumed = tracked.num_before(epoch) > 0
-        tracked.num_to_yield = length
+        self._lengths[index] = length
         try:
             for batch in self._fetch(tracked, epoch, guard, 0 if was_left else limit):
                 self._last_yielded = index
@@ -162,15 +163,19 @@ class PositionPart:
         if restores and not tracked.is_repeated and self._streams.are_drawn_from:
             guard.told(DRAWN)
         self._framework.deactivate(tracked.loader)  # of a loop that was left in an earlier epoch
+        continues = tracked.loaded_epoch == epoch
         iterator = tracked.begin(epoch)
-        if restores and (tracked.position.kind == "counted" or not self._framework.fetches_ahead):
+        if continues:
+            iterator = self._framework.batches_left(tracked.loader, iterator)
+        ahead = self._framework.fetches_ahead
+        if restores and (tracked.position.kind == "counted" or not ahead):
             # The loader has fetched all batches that it had fetched when the streams were saved. The next fetch may
             # draw from the streams.
             restores = False
             self._streams.restore()
         while limit is None or tracked.num_handed_out < limit:
             guard.request()
-            if self._is_over() or (batch := tracked.fetch(iterator)) is MISSING:
+            if self._is_over() or (batch := tracked.fetch(iterator, ahead=ahead)) is MISSING:
                 break
             if restores:  # by now the loader has fetched the same batches as when the streams were saved
                 restores = False
@@ -273,7 +278,7 @@ class PositionPart:
     def _track(self, index: int) -> TrainingLoader:
         if index not in self._tracked:
             loader = self._framework.loaders[index]
-            self._tracked[index] = TrainingLoader(loader, self._framework)
+            self._tracked[index] = TrainingLoader(loader, self._framework.world_size)
         return self._tracked[index]
 
 

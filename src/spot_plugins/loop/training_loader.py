@@ -8,7 +8,6 @@ from typing import Any
 from ..data import LoaderPosition, shield_workers
 from ..data.replayed import MISSING
 from ..errors import ConfigError
-from .framework import Framework
 
 
 class TrainingLoader:
@@ -19,9 +18,9 @@ class TrainingLoader:
     instead, and they do not depend on the epochs.
     """
 
-    def __init__(self, loader: Any, framework: Framework) -> None:
+    def __init__(self, loader: Any, world_size: int) -> None:
         self.loader = loader
-        self.position = LoaderPosition(loader, framework.world_size)
+        self.position = LoaderPosition(loader, world_size)
         self.num_trained = 0
         """Batches of its epoch that were trained on, also by earlier processes."""
         self.begun_epoch: int | None = None
@@ -30,13 +29,10 @@ class TrainingLoader:
         """The epoch of a restored position, until an iterator is made from it."""
         self.num_yielded = 0
         """Batches that the iterator has yielded."""
-        self.num_to_yield: int | None = None
-        """Batches that the iterator yields in all. None if it is unknown, or the loader is repeated."""
         self.is_repeated: bool | None = None
         """True if the loader is repeated without an end. None until this is known."""
         self.left_epoch: int | None = None
         """The epoch in which the loop over this loader was left by ``break``, if it was."""
-        self._framework = framework
         self._is_left_since_step = False
         self._num_yielded_by_all: int | None = None  # by all loaders, when this one was left
         self._num_before = 0
@@ -68,7 +64,6 @@ class TrainingLoader:
 
     def begin(self, epoch: int) -> Iterator[Any]:
         """Return an iterator of *epoch*, or of what is left of it."""
-        continues = epoch == self.loaded_epoch
         self._num_before = self.num_before(epoch)
         self.num_yielded = 0
         self.begun_epoch, self.loaded_epoch = epoch, None
@@ -77,11 +72,11 @@ class TrainingLoader:
         shield_workers(self.loader)
         iterator: Iterator[Any] = iter(self.loader)
         self.position.fast_forward(iterator)
-        return self._framework.batches_left(self.loader, iterator) if continues else iterator
+        return iterator
 
-    def fetch(self, iterator: Iterator[Any]) -> Any:
-        """Return the next batch of *iterator*, or MISSING."""
-        if self._framework.fetches_ahead:
+    def fetch(self, iterator: Iterator[Any], *, ahead: bool) -> Any:
+        """Return the next batch of *iterator*, or MISSING. Set *ahead* if it fetches one batch more than it yields."""
+        if ahead:
             return self.position.fetch_ahead(iterator, self.num_yielded)
         self.position.note_fetch(self.num_yielded)
         return next(iterator, MISSING)
