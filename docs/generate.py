@@ -28,13 +28,15 @@ API = {
     "spot_plugins.lightning": ["SpotCheckpoint"],
     "spot_plugins.accelerate": ["SpotHook", "Progress"],
     "spot_plugins.transformers": ["SpotTrainerCallback"],
+    "spot_plugins.bare": ["SpotLoop"],
     "spot_plugins.session": ["SpotSession"],
     "spot_plugins.fingerprints": ["read", "compare_runs", "Recorded", "Difference"],
     "spot_plugins.data": ["elastic_loader", "ElasticSampler", "LoaderPosition", "shield_workers"],
     "spot_plugins.state": ["ModelPart", "OptimizerPart", "RngPart"],
     "spot_plugins.testing": ["run_thread_ranks"],
 }
-BASES = {"SpotSession": [("spot_plugins.session.keeping", "KeepsSteps")]}
+LOOP = [("spot_plugins.loop.loop", "Loop")]
+BASES = {"SpotSession": [("spot_plugins.session.keeping", "KeepsSteps")], "SpotHook": LOOP, "SpotLoop": LOOP}
 """Bases whose members belong to the page of a class."""
 OF_THE_HOST = re.compile(r"on_|setup$|teardown$")  # hooks that Lightning calls, nobody else
 SECTION = re.compile(r"^(Args|Attributes|Raises|Returns|Yields):$", re.MULTILINE)
@@ -80,9 +82,8 @@ def settings() -> str:
         variable = "" if field.name == "storage_options" else f"`SPOT_{field.name.upper()}`"
         meaning = " ".join([field.metadata.get("documentation", ""), documented.get(field.name, "")]).strip()
         rows.append((f"`{field.name}`", variable, f"`{field.type}`", shown, meaning))
-    intro = (
-        "The arguments of `SpotCheckpoint` and `SpotHook`, which are the fields of `SpotConfig`. A variable fills in "
-    )
+    hosts = "`SpotCheckpoint`, `SpotHook`, `SpotTrainerCallback` and `SpotLoop`"
+    intro = f"The arguments of {hosts}, which are the fields of `SpotConfig`. A variable fills in "
     intro += "an argument that is missing. It never overrides an argument that is given.\n\n"
     return f"# Settings\n\n{intro}{table(('argument', 'variable', 'type', 'default', 'meaning'), rows)}"
 
@@ -210,7 +211,8 @@ def find(module: str, name: str) -> Definition:
         if isinstance(node, Definition) and node.name == name:
             return node
         if isinstance(node, ast.ImportFrom) and name in [alias.name for alias in node.names]:
-            return find(".".join([*parts, node.module or ""]), name)
+            package = parts[: len(parts) + 1 - node.level]
+            return find(".".join([*package, node.module or ""]), name)
     raise LookupError(f"{module} has no {name}")
 
 

@@ -16,7 +16,6 @@ import logging
 import os
 from pathlib import Path
 from pydoc_data.topics import topics
-from types import SimpleNamespace
 
 import torch
 import torch.distributed as dist
@@ -24,10 +23,8 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from spot_plugins.config import SpotConfig
-from spot_plugins.data import LoaderPosition, elastic_loader
-from spot_plugins.session import SpotSession
-from spot_plugins.state import RngPart
+from spot_plugins.bare import SpotLoop
+from spot_plugins.data import elastic_loader
 
 parser = argparse.ArgumentParser(description="Train a language model with FSDP2 under torchrun; resumes by itself.")
 parser.add_argument("--url", default=f"file://{Path.cwd()}/spot-run/torchrun", help="where the run lives")
@@ -74,36 +71,27 @@ scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, 1.0, total_iters=2
 mask = nn.Transformer.generate_square_subsequent_mask(args.block, device=device_type)
 places = torch.arange(args.block, device=device_type)
 
-# ------------------------------------------------------------------------------------- what is saved, and when
-position, batches_done = LoaderPosition(loader, world_size), 0
-session = SpotSession(SpotConfig(url=args.url, every_steps=args.every_steps, every_seconds=args.every_seconds))
-session.register_model(model, [optimizer], [scheduler])
-place = SimpleNamespace(state_dict=lambda: position.state_dict(batches_done), load_state_dict=position.load_state_dict)
-session.register("position", place)
-session.register("rng", RngPart())
-
 # ------------------------------------------------------------------------------------------------ training
-with session:
-    session.handle_signals()
-    step = session.resume() or 0
-    for epoch in range(position.epoch, args.epochs):
-        position.begin_epoch(epoch)
-        batches_done = 0
-        for batches_done, batch in enumerate(loader, start=1):  # noqa: B007 - it is part of what is saved
+with SpotLoop(args.url, every_steps=args.every_steps, every_seconds=args.every_seconds) as spot:
+    spot.register_model(model, optimizer, scheduler)
+    spot.register_loader(loader)
+    spot.resume()
+    for _ in spot.epochs(args.epochs):
+        for batch in spot.batches(loader):
             inputs, targets = batch[:, :-1].to(device_type), batch[:, 1:].to(device_type)
             hidden = model["embedding"](inputs) + model["position"](places)
             logits = model["head"](model["encoder"](hidden, mask=mask, is_causal=True))
             loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
-            loss.backward()
-            optimizer.step()
-            scheduler.step()
-            optimizer.zero_grad()
-            step += 1
-            if rank == 0 and step % 10 == 0:
-                print(f"step {step}, loss {loss.item():.3f}", flush=True)
-            if rank == 0 and args.csv:
-                with args.csv.open("a") as file:
-                    file.write(f"{step},{loss.item()!r}\n")
-            session.after_step(step)  # leaves with exit code 143 after a notice to any rank, once all is safe
-    session.finish(step)
+            (loss / spot.gradient_accumulation_steps).backward()  # 2 on half as many ranks as the run began with
+            if spot.sync_gradients:
+                optimizer.step()
+                scheduler.step()
+                optimizer.zero_grad()
+                step = spot.progress.step + 1
+                if rank == 0 and step % 10 == 0:
+                    print(f"step {step}, loss {loss.item():.3f}", flush=True)
+                if rank == 0 and args.csv:
+                    with args.csv.open("a") as file:
+                        file.write(f"{step},{loss.item()!r}\n")
+            spot.after_step()  # leaves with exit code 143 after a notice to any rank, once all is safe
 dist.destroy_process_group()

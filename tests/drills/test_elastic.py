@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from itertools import groupby
+from itertools import groupby, product
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def orders(samples):
         yield epoch, list(sampler)
 
 
-HOSTS = ["lightning", "accelerate"]
+HOSTS = ["lightning", "accelerate", pytest.param("bare", marks=pytest.mark.soak)]
 WRAPPERS = ["ddp", "fsdp1", "fsdp2"]
 # 4 ranks, then 3, 4 again, 1, and 2 to the end; each but the last is preempted in mid-epoch
 LIVES = [(4, 4), (3, 9), (4, 14), (1, 30), (2, None)]
@@ -109,8 +109,14 @@ def test_it_is_said_when_the_global_batch_cannot_be_kept(host, tmp_path):
     assert [size for size, _ in groupby(len(samples) for samples, _ in steps.values())][:3] == [4, 6, 4]
 
 
-@pytest.mark.parametrize("wrapper", ["fsdp1", "fsdp2"])
-@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize(
+    ("host", "wrapper"),
+    [
+        *product(["lightning", "accelerate"], ["fsdp1", "fsdp2"]),
+        pytest.param("bare", "fsdp1", marks=pytest.mark.soak),
+        ("bare", "fsdp2"),
+    ],
+)
 def test_a_sharded_training_goes_on_bit_for_bit(host, wrapper, tmp_path):
     """
     Two ranks, preempted in mid-epoch by a notice to one of them, and two ranks again: every loss, the weights and the
@@ -158,11 +164,12 @@ def test_ddp_gets_its_buckets_back(what, tmp_path):
     assert exit_codes(ranks) == [0, 0, 0], [output.read_text()[-3000:] for output in outputs]
 
 
-def test_ranks_that_share_each_sample_go_on_bit_for_bit(tmp_path):
+@pytest.mark.parametrize("host", ["lightning", "bare"])
+def test_ranks_that_share_each_sample_go_on_bit_for_bit(host, tmp_path):
     """
-    Tensor parallelism under Lightning: both ranks see every sample, as one replica, and go on with the next.
+    Tensor parallelism: both ranks see every sample, as one replica, and go on with the next.
     """
-    settings = {"host": "lightning", "wrapper": "tp", "samples": 48}
+    settings = {"host": host, "wrapper": "tp", "samples": 48}
 
     alone = train_in(tmp_path / "alone", settings, [(2, None)])
     resumed = train_in(tmp_path / "resumed", settings, [(2, 30), (2, None)])

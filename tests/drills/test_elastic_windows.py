@@ -31,9 +31,8 @@ PER_STEP["bare"] = lambda ranks, accumulate: ranks * accumulate
 
 def cases():
     for host, sequence, (accumulate, scales) in product(HOSTS, SEQUENCES, WINDOWS):
-        if not scales or host != "bare":  # the session itself knows nothing of accumulation
-            is_chosen = (sequence, accumulate, scales) == ("2-3-2", 2, False) and host != "bare"
-            yield pytest.param(host, sequence, accumulate, scales, marks=() if is_chosen else pytest.mark.soak)
+        is_chosen = (sequence, accumulate, scales) == ("2-3-2", 2, False)
+        yield pytest.param(host, sequence, accumulate, scales, marks=() if is_chosen else pytest.mark.soak)
 
 
 @pytest.mark.parametrize(("host", "sequence", "accumulate", "scales"), [*cases()])
@@ -69,7 +68,7 @@ def test_every_step_has_its_samples_and_the_schedule_goes_by_them(host, sequence
         position = 0
         for key in sorted(key for key in steps if key[0] == epoch):
             taken, ranks = steps[key][0], ranks_of[key[1]]
-            is_kept = host != "bare" and not scales and at_first % (ranks * BATCH) == 0
+            is_kept = not scales and at_first % (ranks * BATCH) == 0
             size = at_first if is_kept else ranks * accumulate * BATCH
             assert num_made[key[1]] == math.floor(due * PER_STEP[host](lives[0][0], accumulate)), key
             assert taken == sorted(order[position : position + len(taken)]), key

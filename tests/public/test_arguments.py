@@ -16,6 +16,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.demos.boring_classes import BoringModel, RandomDataset
 
 from spot_plugins.accelerate import SpotHook
+from spot_plugins.bare import SpotLoop
 from spot_plugins.config import SETTINGS, Setting, SpotConfig
 from spot_plugins.data import elastic_loader
 from spot_plugins.errors import ConfigError
@@ -31,12 +32,15 @@ EVENTS = {
 }
 """The arguments of a host that are no settings, and what is said of each."""
 
+OWN = {"accelerator", "gradient_accumulation_steps"}
+"""The arguments that one host alone has."""
+
 ARGUMENT = re.compile(r"^    (\w+): (.*(?:\n {6,}.*)*)", re.MULTILINE)
 ROW = re.compile(r"^\| *`(\w+)` *\|([^|]*)\|([^|]*)\|([^|]*)\|$", re.MULTILINE)
 MARKUP = re.compile(r"`|\[|\]\([^)]*\)")
 
 each_host = pytest.mark.parametrize(
-    "host", [SpotCheckpoint, SpotHook, SpotTrainerCallback], ids=lambda host: host.__name__
+    "host", [SpotCheckpoint, SpotHook, SpotTrainerCallback, SpotLoop], ids=lambda host: host.__name__
 )
 
 
@@ -61,11 +65,10 @@ class Summed(torch.nn.Module):
 
 
 def documented(host: type) -> dict[str, str]:
-    """Return the arguments in the docstring of *host*, without the accelerator, and what is said of each."""
+    """Return the arguments in the docstring of *host* that every host has, and what is said of each."""
     arguments = (inspect.getdoc(host) or "").split("\nArgs:\n")[1].split("\nRaises:\n")[0]
     lines = {name: " ".join(text.split()) for name, text in ARGUMENT.findall(arguments)}
-    lines.pop("accelerator", None)
-    return lines
+    return {name: line for name, line in lines.items() if name not in OWN}
 
 
 def make(host: type, url: Path, **arguments: Any) -> Any:
@@ -94,7 +97,8 @@ def train(spot: Any, folder: Path) -> None:
 def test_a_host_takes_each_setting(host: type) -> None:
     """Names, order and types are those of the table; None stands for a variable or for the table's default."""
     parameters = dict(inspect.signature(host).parameters)
-    parameters.pop("accelerator", None)
+    for own in OWN:
+        parameters.pop(own, None)
     types, wanted = get_type_hints(host.__init__), get_type_hints(SpotConfig)
 
     assert list(parameters) == [setting.name for setting in SETTINGS] + list(EVENTS)

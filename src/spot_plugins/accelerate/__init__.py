@@ -3,15 +3,15 @@ The hook for training loops with Accelerate: ``SpotHook(accelerator, "s3://bucke
 
 Needs ``pip install "spot_plugins[accelerate]"``.
 
-Lives here: the translation of a training loop into calls of the session. It decides nothing.
+Lives here: what Accelerate does itself in a training loop, and what it has prepared. It decides nothing.
 Runs in: the training thread of every rank.
 Must never break: a resumed loop sees the batches that an uninterrupted loop would have seen.
-Begin with: :mod:`.hook`, then :mod:`.position`. :mod:`.internals` has all private names of Accelerate.
+Begin with: :mod:`.hook`, then :mod:`spot_plugins.loop`. :mod:`.internals` has all private names of Accelerate.
 """
 
 from __future__ import annotations
 
+from ..loop import Progress
 from .hook import SpotHook
-from .progress import Progress
 
 __all__ = ["Progress", "SpotHook"]

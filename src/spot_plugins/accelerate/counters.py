@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 from accelerate import Accelerator
 
+from ..loop.kept_batch import accumulation_that_keeps
 from . import internals
 from .cadence import Scale
 from .schedules import Schedules
@@ -97,29 +97,24 @@ class CountersPart:
         )
 
     def _keep_batches_per_step(self, before: int) -> None:
-        here, at_once = self._batches_per_step, self._scale.batches_at_once
-        if before == here:
-            return
-        changed = f"an optimizer step is made of {here} batches now instead of {before}"
-        if not self._accumulates:
-            warnings.warn(
-                f"{changed}, because the loop does not accumulate gradients by itself. Write the body of the loop into "
-                f"`with accelerator.accumulate(model):`, and accumulation makes up for another number of processes",
-                stacklevel=2,
-            )
-            return
-        self._batches_per_step = before
-        if before % at_once:
-            warnings.warn(
-                f"{changed}, which do not divide over {at_once} processes",
-                stacklevel=2,
-            )
-            return
-        self._accelerator.gradient_accumulation_steps = before // at_once
-        self._say(
-            f"gradient_accumulation_steps={before // at_once} on {self._accelerator.num_processes} processes: an "
-            f"optimizer step is made of {before} batches, as before"
+        advice = (
+            None
+            if self._accumulates
+            else "the loop does not accumulate gradients by itself. Write the body of the loop into "
+            "`with accelerator.accumulate(model):`"
         )
+        kept = accumulation_that_keeps(
+            before,
+            self._batches_per_step,
+            at_once=self._scale.batches_at_once,
+            num_processes=self._accelerator.num_processes,
+            advice=advice,
+            say=self._say,
+        )
+        if self._accumulates:
+            self._batches_per_step = before
+        if kept is not None:
+            self._accelerator.gradient_accumulation_steps = kept
 
     def _restore_save_iteration(self, number: int) -> None:
         """Let ``save_state()`` continue its numbers. Folders that came after the saved step stay as they are."""

@@ -87,18 +87,6 @@ def set_active_loaders(accelerator: Accelerator, active: list[Any]) -> None:
     accelerator.gradient_state.dataloader_references = active
 
 
-def deactivate(accelerator: Accelerator, loader: Any) -> None:
-    """Let *loader* be none of the active loaders, as if its iteration had ended."""
-    active = active_loaders(accelerator)
-    if any(each is loader for each in active):
-        set_active_loaders(accelerator, [each for each in active if each is not loader])
-
-
-def version_of(tensor: Any) -> int:
-    """Return the number of changes of *tensor* in place, as torch counts them."""
-    return int(tensor._version)
-
-
 def steps_counted(scheduler: Any) -> int | None:
     """Return the number of steps of torch's *scheduler*, as it counts them itself. None if it does not."""
     return getattr(scheduler, "_step_count", None)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, Final
 
+import accelerate
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
@@ -14,23 +14,16 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import ConfigError
+from ..loop.saved import NamedPart, Saved, check_owners, parameters_of
+from ..loop.told import Told
+from ..program import Program
 from ..state import ModelPart, OptimizerPart
-from ..state.part import Part
 from ..state.wrappers import plain_module
 from . import internals
 from .counters import CountersPart
 from .schedules import Schedules
-from .told import Told
 
 _SUPPORTED: Final = (DistributedType.NO, DistributedType.MULTI_CPU, DistributedType.MULTI_GPU, DistributedType.FSDP)
-
-
-@dataclass(frozen=True, slots=True)
-class NamedPart:
-    """A part to register with the session, with its name."""
-
-    name: str
-    part: Part
 
 
 def check_supported(accelerator: Accelerator) -> None:
@@ -69,7 +62,12 @@ def prepared_parts(accelerator: Accelerator, registered: list[Any]) -> Iterator[
         raise ConfigError(
             "no model is prepared, so there is nothing to save: call accelerator.prepare(...) before spot.resume()"
         )
-    _check_owners(accelerator, registered)
+    modules = [*internals.models(accelerator), *internals.custom_objects(accelerator), *registered]
+    remedy = (
+        "no prepared model, so they would not be saved. Pass their module to accelerator.prepare(), or to "
+        "spot.register(name, module)"
+    )
+    check_owners(internals.optimizers(accelerator), modules, remedy)
     for index, model in enumerate(internals.models(accelerator)):
         yield NamedPart(f"model-{index}", ModelPart(_in_ddp(model, accelerator)))
     for index, optimizer in enumerate(internals.optimizers(accelerator)):
@@ -83,7 +81,7 @@ def prepared_parts(accelerator: Accelerator, registered: list[Any]) -> Iterator[
         yield NamedPart("scaler", accelerator.scaler)
 
 
-class Prepared:
+class Prepared(Saved):
     """
     Everything that an accelerator has prepared, at the time of the resume.
 
@@ -121,6 +119,15 @@ class Prepared:
         parts = [*prepared_parts(self._accelerator, self._registered), NamedPart("accelerator", self._counters)]
         self._schedules.find()
         return parts
+
+    def describe(self, program: Program) -> None:
+        """Describe the settings of Accelerate to *program*."""
+        program.add_versions(accelerate=accelerate.__version__)
+        program.add_settings(
+            prepared_loaders=len(internals.loaders(self._accelerator)),  # a loader is known by its number
+            mixed_precision=self._accelerator.mixed_precision,
+            gradient_accumulation_steps=self._accelerator.gradient_accumulation_steps,
+        )
 
     def resume(self, step: int) -> None:
         """Let accumulation and schedules continue after *step*. Call it after everything was loaded."""
@@ -160,25 +167,8 @@ def _in_ddp(model: nn.Module, accelerator: Accelerator) -> nn.Module:
 
 def _model_of(optimizer: Any, accelerator: Accelerator) -> nn.Module:
     """Return the model that gives the parameters of *optimizer* their names: the first that has one of them."""
-    trained = set(_parameters_of(optimizer))
+    trained = set(parameters_of(optimizer))
     for model in internals.models(accelerator):
         if not trained.isdisjoint(model.parameters()):
             return model  # type: ignore[no-any-return]
     return nn.Module()
-
-
-def _check_owners(accelerator: Accelerator, registered: list[Any]) -> None:
-    modules = [*internals.models(accelerator), *internals.custom_objects(accelerator), *registered]
-    saved = {parameter for module in modules if isinstance(module, nn.Module) for parameter in module.parameters()}
-    for index, optimizer in enumerate(internals.optimizers(accelerator)):
-        num_lost = sum(parameter not in saved for parameter in _parameters_of(optimizer))
-        if num_lost:
-            raise ConfigError(
-                f"optimizer {index} trains {num_lost} parameters of no prepared model, so they would not be saved. "
-                f"Pass their module to accelerator.prepare(), or to spot.register(name, module)"
-            )
-
-
-def _parameters_of(optimizer: Any) -> Iterator[nn.Parameter]:
-    for group in optimizer.param_groups:
-        yield from group["params"]

@@ -15,10 +15,10 @@ from accelerate.scheduler import AcceleratedScheduler
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from ..errors import UnsafeStateError
+from ..loop.told import Told
 from ..state import encode
 from . import internals
 from .cadence import Cadence, Scale, natural_steps_per_call, steps_per_call
-from .told import Told
 
 UNSAVED: Final = (
     "{kind} is not prepared and cannot be saved, so the learning rate begins anew with each resume: {problem}. Pass it "

@@ -222,9 +222,9 @@ def check_signals_free() -> None:
     """
     if _active is not None:
         raise ConfigError(
-            "SIGTERM is a notice to another SpotHook, SpotCheckpoint or SpotSession of this process, which is still "
-            "open. Let one end before the next one begins, and use one run for everything that is trained at the same "
-            "time"
+            "SIGTERM is a notice to another SpotHook, SpotLoop, SpotCheckpoint or SpotSession of this process, which "
+            "is still open. Let one end before the next one begins, and use one run for everything that is trained at "
+            "the same time"
         )
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import transformers
 from accelerate import Accelerator
 
-from ..accelerate.handouts import FOOT
 from ..accelerate.hook import SpotHook
+from ..loop.handouts import FOOT
 from . import guarded
 
 PART = "trainer"
@@ -44,4 +44,4 @@ class TrainerHook(SpotHook):
     def finish(self) -> None:
         """Save the end of the training and wait until it is stored. Leaving the ``with`` block does not do it again."""
         self._steps.finish()
-        self._prepared = None
+        self._saved = None

@@ -145,9 +145,7 @@ CHANGES = [
     situation("more epochs after the end, accumulated", accumulate=4, changed={"num_epochs": 3}),
     situation("more epochs after a notice", notice(number=4), changed={"num_epochs": 3}),
     situation("more epochs after a notice at the end", notice("epoch end", 2), changed={"num_epochs": 3}),
-    situation(
-        "fewer epochs than trained", changed={"num_epochs": 1}, expected="told", says="epoch", unknown_to=("bare",)
-    ),
+    situation("fewer epochs than trained", changed={"num_epochs": 1}, expected="told", says="epoch"),
     situation("saves at other steps", notice(number=4), changed={"every_steps": 1}),
     situation(
         "other validations", notice(number=4), validate="epoch", changed={"validate": "never"}, expected="samples"
@@ -237,7 +235,6 @@ CHANGES = [
         changed={"accumulate": 2},
         expected="told",
         says="accumulat",
-        unknown_to=("bare",),
     ),
     situation("one loader more", notice(number=4), changed={"num_loaders": 2}, expected="told", says="loader|place"),
     situation(

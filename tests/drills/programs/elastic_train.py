@@ -25,17 +25,18 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.lr_scheduler import LambdaLR
 from training_pieces import Points
 
 from spot_plugins.accelerate import SpotHook
-from spot_plugins.config import SpotConfig
-from spot_plugins.data import LoaderPosition, elastic_loader
+from spot_plugins.bare import SpotLoop
+from spot_plugins.data import elastic_loader
 from spot_plugins.lightning import SpotCheckpoint
-from spot_plugins.session import SpotSession
 
 
 def loader_of(settings):
@@ -240,63 +241,60 @@ def accelerate(settings):
         write_final(settings, rank, model, optimizer.optimizer)
 
 
-# The session itself
+# Plain PyTorch
 
 
-class Place:
-    """The position in the data after the present batch, as a part of the training's state."""
-
-    def __init__(self, position):
-        self.position = position
-        self.num_batches = 0
-
-    def state_dict(self):
-        return self.position.state_dict(self.num_batches)
-
-    def load_state_dict(self, state):
-        self.position.load_state_dict(state)
+def spread(model, settings):
+    """Return *model* in the wrapper of the settings."""
+    if settings.ranks == 1:
+        return model
+    mesh = init_device_mesh("cpu", (settings.ranks,))
+    match settings.wrapper:
+        case "ddp":
+            return DistributedDataParallel(model)
+        case "fsdp1":
+            return FullyShardedDataParallel(
+                model, auto_wrap_policy=ModuleWrapPolicy({nn.Linear}), device_id=torch.device("cpu"), device_mesh=mesh
+            )
+        case "fsdp2":
+            fully_shard(model[2], mesh=mesh)
+            return fully_shard(model, mesh=mesh)
+        case "tp":
+            return parallelize_module(model, mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
 
 
 def bare(settings):
-    """Take ``accumulate`` batches per step on any number of ranks, and a step of the schedule per batch."""
-    rank = 0
-    model = net(settings)
+    """Make a step of the schedule for each batch of each rank that an optimizer step is made of."""
     if settings.ranks > 1:
         dist.init_process_group("gloo")
-        rank, model = dist.get_rank(), DistributedDataParallel(model)
+    rank = int(os.environ.get("RANK", 0))
+    model = spread(net(settings), settings)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     scheduler = schedule_of(optimizer)
     loader = loader_of(settings)
-    place = Place(LoaderPosition(loader, settings.ranks))
-    config = {name: value for name, value in spot_settings(settings).items() if value is not None}
-    on_event = config.pop("on_event")
-    session = SpotSession(SpotConfig(url=settings.run, **config), on_event=on_event)
-    session.register_model(model, [optimizer], [scheduler])
-    session.register("place", place)
-    with session:
-        session.handle_signals()
-        step = session.resume() or 0
-        for epoch in range(place.position.epoch, settings.epochs):
-            place.position.begin_epoch(epoch)
-            num_left, place.num_batches, num_waiting = len(loader) - place.position.num_done, 0, 0
-            for index, x, y in loader:
-                preempt(settings, rank, step + 1)
+    if settings.wrapper == "tp":  # all ranks train on the same samples
+        loader.sampler.bind(num_replicas=1, rank=0)
+    with SpotLoop(settings.run, **spot_settings(settings), gradient_accumulation_steps=settings.accumulate) as spot:
+        spot.register_model(model, optimizer, scheduler)
+        spot.register_loader(loader)
+        spot.resume()
+        num_waiting = 0
+        for epoch in spot.epochs(settings.epochs):
+            for index, x, y in spot.batches(loader):
+                step = spot.progress.step + 1
+                preempt(settings, rank, step)
                 loss = nn.functional.cross_entropy(model(x), y)
-                record(settings, rank, epoch, step + 1, index, loss, optimizer)
-                loss.backward()
-                place.num_batches += 1
+                record(settings, rank, epoch, step, index, loss, optimizer)
+                (loss / spot.gradient_accumulation_steps).backward()
                 num_waiting += 1
-                if num_waiting < settings.accumulate and place.num_batches < num_left:
-                    continue
-                optimizer.step()
-                optimizer.zero_grad()
-                for _ in range(settings.ranks * num_waiting):
-                    scheduler.step()
-                num_waiting = 0
-                step += 1
-                session.after_step(step)
-        session.finish(step)
-    write_final(settings, rank, model, optimizer)
+                if spot.sync_gradients:
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    for _ in range(settings.ranks * num_waiting):
+                        scheduler.step()
+                    num_waiting = 0
+                spot.after_step()
+        write_final(settings, rank, model, optimizer)
 
 
 def main(settings):

@@ -470,7 +470,7 @@ def test_save_state_continues_its_numbers(tmp_path, url):
     ("other", "told"),
     [
         ("hook", "another SpotHook is open in this process, and its `with` block has not ended"),
-        ("session", "SIGTERM is a notice to another SpotHook, SpotCheckpoint or SpotSession of this process"),
+        ("session", "SIGTERM is a notice to another SpotHook, SpotLoop, SpotCheckpoint or SpotSession of this process"),
     ],
     ids=["hook", "session"],
 )

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LinearLR, OneC
 
 from spot_plugins.accelerate.counters import CountersPart
 from spot_plugins.accelerate.schedules import Schedules
-from spot_plugins.accelerate.told import Told
+from spot_plugins.loop.told import Told
 
 BATCHES = 144  # of the data set, over all processes, per epoch
 EPOCHS = 3

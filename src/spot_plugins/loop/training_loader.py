@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..data import LoaderPosition, shield_workers
+from ..data.replayed import MISSING
 from ..errors import ConfigError
-from . import internals
 
 
 class TrainingLoader:
@@ -64,7 +64,6 @@ class TrainingLoader:
 
     def begin(self, epoch: int) -> Iterator[Any]:
         """Return an iterator of *epoch*, or of what is left of it."""
-        continues = epoch == self.loaded_epoch
         self._num_before = self.num_before(epoch)
         self.num_yielded = 0
         self.begun_epoch, self.loaded_epoch = epoch, None
@@ -73,11 +72,14 @@ class TrainingLoader:
         shield_workers(self.loader)
         iterator: Iterator[Any] = iter(self.loader)
         self.position.fast_forward(iterator)
-        return internals.batches_left(self.loader, iterator) if continues else iterator
+        return iterator
 
-    def fetch(self, iterator: Iterator[Any]) -> Any:
-        """Return the next batch of *iterator*, or MISSING. Accelerate fetches one batch ahead of it."""
-        return self.position.fetch_ahead(iterator, self.num_yielded)
+    def fetch(self, iterator: Iterator[Any], *, ahead: bool) -> Any:
+        """Return the next batch of *iterator*, or MISSING. Set *ahead* if it fetches one batch more than it yields."""
+        if ahead:
+            return self.position.fetch_ahead(iterator, self.num_yielded)
+        self.position.note_fetch(self.num_yielded)
+        return next(iterator, MISSING)
 
     def leave(self, num_yielded_by_all: int) -> None:
         """Take note that the loop over this loader was left, when all loaders had yielded so many batches."""

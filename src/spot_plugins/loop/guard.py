@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from types import MethodType
 from typing import Any, Final
 
-from accelerate import Accelerator
 from torch.optim import Optimizer
 
 from ..guard import OptimizerSteps, name_of
-from . import internals
+from .framework import Framework
 from .handouts import HandOuts
 from .told import Told
 from .trainers import Trainers
@@ -55,19 +53,19 @@ class LoopGuard:
     """
     Decides which batches make a step, and warns of loops that could not be resumed exactly.
 
-    A step is one in which an optimizer stepped while Accelerate does not accumulate gradients. A step that the scaler
-    leaves out, because of an overflow, counts too.
+    A step is one in which an optimizer stepped while the framework does not accumulate gradients. A step that the
+    scaler leaves out, because of an overflow, counts too.
 
     Args:
-        accelerator: The accelerator of the loop.
+        framework: The framework under the loop.
         end_steps: Called with a number of steps that the loop has not reported itself.
         told: The warnings of the loop.
     """
 
-    def __init__(self, accelerator: Accelerator, end_steps: Callable[[int], None], told: Told) -> None:
+    def __init__(self, framework: Framework, end_steps: Callable[[int], None], told: Told) -> None:
         self.told = told
         self.handouts = HandOuts(told)
-        self._accelerator = accelerator
+        self._framework = framework
         self._end_steps = end_steps
         self._counts: OptimizerSteps | None = None
         self._num_tried = 0  # steps of optimizers with a scaler, whether they were left out or not
@@ -75,16 +73,14 @@ class LoopGuard:
         self._at_hand_out = 0  # the same when the last batch was handed out
         self._calls: int | None = None  # calls of after_step() since the last step; None: never called
         self._num_unreported = 0  # batches on which an optimizer stepped, since the last call of after_step()
-        self._trainers = Trainers(accelerator, told)
+        self._trainers = Trainers(framework, told)
         self._is_within = False  # gradients of batches before are waiting for a step
 
     def open(self, registered: Iterable[Any]) -> None:
-        """Begin to count. The optimizers that train are those that are prepared and those among *registered*."""
+        """Begin to count. The optimizers that train are those of the framework and those among *registered*."""
         self._trainers.expect(registered)
         self._counts = OptimizerSteps(self._on_step)
-        for each in internals.optimizers(self._accelerator):
-            if each.scaler is not None:
-                self._count_tries(each)
+        self._framework.count_tries(self._on_try)
 
     def close(self) -> None:
         """Count no more."""
@@ -94,12 +90,12 @@ class LoopGuard:
     @property
     def is_within_step(self) -> bool:
         """True if something was done for a step that has not ended, so that the state is that of no step."""
-        return self._total > self._at_step or self._is_within or not self._accelerator.sync_gradients
+        return self._total > self._at_step or self._is_within or self._framework.is_accumulating
 
     def request(self) -> None:
         """Take note that the loop asks for a batch. It ends a step if the loop does not report its steps itself."""
         self.handouts.confirm()
-        if self._total == self._at_hand_out or not self._accelerator.sync_gradients:
+        if self._total == self._at_hand_out or self._framework.is_accumulating:
             return
         self._at_hand_out = self._total
         self._num_unreported += 1
@@ -124,7 +120,7 @@ class LoopGuard:
         self._calls = (self._calls or 0) + 1
         self._num_unreported = 0
         if stepped is None:
-            if not self._accelerator.sync_gradients:
+            if self._framework.is_accumulating:
                 return False
             if self._total == self._at_step:
                 self._is_within = self._trainers.have_gradients()
@@ -149,7 +145,7 @@ class LoopGuard:
     def finish(self) -> None:
         """Report the steps that the loop has not reported when the training ends."""
         self.handouts.confirm()
-        if self._total == self._at_step or self._is_within or not self._accelerator.sync_gradients:
+        if self._total == self._at_step or self._is_within or self._framework.is_accumulating:
             return
         if self.handouts.total == 0:
             self.told(UNREPORTED, number=self._total)
@@ -179,8 +175,8 @@ class LoopGuard:
         self._end_steps(number)
 
     def name_active(self, tracked: Iterable[Any]) -> None:
-        """Warn of a prepared loader that is in use and is none of the *tracked* ones, whose positions are saved."""
-        active = internals.active_loaders(self._accelerator)
+        """Warn of a loader that is in use and is none of the *tracked* ones, whose positions are saved."""
+        active = self._framework.active_loaders
         if self.handouts.total > 0 and len(active) > 1:
             known = [*tracked]
             for loader in active:
@@ -193,11 +189,5 @@ class LoopGuard:
         if is_unwatched and self._counts is not None and self._counts.of(optimizer) == NUM_UNREPORTED:
             self.told(UNREPORTED, number=NUM_UNREPORTED)
 
-    def _count_tries(self, wrapped: Any) -> None:
-        """Count the steps of Accelerate's *wrapped* optimizer, which has a scaler that may leave them out."""
-
-        def step(this: Any, closure: Any = None) -> None:
-            self._num_tried += self._accelerator.sync_gradients
-            type(this).step(this, closure)
-
-        wrapped.step = MethodType(step, wrapped)  # a method, because torch's schedulers wrap its __func__
+    def _on_try(self) -> None:
+        self._num_tried += not self._framework.is_accumulating

@@ -10,7 +10,7 @@ from .handouts import HandOuts
 
 class Batches(Iterator[Any]):
     """
-    The batches of one epoch that are not done, as :meth:`.SpotHook.batches` returns them.
+    The batches of one epoch that are not done, as :meth:`.Loop.batches` returns them.
 
     ``len()`` is the number of all batches that it yields. It does not shrink while they are taken. A loader without a
     length, or one that is repeated, has none.

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from typing import Any, Final
 
 import torch
-from accelerate import Accelerator
 from torch.utils.data import IterableDataset
 
 from ..data import ElasticSampler, samplers, shield_workers
 from ..data.replayed import MISSING
 from ..data.unwrap import plain_loader
 from ..errors import ConfigError
-from . import internals
 from .batches import Batches
 from .epochs import Epochs, StreamsPart
+from .framework import Framework
 from .guard import LoopGuard
 from .training_loader import TrainingLoader
 
@@ -30,21 +29,22 @@ class PositionPart:
     """
     The epoch, and the position in each loader that :meth:`batches` was called with.
 
-    A loader is known by its number in the order of ``prepare``. A batch counts once its optimizer step is done. So a
+    A loader is known by its number in the framework. A batch counts once its optimizer step is done. So a
     resumed process sees a batch again if it was only yielded, or if its gradients were still being accumulated.
 
     Args:
-        accelerator: The accelerator of the loop.
+        framework: The framework under the loop.
         streams: The random streams of the process.
         is_over: Returns True once the training has done as many steps as it was asked for.
     """
 
-    def __init__(self, accelerator: Accelerator, streams: StreamsPart, is_over: Callable[[], bool]) -> None:
+    def __init__(self, framework: Framework, streams: StreamsPart, is_over: Callable[[], bool]) -> None:
         self.epochs = Epochs(streams, is_over)
-        self._accelerator = accelerator
+        self._framework = framework
         self._streams = streams
         self._is_over = is_over
         self._tracked: dict[int, TrainingLoader] = {}
+        self._lengths: dict[int, int | None] = {}  # batches that the present iterators yield, if known
         self._endless: dict[int, Generator[Any]] = {}  # iterators of loaders that are repeated
         self._has_stepped = False
         self._num_yielded = 0  # batches of all loaders
@@ -52,12 +52,12 @@ class PositionPart:
         self._last_stepped: int | None = None  # the same at the last step
 
     def adopt_loaders(self) -> None:
-        """Prepare all loaders, also those that are used without :meth:`batches`."""
-        for index, loader in enumerate(internals.loaders(self._accelerator)):
+        """Take over all loaders, also those that are used without :meth:`batches`."""
+        for index, loader in enumerate(self._framework.loaders):
             shield_workers(loader)
             _give_own_generator(plain_loader(loader))
-            # Accelerate deals out what an elastic sampler yields, so the sampler must be bound to one replica. Else
-            # the samples would be dealt out twice.
+            # Accelerate deals out what an elastic sampler yields, so its position binds the sampler to one replica.
+            # Else the samples would be dealt out twice.
             if any(isinstance(sampler, ElasticSampler) for sampler in samplers(loader)):
                 self._track(index)
 
@@ -81,7 +81,7 @@ class PositionPart:
 
     def begun_loaders(self) -> list[Any]:
         """Return the loaders that :meth:`batches` was called with, or all loaders as long as it was not called."""
-        return self.tracked_loaders or internals.loaders(self._accelerator)
+        return self.tracked_loaders or self._framework.loaders
 
     def batches(
         self, loader: Any, guard: LoopGuard, fence: Callable[[], None], *, limit: int | None, repeat: bool
@@ -90,27 +90,24 @@ class PositionPart:
         Return an iterator over what is left of the present epoch of *loader*.
 
         Args:
-            loader: A prepared loader.
+            loader: A loader of the framework.
             guard: Compares what is handed out with what is trained.
             fence: Called after the loop, because the program may swap weights there, for example to validate.
             limit: Batches of the epoch to yield, counted from its head. None: all.
             repeat: Begin again after the last batch, without an end.
 
         Raises:
-            ConfigError: *loader* is not prepared, or *limit* cannot be.
+            ConfigError: *loader* is unknown to the framework, or *limit* cannot be.
             RuntimeError: *loader* was iterated in this epoch already.
         """
         if repeat and limit is not None:
             raise ConfigError(f"limit={limit} and repeat=True exclude each other: leave out one of them")
         if limit is not None and limit < 0:
             raise ConfigError(f"limit={limit} must not be negative")
-        prepared = internals.loaders(self._accelerator)
+        prepared = self._framework.loaders
         index = next((number for number, known in enumerate(prepared) if known is loader), None)
         if index is None:
-            raise ConfigError(
-                f"this {type(loader).__name__} is not prepared, so its position cannot be saved. Pass the loader that "
-                f"accelerator.prepare(loader) returned"
-            )
+            raise ConfigError(f"this {type(loader).__name__} {self._framework.words.unknown_loader}")
         tracked = self._track(index)
         tracked.require_repeated(repeat)
         if repeat:
@@ -126,15 +123,21 @@ class PositionPart:
         if tracked.left_epoch == tracked.loaded_epoch == self.epochs.present:
             length = 0
         self._streams.mark()
-        generator = _then(self._iterate(index, guard, limit), fence)
+        generator = _then(self._iterate(index, guard, limit, length), fence)
         return Batches(generator, index=index, start=start, length=length, handouts=guard.handouts)
 
-    def _iterate(self, index: int, guard: LoopGuard, limit: int | None) -> Generator[Any]:
+    def is_last_batch(self, indices: Iterable[int]) -> bool:
+        """Return True if the last batch of the present epoch was handed out, of one of the loaders *indices*."""
+        used = ((self._lengths.get(index), self._tracked[index]) for index in indices)
+        return any(each.num_yielded == length for length, each in used if each.begun_epoch == self.epochs.present)
+
+    def _iterate(self, index: int, guard: LoopGuard, limit: int | None, length: int | None) -> Generator[Any]:
         epoch = self.epochs.present
         self.epochs.enter(epoch)
         tracked = self._tracked[index]
         was_left = tracked.left_epoch == tracked.loaded_epoch == epoch
         is_resumed = tracked.num_before(epoch) > 0
+        self._lengths[index] = length
         try:
             for batch in self._fetch(tracked, epoch, guard, 0 if was_left else limit):
                 self._last_yielded = index
@@ -148,7 +151,7 @@ class PositionPart:
             raise
         finally:
             if tracked.begun_epoch == epoch:  # else a loop of a later epoch has begun
-                internals.deactivate(self._accelerator, tracked.loader)
+                self._framework.deactivate(tracked.loader)
         guard.handouts.end(index, is_resumed=is_resumed)
 
     def _fetch(
@@ -159,25 +162,29 @@ class PositionPart:
         restores = tracked.loaded_epoch == epoch and not self._has_stepped
         if restores and not tracked.is_repeated and self._streams.are_drawn_from:
             guard.told(DRAWN)
-        internals.deactivate(self._accelerator, tracked.loader)  # of a loop that was left in an earlier epoch
+        self._framework.deactivate(tracked.loader)  # of a loop that was left in an earlier epoch
+        continues = tracked.loaded_epoch == epoch
         iterator = tracked.begin(epoch)
-        if restores and tracked.position.kind == "counted":
-            # The loader has fetched again all batches that it had fetched when the streams were saved. The next
-            # fetch may draw from the streams.
+        if continues:
+            iterator = self._framework.batches_left(tracked.loader, iterator)
+        ahead = self._framework.fetches_ahead
+        if restores and (tracked.position.kind == "counted" or not ahead):
+            # The loader has fetched all batches that it had fetched when the streams were saved. The next fetch may
+            # draw from the streams.
             restores = False
             self._streams.restore()
         while limit is None or tracked.num_handed_out < limit:
             guard.request()
-            if self._is_over() or (batch := tracked.fetch(iterator)) is MISSING:
+            if self._is_over() or (batch := tracked.fetch(iterator, ahead=ahead)) is MISSING:
                 break
-            if restores:  # by now other kinds of loaders have fetched the same batches as when the streams were saved
+            if restores:  # by now the loader has fetched the same batches as when the streams were saved
                 restores = False
                 self._streams.restore()
             tracked.num_yielded += 1
             if not is_active:
-                internals.deactivate(self._accelerator, tracked.loader)
+                self._framework.deactivate(tracked.loader)
             if tracked.num_handed_out == limit:
-                tracked.loader.end_of_dataloader = True  # so that Accelerate ends a window of accumulation
+                self._framework.end_window(tracked.loader)
             yield batch
         else:
             guard.request()  # of a batch that does not come, after the last step
@@ -248,12 +255,12 @@ class PositionPart:
         Restore the epoch and all positions.
 
         Raises:
-            ValueError: A loader that was trained on is not prepared any more.
+            ValueError: The program has fewer loaders than were trained on.
         """
-        num_loaders = len(internals.loaders(self._accelerator))
+        num_loaders, words = len(self._framework.loaders), self._framework.words
         for index in map(int, state["loaders"]):
             if index >= num_loaders:
-                raise ValueError(f"loader {index} was trained on, and only {num_loaders} are prepared now")
+                raise ValueError(f"loader {index} was trained on, and only {num_loaders} are {words.loaders_are} now")
             self._track(index).load_state_dict(state["loaders"][str(index)])
         self.epochs.load(state["epoch"], is_cut_short=bool(state.get("ended")))
         self._last_stepped = self._last_yielded = state["last"]
@@ -270,8 +277,8 @@ class PositionPart:
 
     def _track(self, index: int) -> TrainingLoader:
         if index not in self._tracked:
-            loader = internals.loaders(self._accelerator)[index]
-            self._tracked[index] = TrainingLoader(loader, self._accelerator.num_processes)
+            loader = self._framework.loaders[index]
+            self._tracked[index] = TrainingLoader(loader, self._framework.world_size)
         return self._tracked[index]
 
 

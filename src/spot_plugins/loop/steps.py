@@ -6,14 +6,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from accelerate import Accelerator
-
 from ..data import end_shielded_workers
 from ..errors import Preempted
 from ..guard import warn
 from ..session import PROGRAM, Pause, SpotSession
 from ..state import RngPart
-from . import internals
+from .framework import Framework
 from .guard import LoopGuard
 from .position import PositionPart
 from .told import Told
@@ -24,20 +22,20 @@ NO_LOADER: Final = (
 )
 MIDST: Final = (
     "pause() in the middle of a step: the state cannot be saved here, so a notice has to wait for the next "
-    "after_step(). Enter it after after_step(), while accelerator.sync_gradients is True"
+    "after_step(). Enter it after the after_step() of a batch that has ended a step"
 )
 
 
 class Steps:
     """The steps of a loop. It counts them, reports them to the session, and stands still in pauses."""
 
-    def __init__(self, accelerator: Accelerator, session: SpotSession, told: Told) -> None:
+    def __init__(self, framework: Framework, session: SpotSession, told: Told) -> None:
         self.number = 0
         """Optimizer steps done, over all processes of the run."""
         self.last: int | None = None
         """The step after which the training is done. None: the program decides that."""
-        self.guard = LoopGuard(accelerator, self.end, told)
-        self._accelerator = accelerator
+        self.guard = LoopGuard(framework, self.end, told)
+        self._framework = framework
         self._session = session
         self._num_batches = 0  # since the last step
         self._pause: Pause | None = None
@@ -77,7 +75,7 @@ class Steps:
         if not self.guard.after_step(stepped):
             return
         used = self._position is not None and self._position.used
-        if self.number == 0 and not used and internals.loaders(self._accelerator):
+        if self.number == 0 and not used and self._framework.loaders:
             warn(NO_LOADER)
         self.end()
 
@@ -92,11 +90,12 @@ class Steps:
         """
         Stand still. What belongs to training and not to the pause is afterwards as it was before.
 
-        This holds for the random streams, and for the loaders that Accelerate believes to be in use: a validation that
-        is left by ``break`` would leave its loader there, and gradients would be accumulated past the end of an epoch.
+        This holds for the random streams, and for the loaders that the framework believes to be in use: a validation
+        that is left by ``break`` would leave its loader there, and gradients would be accumulated past the end of an
+        epoch.
         """
         streams = RngPart()
-        state, active = streams.state_dict(), internals.active_loaders(self._accelerator)
+        state, active = streams.state_dict(), self._framework.active_loaders
         num_steps = self.guard.num_optimizer_steps
         self._begin_pause()
         try:
@@ -106,7 +105,7 @@ class Steps:
             raise
         finally:
             streams.load_state_dict(state)
-            internals.set_active_loaders(self._accelerator, active)
+            self._framework.active_loaders = active
             self.guard.skip_pause(num_steps)
         self._end_pause()
 

@@ -54,7 +54,7 @@ _RESTARTING: Final[tuple[type, ...]] = (itertools.count, type(iter([])), type(it
 
 
 class HandOuts:
-    """Counts the batches that each loader handed out, by its number in the order of ``prepare``."""
+    """Counts the batches that each loader handed out, by its number in the framework."""
 
     def __init__(self, told: Told) -> None:
         self.total = 0
