@@ -28,7 +28,8 @@ SILENT_S: Final = 300.0
 INTERRUPTED: Final = ("left", "killed")
 """Ends that count as interruptions."""
 
-_LAST: Final = ("notice", "end")
+LAST_SAVES: Final = ("notice", "end")
+"""Triggers of saves that may be the last one of an attempt."""
 _LONGEST_START_S: Final = 1e6
 
 _E = TypeVar("_E")
@@ -166,7 +167,7 @@ def _last_step_ended(records: Sequence[Record], ended: float) -> float:
     saves = [
         each.monotonic - sum(plausible([each.entry.copy_s]))
         for each in records
-        if isinstance(each.entry, Staged) and each.entry.trigger in _LAST and each.monotonic <= until
+        if isinstance(each.entry, Staged) and each.entry.trigger in LAST_SAVES and each.monotonic <= until
     ]
     return saves[-1] if saves and (leaving or _is_finished(records)) else until
 
@@ -210,7 +211,7 @@ def _seconds(
     restore_s = min(read_s, max(ready - opened, 0.0))
     last = ended if trained_until is None else max(trained_until, ready)
     staged = entries([each for each in records if each.monotonic <= last], Staged)
-    stall_s = sum(plausible([each.stall_s for each in staged if each.trigger not in _LAST]))
+    stall_s = sum(plausible([each.stall_s for each in staged if each.trigger not in LAST_SAVES]))
     save_s = min(stall_s, last - ready)
     return {
         "productive": last - ready - save_s,
