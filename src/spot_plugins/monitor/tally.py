@@ -115,7 +115,7 @@ class Tally:
         restore_s = min(self._read_s, began - self._opened)
         last = now if self._trained_until is None else max(self._trained_until, began)
         save_s = min(self._stall_s, last - began)
-        seconds = {
+        return {
             "productive": last - began - save_s,
             "wasted": 0.0,
             "startup": startup_s,
@@ -124,7 +124,3 @@ class Tally:
             "save": save_s,
             "leave": now - last,
         }
-        if (self._watched.reached() or 0) <= self._start_step:  # nothing is known to be done yet
-            seconds["prep"] += seconds["productive"]
-            seconds["productive"] = 0.0
-        return seconds
