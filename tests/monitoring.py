@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import tempfile
 import urllib.parse
 import urllib.request
@@ -20,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 
 def program(name):
     """Return the path of a program of Prometheus."""
-    own = Path(sys.prefix) / "share" / "prometheus" / "usr" / "bin"
+    own = ROOT / ".venv" / "share" / "prometheus" / "usr" / "bin"
     found = shutil.which(name, path=os.pathsep.join((str(own), os.environ["PATH"])))
     if found is None:
         raise RuntimeError(f"no program `{name}`: make setup, or on other systems than Debian install Prometheus")
