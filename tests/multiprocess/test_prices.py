@@ -126,6 +126,10 @@ def test_no_offer_and_no_answer_are_told_apart(environ, server, tmp_path):
             ["--gpu", "h100", "--watch", "1", "--below", "2", "--notify", "no-such-program"],
             "is not a command that can be",
         ),
+        (
+            ["--gpu", "h100", "--textfile", "/no/such"],
+            "/no/such is no directory: give that of node_exporter's textfile",
+        ),
         (["--gpu", "h100", "--from", "/no/such/file"], "spot prices: /no/such/file cannot be read: No such file"),
     ],
     ids=str,

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from ..config import ElasticBatch, EverySeconds, NoticeSources, OnNotice, Seconds, from_environment
 from ..errors import ConfigError
 from ..events import Subscriber, subscribers_of
+from ..monitor.scalars import Scalars
 from ..session import SpotSession
 from ..state.part import Part
 from . import facts, internals
@@ -136,8 +137,9 @@ class SpotHook:
         self._streams = StreamsPart()
         self._position = PositionPart(accelerator, self._streams, lambda: self._steps.are_done)
         host = host_of(accelerator, self._position, self._told, self._remedies)
-        self._session = SpotSession(config, on_event=subscribers_of(on_event, hooks), host=host)
-        self._steps = Steps(accelerator, self._session, self._told)
+        self._scalars = Scalars()
+        self._session = SpotSession(config, on_event=(*subscribers_of(on_event, hooks), self._scalars), host=host)
+        self._steps = Steps(accelerator, self._session, self._told, self._scalars)
         self._prepared: Prepared | None = None  # None: not resumed yet
         self._peek = Peek(self._session)
 
@@ -200,8 +202,7 @@ class SpotHook:
         """
         Save and restore an object of the user too. Call it before :meth:`resume`.
 
-        Objects that went through ``accelerator.prepare`` or ``accelerator.register_for_checkpointing`` are saved
-        without it.
+        Objects given to ``accelerator.prepare`` or ``accelerator.register_for_checkpointing`` are saved without it.
 
         Args:
             name: A word, equal in every process of the run.

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from ..data import end_shielded_workers
 from ..errors import Preempted
 from ..guard import warn
+from ..monitor.scalars import Scalars
 from ..session import PROGRAM, Pause, SpotSession
 from ..state import RngPart
 from . import internals
@@ -31,7 +32,7 @@ MIDST: Final = (
 class Steps:
     """The steps of a loop. It counts them, reports them to the session, and stands still in pauses."""
 
-    def __init__(self, accelerator: Accelerator, session: SpotSession, told: Told) -> None:
+    def __init__(self, accelerator: Accelerator, session: SpotSession, told: Told, scalars: Scalars) -> None:
         self.number = 0
         """Optimizer steps done, over all processes of the run."""
         self.last: int | None = None
@@ -39,6 +40,7 @@ class Steps:
         self.guard = LoopGuard(accelerator, self.end, told)
         self._accelerator = accelerator
         self._session = session
+        self._scalars = scalars
         self._num_batches = 0  # since the last step
         self._pause: Pause | None = None
         self._position: PositionPart | None = None
@@ -62,6 +64,7 @@ class Steps:
             self.guard.name_active(self._position.tracked_loaders)
         with workers_end_first():
             self._report()
+        self._log()
 
     def finish(self) -> None:
         """Save the end of the training and wait until it is stored."""
@@ -70,6 +73,7 @@ class Steps:
             self._position.finish()
         with workers_end_first():
             self._session.finish(self.number)
+        self._log()
 
     def end_batch(self, stepped: bool | None) -> None:
         """End a batch, and the step if it makes one. *stepped* is the word of the program. None: find out."""
@@ -86,6 +90,11 @@ class Steps:
         position = () if self._position is None else self._position.numbers()
         num_batches, self._num_batches = self._num_batches, 0
         self._session.after_step(self.number, position=position, num_batches=num_batches)
+
+    def _log(self) -> None:
+        """Log the figures of the run, if a step was stored. A ``Trainer`` has no trackers here and logs them itself."""
+        if trackers := self._accelerator.trackers:
+            self._scalars.write(lambda values, step: [tracker.log(values, step=step) for tracker in trackers])
 
     @contextmanager
     def pause(self) -> Iterator[None]:

@@ -41,7 +41,7 @@ class Outlet(Protocol):
     target: str
     """The way as a user names it, without secrets."""
     is_periodic: bool
-    """Whether :meth:`write` is called now and then, not only after commits and notices."""
+    """True if :meth:`write` is called now and then, not only after commits and notices."""
 
     def write(self, registry: CollectorRegistry, watched: Watched) -> None:
         """Bring what *registry* has to the target."""

@@ -128,7 +128,7 @@ class Metrics(Watcher):
 
 
 class _Session:
-    """What follows one session: its figures, and the threads."""
+    """The figures of one session, and the threads that pass them on."""
 
     def __init__(
         self, watched: Watched, write: Callable[[_Session, bool], None], read: Callable[[_Session], None]
