@@ -56,13 +56,16 @@ class EventLog:
     """Records that the training has dropped, because there were too many."""
 
 
-def read_event_log(store: ObjectStore, most: int = MAX_SEGMENTS_READ, *, below: int | None = None) -> EventLog:
+def read_event_log(
+    store: ObjectStore, most: int = MAX_SEGMENTS_READ, *, since: int = 0, below: int | None = None
+) -> EventLog:
     """
     Read the event log of a run.
 
     Args:
         store: The store of the run.
         most: Most segments that are read.
+        since: Only this attempt and later ones are read.
         below: Only attempts below this one are read. None: all.
 
     Raises:
@@ -71,7 +74,7 @@ def read_event_log(store: ObjectStore, most: int = MAX_SEGMENTS_READ, *, below: 
     listed = patiently(lambda: list(store.keys(EVENTS_PREFIX)))
     found = [key for each in listed if (key := parse_segment_key(each)) is not None and key.key == each]
     num_damaged = len(listed) - len(found)
-    found = [key for key in found if below is None or key.attempt < below]
+    found = [key for key in found if since <= key.attempt and (below is None or key.attempt < below)]
     found.sort(key=lambda key: (key.rank, -key.attempt, -key.number))
     log = EventLog(
         newest_attempt=patiently(lambda: newest_attempt(store)), num_unread=len(found[most:]), num_damaged=num_damaged

@@ -103,8 +103,8 @@ def attempt_of(ranks: Sequence[RankLog], now: float, *, is_last: bool) -> Attemp
     how, error = _how(ranks, is_over=is_over)
     training = next((each for each in records if isinstance(each.entry, TrainingBegan)), None)
     last = None if training is None else min(max(_last_step_ended(records, ended), training.monotonic), ended)
-    start = None if training is None else _step_of(training.entry) or 0
-    reached = max((_step_of(each.entry) or 0 for rank in ranks for each in rank.records), default=0)
+    start = None if training is None else step_of(training.entry) or 0
+    reached = max((step_of(each.entry) or 0 for rank in ranks for each in rank.records), default=0)
     return Attempt(
         number=first.attempt,
         world_size=first.world_size,
@@ -186,7 +186,8 @@ def _notices(ranks: Sequence[RankLog]) -> list[tuple[float, str]]:
     )
 
 
-def _step_of(entry: object) -> int | None:
+def step_of(entry: object) -> int | None:
+    """Return the step that *entry* says is done. None if it says none."""
     return entry.step if isinstance(entry, TrainingBegan | Heartbeat | Ended | Staged | Committed) else None
 
 
