@@ -83,6 +83,16 @@ class CsvTracker(GeneralTracker):
             file.write(json.dumps([step, values]) + "\n")
 
 
+class NewestStepTracker(CsvTracker):
+    """Has the name of the tracker for wandb, and its argument."""
+
+    name = "wandb"
+
+    def log(self, values, step=None, commit=True, **kwargs):
+        assert not commit
+        super().log(values, step)
+
+
 def test_a_tracker_of_accelerate(tmp_path):
     """Saves at each second step. The first life is killed at step 7, when step 6 is stored."""
 
@@ -105,11 +115,13 @@ def test_a_tracker_of_accelerate(tmp_path):
                     life.stored()
 
     file = tmp_path / "lines"
-    settings = {"every_steps": 2, "log_with": CsvTracker(file)}
+    settings = {"every_steps": 2, "log_with": [CsvTracker(file), NewestStepTracker(tmp_path / "newest")]}
     live(str(tmp_path / "run"), program, ("kill", 8), **settings)
     live(str(tmp_path / "run"), program, **settings)
     rows = [json.loads(line) for line in file.read_text().splitlines()]
     check([(step, figures) for step, figures in rows], 10)
+    joined = [json.loads(line) for line in (tmp_path / "newest").read_text().splitlines()]
+    assert joined == [[None, figures] for _, figures in rows], "wandb gets no step, because it drops an older one"
 
 
 def test_trackers_of_a_trainer(tmp_path):
