@@ -93,8 +93,15 @@ class Steps:
 
     def _log(self) -> None:
         """Log the figures of the run, if a step was stored. A ``Trainer`` has no trackers here and logs them itself."""
-        if trackers := self._accelerator.trackers:
-            self._scalars.write(lambda values, step: [_log_with(tracker, values, step) for tracker in trackers])
+        if self._accelerator.trackers:
+            self._scalars.write(self._log_values)
+
+    def _log_values(self, values: dict[str, float], step: int) -> None:
+        for tracker in self._accelerator.trackers:
+            if tracker.name == "wandb":  # it drops values of an older step than its newest. These join the next ones
+                tracker.log(values, commit=False)
+            else:
+                tracker.log(values, step=step)
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -152,13 +159,6 @@ class Steps:
             raise RuntimeError("keep() before the first step: there is nothing to keep yet")
         step = self.number if step is None else step
         self._session.keeper.keep(step, PROGRAM, saves_live=not self.guard.is_within_step)
-
-
-def _log_with(tracker: Any, values: dict[str, float], step: int) -> None:
-    if tracker.name == "wandb":  # it drops values of an older step than its newest. These join the next ones
-        tracker.log(values, commit=False)
-    else:
-        tracker.log(values, step=step)
 
 
 @contextmanager

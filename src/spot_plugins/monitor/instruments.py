@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info
@@ -60,7 +60,7 @@ NAMES: Final = frozenset({INFO, *GAUGES, *COUNTERS, *HISTOGRAMS, *OF_THE_RUN})
 """All names. Each has the labels ``run`` and ``rank``."""
 
 _READ: Final = {"spot_step", "spot_save_interval_seconds"}
-"""Gauges that are read from the session when they are asked for."""
+"""Gauges that are read from the session whenever they are collected."""
 _TRIGGERS: Final = ("steps", "seconds", "soft", "notice", "explicit", "end", "pause")
 
 
@@ -90,6 +90,10 @@ class Instruments(Collector):
         self._labels: dict[str, str] = {}
         self._tally: Tally | None = None
         self._counts_shares = False
+        self._step: Callable[[], int | None] = lambda: 0
+        self._interval_s: Callable[[], float] = lambda: 0.0
+        self._gauges["spot_step"].set_function(lambda: self._step() or 0)
+        self._gauges["spot_save_interval_seconds"].set_function(lambda: self._interval_s())
 
     def open(self, watched: Watched, tally: Tally | None, cadence: Cadence) -> None:
         """Begin with a session. *tally* has the figures of the run, on rank 0."""
@@ -99,13 +103,18 @@ class Instruments(Collector):
         self._describe(run=self._labels["run"], attempt=watched.attempt, world_size=watched.world_size)
         for name in self._gauges.keys() - _READ:
             self._gauges[name].set(0)
-        self._gauges["spot_step"].set_function(lambda: watched.reached() or 0)
-        self._gauges["spot_save_interval_seconds"].set_function(cadence.interval_s)
+        self._step, self._interval_s = watched.reached, cadence.interval_s
         self._observe_start("program", watched.process_s)
 
     def begin(self) -> None:
         """Take note that training begins."""
         self._gauges["spot_training_began_timestamp_seconds"].set_to_current_time()
+
+    def close(self) -> None:
+        """Let go of the session, which holds memory. What it has counted stays."""
+        step, interval_s = self._step(), self._interval_s()
+        self._step, self._interval_s = lambda: step, lambda: interval_s
+        self._tally = None
 
     def set(self, name: str, value: float) -> None:
         """Set the gauge *name*."""

@@ -57,12 +57,17 @@ class Metrics(Watcher):
     """
 
     def __init__(self, *targets: int | str | PathLike[str]) -> None:
+        self._targets = targets
         self._outlets = [outlet_of(target) for target in targets or (DEFAULT_PORT,)]
         self._registry = CollectorRegistry()
         self._instruments = Instruments()
         self._registry.register(self._instruments)
         self._told: set[str] = set()
         self._session: _Session | None = None
+
+    def __reduce__(self) -> tuple[type[Metrics], tuple[int | str | PathLike[str], ...]]:
+        """Let a process that is spawned with a copy begin anew."""
+        return Metrics, self._targets
 
     def __call__(self, event: Event) -> None:
         """Count *event*."""
@@ -90,6 +95,7 @@ class Metrics(Watcher):
         if not session.has_begun and error not in (None, *_NO_FAILURES):
             self._instruments.fail_to_resume()
         session.close(lambda: self._close(session.watched, is_finished=is_finished))
+        self._instruments.close()
 
     def _write(self, session: _Session, is_woken: bool) -> None:
         for outlet in self._outlets:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import os
+import pickle
 import re
 import time
+import weakref
 from contextlib import contextmanager, suppress
 
 import pytest
@@ -13,6 +16,7 @@ from event_logs import write_log
 from hearing import Heard, until, until_gone
 from monitoring import get, promtool
 from ports import free_port
+from prometheus_client import generate_latest
 from servers import FaultProxy
 from steps import Holder, numbers, state_of
 
@@ -149,6 +153,20 @@ def test_names_and_values_of_a_session_on_its_page(url):
         assert 0 < found["spot_goodput_ratio"][()] < 1
     with pytest.raises(OSError, match="refused"):
         get(f"http://127.0.0.1:{port}/metrics")
+
+
+def test_a_closed_session_is_let_go(url):
+    """It holds the buffers of its saves. The counts stay, and a copy for a spawned process begins anew."""
+    metrics = Metrics(free_port())
+    with training(url, metrics) as (session, do):
+        do(1)
+        saved_steps = weakref.ref(session._opened.saved_steps)
+    del session, do
+    until(lambda: gc.collect() is not None and saved_steps() is None, "the threads have ended and nothing holds it")
+    page = generate_latest(metrics._registry).decode()
+    assert values(page)["spot_step"] == {(): 1}
+    copied = generate_latest(pickle.loads(pickle.dumps(metrics))._registry).decode()
+    assert values(copied)["spot_saves_total"][("trigger", "explicit"),] == 0
 
 
 @pytest.mark.parametrize(
