@@ -23,7 +23,7 @@ RATE_S: Final = 120.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Status:
-    """What is known of a run at one moment. Times are seconds since 1970."""
+    """The knowledge of a run at one moment. Times are seconds since 1970."""
 
     url: str
     attempt: int

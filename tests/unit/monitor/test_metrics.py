@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import math
 import os
 import pickle
 import re
+import sys
 import time
 import weakref
 from contextlib import contextmanager, suppress
@@ -155,18 +157,27 @@ def test_names_and_values_of_a_session_on_its_page(url):
         get(f"http://127.0.0.1:{port}/metrics")
 
 
-def test_a_closed_session_is_let_go(url):
+def test_a_closed_session_is_let_go():
     """It holds the buffers of its saves. The counts stay, and a copy for a spawned process begins anew."""
-    metrics = Metrics(free_port())
-    with training(url, metrics) as (session, do):
-        do(1)
-        saved_steps = weakref.ref(session._opened.saved_steps)
-    del session, do
-    until(lambda: gc.collect() is not None and saved_steps() is None, "the threads have ended and nothing holds it")
-    page = generate_latest(metrics._registry).decode()
-    assert values(page)["spot_step"] == {(): 1}
-    copied = generate_latest(pickle.loads(pickle.dumps(metrics))._registry).decode()
-    assert values(copied)["spot_saves_total"][("trigger", "explicit"),] == 0
+
+    class Reached:
+        def __call__(self):
+            return 7
+
+    metrics, reached = Metrics(free_port()), Reached()
+    config = SpotConfig(url="/run", every_steps=1)
+    facts = {"attempt": 1, "rank": 0, "world_size": 1, "process_s": 1.0, "reached": reached}
+    metrics.open(Watched(config=config, store=MemoryStore(), **facts))
+    metrics(events.SaveDeferred(step=7, num_deferred=1))
+    metrics.close(is_finished=False, error=None)
+    is_held = weakref.ref(reached)
+    del reached, facts
+    until(lambda: gc.collect() is not None and is_held() is None, "the threads have ended and nothing holds it")
+    found = values(generate_latest(metrics._registry).decode())
+    assert found["spot_step"] == {(): 7}
+    assert found["spot_saves_deferred_total"] == {(): 1}
+    copied = values(generate_latest(pickle.loads(pickle.dumps(metrics))._registry).decode())
+    assert copied["spot_saves_deferred_total"] == {(): 0}
 
 
 @pytest.mark.parametrize(
@@ -364,6 +375,7 @@ def test_a_store_that_does_not_answer_hides_the_figures_of_the_run_alone(caplog,
     metrics.begin(4)
     until(lambda: caplog.text.count("is tried again") == 2, "the log and the note are told")
     assert "metrics: the event log of the run does not work" in caplog.text
+    assert "metrics: the note of spot verify does not work" in caplog.text
     assert families(page_at(port)) == PAGE - OF_THE_RUN.keys()
     metrics.close(is_finished=False, error=None)
 
@@ -384,6 +396,13 @@ def test_a_forked_child_does_not_keep_the_port(url):
         page_at(port)
     os.close(go)
     os.waitpid(pid, 0)
+
+
+def test_without_the_client_the_import_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    monkeypatch.delitem(sys.modules, "spot_plugins.monitor.prometheus")
+    with pytest.raises(ConfigError, match="metrics need the package prometheus_client: pip install"):
+        importlib.import_module("spot_plugins.monitor.prometheus")
 
 
 @pytest.mark.parametrize(
