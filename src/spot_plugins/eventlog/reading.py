@@ -57,20 +57,21 @@ class EventLog:
 
 
 def read_event_log(
-    store: ObjectStore, most: int = MAX_SEGMENTS_READ, *, since: int = 0, below: int | None = None
+    store: ObjectStore, most: int | None = None, *, since: int = 0, below: int | None = None
 ) -> EventLog:
     """
     Read the event log of a run.
 
     Args:
         store: The store of the run.
-        most: Most segments that are read.
+        most: Most segments that are read. None: :data:`MAX_SEGMENTS_READ`.
         since: Only this attempt and later ones are read.
         below: Only attempts below this one are read. None: all.
 
     Raises:
         StoreError: The store does not answer.
     """
+    most = MAX_SEGMENTS_READ if most is None else most
     listed = patiently(lambda: list(store.keys(EVENTS_PREFIX)))
     found = [key for each in listed if (key := parse_segment_key(each)) is not None and key.key == each]
     num_damaged = len(listed) - len(found)
