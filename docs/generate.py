@@ -30,6 +30,7 @@ API = {
     "spot_plugins.transformers": ["SpotTrainerCallback"],
     "spot_plugins.bare": ["SpotLoop"],
     "spot_plugins.session": ["SpotSession"],
+    "spot_plugins.monitor.prometheus": ["Metrics"],
     "spot_plugins.fingerprints": ["read", "compare_runs", "Recorded", "Difference"],
     "spot_plugins.data": ["elastic_loader", "ElasticSampler", "LoaderPosition", "shield_workers"],
     "spot_plugins.state": ["ModelPart", "OptimizerPart", "RngPart"],

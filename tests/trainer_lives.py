@@ -18,6 +18,8 @@ from spot_plugins.errors import Preempted
 from spot_plugins.events import Committed
 from spot_plugins.transformers import SpotTrainerCallback
 
+FIGURES = "spot/"
+"""Begin of the names of the figures of a run, which no two runs have in common."""
 TIMES = ("_runtime", "_per_second", "_preparation_time")
 """Ends of the names of what a log has and no two trainings have in common."""
 
@@ -169,7 +171,7 @@ class Logged(TrainerCallback):
 
 
 def without_times(log):
-    return {name: value for name, value in log.items() if not name.endswith(TIMES)}
+    return {name: value for name, value in log.items() if not name.endswith(TIMES) and not name.startswith(FIGURES)}
 
 
 def assert_exact(folder, *interrupts, arguments=None, **settings):

@@ -378,15 +378,16 @@ class EventBus:
     """
 
     def __init__(self, *subscribers: Subscriber) -> None:
-        self._subscribers = subscribers
+        self.subscribers = subscribers
+        """The subscribers, in order."""
 
     def subscribe(self, subscriber: Subscriber) -> None:
         """Add *subscriber*. Events that were emitted before are not repeated."""
-        self._subscribers += (subscriber,)  # a new tuple: other threads may be walking over the old one
+        self.subscribers += (subscriber,)  # a new tuple: other threads may be walking over the old one
 
     def emit(self, event: Event) -> None:
         """Pass *event* to all subscribers. Callable from any thread, also from within a subscriber."""
-        for subscriber in self._subscribers:
+        for subscriber in self.subscribers:
             try:
                 subscriber(event)
             except Exception:

@@ -14,6 +14,7 @@ import pytest
 import typer
 from hearing import until
 from markets import MarketServer
+from monitoring import promtool
 from typer.testing import CliRunner
 
 from spot_plugins.cli.prices import prices as prices_verb
@@ -126,6 +127,10 @@ def test_no_offer_and_no_answer_are_told_apart(environ, server, tmp_path):
             ["--gpu", "h100", "--watch", "1", "--below", "2", "--notify", "no-such-program"],
             "is not a command that can be",
         ),
+        (
+            ["--gpu", "h100", "--textfile", "/no/such"],
+            "/no/such is no directory: give that of node_exporter's textfile",
+        ),
         (["--gpu", "h100", "--from", "/no/such/file"], "spot prices: /no/such/file cannot be read: No such file"),
     ],
     ids=str,
@@ -188,3 +193,42 @@ def test_the_verbs_of_a_training_do_not_load_the_market():
     script = "import sys, spot_plugins.cli.prices, spot_plugins.cli.run; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert not {"torch", "spot_plugins.market", "urllib.request"} & set(done.stdout.split())
+
+
+def run(*words):
+    """Run the verb in this process."""
+    app = typer.Typer(rich_markup_mode=None)
+    app.command()(prices_verb)
+    return CliRunner().invoke(app, words, env={"COLUMNS": "200"})
+
+
+def test_a_text_file_has_the_offers_and_the_limit(tmp_path):
+    """promtool likes it. The cheapest offer with the same labels counts."""
+    path = tmp_path / "offers.json"
+    path.write_text(
+        json.dumps([ROW, {**ROW, "spot_dollars_per_hour": 20.0}, {**ROW, "provider": "other", "live": True}])
+    )
+    done = run("--gpu", "h100", "--from", str(path), "--below", "2", "--textfile", str(tmp_path))
+    assert done.exit_code == 0, done.output
+    page = (tmp_path / "spot-offers-H100.prom").read_text()
+    assert promtool("check", "metrics", stdin=page) == (0, "")
+    labels = 'gpu="H100",instance="-",kind="spot",provider="{}",region="here"'
+    for provider, is_live in (("mine", 0), ("other", 1)):
+        assert f"spot_offer_dollars_per_gpu_hour{{{labels.format(provider)}}} 1.5\n" in page
+        assert f"spot_offer_available{{{labels.format(provider)}}} {is_live}.0\n" in page
+    assert 'spot_offer_limit_dollars_per_gpu_hour{gpu="H100"} 2.0\n' in page
+
+
+def test_a_text_file_that_cannot_be_written_is_told(tmp_path, monkeypatch):
+    """The answer on stdout and the exit code stay."""
+    path = tmp_path / "offers.json"
+    path.write_text(json.dumps([ROW]))
+    (tmp_path / "spot-offers-H100.prom").mkdir()
+    words = ["--gpu", "h100", "--from", str(path), "--textfile", str(tmp_path)]
+    done = run(*words)
+    assert done.exit_code == 0
+    assert f"spot prices: --textfile {tmp_path} is not written: " in done.output
+    monkeypatch.setattr("spot_plugins.cli.prices.find_spec", lambda name: None)
+    done = run(*words)
+    assert done.exit_code == 2
+    assert "it needs the package prometheus_client: pip install" in done.output

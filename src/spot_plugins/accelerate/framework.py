@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch.optim import Optimizer
 
 from ..loop import Framework, Words
+from ..monitor.scalars import Scalars
 from . import internals
 
 
@@ -28,6 +29,7 @@ class AccelerateFramework(Framework):
         ),
     )
     fetches_ahead = True
+    has_trackers = True
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
@@ -86,6 +88,18 @@ class AccelerateFramework(Framework):
         for each in internals.optimizers(self._accelerator):
             if each.scaler is not None:
                 _count_tries(each, on_try)
+
+    def write_scalars(self, scalars: Scalars) -> None:
+        """Write the figures of the run, if a step was stored. A ``Trainer`` has no trackers here and logs itself."""
+        if self._accelerator.trackers:
+            scalars.write(self._log)
+
+    def _log(self, values: dict[str, float], step: int) -> None:
+        for tracker in self._accelerator.trackers:
+            if tracker.name == "wandb":  # it drops values of an older step than its newest. These join the next ones
+                tracker.log(values, commit=False)
+            else:
+                tracker.log(values, step=step)
 
 
 def _count_tries(wrapped: Any, on_try: Callable[[], None]) -> None:

@@ -19,7 +19,7 @@ def main() -> None:
         import typer
     except ImportError:
         sys.exit("spot needs typer: pip install 'spot_plugins[cli]'")
-    from . import cp, doctor, export, ls, notice, plan, prices, prune, report, run, show, verify
+    from . import cp, doctor, export, ls, notice, plan, prices, prune, report, run, show, verify, watch
 
     app = typer.Typer(
         no_args_is_help=True,
@@ -46,4 +46,5 @@ def main() -> None:
     app.command("plan")(plan.plan)
     app.command("prices")(prices.prices)
     app.command("report")(report.report)
+    app.command("watch")(watch.watch)
     app(prog_name="spot")

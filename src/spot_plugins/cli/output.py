@@ -20,10 +20,16 @@ REDRAW_S: Final = 0.2
 
 
 @contextmanager
-def errors_of(verb: str) -> Iterator[None]:
-    """End the process with a sentence and a code if the ``with`` block fails: 2 for a user's mistake, else 1."""
+def errors_of(verb: str, passing: type[SpotError] | tuple[()] = ()) -> Iterator[None]:
+    """
+    End the process with a sentence and a code if the ``with`` block fails: 2 for a user's mistake, else 1.
+
+    Errors of the class *passing* are raised.
+    """
     try:
         yield
+    except passing:
+        raise
     except SpotError as error:
         typer.echo(f"spot {verb}: {plain(str(error))}", err=True)
         is_mistake = isinstance(error, ConfigError | IncompatibleCheckpointError)

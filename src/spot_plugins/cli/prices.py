@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import signal
 import sys
+from importlib.util import find_spec
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
@@ -51,6 +53,15 @@ def known_gpu(text: str) -> str:
     return name
 
 
+def _directory(value: str | None) -> str | None:
+    """Return *value*. Raise :exc:`typer.BadParameter` if no metrics could be written there."""
+    if value is not None and not os.path.isdir(value):
+        raise typer.BadParameter(f"{value} is no directory: give that of node_exporter's textfile collector")
+    if value is not None and find_spec("prometheus_client") is None:
+        raise typer.BadParameter("it needs the package prometheus_client: pip install 'spot_plugins[metrics]'")
+    return value
+
+
 def prices(
     gpu: Annotated[str, typer.Option(help="The GPU, such as h100 or a100-80gb.", callback=known_gpu)],
     count: Annotated[
@@ -82,6 +93,10 @@ def prices(
     notify: Annotated[
         str | None, typer.Option(help="Command or http address that gets the offer as JSON.", show_default=False)
     ] = None,
+    textfile: Annotated[
+        str | None,
+        typer.Option(help="Directory of node_exporter's text files, for Prometheus.", callback=_directory),
+    ] = None,
 ) -> None:
     """
     Print what GPUs cost, by live prices and price lists, the cheapest first.
@@ -99,10 +114,11 @@ def prices(
     question = Question(Query(gpu, count), file, figures, below, typer.echo, _say)
     try:
         if watch is not None:
-            _watch(question, watch, notify, as_json)
+            _watch(question, watch, notify, as_json, textfile)
         if notify is not None:
             raise typer.BadParameter("it needs --watch SECONDS", param_hint="--notify")
         question.ask(fresh=fresh, as_json=as_json)
+        _write(question, textfile)
     except RowsError as error:
         _say(str(error))
         raise typer.Exit(2) from None
@@ -135,7 +151,19 @@ def _figures(
     )
 
 
-def _watch(question: Question, every_s: float, target: str | None, as_json: bool) -> NoReturn:
+def _write(question: Question, directory: str | None) -> None:
+    """Write the offers as metrics. A file that cannot be written does not end a watch."""
+    if directory is None or not question.has_answer:
+        return  # the file of the last answer stays, and its time tells its age
+    from ..market.textfile import write_offers
+
+    try:
+        write_offers(directory, question.query.gpu, question.offers, question.below)
+    except OSError as error:
+        _say(f"--textfile {directory} is not written: {error}")
+
+
+def _watch(question: Question, every_s: float, target: str | None, as_json: bool, textfile: str | None) -> NoReturn:
     """Ask for ever. SIGINT and SIGTERM end the process at once, with the code that shells give for the signal."""
     from ..market.notify import check_target, notify
     from ..market.watch import Watch
@@ -152,6 +180,7 @@ def _watch(question: Question, every_s: float, target: str | None, as_json: bool
 
     def look() -> bool:
         question.ask(fresh=True, as_json=as_json, one_line=True)
+        _write(question, textfile)
         return question.is_below
 
     def send() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from pathlib import Path
 from typing import Annotated
@@ -11,12 +10,7 @@ from typing import Annotated
 import typer
 
 from ..errors import ConfigError, SpotError
-
-
-def _price(value: float | None) -> float | None:
-    if value is not None and not (value >= 0 and math.isfinite(value)):
-        raise typer.BadParameter(f"{value} must be a price of one GPU for one hour, 0 or more")
-    return value
+from .checks import price
 
 
 def report(
@@ -27,10 +21,10 @@ def report(
         str | None, typer.Option(help="The page to write. A file of this name is replaced.", show_default="report.html")
     ] = None,
     spot_price: Annotated[
-        float | None, typer.Option(help="Price of a spot GPU for an hour.", callback=_price, show_default=False)
+        float | None, typer.Option(help="Price of a spot GPU for an hour.", callback=price, show_default=False)
     ] = None,
     on_demand_price: Annotated[
-        float | None, typer.Option(help="Price of an on-demand GPU for an hour.", callback=_price, show_default=False)
+        float | None, typer.Option(help="Price of an on-demand GPU for an hour.", callback=price, show_default=False)
     ] = None,
 ) -> None:
     """

@@ -56,22 +56,31 @@ class EventLog:
     """Records that the training has dropped, because there were too many."""
 
 
-def read_event_log(store: ObjectStore) -> EventLog:
+def read_event_log(
+    store: ObjectStore, most: int | None = None, *, since: int = 0, below: int | None = None
+) -> EventLog:
     """
     Read the event log of a run.
+
+    Args:
+        store: The store of the run.
+        most: Most segments that are read. None: :data:`MAX_SEGMENTS_READ`.
+        since: Only this attempt and later ones are read.
+        below: Only attempts below this one are read. None: all.
 
     Raises:
         StoreError: The store does not answer.
     """
+    most = MAX_SEGMENTS_READ if most is None else most
     listed = patiently(lambda: list(store.keys(EVENTS_PREFIX)))
     found = [key for each in listed if (key := parse_segment_key(each)) is not None and key.key == each]
+    num_damaged = len(listed) - len(found)
+    found = [key for key in found if since <= key.attempt and (below is None or key.attempt < below)]
     found.sort(key=lambda key: (key.rank, -key.attempt, -key.number))
     log = EventLog(
-        newest_attempt=patiently(lambda: newest_attempt(store)),
-        num_unread=len(found[MAX_SEGMENTS_READ:]),
-        num_damaged=len(listed) - len(found),
+        newest_attempt=patiently(lambda: newest_attempt(store)), num_unread=len(found[most:]), num_damaged=num_damaged
     )
-    chosen = sorted(found[:MAX_SEGMENTS_READ])
+    chosen = sorted(found[:most])
     ranks: defaultdict[tuple[int, int], list[tuple[SegmentKey, bytes | None]]] = defaultdict(list)
     with ThreadPoolExecutor(_NUM_READS, "spot-get") as pool:
         for key, data in zip(chosen, pool.map(lambda key: _segment(store, key), chosen), strict=True):

@@ -68,11 +68,13 @@ class Recorder:
         self._num_dropped = 0
         self._error: str | None = None
         self._thread = threading.Thread(target=self._run, name="spot-log", daemon=True)
+        Recorder._num_started += 1
+        self.process_s = _process_age_s() if Recorder._num_started == 1 else None
+        """Seconds since the process began. None if that is unknown, or if the process had a session before."""
 
     def open(self) -> None:
         """Begin. The first record says how long the process has run."""
-        Recorder._num_started += 1
-        self._add(Started(process_s=_process_age_s() if Recorder._num_started == 1 else None))
+        self._add(Started(process_s=self.process_s))
         self._thread.start()
 
     def on_event(self, event: Event) -> None:
@@ -88,9 +90,13 @@ class Recorder:
         """Remember the class of the *error* that ends the training. Its text may hold anything, so it is left out."""
         self._error = type(error).__name__
 
+    def end(self) -> Ended:
+        """Return how the session ends."""
+        return Ended(step=self._reached(), is_finished=self._is_finished(), error=self._error)
+
     def close(self) -> None:
         """Record the end, and pass on what waits."""
-        self._add(Ended(step=self._reached(), is_finished=self._is_finished(), error=self._error))
+        self._add(self.end())
         self._queue.put(None)
         # wait: CLOSE_S; the last records are lost
         self._thread.join(CLOSE_S)

@@ -18,6 +18,7 @@ from ..config import ElasticBatch, EverySeconds, NoticeSources, OnNotice, Second
 from ..data import end_shielded_workers
 from ..errors import ConfigError, Preempted
 from ..events import Subscriber, subscribers_of
+from ..monitor.scalars import Scalars
 from ..session import SpotSession
 from . import internals
 from .fit import Fit
@@ -135,12 +136,14 @@ class SpotCheckpoint(Callback):
         if any(isinstance(callback, SpotCheckpoint) for callback in others) or len(others) < len(trainer.callbacks) - 1:  # type: ignore[attr-defined]
             raise ConfigError("callbacks= has more than one SpotCheckpoint. Keep one, because a training has one run")
         trainer.callbacks = [*others, self]  # type: ignore[attr-defined]
+        scalars = Scalars()
         session = SpotSession(
             self._config,
-            on_event=self._on_event,
+            on_event=(*self._on_event, scalars),
             host=host_of(trainer, pl_module, self._held),
         )
-        self._fit = Fit(trainer, session, self._config.url, keep_batch=self._config.elastic_batch == "keep")
+        keep_batch = self._config.elastic_batch == "keep"
+        self._fit = Fit(trainer, session, scalars, self._config.url, keep_batch=keep_batch)
         session.open()
         self._fit.handle_signals()
 

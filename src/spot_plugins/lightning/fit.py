@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
 from ..data.internals import has_persistent_iterator
+from ..monitor.scalars import Scalars
 from ..session import SpotSession
 from ..state import RngPart
 from . import facts, internals, loader_internals
@@ -23,18 +24,20 @@ from .steps import Steps
 class Fit:
     """One call of ``trainer.fit``. There is none in ``validate``, ``test`` and ``predict``."""
 
-    def __init__(self, trainer: Trainer, session: SpotSession, url: str, *, keep_batch: bool) -> None:
+    def __init__(self, trainer: Trainer, session: SpotSession, scalars: Scalars, url: str, *, keep_batch: bool) -> None:
         """
         Prepare *trainer* before it builds anything.
 
         Args:
             trainer: The trainer whose ``fit`` was called.
             session: New session of this process.
+            scalars: Figures of the run for the loggers of the trainer, which watch the session.
             url: URL of the run, for warnings.
             keep_batch: Keep the number of batches per optimizer step if the number of ranks changes.
         """
         self.session = session
         self._trainer = trainer
+        self._scalars = scalars
         self._url = url
         self._best = BestFiles(trainer, session)
         self._num_batches = 0  # since the last step
@@ -119,6 +122,7 @@ class Fit:
         step = self._steps.number
         num_batches, self._num_batches = self._num_batches, 0
         self.session.after_step(step, position=self._parts.position.numbers(), num_batches=num_batches)
+        self._scalars.write(self._log)
         self._best.keep(step, saves_live=True)
         is_last_batch = self._trainer.is_last_batch
         if is_last_batch:  # at the end of an epoch other callbacks may prune or average weights
@@ -143,6 +147,11 @@ class Fit:
         self._best.finish(self._steps.number)
         self._pauses.end()
         self.session.finish(self._steps.number)
+        self._scalars.write(self._log)
+
+    def _log(self, values: dict[str, float], step: int) -> None:
+        for logger in self._trainer.loggers:
+            logger.log_metrics(values, step)
 
     def held(self) -> Iterable[object]:
         """Return the objects in attributes that are saved as soon as they change."""

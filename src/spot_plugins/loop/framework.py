@@ -9,6 +9,8 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from ..monitor.scalars import Scalars
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Words:
@@ -37,6 +39,8 @@ class Framework:
     words: Words
     fetches_ahead = False
     """True if an iterator of a loader fetches one batch ahead of those that it yields."""
+    has_trackers = False
+    """True if the framework may have trackers, which get the figures of the run."""
 
     @property
     def world_size(self) -> int:
@@ -90,3 +94,6 @@ class Framework:
 
     def count_tries(self, on_try: Callable[[], None]) -> None:
         """Call *on_try* for each step of an optimizer that a gradient scaler may leave out."""
+
+    def write_scalars(self, scalars: Scalars) -> None:
+        """Write the figures of the run to the trackers, if a step was stored."""

@@ -11,6 +11,7 @@ from ..config import SpotConfig
 from ..errors import ConfigError
 from ..events import Subscriber
 from ..guard import Host, Kind
+from ..monitor.scalars import Scalars
 from ..session import SpotSession
 from ..state.part import Part
 from .batches import Batches
@@ -59,8 +60,10 @@ class Loop:
             log_level=framework.log_level,
             is_bare=False,
         )
-        self._session = SpotSession(config, on_event=on_event, host=host)
-        self._steps = Steps(framework, self._session, self._told)
+        self._scalars = Scalars()
+        watchers = (self._scalars,) if framework.has_trackers else ()
+        self._session = SpotSession(config, on_event=(*on_event, *watchers), host=host)
+        self._steps = Steps(framework, self._session, self._told, self._scalars)
         self._saved: Saved | None = None  # None: not resumed yet
         self._peek = Peek(self._session)
 

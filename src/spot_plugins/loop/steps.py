@@ -9,6 +9,7 @@ from typing import Any, Final
 from ..data import end_shielded_workers
 from ..errors import Preempted
 from ..guard import warn
+from ..monitor.scalars import Scalars
 from ..session import PROGRAM, Pause, SpotSession
 from ..state import RngPart
 from .framework import Framework
@@ -29,7 +30,7 @@ MIDST: Final = (
 class Steps:
     """The steps of a loop. It counts them, reports them to the session, and stands still in pauses."""
 
-    def __init__(self, framework: Framework, session: SpotSession, told: Told) -> None:
+    def __init__(self, framework: Framework, session: SpotSession, told: Told, scalars: Scalars) -> None:
         self.number = 0
         """Optimizer steps done, over all processes of the run."""
         self.last: int | None = None
@@ -37,6 +38,7 @@ class Steps:
         self.guard = LoopGuard(framework, self.end, told)
         self._framework = framework
         self._session = session
+        self._scalars = scalars
         self._num_batches = 0  # since the last step
         self._pause: Pause | None = None
         self._position: PositionPart | None = None
@@ -60,6 +62,7 @@ class Steps:
             self.guard.name_active(self._position.tracked_loaders)
         with workers_end_first():
             self._report()
+        self._framework.write_scalars(self._scalars)
 
     def finish(self) -> None:
         """Save the end of the training and wait until it is stored."""
@@ -68,6 +71,7 @@ class Steps:
             self._position.finish()
         with workers_end_first():
             self._session.finish(self.number)
+        self._framework.write_scalars(self._scalars)
 
     def end_batch(self, stepped: bool | None) -> None:
         """End a batch, and the step if it makes one. *stepped* is the word of the program. None: find out."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from . import rows, table
@@ -28,6 +28,7 @@ class Question:
     """Called with what was asked for."""
     tell: Callable[[str], object]
     """Called with a line about something that is missing."""
+    offers: list[Offer] = field(default_factory=list)
     best: Offer | None = None
     """The offer with the lowest price per GPU and hour."""
     has_answer: bool = True
@@ -46,6 +47,7 @@ class Question:
             RowsError: The file cannot be used.
         """
         offers, notes = self._answer(fresh)
+        self.offers = offers
         self.best = min(offers, key=lambda offer: offer.per_gpu_hour, default=None)
         for name, texts in notes.items():
             for text in texts:

@@ -28,7 +28,8 @@ SILENT_S: Final = 300.0
 INTERRUPTED: Final = ("left", "killed")
 """Ends that count as interruptions."""
 
-_LAST: Final = ("notice", "end")
+LAST_SAVES: Final = ("notice", "end")
+"""Triggers of saves that may be the last one of an attempt."""
 _LONGEST_START_S: Final = 1e6
 
 _E = TypeVar("_E")
@@ -102,8 +103,8 @@ def attempt_of(ranks: Sequence[RankLog], now: float, *, is_last: bool) -> Attemp
     how, error = _how(ranks, is_over=is_over)
     training = next((each for each in records if isinstance(each.entry, TrainingBegan)), None)
     last = None if training is None else min(max(_last_step_ended(records, ended), training.monotonic), ended)
-    start = None if training is None else _step_of(training.entry) or 0
-    reached = max((_step_of(each.entry) or 0 for rank in ranks for each in rank.records), default=0)
+    start = None if training is None else step_of(training.entry) or 0
+    reached = max((step_of(each.entry) or 0 for rank in ranks for each in rank.records), default=0)
     return Attempt(
         number=first.attempt,
         world_size=first.world_size,
@@ -166,7 +167,7 @@ def _last_step_ended(records: Sequence[Record], ended: float) -> float:
     saves = [
         each.monotonic - sum(plausible([each.entry.copy_s]))
         for each in records
-        if isinstance(each.entry, Staged) and each.entry.trigger in _LAST and each.monotonic <= until
+        if isinstance(each.entry, Staged) and each.entry.trigger in LAST_SAVES and each.monotonic <= until
     ]
     return saves[-1] if saves and (leaving or _is_finished(records)) else until
 
@@ -185,7 +186,8 @@ def _notices(ranks: Sequence[RankLog]) -> list[tuple[float, str]]:
     )
 
 
-def _step_of(entry: object) -> int | None:
+def step_of(entry: object) -> int | None:
+    """Return the step that *entry* says is done. None if it says none."""
     return entry.step if isinstance(entry, TrainingBegan | Heartbeat | Ended | Staged | Committed) else None
 
 
@@ -210,7 +212,7 @@ def _seconds(
     restore_s = min(read_s, max(ready - opened, 0.0))
     last = ended if trained_until is None else max(trained_until, ready)
     staged = entries([each for each in records if each.monotonic <= last], Staged)
-    stall_s = sum(plausible([each.stall_s for each in staged if each.trigger not in _LAST]))
+    stall_s = sum(plausible([each.stall_s for each in staged if each.trigger not in LAST_SAVES]))
     save_s = min(stall_s, last - ready)
     return {
         "productive": last - ready - save_s,

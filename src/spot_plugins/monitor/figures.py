@@ -98,11 +98,9 @@ class Report:
 
 def report_of(url: str, log: EventLog, prices: Prices, now: float) -> Report:
     """Return the report of *log*, the log of the run at *url*, which is printed as it is."""
-    groups = [list(ranks) for _, ranks in groupby(log.ranks, key=lambda rank: rank.attempt)]
-    groups = [known for ranks in groups if (known := [rank for rank in ranks if rank.records])]
+    groups = groups_of(log)
     newest = max(log.newest_attempt, groups[-1][0].attempt if groups else 0)
-    attempts = [attempt_of(ranks, now, is_last=ranks[0].attempt == newest) for ranks in groups]
-    attempts = [_with_losses(each, attempts[index + 1 :]) for index, each in enumerate(attempts)]
+    attempts = with_losses([attempt_of(ranks, now, is_last=ranks[0].attempt == newest) for ranks in groups])
     seconds = {name: sum(each.seconds[name] for each in attempts) for name in CATEGORIES}
     num_interruptions = sum(each.is_interrupted for each in attempts)
     days = max(sum(seconds.values()), 1.0) / DAY_S
@@ -121,12 +119,32 @@ def report_of(url: str, log: EventLog, prices: Prices, now: float) -> Report:
     )
 
 
-def _with_losses(attempt: Attempt, later: Sequence[Attempt]) -> Attempt:
-    """Return *attempt* with the steps that the *later* attempts did not train again, and the time of the others."""
+def groups_of(log: EventLog) -> list[list[RankLog]]:
+    """Return the logs of the ranks of each attempt that has any records."""
+    groups = [list(ranks) for _, ranks in groupby(log.ranks, key=lambda rank: rank.attempt)]
+    return [known for ranks in groups if (known := [rank for rank in ranks if rank.records])]
+
+
+def with_losses(attempts: Sequence[Attempt], next_start: int | None = None) -> list[Attempt]:
+    """
+    Return *attempts* with the steps that no later attempt has trained again, and the time of the others.
+
+    Args:
+        attempts: The attempts of a run, the oldest first.
+        next_start: The step after which an attempt begins that follows them, if there is one.
+    """
+    starts = [each.start_step for each in attempts] + [next_start]
+    return [
+        _with_losses(each, [start for start in starts[index + 1 :] if start is not None])
+        for index, each in enumerate(attempts)
+    ]
+
+
+def _with_losses(attempt: Attempt, starts: Sequence[int]) -> Attempt:
+    """Return *attempt* with its losses. Later attempts have begun at the steps *starts*."""
     start = attempt.start_step
     if start is None:
         return attempt
-    starts = [each.start_step for each in later if each.start_step is not None]
     if not starts and attempt.how not in ("finished", "running"):
         starts = [
             start if attempt.committed_step is None else attempt.committed_step

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..config import printable_url
 from ..errors import ConfigError
-from ..eventlog.reading import read_event_log
+from ..eventlog.reading import EventLog, read_event_log
 from ..locations import is_local
 from ..store import open_store
 from .figures import Prices, Report, report_of
@@ -24,8 +24,14 @@ def read_report(url: str, prices: Prices, now: float) -> Report:
         StoreError: The store does not answer.
     """
     log = read_event_log(open_store(url))
+    check_log(url, log)
+    return report_of(printable_url(url), log, prices, now)
+
+
+def check_log(url: str, log: EventLog) -> None:
+    """Raise :exc:`ConfigError` if *log*, that of the run at *url*, has no records."""
     if any(rank.records for rank in log.ranks):
-        return report_of(printable_url(url), log, prices, now)
+        return
     if log.newest_attempt:
         raise ConfigError(
             f"this run has no event log, though it has had {log.newest_attempt} attempts: a version before 0.2 has "

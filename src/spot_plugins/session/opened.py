@@ -32,6 +32,7 @@ from ..schedule import Pacer, Preemptions, recent_preemptions
 from ..state.registry import Registry
 from ..store import Patience
 from .keeper import Keeper
+from .watchers import Watched, Watcher, Watchers
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ class Opened:
     way_out: WayOut
     fingerprints: Recorder
     keeper: Keeper
-    event_log: EventRecorder
+    watchers: Watchers
 
 
 def join_and_build(
@@ -120,14 +121,14 @@ def join_and_build(
     )
     _end_if_stuck(participant, config, agreement, phase)
     keeper = Keeper(job, run, pusher, saved_steps, way_out, phase, bus, config.grace_s)
-    event_log = _record_events(pusher, saved_steps, bus)
+    watchers = _watch(config, job, run, pusher, saved_steps, bus)
     for subscriber in (keeper, measurements, pacer, CommitAge(clock, counts_shares=job.rank == 0 < job.world_size - 1)):
         bus.subscribe(subscriber.on_event)
     # Closed from the last to the first: the saver before the pusher, which gets what is being copied.
-    for close in (way_out.release_signals, pusher.close, event_log.close, saver.close, agreement.close, listener.close):
+    for close in (way_out.release_signals, pusher.close, watchers.close, saver.close, agreement.close, listener.close):
         stack.callback(close)
     opened = (job, lines, run, pusher, saver, saved_steps, measurements, agreement, listener, way_out, fingerprints)
-    return Opened(*opened, keeper, event_log)
+    return Opened(*opened, keeper, watchers)
 
 
 def _end_if_stuck(
@@ -138,11 +139,25 @@ def _end_if_stuck(
         participant.last_resort = LastResort(agreement, phase, participant.way_out.end_process)
 
 
-def _record_events(pusher: Pusher, saved_steps: SavedSteps, bus: EventBus) -> EventRecorder:
+def _watch(
+    config: SpotConfig, job: Job, run: Membership, pusher: Pusher, saved_steps: SavedSteps, bus: EventBus
+) -> Watchers:
+    """Begin the event log, and let the subscribers that are watchers know the session."""
     recorder = EventRecorder(pusher.log_way, lambda: saved_steps.present, lambda: pusher.is_finished)
-    recorder.open()
+    watchers = Watchers(recorder, [each for each in bus.subscribers if isinstance(each, Watcher)])
     bus.subscribe(recorder.on_event)
-    return recorder
+    watchers.open(
+        Watched(
+            config=config,
+            store=run.store,
+            attempt=run.attempt,
+            rank=job.rank,
+            world_size=job.world_size,
+            process_s=recorder.process_s,
+            reached=lambda: saved_steps.present,
+        )
+    )
+    return watchers
 
 
 def _agreement(job: Job, pacer: Pacer, participant: TrainingParticipant) -> Agreement:

@@ -258,7 +258,7 @@ class SpotSession(KeepsSteps):
         it.measurements.on_saved(step or 0)
         it.agreement.saved(step or 0)
         self._phase.move(Phase.TRAINING)
-        it.event_log.begin(step)
+        it.watchers.begin(step)
         self._guard.begin(step)
         show_banner(it, self._program, self._milestones.resumed)
         return step
@@ -378,7 +378,7 @@ class SpotSession(KeepsSteps):
             Preempted: All ranks had agreed to leave. Then the error only shows that another rank is gone.
         """
         if self._phase.now not in (Phase.NEW, Phase.CLOSED):
-            self._opened.event_log.fail(error)
+            self._opened.watchers.fail(error)
             show_interrupt(self._opened, self._milestones, error)
         if self._phase.now is Phase.PAUSED and self._opened.agreement.notice and not isinstance(error, Preempted):
             self._opened.way_out.exit_pause()

@@ -37,6 +37,10 @@ class TrainerHook(SpotHook):
         """Show a line, once training starts."""
         self._session.program.say(text)
 
+    def figures(self) -> dict[str, float]:
+        """Return the figures of the run for trackers, if a step was stored since the last call."""
+        return self._scalars.take()
+
     def count_from(self, step: int) -> None:
         """Count steps after *step*, that of a checkpoint of the trainer itself."""
         self._steps.number = step

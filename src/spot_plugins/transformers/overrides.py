@@ -125,6 +125,15 @@ class Overrides(Trainer):  # type: ignore[misc]
                 fit.release()
                 super()._maybe_log_save_evaluate(tr_loss, grad_norm, *of_eval, learning_rate=learning_rate)
 
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Add the figures of the run for the trackers. The history stays as it is, because a checkpoint has it."""
+        figures = {} if self._spot._fit is None else self._fit.hook.figures()
+        logs |= figures
+        super().log(logs, *args, **kwargs)
+        for name in figures:
+            del logs[name]
+            self.state.log_history[-1].pop(name, None)
+
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> Any:
         """Evaluate, but evaluate before the first step once per run."""
         if skip_scheduler and self._fit.is_resumed:
