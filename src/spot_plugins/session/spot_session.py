@@ -30,6 +30,7 @@ from ..schedule import Trigger
 from ..state.part import Part
 from ..state.registry import Registry, register_model
 from .banner import show_banner, show_interrupt
+from .drilling import Drilling
 from .ending import check_ends, end_of
 from .keeping import KeepsSteps
 from .milestones import Milestones
@@ -79,7 +80,8 @@ class SpotSession(KeepsSteps):
         clock: Clock | None = None,
         host: Host | None = None,
     ) -> None:
-        self._config = config
+        self._drilling = Drilling(config)
+        self._config = self._drilling.config
         self._milestones = Milestones()
         self._bus = EventBus(self._milestones.on_event, *subscribers_of(on_event, hooks))
         self._ranks = ranks
@@ -133,6 +135,7 @@ class SpotSession(KeepsSteps):
             it.agreement.open()
             self._bus.emit(AttemptStarted(attempt=it.run.attempt, world_size=it.job.world_size))
             it.listener.open()
+            self._drilling.begin(it, self._stack)
             self._stack.callback(self._guard.close)
             self._guard.open(speaks=it.job.rank == 0)
         except BaseException:
@@ -183,18 +186,16 @@ class SpotSession(KeepsSteps):
         self, model: nn.Module, optimizers: Iterable[Optimizer] = (), schedulers: Iterable[Part] = ()
     ) -> None:
         """
-        Add a model and what trains it, under the names ``model``, ``optimizer-0``, ``scheduler-0`` and so on.
-
-        Call it before :meth:`resume`. Pass the model as it is trained, in its wrapper of DDP or FSDP.
+        Add a model and what trains it, under the names ``model``, ``optimizer-0``, ``scheduler-0`` and so on. Call it
+        before :meth:`resume`. Pass the model as it is trained, in its wrapper of DDP or FSDP.
         """
         self._phase.check("register")
         register_model(self.register, model, optimizers, schedulers)
 
     def handle_signals(self) -> None:
         """
-        Take SIGTERM as a notice, and under SLURM SIGUSR1 too. Call it on the main thread. It opens a new session.
-
-        A second call takes the signals back from a host that has put a handler of its own in place.
+        Take SIGTERM as a notice, and under SLURM SIGUSR1 too. Call it on the main thread. It opens a new session. A
+        second call takes the signals back from a host that has put a handler of its own in place.
         """
         self._phase.check("handle_signals")
         self._open_if_new()
@@ -222,11 +223,8 @@ class SpotSession(KeepsSteps):
 
     def resume(self) -> int | None:
         """
-        Restore the newest committed step that is intact, on all ranks. It opens a new session.
-
-        A newer step that lies on the local disks of all ranks, and never reached the store, is committed first.
-
-        On rank 0 it shows where training starts, and what differs from the program that saved the step.
+        Restore the newest committed step that is intact, on all ranks. It opens a new session. A newer step that lies on
+        the local disks of all ranks is committed first. Rank 0 shows where training starts, and what differs.
 
         Returns:
             The step after which training continues, or None on a first run.
@@ -261,6 +259,7 @@ class SpotSession(KeepsSteps):
         it.event_log.begin(step)
         self._guard.begin(step)
         show_banner(it, self._program, self._milestones.resumed)
+        self._drilling.end(step or 0, self.finish)
         return step
 
     def after_step(self, step: int, *, position: tuple[int, ...] = (), num_batches: int = 1) -> None:
@@ -299,6 +298,7 @@ class SpotSession(KeepsSteps):
             self._save(step, decision.trigger)
         if self._guard.after_step():
             it.measurements.on_interlude()
+        self._drilling.end(step, self.finish)
 
     def save(self, step: int) -> None:
         """
