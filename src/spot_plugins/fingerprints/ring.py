@@ -89,6 +89,40 @@ class Ring:
         os.close(self._file)
 
 
+class RingReader:
+    """Reads the file of an attempt while it is written, by another process than the one that writes it."""
+
+    def __init__(self, folder: str, ring_id: RingId) -> None:
+        self._folder = folder
+        self._id = ring_id
+        self.records: dict[int, StepRecord] = {}
+        """All records that were read so far, by their steps."""
+
+    def poll(self) -> None:
+        """Read what is new."""
+        if not self.records:
+            self.records = read(self._folder, self._id)
+            return
+        last = max(self.records)
+        try:
+            file = os.open(os.path.join(self._folder, self._id.name), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return
+        try:
+            while (record := _slot(file, last + 1)) is not None and record.step > last:
+                if record.step > last + 1:  # the writer has gone around
+                    self.records |= read(self._folder, self._id)
+                    return
+                last = record.step
+                self.records[last] = record
+        finally:
+            os.close(file)
+
+
+def _slot(file: int, step: int) -> StepRecord | None:
+    return StepRecord.decode(os.pread(file, NUM_BYTES, _HEADER.size + step % NUM_SLOTS * NUM_BYTES))
+
+
 def find(folder: str, rank: int) -> list[RingId]:
     """Return the files of *rank* in *folder*, of the newest attempt first."""
     try:

@@ -37,9 +37,7 @@ class Drilling:
         logger = logging.getLogger("spot_plugins")
         logger.addHandler(words)
         stack.callback(logger.removeHandler, words)
-        folder.write_rank(
-            Rank(pid=os.getpid(), rank=it.job.rank, attempt=it.run.attempt, run=run_name(self._url))
-        )
+        folder.write_rank(Rank(pid=os.getpid(), rank=it.job.rank, attempt=it.run.attempt, run=run_name(self._url)))
 
     def end(self, step: int, finish: Callable[[int], None]) -> None:
         """

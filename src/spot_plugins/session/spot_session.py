@@ -59,8 +59,6 @@ class SpotSession(KeepsSteps):
                 session.after_step(step)
             session.finish(step)
 
-    An error that leaves the ``with`` block is passed to :meth:`fail`.
-
     Args:
         config: The settings of the run.
         ranks: The processes of the job. None: those of ``torch.distributed``.
@@ -81,7 +79,6 @@ class SpotSession(KeepsSteps):
         host: Host | None = None,
     ) -> None:
         self._drilling = Drilling(config)
-        self._config = self._drilling.config
         self._milestones = Milestones()
         self._bus = EventBus(self._milestones.on_event, *subscribers_of(on_event, hooks))
         self._ranks = ranks
@@ -122,7 +119,7 @@ class SpotSession(KeepsSteps):
         self._phase.check("open")
         try:
             self._it = it = join_and_build(
-                self._config,
+                self._drilling.config,
                 self._ranks or current_ranks(),
                 self._registry,
                 self._bus,
@@ -186,16 +183,18 @@ class SpotSession(KeepsSteps):
         self, model: nn.Module, optimizers: Iterable[Optimizer] = (), schedulers: Iterable[Part] = ()
     ) -> None:
         """
-        Add a model and what trains it, under the names ``model``, ``optimizer-0``, ``scheduler-0`` and so on. Call it
-        before :meth:`resume`. Pass the model as it is trained, in its wrapper of DDP or FSDP.
+        Add a model and what trains it, under the names ``model``, ``optimizer-0``, ``scheduler-0`` and so on.
+
+        Call it before :meth:`resume`. Pass the model as it is trained, in its wrapper of DDP or FSDP.
         """
         self._phase.check("register")
         register_model(self.register, model, optimizers, schedulers)
 
     def handle_signals(self) -> None:
         """
-        Take SIGTERM as a notice, and under SLURM SIGUSR1 too. Call it on the main thread. It opens a new session. A
-        second call takes the signals back from a host that has put a handler of its own in place.
+        Take SIGTERM as a notice, and under SLURM SIGUSR1 too. Call it on the main thread. It opens a new session.
+
+        A second call takes the signals back from a host that has put a handler of its own in place.
         """
         self._phase.check("handle_signals")
         self._open_if_new()
@@ -223,8 +222,10 @@ class SpotSession(KeepsSteps):
 
     def resume(self) -> int | None:
         """
-        Restore the newest committed step that is intact, on all ranks. It opens a new session. A newer step that lies on
-        the local disks of all ranks is committed first. Rank 0 shows where training starts, and what differs.
+        Restore the newest committed step that is intact, on all ranks. It opens a new session.
+
+        A newer step that lies on the local disks of all ranks, and never reached the store, is committed first. Rank 0
+        shows where training starts, and what differs from the program that saved the step.
 
         Returns:
             The step after which training continues, or None on a first run.
@@ -344,8 +345,7 @@ class SpotSession(KeepsSteps):
 
         Raises:
             Preempted: A notice came before the end was stored and left no time for that, or a signal came later.
-            CommitError: The end of the training is not stored. If a newer attempt has taken over the run, an error is
-                logged instead.
+            CommitError: The end of the training is not stored. If a newer attempt runs, that is only logged.
         """
         self._phase.check("finish")
         it = self._opened
@@ -359,8 +359,8 @@ class SpotSession(KeepsSteps):
         if it.saver.has_room and not it.pusher.ledger.is_superseded:
             self._save(step, "end")
         it.way_out.wait(lambda: it.pusher.has_ended(step), step, deadline)
-        it.way_out.wait(lambda: not it.pusher.has_wishes, step, time.monotonic() + self._config.grace_s)
-        meeting = it.job.meet(deadline + self._config.grace_s, end_of(it, step))
+        it.way_out.wait(lambda: not it.pusher.has_wishes, step, time.monotonic() + self._drilling.config.grace_s)
+        meeting = it.job.meet(deadline + self._drilling.config.grace_s, end_of(it, step))
         it.way_out.wait(lambda: meeting.is_over, step, math.inf)
         try:
             if self._phase.now is not Phase.LEFT_BEHIND:
@@ -372,7 +372,7 @@ class SpotSession(KeepsSteps):
 
     def fail(self, error: BaseException) -> None:
         """
-        Report that training failed with *error*, and close.
+        Report that training failed with *error*, and close. An error that leaves the ``with`` block is passed here.
 
         Raises:
             Preempted: All ranks had agreed to leave. Then the error only shows that another rank is gone.

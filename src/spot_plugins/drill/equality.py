@@ -1,0 +1,163 @@
+"""The comparison of the rehearsal with the control: fingerprints of steps, and the state of the last step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from ..errors import SpotError
+from ..eventlog.reading import read_event_log
+from ..events import Staged
+from ..fingerprints.earlier import ADVICE
+from ..store import open_store
+from ..upkeep.compare import Comparison, compare_steps
+from ..upkeep.tensors import StepTensors, open_step
+from .lives import Life, Run
+
+_FINGERPRINTS: Final = "fingerprints/"
+_MOST: Final = 3
+
+_WORDS: Final = {
+    "data": "the position in the training data is another one",
+    "rates": "learning rates, momentums or weight decays are other ones",
+    "accumulation": "it is made of another number of batches",
+    "torch": "the random stream of torch on the CPU is another one",
+    "python": "the random stream of Python is another one",
+    "numpy": "the random stream of numpy is another one",
+    "cuda": "the random stream of a CUDA device is another one",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepDifference:
+    """The first step that is made of something else than in the control."""
+
+    step: int
+    rank: int
+    life: int
+    what: tuple[str, ...]
+    """Kinds that differ, see :data:`~spot_plugins.fingerprints.KINDS`."""
+
+    @property
+    def text(self) -> str:
+        """The difference in words."""
+        return f"step {self.step}, rank {self.rank}: {', and '.join(_WORDS[kind] for kind in self.what)}"
+
+    @property
+    def advice(self) -> str:
+        """The places to look at."""
+        return " ".join(ADVICE[kind] for kind in self.what)
+
+
+def first_difference(control: Run, rehearsal: Run) -> StepDifference | None:
+    """Return the first step of the rehearsal that differs from the control, in the order of its lives."""
+    expected = {ring_id.rank: (ring_id.world_size, records) for ring_id, records in control.lives[0].records.items()}
+    for life in rehearsal.lives:
+        found = [
+            StepDifference(step=step, rank=ring_id.rank, life=life.number, what=what)
+            for ring_id, records in life.records.items()
+            if ring_id.rank in expected
+            for step, record in records.items()
+            if (other := expected[ring_id.rank][1].get(step)) is not None
+            # Ranks of another number get other samples and draw other numbers, but have the same learning rates.
+            if (what := _alike(record.differs_from(other), ring_id.world_size == expected[ring_id.rank][0]))
+        ]
+        if found:
+            return min(found, key=lambda each: (each.step, each.rank))
+    return None
+
+
+def num_compared(control: Run, rehearsal: Run) -> int:
+    """Return the number of steps that were compared, those that were trained twice included."""
+    known = {ring_id.rank: records.keys() for ring_id, records in control.lives[0].records.items()}
+    return sum(
+        len(records.keys() & known.get(ring_id.rank, set()))
+        for life in rehearsal.lives
+        for ring_id, records in life.records.items()
+    )
+
+
+def _alike(what: tuple[str, ...], same_ranks: bool) -> tuple[str, ...]:
+    return what if same_ranks else tuple(kind for kind in what if kind == "rates")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StateDifference:
+    """The difference of the states of the last step."""
+
+    texts: tuple[str, ...]
+    """Each difference in words. Empty if the states are the same."""
+    note: str
+    """Limits of the comparison, or nothing."""
+
+
+def final_difference(control: Run, rehearsal: Run, step: int) -> StateDifference:
+    """Compare the states of *step*, the last one, of both trainings."""
+    try:
+        one, other = (open_step(open_store(run.url), step) for run in (control, rehearsal))
+        found = compare_steps(one, other)
+    except SpotError as error:
+        return StateDifference(texts=(f"step {step} cannot be compared: {error}",), note="")
+    if one.committed.world_size != other.committed.world_size:
+        return _of_other_ranks(one, other, found)
+    texts = list(_tensor_texts(found))
+    values = [each for each in found.values if not each.path.startswith(_FINGERPRINTS)]
+    triggers = {_trigger(control.url, step), _trigger(rehearsal.url, step)}
+    note = ""
+    if len(triggers) > 1:
+        note = (
+            "the last step was saved at its end in the one training and at the end of the program in the other, so "
+            "only tensors were compared"
+        )
+        values = []
+    texts += [f"{each.path} of rank {each.rank} is {each.after!r} instead of {each.before!r}" for each in values]
+    return StateDifference(texts=tuple(texts), note=note)
+
+
+def shortened(texts: tuple[str, ...]) -> str:
+    """Return the first of *texts*, and the number of the others."""
+    more = f", and {len(texts) - _MOST} more" if len(texts) > _MOST else ""
+    return "; ".join(texts[:_MOST]) + more
+
+
+def _tensor_texts(found: Comparison) -> Iterator[str]:
+    for each in found.tensors:
+        if each.num_items is None:
+            yield f"{each.name} is {each.after} instead of {each.before}"
+        else:
+            by = "" if each.max_abs is None else f", by {each.max_abs:.3g} at most"
+            yield f"{each.name} differs in {each.num_items} elements{by}"
+
+
+def _of_other_ranks(one: StepTensors, other: StepTensors, found: Comparison) -> StateDifference:
+    """Compare states of other numbers of ranks: which tensors there are, and by how much they differ."""
+    texts = [
+        f"{each.name} is {each.after} instead of {each.before}"
+        for each in found.tensors
+        if each.num_items is None and each.name.rank is None
+    ]
+    largest = max((each.max_abs or 0.0 for each in found.tensors if each.name.part.startswith("model")), default=0.0)
+    return StateDifference(
+        texts=tuple(texts),
+        note=f"{one.committed.world_size} ranks and {other.committed.world_size} ranks add in another order, so states "
+        f"are not compared by their bits. The weights differ by {largest:.3g} at most",
+    )
+
+
+def _trigger(url: str, step: int) -> str | None:
+    """Return the reason for which rank 0 has saved *step*."""
+    found = [
+        record.entry.trigger
+        for log in read_event_log(open_store(url)).ranks
+        if log.rank == 0
+        for record in log.records
+        if isinstance(record.entry, Staged) and record.entry.step == step
+    ]
+    return found[-1] if found else None
+
+
+def is_seeded(difference: StepDifference, rehearsal: Run) -> bool:
+    """Return whether the training was the same until its first fault."""
+    first: Life = rehearsal.lives[0]
+    return not (difference.life == 1 and (not first.injected or difference.step <= first.injected[0].step))
