@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import signal
 import tempfile
 import time
@@ -84,7 +83,7 @@ def drill(
 def _run(command: list[str], options: Options, as_json: bool, html: str | None, junit: str | None) -> bool:
     """Run the drill in a folder of its own, and show the result. Return whether all promises were kept."""
     from ..drill.page import page_of
-    from ..drill.processes import Processes
+    from ..drill.processes import clear
     from ..drill.runner import Runner
     from ..drill.text import document_of, junit_of, text_of
     from ..drill.verdict import judge
@@ -106,14 +105,9 @@ def _run(command: list[str], options: Options, as_json: bool, html: str | None, 
     finally:
         for number in _ENDS:
             signal.signal(number, signal.SIG_IGN)  # because nothing may stay behind
-        Processes(folder).kill()
-        for path in folder.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path, ignore_errors=True)
+        clear(folder, keeps_output=keeps)
         if keeps:
             typer.echo(f"spot drill: what each start printed is in {folder}", err=True)
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _teller() -> Callable[[str], None]:

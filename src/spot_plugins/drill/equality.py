@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -11,11 +11,11 @@ from ..eventlog.reading import read_event_log
 from ..events import Staged
 from ..fingerprints.earlier import ADVICE
 from ..store import open_store
-from ..upkeep.compare import Comparison, compare_steps
+from ..upkeep.compare import Comparison, TensorDifference, compare_steps
 from ..upkeep.tensors import StepTensors, open_step
-from .lives import Life, Run
+from .lives import Run
 
-_FINGERPRINTS: Final = "fingerprints/"
+_FINGERPRINTS: Final = "fingerprints"
 _MOST: Final = 3
 
 _WORDS: Final = {
@@ -42,7 +42,7 @@ class StepDifference:
     @property
     def text(self) -> str:
         """The difference in words."""
-        return f"step {self.step}, rank {self.rank}: {', and '.join(_WORDS[kind] for kind in self.what)}"
+        return f"step {self.step}, rank {self.rank}: {in_words(self.what)}"
 
     @property
     def advice(self) -> str:
@@ -50,18 +50,34 @@ class StepDifference:
         return " ".join(ADVICE[kind] for kind in self.what)
 
 
-def first_difference(control: Run, rehearsal: Run) -> StepDifference | None:
-    """Return the first step of the rehearsal that differs from the control, in the order of its lives."""
+def in_words(kinds: Collection[str]) -> str:
+    """Return the meaning of a difference in *kinds*."""
+    return ", and ".join(_WORDS[kind] for kind in kinds)
+
+
+def first_difference(
+    control: Run, rehearsal: Run, *, until: int | None = None, but: Collection[str] = ()
+) -> StepDifference | None:
+    """
+    Return the first step of the rehearsal that differs from the control, in the order of its lives.
+
+    Args:
+        control: The training that was left alone.
+        rehearsal: The one that was interrupted.
+        until: The last step to look at, in the first life alone. None: all of them.
+        but: Kinds that do not count.
+    """
     expected = {ring_id.rank: (ring_id.world_size, records) for ring_id, records in control.lives[0].records.items()}
-    for life in rehearsal.lives:
+    for life in rehearsal.lives if until is None else rehearsal.lives[:1]:
         found = [
             StepDifference(step=step, rank=ring_id.rank, life=life.number, what=what)
             for ring_id, records in life.records.items()
             if ring_id.rank in expected
             for step, record in records.items()
+            if until is None or step <= until
             if (other := expected[ring_id.rank][1].get(step)) is not None
             # Ranks of another number get other samples and draw other numbers, but have the same learning rates.
-            if (what := _alike(record.differs_from(other), ring_id.world_size == expected[ring_id.rank][0]))
+            if (what := _counting(record.differs_from(other), but, ring_id.world_size == expected[ring_id.rank][0]))
         ]
         if found:
             return min(found, key=lambda each: (each.step, each.rank))
@@ -78,8 +94,18 @@ def num_compared(control: Run, rehearsal: Run) -> int:
     )
 
 
-def _alike(what: tuple[str, ...], same_ranks: bool) -> tuple[str, ...]:
-    return what if same_ranks else tuple(kind for kind in what if kind == "rates")
+def unseeded_kinds(control: Run, rehearsal: Run) -> tuple[str, ...]:
+    """Return the kinds that differ before the first fault, because two starts of the training are not the same."""
+    injected = rehearsal.lives[0].injected
+    until = injected[0].step if injected else rehearsal.lives[0].reached_step
+    kinds: tuple[str, ...] = ()
+    while (found := first_difference(control, rehearsal, until=until, but=kinds)) is not None:
+        kinds += found.what
+    return kinds
+
+
+def _counting(what: tuple[str, ...], but: Collection[str], same_ranks: bool) -> tuple[str, ...]:
+    return tuple(kind for kind in what if kind not in but and (same_ranks or kind == "rates"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,8 +118,8 @@ class StateDifference:
     """Limits of the comparison, or nothing."""
 
 
-def final_difference(control: Run, rehearsal: Run, step: int) -> StateDifference:
-    """Compare the states of *step*, the last one, of both trainings."""
+def final_difference(control: Run, rehearsal: Run, step: int, but: Collection[str] = ()) -> StateDifference:
+    """Compare the states of *step*, the last one, of both trainings. Random streams of the kinds *but* do not count."""
     try:
         one, other = (open_step(open_store(run.url), step) for run in (control, rehearsal))
         found = compare_steps(one, other)
@@ -101,13 +127,13 @@ def final_difference(control: Run, rehearsal: Run, step: int) -> StateDifference
         return StateDifference(texts=(f"step {step} cannot be compared: {error}",), note="")
     if one.committed.world_size != other.committed.world_size:
         return _of_other_ranks(one, other, found)
-    texts = list(_tensor_texts(found))
-    values = [each for each in found.values if not each.path.startswith(_FINGERPRINTS)]
+    texts = [text for each in found.tensors if not _is_in(each.name.name, but) for text in [_tensor_text(each)]]
+    values = [each for each in found.values if not _is_in(each.path, (*but, _FINGERPRINTS))]
     triggers = {_trigger(control.url, step), _trigger(rehearsal.url, step)}
     note = ""
     if len(triggers) > 1:
         note = (
-            "the last step was saved at its end in the one training and at the end of the program in the other, so "
+            "The last step was saved at its end in the one training and at the end of the program in the other, so "
             "only tensors were compared"
         )
         values = []
@@ -121,13 +147,16 @@ def shortened(texts: tuple[str, ...]) -> str:
     return "; ".join(texts[:_MOST]) + more
 
 
-def _tensor_texts(found: Comparison) -> Iterator[str]:
-    for each in found.tensors:
-        if each.num_items is None:
-            yield f"{each.name} is {each.after} instead of {each.before}"
-        else:
-            by = "" if each.max_abs is None else f", by {each.max_abs:.3g} at most"
-            yield f"{each.name} differs in {each.num_items} elements{by}"
+def _is_in(path: str, names: Collection[str]) -> bool:
+    """Return whether one of *names* is a part of *path*."""
+    return not set(names).isdisjoint(path.split("/"))
+
+
+def _tensor_text(each: TensorDifference) -> str:
+    if each.num_items is None:
+        return f"{each.name} is {each.after} instead of {each.before}"
+    by = "" if each.max_abs is None else f", by {each.max_abs:.3g} at most"
+    return f"{each.name} differs in {each.num_items} elements{by}"
 
 
 def _of_other_ranks(one: StepTensors, other: StepTensors, found: Comparison) -> StateDifference:
@@ -155,9 +184,3 @@ def _trigger(url: str, step: int) -> str | None:
         if isinstance(record.entry, Staged) and record.entry.step == step
     ]
     return found[-1] if found else None
-
-
-def is_seeded(difference: StepDifference, rehearsal: Run) -> bool:
-    """Return whether the training was the same until its first fault."""
-    first: Life = rehearsal.lives[0]
-    return not (difference.life == 1 and (not first.injected or difference.step <= first.injected[0].step))

@@ -25,6 +25,9 @@ OUTAGE_S: Final = 5.0
 PAUSE_S: Final = 5.0
 """Seconds for which all processes stand still."""
 
+READ_S: Final = 2.0
+"""Seconds until a training has read a notice file, which it looks for each second."""
+
 _OUTAGE: Final = "outage"
 
 
@@ -33,8 +36,10 @@ class Target(Protocol):
 
     random: random.Random
     """The source of all choices."""
+    grace_s: float
+    """Seconds from a signal until everything is killed."""
     notice_s: float
-    """Seconds from a notice until the machine is taken."""
+    """Seconds from a notice until everything is killed."""
 
     @property
     def command(self) -> int:
@@ -89,6 +94,10 @@ class Fault(Protocol):
         """Seconds from begin to end of a fault that the training survives."""
         ...
 
+    def limit_s(self, target: Target) -> float:
+        """Return the seconds until everything is killed, for a fault that leaves time to save."""
+        ...
+
     def begin(self, target: Target) -> str:
         """Inject the fault. Return what was done, for people."""
         ...
@@ -106,6 +115,10 @@ class _Plain:
     ends_training: bool = True
     is_notice: bool = False
     lasts_s: float = 0.0
+
+    def limit_s(self, target: Target) -> float:
+        """Return the grace period."""
+        return target.grace_s
 
     def end(self, target: Target) -> None:
         """Do nothing."""
@@ -147,6 +160,10 @@ class Notice(_Plain):
 
     name: str = "notice"
     is_notice: bool = True
+
+    def limit_s(self, target: Target) -> float:
+        """Return the time of the notice, which counts from the moment at which the training has read the file."""
+        return target.notice_s + READ_S
 
     def begin(self, target: Target) -> str:
         """Write the notice file."""

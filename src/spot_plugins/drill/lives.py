@@ -45,6 +45,8 @@ class Life:
     """Negative for a signal. None if it was killed because it hung or the machine was taken."""
     start_step: int | None = None
     """The step after which it trained, 0 on a first run. None if it trained nothing."""
+    has_notice: bool = False
+    """Whether a session has received a notice or a signal."""
     records: dict[RingId, Mapping[int, StepRecord]] = field(default_factory=dict)
     """The fingerprints of its steps, by attempt and rank."""
     reached_at: dict[int, float] = field(default_factory=dict)

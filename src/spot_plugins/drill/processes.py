@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterable
@@ -54,6 +55,14 @@ class Processes:
             self.signal(pids, signal.SIGKILL)
             # wait: KILL_S in all; what hangs in the kernel remains
             time.sleep(_LOOK_S)
+
+
+def clear(folder: Path, *, keeps_output: bool = False) -> None:
+    """Kill what remains of the drill in *folder*, and remove the folder, or all of it but what the starts printed."""
+    Processes(folder).kill()
+    for path in folder.iterdir() if keeps_output else [folder]:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def is_pusher(pid: int) -> bool:

@@ -14,9 +14,9 @@ from typing import Final
 
 from ..config import DEFAULT_GRACE_S
 from ..errors import ConfigError
-from ..eventlog.reading import RankLog, read_event_log
+from ..eventlog.reading import read_event_log
 from ..eventlog.records import TrainingBegan
-from ..events import NoticeSourcesFound
+from ..events import NoticeReceived, NoticeSourcesFound
 from ..store import open_store
 from .command import with_ranks
 from .faults import FAULTS, Fault
@@ -166,7 +166,7 @@ class Runner:
         life.records = training.records()
         if life.ending is not None:
             life.ending.fault.end(training)
-        life.start_step = _start_of(place, since)
+        _read_log(place, since, life)
         self._tell(f"{_told_end(life)} after step {life.reached_step}, {life.ended_at - life.began_at:.1f} s")
         return life
 
@@ -174,8 +174,9 @@ class Runner:
         """Inject *fault*. Return None if there is nothing left that it could hit."""
         step, committed = training.last_step(), place.committed()
         rest_s = (pace.last_step - step) * pace.step_s
+        training.grace_s = pace.grace_s
         training.notice_s = min(pace.grace_s, max(LEAST_NOTICE_S, rest_s / 2))
-        limit_s = (training.notice_s if fault.name == "notice" else pace.grace_s) if fault.is_notice else LEAVE_S
+        limit_s = fault.limit_s(training) if fault.is_notice else LEAVE_S
         at = time.monotonic()
         try:
             told = fault.begin(training)
@@ -281,20 +282,15 @@ def _is_over(life: Life, pace: Pace) -> bool:
     return life.exit_code == 0 and life.reached_step >= pace.last_step
 
 
-def _start_of(place: Place, since: int) -> int | None:
-    """Return the step after which the newest attempt after *since* began to train."""
-    names = place.names()
-    if not names:
-        return None
-    logs: list[RankLog] = read_event_log(open_store(place.url(names[-1]))).ranks
-    begun = [
-        record.entry.step or 0
-        for log in logs
-        if log.attempt > since and log.rank == 0
-        for record in log.records
-        if isinstance(record.entry, TrainingBegan)
-    ]
-    return begun[-1] if begun else None
+def _read_log(place: Place, since: int, life: Life) -> None:
+    """Take over what the event log says of the attempts after *since*, which are those of *life*."""
+    for name in place.names()[-1:]:
+        for log in read_event_log(open_store(place.url(name))).ranks:
+            for entry in [record.entry for record in log.records] if log.attempt > since else []:
+                if isinstance(entry, TrainingBegan) and log.rank == 0:
+                    life.start_step = entry.step or 0
+                elif isinstance(entry, NoticeReceived) and entry.kind != "soft":
+                    life.has_notice = True
 
 
 def _told_end(life: Life) -> str:

@@ -77,7 +77,7 @@ class Training:
         self, place: Place, command: Sequence[str], output: Path, max_steps: int | None, random: random.Random
     ) -> None:
         self.random = random
-        self.notice_s = 0.0
+        self.grace_s = self.notice_s = 0.0
         self._place = place
         self._since = place.newest_attempt()
         self._readers: dict[ring.RingId, RingReader] = {}

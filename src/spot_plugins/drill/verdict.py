@@ -7,8 +7,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from ..fingerprints.record import KINDS
 from .command import gives_143
-from .equality import final_difference, first_difference, is_seeded, num_compared, shortened
+from .equality import final_difference, first_difference, in_words, num_compared, shortened, unseeded_kinds
+from .faults import READ_S
 from .lives import Injected, Life, Run
 from .plan import Pace
 from .runner import Facts
@@ -17,6 +19,12 @@ from .timings import FaultFigures, figures_of
 _ERROR: Final = re.compile(r"(?:[\w.]+\.)?\w*(?:Error|Exception|Warning): \S")
 _RANK: Final = re.compile(r"^\[rank\d+\]: ")
 _MOST_WORDS: Final = 12
+_DEAF: Final = (
+    "The program ignores the signal or has a handler of its own, or its launcher does not forward it: see spot run"
+)
+_UNUSED: Final = frozenset({"python", "numpy"})
+"""Random streams that many trainings never draw from, so that it does no harm if nobody seeds them."""
+
 _MAX_OUTPUT_BYTES: Final = 1 << 20
 
 
@@ -99,8 +107,14 @@ def _of_ending(
         not life.problems,
         "; ".join(life.problems) or f"{injected.told}; all were gone after {life.gone_at - injected.at:.1f} s",
     )
+    is_over = life.exit_code == 0 and life.reached_step >= pace.last_step
+    if injected.fault.is_notice:
+        is_too_late = is_over and life.ended_at - injected.at < READ_S
+        text = "a session has received it" if life.has_notice else "no session has received it"
+        if not life.has_notice:
+            text += ", because the training ended first" if is_too_late else f". {_DEAF}"
+        yield Promise(f"{name}: the training learns of it", life.has_notice or is_too_late, text)
     if life.exit_code is not None:
-        is_over = life.exit_code == 0 and life.reached_step >= pace.last_step
         expects_143 = injected.fault.is_notice and gives_143(life.command)
         is_right = is_over or (life.exit_code == 143 if expects_143 else life.exit_code != 0)
         wanted = "" if is_right else f", and not {'143' if expects_143 else 'one other than 0'}"
@@ -114,8 +128,7 @@ def _of_ending(
         yield Promise(f"{name}: the next start resumes", False, text)
         return
     least = life.reached_step if injected.fault.is_notice else injected.committed
-    lost = f"{figure.lost_steps} steps were lost" if figure.lost_steps else "no step was lost"
-    text = f"resumed from step {start}, step {figure.step} was the last one done, so {lost}"
+    text = f"resumed from step {start}, step {figure.step} was the last one done; steps lost: {figure.lost_steps}"
     if start < least and injected.fault.is_notice:
         text += f". The training had {injected.limit_s:.0f} s to save"
     elif start < least:
@@ -154,26 +167,31 @@ def _of_end(rehearsal: Run, pace: Pace) -> Iterator[Promise]:
 
 def _of_equality(control: Run, rehearsal: Run, pace: Pace) -> Iterator[Promise]:
     name = "every step is made of the same as in the control"
-    difference = first_difference(control, rehearsal)
-    if difference is None:
-        yield Promise(name, True, f"{num_compared(control, rehearsal)} fingerprints of steps are the same")
-    elif is_seeded(difference, rehearsal):
-        text = f"{difference.text}, in start {difference.life}. {difference.advice}"
-        yield Promise(name, False, text)
-    else:
+    unseeded = unseeded_kinds(control, rehearsal)
+    streams = " and ".join(kind for kind in KINDS if kind in unseeded)
+    note = (
+        f". Random streams of {streams} were not compared, because the training does not seed them" if unseeded else ""
+    )
+    if not _UNUSED.issuperset(unseeded):
         text = (
-            f"{difference.text}, though there had been no fault yet: two starts of this training are never the same. "
-            f"Seed everything at its start, for example with torch.manual_seed, so that it can be judged"
+            f"before any fault {in_words(unseeded)}: two starts of this training are never the same. Seed everything "
+            f"when it starts, for example with torch.manual_seed, so that it can be judged"
         )
         yield Promise(name, False, text)
+        return
+    difference = first_difference(control, rehearsal, but=unseeded)
+    if difference is None:
+        yield Promise(name, True, f"{num_compared(control, rehearsal)} fingerprints of steps are the same{note}")
+    else:
+        yield Promise(name, False, f"{difference.text}, in start {difference.life}. {difference.advice}{note}")
     last = rehearsal.lives[-1]
     if last.exit_code != 0 or last.reached_step != pace.last_step:
         return
-    state = final_difference(control, rehearsal, pace.last_step)
+    state = final_difference(control, rehearsal, pace.last_step, unseeded)
     text = shortened(state.texts) or f"step {pace.last_step} has the same state, bit for bit"
     if state.note:
         text = f"{shortened(state.texts)}. {state.note}".removeprefix(". ")
-    yield Promise("the state at the end is that of the control", not state.texts, text)
+    yield Promise("the state at the end is that of the control", not state.texts, text + note)
 
 
 def _told_exit(life: Life) -> str:

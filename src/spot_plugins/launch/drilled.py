@@ -65,9 +65,9 @@ class DrillFolder:
     def write_rank(self, rank: Rank) -> None:
         """Make *rank* known."""
         self._ranks.mkdir(parents=True, exist_ok=True)
-        unfinished = self._ranks / f"{rank.pid}.tmp"
+        unfinished = self._ranks / f"{rank.pid}-{rank.run}.tmp"
         unfinished.write_text(json.dumps(asdict(rank)))
-        unfinished.replace(self._ranks / f"{rank.pid}.json")
+        unfinished.replace(unfinished.with_suffix(".json"))
 
     def ranks(self) -> list[Rank]:
         """Return all ranks that have become known, those of earlier attempts included."""
