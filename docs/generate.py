@@ -32,7 +32,10 @@ API = {
     "spot_plugins.fingerprints": ["read", "compare_runs", "Recorded", "Difference"],
     "spot_plugins.data": ["elastic_loader", "ElasticSampler", "LoaderPosition", "shield_workers"],
     "spot_plugins.state": ["ModelPart", "OptimizerPart", "RngPart"],
-    "spot_plugins.testing": ["run_thread_ranks"],
+    "spot_plugins.testing": [
+        *("drill", "Signal", "KillRank", "Notice", "HostLoss", "StoreOutage", "Freeze", "Verdict"),
+        "run_thread_ranks",
+    ],
 }
 BASES = {"SpotSession": [("spot_plugins.session.keeping", "KeepsSteps")]}
 """Bases whose members belong to the page of a class."""
@@ -65,6 +68,7 @@ WAITING = {
 """Names of functions and methods of libraries that wait, and ``attentively``, each caller of which has its limit."""
 NOT_WAITING = {
     *("os.path.join", "roster.join", "self.ledger.accept", "guard.request", "holders.select", "probe.connect"),
+    "shlex.join",
     "it.way_out.wait",  # its own wait has a row
 }
 QUOTES = ("'", '"', "f'", 'f"', "b'")

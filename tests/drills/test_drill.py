@@ -149,16 +149,23 @@ def test_a_program_that_cannot_be_drilled_is_told_why(program, says):
     assert "Traceback" not in done.stdout + done.stderr
 
 
-def test_a_command_that_does_not_exist_is_refused():
-    with pytest.raises(ConfigError, match="no-such-program cannot be started: No such file"):
-        drill(["no-such-program"], [Signal()])
+@pytest.mark.parametrize(
+    ("command", "ranks", "says"),
+    [
+        (["no-such-program"], (), "no-such-program cannot be started: No such file"),
+        (["python", "train.py"], (2, 1), "ranks=2: the number of processes can only be changed for torchrun"),
+    ],
+)
+def test_a_command_that_cannot_be_started_is_refused(command, ranks, says):
+    """Before anything runs."""
+    with pytest.raises(ConfigError, match=says):
+        drill(command, [Signal()], ranks=ranks)
 
 
 MISTAKES = {
     "position": "the state at the end",
     "scheduler": "every step is made of the same",
-    "sampler": "every step is made of the same",
-    "stream": "every step is made of the same",
+    "sampler": "the state at the end",
     "epoch start": "every step is made of the same",
 }
 
@@ -167,13 +174,13 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_planted_mistake_is_found(mistake):
     """A loader without a position, a scheduler that nobody restores, a sampler or a hook with a counter of its own."""
-    verdict = drill(planted(mistake, 60), [Signal(), KillRank()])
+    verdict = drill(planted(mistake, 100), [Signal(), KillRank()])
     assert not verdict.is_kept, texts(verdict)
     assert verdict.first_broken.name.startswith(MISTAKES[mistake]), texts(verdict)
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("host", ["accelerate", "lightning"])
+@pytest.mark.parametrize("host", ["accelerate", "lightning", "stream"])
 def test_a_training_of_each_host_keeps_all_promises(host):
     """Also if it is shortened, and each fault comes twice."""
     verdict = drill(planted(host, 1000), [Signal(), KillRank(), HostLoss()] * 2, max_steps=150)

@@ -66,6 +66,9 @@ def drill(
     """
     from ..drill.runner import Options  # not for every verb: it imports the clients of stores
 
+    for path, option in ((html, "--html"), (junit, "--junit")):
+        if path is not None:
+            _write(path, "", option)  # because a path that cannot be written must not be found out at the end
     with errors_of("drill"):
         options = Options(
             faults=faults_of(faults),
@@ -92,10 +95,10 @@ def _run(command: list[str], options: Options, as_json: bool, html: str | None, 
     keeps = False
     try:
         verdict = judge(Runner(command, options, folder, _teller()).run())
-        if html is not None:
-            _write(html, page_of(verdict, time.time()), "--html")
-        if junit is not None:
-            _write(junit, junit_of(verdict), "--junit")
+        for path, option, made in ((html, "--html", page_of), (junit, "--junit", junit_of)):
+            if path is not None:
+                _write(path, made(verdict), option)
+                typer.echo(f"wrote {path}", err=True)
         if as_json:
             print_json(document_of(verdict))
         else:
@@ -124,7 +127,6 @@ def _write(path: str, text: str, option: str) -> None:
         Path(path).write_text(text, encoding="utf-8")
     except OSError as error:
         raise typer.BadParameter(f"{path} cannot be written: {error.strerror}", param_hint=option) from error
-    typer.echo(f"wrote {path}", err=True)
 
 
 def _ranks_of(text: str | None) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import time
 from collections.abc import Iterator
 
 from ..config import printable_url
@@ -16,9 +17,9 @@ from .text import fault_table, result_of
 from .verdict import Verdict
 
 
-def page_of(verdict: Verdict, now: float) -> str:
-    """Return the page. Every text is escaped. *now* is the present time, in seconds since 1970."""
-    facts = verdict.facts
+def page_of(verdict: Verdict) -> str:
+    """Return the page. Every text is escaped."""
+    facts, now = verdict.facts, time.time()
     title = f"Drill of {shlex.join(facts.command)}"
     promises = [("", "PROMISE", "SEEN")]
     promises += [("kept" if each.is_kept else "BROKEN", each.name, each.text) for each in verdict.promises]

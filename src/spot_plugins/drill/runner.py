@@ -189,6 +189,7 @@ class Runner:
 
     def _wait_for_end(self, place: Place, training: Training, life: Life, injected: Injected) -> None:
         """Wait for the end of the command after a fault, and kill everything after the limit."""
+        # wait: limit_s of the fault; everything is killed
         while not training.wait(POLL_S):
             training.last_step()  # the file of the steps may be removed by the end
             if time.monotonic() > injected.at + injected.limit_s:
@@ -196,7 +197,6 @@ class Runner:
                     f"the training had not ended {injected.limit_s:.0f} s after {injected.told}, so all was killed"
                 )
                 place.processes.kill()
-                training.wait(1.0)
                 break
         else:
             life.exit_code = training.exit_code()
@@ -216,9 +216,10 @@ class Runner:
                     life.problems.append(f"a pusher process still ran {PUSHER_S:.0f} s after the command")
                 place.processes.kill()
                 break
-            training.wait(POLL_S)
             # wait: POLL_S; it looks again, until the limits above
             time.sleep(POLL_S)
+        # wait: 1 s; the command hangs in the kernel
+        training.wait(1.0)  # it has ended, and is reaped
         life.gone_at = time.monotonic()
 
     def _pace(self, life: Life, url: str) -> Pace:
@@ -263,6 +264,7 @@ class _Watch:
 
     def runs(self) -> bool:
         """Look again after :data:`POLL_S`. Return whether the command still runs."""
+        # wait: POLL_S; the caller looks again, and no step for stall_s ends the training
         has_ended = self._training.wait(POLL_S)
         now = time.monotonic()
         if (step := self._training.last_step()) != self.step:
