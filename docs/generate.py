@@ -215,7 +215,8 @@ def find(module: str, name: str) -> Definition:
         if isinstance(node, Definition) and node.name == name:
             return node
         if isinstance(node, ast.ImportFrom) and name in [alias.name for alias in node.names]:
-            return find(".".join([*parts, node.module or ""]), name)
+            package = parts if SOURCES.joinpath(*parts).is_dir() else parts[:-1]
+            return find(".".join([*package, node.module or ""]), name)
     raise LookupError(f"{module} has no {name}")
 
 

@@ -28,8 +28,6 @@ PAUSE_S: Final = 5.0
 READ_S: Final = 2.0
 """Seconds until a training has read a notice file, which it looks for each second."""
 
-_OUTAGE: Final = "outage"
-
 
 class Target(Protocol):
     """A training that runs, as far as a fault touches it."""
@@ -198,10 +196,8 @@ class StoreOutage(_Plain):
     lasts_s: float = OUTAGE_S
 
     def begin(self, target: Target) -> str:
-        """Let the link to the store lead to a file, so that each request fails."""
-        wall = target.store_link.with_name(_OUTAGE)
-        wall.touch()
-        _point(target.store_link, wall.name)
+        """Let the link to the store lead to itself, so that each request fails."""
+        _point(target.store_link, target.store_link.name)
         return f"the store refuses everything for {self.lasts_s:.0f} s"
 
     def end(self, target: Target) -> None:

@@ -56,7 +56,9 @@ def stand_in(program):
 def run(command, folder, *faults, **options):
     """Run a drill, check that nothing of it is left, and return its facts."""
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*sys.path, os.environ.get("PYTHONPATH")]))
-    facts = Runner(command, Options(faults=faults or (Signal(),), **options), folder, lambda text: None).run()
+    told = []
+    facts = Runner(command, Options(faults=faults or (Signal(),), **options), folder, told.append).run()
+    assert told[0] == "the control: the training, left alone"
     assert Processes(folder).pids() == set()
     return facts
 
