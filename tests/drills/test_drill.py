@@ -203,6 +203,7 @@ def test_another_number_of_ranks():
     command = [*TORCHRUN, "--nproc-per-node", "2", *planted("none", 150)[1:]]
     verdict = drill(command, [Signal(), HostLoss()], ranks=[2, 1, 2])
     assert verdict.is_kept, texts(verdict)
+    assert "The weights differ by " in verdict.promises[-1].text, texts(verdict)
     worlds = [{ring_id.world_size for ring_id in life.records} for life in verdict.facts.rehearsal.lives]
     assert worlds == [{2}, {1}, {2}]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,8 +12,8 @@ from ..events import Staged
 from ..fingerprints.earlier import ADVICE
 from ..store import open_store
 from ..upkeep.compare import Comparison, TensorDifference, compare_steps
-from ..upkeep.tensors import StepTensors, open_step
-from .lives import Run
+from ..upkeep.tensors import open_step
+from .lives import Life, Run
 
 _FINGERPRINTS: Final = "fingerprints"
 _MOST: Final = 3
@@ -47,7 +47,7 @@ class StepDifference:
     @property
     def advice(self) -> str:
         """The places to look at."""
-        return " ".join(ADVICE[kind] for kind in self.what)
+        return " ".join(ADVICE[kind] for kind in self.what).rstrip(".")
 
 
 def in_words(kinds: Collection[str]) -> str:
@@ -67,17 +67,20 @@ def first_difference(
         until: The last step to look at, in the first life alone. None: all of them.
         but: Kinds that do not count.
     """
-    expected = {ring_id.rank: (ring_id.world_size, records) for ring_id, records in control.lives[0].records.items()}
+    expected = {ring_id.rank: records for ring_id, records in control.lives[0].records.items()}
+    sizes = _sizes(control.lives)
     for life in rehearsal.lives if until is None else rehearsal.lives[:1]:
+        # Ranks of another number get other samples and draw other numbers, also when the old number is back. They have
+        # the same learning rates.
+        sizes |= _sizes([life])
         found = [
             StepDifference(step=step, rank=ring_id.rank, life=life.number, what=what)
             for ring_id, records in life.records.items()
             if ring_id.rank in expected
             for step, record in records.items()
             if until is None or step <= until
-            if (other := expected[ring_id.rank][1].get(step)) is not None
-            # Ranks of another number get other samples and draw other numbers, but have the same learning rates.
-            if (what := _counting(record.differs_from(other), but, ring_id.world_size == expected[ring_id.rank][0]))
+            if (other := expected[ring_id.rank].get(step)) is not None
+            if (what := _counting(record.differs_from(other), but, len(sizes) == 1))
         ]
         if found:
             return min(found, key=lambda each: (each.step, each.rank))
@@ -104,6 +107,11 @@ def unseeded_kinds(control: Run, rehearsal: Run) -> tuple[str, ...]:
     return kinds
 
 
+def _sizes(lives: Iterable[Life]) -> set[int]:
+    """Return the numbers of ranks that have trained in *lives*."""
+    return {ring_id.world_size for life in lives for ring_id in life.records}
+
+
 def _counting(what: tuple[str, ...], but: Collection[str], same_ranks: bool) -> tuple[str, ...]:
     return tuple(kind for kind in what if kind not in but and (same_ranks or kind == "rates"))
 
@@ -125,8 +133,8 @@ def final_difference(control: Run, rehearsal: Run, step: int, but: Collection[st
         found = compare_steps(one, other)
     except SpotError as error:
         return StateDifference(texts=(f"step {step} cannot be compared: {error}",), note="")
-    if one.committed.world_size != other.committed.world_size:
-        return _of_other_ranks(one, other, found)
+    if len(_sizes([*control.lives, *rehearsal.lives])) > 1:
+        return _of_other_ranks(found)
     texts = [text for each in found.tensors if not _is_in(each.name.name, but) for text in [_tensor_text(each)]]
     values = [each for each in found.values if not _is_in(each.path, (*but, _FINGERPRINTS))]
     triggers = {_trigger(control.url, step), _trigger(rehearsal.url, step)}
@@ -159,8 +167,8 @@ def _tensor_text(each: TensorDifference) -> str:
     return f"{each.name} differs in {each.num_items} elements{by}"
 
 
-def _of_other_ranks(one: StepTensors, other: StepTensors, found: Comparison) -> StateDifference:
-    """Compare states of other numbers of ranks: which tensors there are, and by how much they differ."""
+def _of_other_ranks(found: Comparison) -> StateDifference:
+    """Compare states after other numbers of ranks: which tensors there are, and by how much they differ."""
     texts = [
         f"{each.name} is {each.after} instead of {each.before}"
         for each in found.tensors
@@ -169,8 +177,8 @@ def _of_other_ranks(one: StepTensors, other: StepTensors, found: Comparison) -> 
     largest = max((each.max_abs or 0.0 for each in found.tensors if each.name.part.startswith("model")), default=0.0)
     return StateDifference(
         texts=tuple(texts),
-        note=f"{one.committed.world_size} ranks and {other.committed.world_size} ranks add in another order, so states "
-        f"are not compared by their bits. The weights differ by {largest:.3g} at most",
+        note="Other numbers of ranks add in another order, so the states are not compared by their bits. The weights "
+        f"differ by {largest:.3g} at most",
     )
 
 

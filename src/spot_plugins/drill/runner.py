@@ -113,7 +113,7 @@ class Runner:
         life = self._live(place, 1, commands[0], deque(), CONTROL_STALL_S)
         control = self._run_of(place, [life])
         pace = rehearsal = None
-        if life.exit_code == 0 and not life.problems and control.url:
+        if life.exit_code == 0 and not life.problems and life.reached_at:
             pace = self._pace(life, control.url)
             num_faults = options.num_faults or len(options.faults)
             plan = plan_of(options.faults, num_faults, pace, self._random)

@@ -30,7 +30,7 @@ def result_of(verdict: Verdict) -> str:
     """Return the result in one sentence."""
     if (broken := verdict.first_broken) is not None:
         return f"A promise was broken. {broken.name}: {broken.text}"
-    return f"All {len(verdict.promises)} promises were kept."
+    return "All promises were kept."
 
 
 def fault_table(figures: Sequence[FaultFigures]) -> Table:

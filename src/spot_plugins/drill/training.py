@@ -125,7 +125,10 @@ class Training:
 
     def signal_all(self, number: signal.Signals) -> None:
         """See :class:`~.faults.Target`."""
-        self._place.processes.signal(self._place.processes.pids(), number)
+        if number is signal.SIGKILL:
+            self._place.processes.kill()  # also those that are started meanwhile
+        else:
+            self._place.processes.signal(self._place.processes.pids(), number)
 
     def exit_code(self) -> int | None:
         """Return the exit code of the command, or None while it runs."""

@@ -82,6 +82,8 @@ def _of_control(control: Run) -> Iterator[Promise]:
         yield Promise(name, False, f"{_told_exit(life)} after step {life.reached_step}{_error(life)}")
     elif not control.url:
         yield Promise(name, False, "no session of spot_plugins was opened, so there is nothing to interrupt")
+    elif not life.reached_at:
+        yield Promise(name, False, "no step was done, so there is nothing to interrupt")
     else:
         yield Promise(name, True, f"{life.reached_step} steps in {life.ended_at - life.began_at:.1f} s")
 

@@ -79,8 +79,9 @@ def bare(mistake, num_steps):
         if mistake == "swallow":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
         step = session.resume() or 0
-        while step < num_steps:
-            position.begin_epoch(position.epoch + (done > 0))
+        for epoch in range(position.epoch, num_steps if step < num_steps else 0):
+            position.begin_epoch(epoch)
+            done = 0
             for done, batch in enumerate(loader, start=1):  # noqa: B007 - it is part of what is saved
                 batch = batch + 0.1 * torch.randn(batch.shape, generator=noise) if mistake == "generator" else batch
                 trained(batch).square().mean().backward()
@@ -92,6 +93,8 @@ def bare(mistake, num_steps):
                 session.after_step(step)
                 if step == num_steps:
                     break
+            if step == num_steps:
+                break
         session.finish(step)
     if world_size > 1:
         dist.destroy_process_group()

@@ -67,6 +67,15 @@ def test_on_other_ranks_only_learning_rates_are_compared():
     assert first_difference(CONTROL, run(life(1, range(1, 21), changed=other))).step == 14
 
 
+def test_streams_of_ranks_that_were_away_are_not_compared():
+    """A rank that comes back begins its streams anew. Before that, everything counts."""
+    lives = (life(1, range(1, 6), world_size=2), life(2, range(6, 11)))
+    new = {(1, step): {"torch": 7} for step in range(11, 21)}
+    assert first_difference(CONTROL, run(*lives, life(3, range(11, 21), world_size=2, changed=new))) is None
+    first = life(1, range(1, 6), world_size=2, changed={(1, 5): {"torch": 7}})
+    assert first_difference(CONTROL, run(first, *lives[1:])).step == 5
+
+
 def test_streams_that_nobody_seeds_are_found_before_the_first_fault():
     """They would differ in any two starts, so they say nothing about the resume."""
     changed = {(1, step): {"numpy": 1, "python": 2} for step in range(1, 11)}

@@ -147,6 +147,12 @@ def test_a_rank_that_is_killed_is_drawn_by_the_seed(folder):
     assert facts.rehearsal.lives[0].exit_code == -9
 
 
+def test_a_training_without_a_step_is_told(folder):
+    """Its run is finished, or its loader is empty."""
+    facts = run(stand_in("begin()"), folder)
+    assert broken(facts) == {"the control comes to its end": "no step was done, so there is nothing to interrupt"}
+
+
 def test_a_command_with_several_runs_is_refused(folder):
     with pytest.raises(ConfigError, match="the command trains 2 runs, each at a URL of its own: give a command that"):
         run(stand_in("begin('other')\ntrain(begin(), 10)"), folder)
