@@ -8,12 +8,12 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 from commands import SPOT, spot
-from hearing import until
 from launching import PROGRAMS, module_path
 
 from spot_plugins.errors import ConfigError
@@ -126,7 +126,10 @@ def test_nothing_is_left_after_ctrl_c(tmp_path):
     """The drill ends its trainings, their pushers and their files."""
     process = subprocess.Popen([*SPOT, "drill", "--", *planted("none", 100_000)], stderr=subprocess.PIPE, text=True)
     folder = tmp_path / "temporary"
-    until(lambda: list(folder.glob("spot-drill-*/control/ranks/*.json")), "it trains")
+    deadline = time.monotonic() + 300
+    while not list(folder.glob("spot-drill-*/control/ranks/*.json")):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 128 + signal.SIGINT
     process.stderr.close()
