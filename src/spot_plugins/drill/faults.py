@@ -25,6 +25,9 @@ OUTAGE_S: Final = 5.0
 PAUSE_S: Final = 5.0
 """Seconds for which all processes stand still."""
 
+OUTAGE_ERROR: Final = "(ELOOP)"
+"""Text that is in each message on the refusals of a store outage."""
+
 READ_S: Final = 2.0
 """Seconds until a training has read a notice file, which it looks for each second."""
 
@@ -79,12 +82,12 @@ class Fault(Protocol):
 
     @property
     def ends_training(self) -> bool:
-        """Whether the processes end because of it."""
+        """True if the processes end because of it."""
         ...
 
     @property
     def is_notice(self) -> bool:
-        """Whether the training has time to save, so that no step may be lost."""
+        """True if the training has time to save, so that no step may be lost."""
         ...
 
     @property

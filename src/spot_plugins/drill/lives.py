@@ -17,7 +17,7 @@ class Injected:
 
     fault: Fault
     told: str
-    """What was done, for people."""
+    """The sentence on what was done, for people."""
     at: float
     """Monotonic time."""
     step: int
@@ -26,6 +26,18 @@ class Injected:
     """The newest step in the store before it. 0 if there was none."""
     limit_s: float
     """Seconds after which the machine was taken."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LifeLog:
+    """The facts of one life that are from the event log of the run."""
+
+    start_step: int | None = None
+    """The step after which it trained, 0 on a first run. None if it trained nothing."""
+    has_notice: bool = False
+    """True if a session has received a notice or a signal."""
+    has_left: bool = False
+    """True if a session was about to end because of it, with its last step stored."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -43,32 +55,24 @@ class Life:
     """Time at which the last process was gone."""
     exit_code: int | None = None
     """Negative for a signal. None if it was killed because it hung or the machine was taken."""
-    start_step: int | None = None
-    """The step after which it trained, 0 on a first run. None if it trained nothing."""
-    has_notice: bool = False
-    """Whether a session has received a notice or a signal."""
+    log: LifeLog = LifeLog()
     records: dict[RingId, Mapping[int, StepRecord]] = field(default_factory=dict)
     """The fingerprints of its steps, by attempt and rank."""
     reached_at: dict[int, float] = field(default_factory=dict)
     """Time at which each step was seen."""
     injected: list[Injected] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    """What went wrong with the processes: hangs, and processes that remained."""
+    """Hangs, and processes that remained."""
 
     @property
     def reached_step(self) -> int:
         """The last step that was done. 0 if there is none."""
-        return max((step for records in self.records.values() for step in records), default=self.start_step or 0)
+        return max((step for records in self.records.values() for step in records), default=self.log.start_step or 0)
 
     @property
     def ending(self) -> Injected | None:
         """The fault that ended it."""
         return next((each for each in self.injected if each.fault.ends_training), None)
-
-    @property
-    def has_finished(self) -> bool:
-        """Whether the training came to its end."""
-        return self.exit_code == 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,11 +16,11 @@ from ..config import DEFAULT_GRACE_S
 from ..errors import ConfigError
 from ..eventlog.reading import read_event_log
 from ..eventlog.records import TrainingBegan
-from ..events import NoticeReceived, NoticeSourcesFound
+from ..events import Leaving, NoticeReceived, NoticeSourcesFound
 from ..store import open_store
 from .command import with_ranks
 from .faults import FAULTS, Fault
-from .lives import Injected, Life, Run
+from .lives import Injected, Life, LifeLog, Run
 from .plan import Pace, Planned, plan_of
 from .processes import described, is_pusher
 from .training import Place, Training
@@ -53,7 +53,7 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """What a drill is to do."""
+    """The choices for one drill."""
 
     faults: tuple[Fault, ...] = tuple(FAULTS.values())
     num_faults: int | None = None
@@ -166,7 +166,7 @@ class Runner:
         life.records = training.records()
         if life.ending is not None:
             life.ending.fault.end(training)
-        _read_log(place, since, life)
+        life.log = _log_of(place, since)
         self._tell(f"{_told_end(life)} after step {life.reached_step}, {life.ended_at - life.began_at:.1f} s")
         return life
 
@@ -193,9 +193,10 @@ class Runner:
         while not training.wait(POLL_S):
             training.last_step()  # the file of the steps may be removed by the end
             if time.monotonic() > injected.at + injected.limit_s:
-                life.problems.append(
-                    f"the training had not ended {injected.limit_s:.0f} s after {injected.told}, so all was killed"
-                )
+                if (
+                    not injected.fault.is_notice
+                ):  # otherwise it is the end of the machine, and is judged by what was lost
+                    life.problems.append(f"the command hung for {injected.limit_s:.0f} s after {injected.told}")
                 place.processes.kill()
                 break
         else:
@@ -284,15 +285,19 @@ def _is_over(life: Life, pace: Pace) -> bool:
     return life.exit_code == 0 and life.reached_step >= pace.last_step
 
 
-def _read_log(place: Place, since: int, life: Life) -> None:
-    """Take over what the event log says of the attempts after *since*, which are those of *life*."""
+def _log_of(place: Place, since: int) -> LifeLog:
+    """Return the facts that the event log has on the attempts after *since*."""
+    start_step, has_notice, has_left = None, False, False
     for name in place.names()[-1:]:
         for log in read_event_log(open_store(place.url(name))).ranks:
             for entry in [record.entry for record in log.records] if log.attempt > since else []:
                 if isinstance(entry, TrainingBegan) and log.rank == 0:
-                    life.start_step = entry.step or 0
+                    start_step = entry.step or 0
                 elif isinstance(entry, NoticeReceived) and entry.kind != "soft":
-                    life.has_notice = True
+                    has_notice = True
+                elif isinstance(entry, Leaving):
+                    has_left |= entry.durable
+    return LifeLog(start_step=start_step, has_notice=has_notice, has_left=has_left)
 
 
 def _told_end(life: Life) -> str:

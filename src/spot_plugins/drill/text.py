@@ -64,7 +64,7 @@ def document_of(verdict: Verdict) -> dict[str, Any]:
                 "command": list(each.command),
                 "took_s": each.gone_at - each.began_at,
                 "exit_code": each.exit_code,
-                "start_step": each.start_step,
+                "start_step": each.log.start_step,
                 "reached_step": each.reached_step,
                 "problems": each.problems,
             }

@@ -53,7 +53,7 @@ def figures_of(run: Run) -> list[FaultFigures]:
             if not injected.fault.ends_training:
                 found.append(_survived(life, injected))
                 continue
-            start = None if after is None else after.start_step
+            start = None if after is None else after.log.start_step
             staged = [each.copy_s for each in records if isinstance(each, Staged) and each.step == start]
             stored = [each.push_s for each in records if isinstance(each, Committed) and each.step == start]
             loaded = [each.load_s for each in records if isinstance(each, Resumed) and each.step == start]

@@ -10,7 +10,7 @@ from typing import Final
 from ..fingerprints.record import KINDS
 from .command import gives_143
 from .equality import final_difference, first_difference, in_words, num_compared, shortened, unseeded_kinds
-from .faults import READ_S
+from .faults import OUTAGE_ERROR, READ_S
 from .lives import Injected, Life, Run
 from .plan import Pace
 from .runner import Facts
@@ -35,7 +35,7 @@ class Promise:
     name: str
     is_kept: bool
     text: str
-    """What was seen, in words."""
+    """The sentence on what was seen."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +50,7 @@ class Verdict:
 
     @property
     def is_kept(self) -> bool:
-        """Whether all promises were kept."""
+        """True if all promises were kept."""
         return all(each.is_kept for each in self.promises)
 
     @property
@@ -104,18 +104,19 @@ def _of_ending(
     life: Life, injected: Injected, figure: FaultFigures, following: Life | None, pace: Pace
 ) -> Iterator[Promise]:
     name = f"{injected.fault.name} after step {injected.step}"
-    yield Promise(
-        f"{name}: all processes end in time",
-        not life.problems,
-        "; ".join(life.problems) or f"{injected.told}; all were gone after {life.gone_at - injected.at:.1f} s",
-    )
+    problems, text = list(life.problems), f"{injected.told}; all were gone after {life.gone_at - injected.at:.1f} s"
+    if injected.fault.is_notice and life.exit_code is None:
+        text = f"{injected.told}; all was killed {injected.limit_s:.0f} s later, and the last step was stored before"
+        if not life.log.has_left:
+            problems.append(f"the training had not ended {injected.limit_s:.0f} s after {injected.told}")
+    yield Promise(f"{name}: all processes end in time", not problems, "; ".join(problems) or text)
     is_over = life.exit_code == 0 and life.reached_step >= pace.last_step
     if injected.fault.is_notice:
         is_too_late = is_over and life.ended_at - injected.at < READ_S
-        text = "a session has received it" if life.has_notice else "no session has received it"
-        if not life.has_notice:
+        text = "a session has received it" if life.log.has_notice else "no session has received it"
+        if not life.log.has_notice:
             text += ", because the training ended first" if is_too_late else f". {_DEAF}"
-        yield Promise(f"{name}: the training learns of it", life.has_notice or is_too_late, text)
+        yield Promise(f"{name}: the training learns of it", life.log.has_notice or is_too_late, text)
     if life.exit_code is not None:
         expects_143 = injected.fault.is_notice and gives_143(life.command)
         is_right = is_over or (life.exit_code == 143 if expects_143 else life.exit_code != 0)
@@ -124,7 +125,7 @@ def _of_ending(
         yield Promise(f"{name}: the exit code says so", is_right, f"{_told_exit(life)}{wanted}{why}")
     if following is None:
         return
-    start = following.start_step
+    start = following.log.start_step
     if start is None:
         text = f"the next start trained nothing: {_told_exit(following)}{_error(following)}"
         yield Promise(f"{name}: the next start resumes", False, text)
@@ -193,7 +194,7 @@ def _of_equality(control: Run, rehearsal: Run, pace: Pace) -> Iterator[Promise]:
     text = shortened(state.texts) or f"step {pace.last_step} has the same state, bit for bit"
     if state.note:
         text = f"{shortened(state.texts)}. {state.note}".removeprefix(". ")
-    yield Promise("the state at the end is that of the control", not state.texts, text + note)
+    yield Promise("the state at the end is that of the control", not state.texts, text)
 
 
 def _told_exit(life: Life) -> str:
@@ -215,7 +216,8 @@ def _words_of(runs: Sequence[Run]) -> Iterator[str]:
     """Yield what the sessions warned of, and Python's warnings in the output, each once."""
     lines = [line for run in runs for life in run.lives for line in _lines(life)]
     warned = [line.partition("Warning: ")[2] for line in lines if "UserWarning: " in line]
-    yield from list(dict.fromkeys([*(word for run in runs for word in run.words), *warned]))[:_MOST_WORDS]
+    said = [word for run in runs for word in run.words if OUTAGE_ERROR not in word]
+    yield from list(dict.fromkeys([*said, *warned]))[:_MOST_WORDS]
 
 
 def _lines(life: Life) -> list[str]:

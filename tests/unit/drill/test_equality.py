@@ -21,7 +21,7 @@ def record(step, **changed):
 def life(number, steps, *, world_size=1, attempt=None, changed=None, fault_at=None):
     """A life that has trained *steps* on each rank. *changed* has hashes by rank and step."""
     changed = changed or {}
-    made = Life(number=number, command=("python",), output=Path("out"), began_at=0.0, start_step=0)
+    made = Life(number=number, command=("python",), output=Path("out"), began_at=0.0)
     for rank in range(world_size):
         records = {step: record(step, **changed.get((rank, step), {})) for step in steps}
         made.records[RingId(attempt or number, rank, world_size)] = records

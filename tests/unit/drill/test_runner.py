@@ -112,6 +112,15 @@ def test_a_training_that_does_not_leave_is_killed(fault, folder, monkeypatch):
     assert "no session has received it" in broken(facts)["the training learns of it"]
 
 
+def test_a_launcher_that_does_not_see_the_end_of_its_rank_is_killed(folder, monkeypatch):
+    """A scheduler would wait for it, and the machine would be paid for."""
+    monkeypatch.setattr(runner, "LEAVE_S", 0.4)
+    launcher = ["sh", "-c", '"$@" && exit 0; sleep 94', "sh"]
+    facts = run([*launcher, *stand_in("train(begin(), 150)")], folder, KillRank())
+    assert facts.rehearsal.lives[0].exit_code is None
+    assert broken(facts)["all processes end in time"] == "the command hung for 0 s after SIGKILL to rank 0"
+
+
 def test_an_exit_code_of_0_is_no_way_to_leave(folder):
     """No scheduler would start the training again."""
     program = "signal.signal(signal.SIGTERM, lambda *_: os._exit(0))\ntrain(begin(), 150)"
