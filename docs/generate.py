@@ -34,7 +34,10 @@ API = {
     "spot_plugins.fingerprints": ["read", "compare_runs", "Recorded", "Difference"],
     "spot_plugins.data": ["elastic_loader", "ElasticSampler", "LoaderPosition", "shield_workers"],
     "spot_plugins.state": ["ModelPart", "OptimizerPart", "RngPart"],
-    "spot_plugins.testing": ["run_thread_ranks"],
+    "spot_plugins.testing": [
+        *("drill", "Signal", "KillRank", "Notice", "HostLoss", "StoreOutage", "Freeze", "Verdict"),
+        "run_thread_ranks",
+    ],
 }
 LOOP = [("spot_plugins.loop.loop", "Loop")]
 BASES = {"SpotSession": [("spot_plugins.session.keeping", "KeepsSteps")], "SpotHook": LOOP, "SpotLoop": LOOP}
@@ -67,6 +70,7 @@ WAITING = {
 """Names of functions and methods of libraries that wait, and ``attentively``, each caller of which has its limit."""
 NOT_WAITING = {
     *("os.path.join", "roster.join", "self.ledger.accept", "guard.request", "holders.select", "probe.connect"),
+    "shlex.join",
     "it.way_out.wait",  # its own wait has a row
 }
 QUOTES = ("'", '"', "f'", 'f"', "b'")
@@ -212,7 +216,8 @@ def find(module: str, name: str) -> Definition:
         if isinstance(node, Definition) and node.name == name:
             return node
         if isinstance(node, ast.ImportFrom) and name in [alias.name for alias in node.names]:
-            package = parts[: len(parts) + 1 - node.level]
+            package = parts if SOURCES.joinpath(*parts).is_dir() else parts[:-1]
+            package = package[: len(package) + 1 - node.level]
             return find(".".join([*package, node.module or ""]), name)
     raise LookupError(f"{module} has no {name}")
 

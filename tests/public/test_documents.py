@@ -16,6 +16,7 @@ import yaml
 
 from spot_plugins import errors, events
 from spot_plugins.config import SpotConfig
+from spot_plugins.launch.drilled import FOLDER_VARIABLE, STEPS_VARIABLE
 from spot_plugins.leave.phase import Phase
 from spot_plugins.notices.surroundings import _PROVIDERS
 
@@ -78,6 +79,7 @@ def test_a_script_in_it_is_one(path: Path) -> None:
 def test_a_variable_in_it_is_one_of_ours(path: Path) -> None:
     """A name that nobody reads would be believed to be set."""
     known = {f"SPOT_{field.name.upper()}" for field in fields(SpotConfig)} - {"SPOT_STORAGE_OPTIONS"}
+    known |= {FOLDER_VARIABLE, STEPS_VARIABLE}
     assert set(VARIABLE.findall(path.read_text())) <= known
 
 

@@ -29,6 +29,8 @@ LIGHT_MODULES = [
     "spot_plugins.economics",
     "spot_plugins.market",
     "spot_plugins.upkeep",
+    "spot_plugins.monitor",
+    "spot_plugins.drill",
 ]
 
 PUBLIC_NAMES = {

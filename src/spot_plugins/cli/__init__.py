@@ -19,7 +19,7 @@ def main() -> None:
         import typer
     except ImportError:
         sys.exit("spot needs typer: pip install 'spot_plugins[cli]'")
-    from . import cp, doctor, export, ls, notice, plan, prices, prune, report, run, show, verify, watch
+    from . import cp, doctor, drill, export, ls, notice, plan, prices, prune, report, run, show, verify, watch
 
     app = typer.Typer(
         no_args_is_help=True,
@@ -35,6 +35,9 @@ def main() -> None:
             raise typer.Exit
 
     app.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(run.run)
+    app.command("drill", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(
+        drill.drill
+    )
     app.command("notice")(notice.notice)
     app.command("doctor")(doctor.doctor)
     app.command("ls")(ls.ls)

@@ -76,6 +76,50 @@ class Ring:
         self._memory[start : start + NUM_BYTES] = record
 
 
+class RingReader:
+    """Reads the file of an attempt while it is written, by another process than the one that writes it."""
+
+    def __init__(self, folder: str, ring_id: RingId) -> None:
+        self._folder = folder
+        self._id = ring_id
+        self.records: dict[int, StepRecord] = {}
+        """All records that were read so far, by their steps."""
+
+    def poll(self) -> None:
+        """Read what is new."""
+        if not self.records:
+            self.records = read(self._folder, self._id)
+            return
+        last = max(self.records)
+        try:
+            file = os.open(os.path.join(self._folder, self._id.name), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return
+        try:
+            while (record := _slot(file, last + 1)) is not None and record.step > last:
+                if record.step > last + 1:  # the writer has gone around
+                    self.records |= read(self._folder, self._id)
+                    return
+                last = record.step
+                self.records[last] = record
+        finally:
+            os.close(file)
+
+
+def _slot(file: int, step: int) -> StepRecord | None:
+    return StepRecord.decode(os.pread(file, NUM_BYTES, _HEADER.size + step % NUM_SLOTS * NUM_BYTES))
+
+
+def files_in(folder: str) -> list[RingId]:
+    """Return the files of all ranks in *folder*, of the newest attempt first."""
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return []
+    found = [ring_id for name in names if (ring_id := RingId.parse(name)) is not None]
+    return sorted(found, key=lambda each: each.attempt, reverse=True)
+
+
 def find(folder: str, own: RingId) -> list[RingId]:
     """
     Return the files in *folder* that the rank of *own* looks after, of the newest attempt first.
@@ -83,13 +127,7 @@ def find(folder: str, own: RingId) -> list[RingId]:
     They are its own files, and those of ranks that the job no longer has. Several ranks look after the latter, because
     no rank knows which others are on its machine.
     """
-    try:
-        names = os.listdir(folder)
-    except OSError:
-        return []
-    found = [ring_id for name in names if (ring_id := RingId.parse(name)) is not None]
-    mine = [each for each in found if each.rank == own.rank or each.rank >= own.world_size]
-    return sorted(mine, key=lambda each: each.attempt, reverse=True)
+    return [each for each in files_in(folder) if each.rank == own.rank or each.rank >= own.world_size]
 
 
 def read(folder: str, ring_id: RingId) -> dict[int, StepRecord]:

@@ -33,7 +33,9 @@ LOOK_S: Final = 0.1  # seconds between two looks at the processes, after a notic
 QUIET_LOOK_S: Final = 0.5
 """Seconds between two looks at the roster, for a rank whose machine will be taken."""
 
-_PUSHER: Final = b"spot_plugins.push.worker"
+PUSHER: Final = b"spot_plugins.push.worker"
+"""Text that is in the command line of each pusher process, and in no other."""
+
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _libc: Final = ctypes.CDLL(None, use_errno=True)
@@ -122,11 +124,7 @@ class _Command:
 
         def before_exec() -> None:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-            _libc.prctl(
-                _PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0
-            )  # if this process is killed, the launcher ends its ranks
-            if os.getppid() != parent:
-                os._exit(Preempted.EXIT_CODE)
+            end_with(parent)  # if this process is killed, the launcher ends its ranks
 
         # In a session of its own, so that Ctrl-C in a terminal reaches only this process, which forwards it.
         self._child = subprocess.Popen(
@@ -244,6 +242,13 @@ class _Command:
         return self._code if self._code >= 0 else 128 - self._code
 
 
+def end_with(parent: int) -> None:
+    """Let the calling process get a SIGTERM when its *parent* ends. Call it between fork and exec."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(Preempted.EXIT_CODE)
+
+
 def _descendants(root: int) -> Iterator[tuple[int, int, bool]]:
     """Yield process id, parent and is-pusher of each process that *root* has started or adopted."""
     parents: dict[int, int] = {}
@@ -255,7 +260,7 @@ def _descendants(root: int) -> Iterator[tuple[int, int, bool]]:
         while ancestor is not None and ancestor != root:
             ancestor = parents.get(ancestor)
         if ancestor == root:
-            yield pid, parent, _PUSHER in _command_of(pid)
+            yield pid, parent, PUSHER in command_of(pid)
 
 
 def _parent_of(folder: Path) -> int | None:
@@ -267,7 +272,8 @@ def _parent_of(folder: Path) -> int | None:
     return None if state == "Z" else int(parent)
 
 
-def _command_of(pid: int) -> bytes:
+def command_of(pid: int) -> bytes:
+    """Return the command line of a process, or nothing if it has ended."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:

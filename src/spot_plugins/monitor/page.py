@@ -2,44 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from html import escape
-from typing import Final
-
-from .advice import advice_of, shown_s
-from .attempts import CATEGORIES, Attempt
+from .advice import advice_of
 from .figures import Report
-from .text import Table, attempt_table, end_of, headlines, phase_table, printable, shown_at, time_table
-
-MOST_BARS: Final = 200
-"""Most attempts in the timeline. Of more, the newest are shown."""
-
-MOST_MARKS: Final = 300
-"""Most saves of one attempt in the timeline."""
-
-_STYLE: Final = """
-:root { color-scheme: light dark; --text: #1b1f24; --page: #fff; --line: #d0d7de; --faint: #57606a;
-  --productive: #2da44e; --wasted: #cf222e; --startup: #8250df; --prep: #6e7781; --restore: #0969da;
-  --save: #bf8700; --leave: #bc4c00; --mark: #1b1f24; }
-@media (prefers-color-scheme: dark) { :root { --text: #e6edf3; --page: #0d1117; --line: #30363d; --faint: #9198a1;
-  --productive: #3fb950; --wasted: #f85149; --startup: #ab7df8; --prep: #9198a1; --restore: #4493f8;
-  --save: #d29922; --leave: #db6d28; --mark: #e6edf3; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1rem; max-width: 70rem; font: 1rem/1.5 system-ui, sans-serif; color: var(--text);
-  background: var(--page); print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-h1 { font-size: 1.4rem; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margin-top: 2rem; }
-.big { font-size: 2.5rem; font-weight: 600; }
-.faint { color: var(--faint); }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
-th, td { text-align: left; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
-.bar { display: grid; grid-template-columns: 3rem 1fr; align-items: center; gap: .5rem; margin: .15rem 0; }
-svg { display: block; width: 100%; height: 1.1rem; background: color-mix(in srgb, var(--line) 40%, transparent); }
-.key span { display: inline-block; margin-right: 1rem; } .key i { display: inline-block; width: .8rem; height: .8rem;
-  margin-right: .3rem; vertical-align: -.05rem; }
-@media print { body { max-width: none; padding: 0; } h2, tr, .bar { break-inside: avoid; }
-  .scroll { overflow: visible; } table { font-size: .7rem; } }
-"""
+from .html import document_html, list_html, table_html, text_html, timeline_html
+from .text import attempt_table, headlines, phase_table, shown_at, time_table
 
 
 def page_of(report: Report) -> str:
@@ -47,98 +13,20 @@ def page_of(report: Report) -> str:
     title = f"Report of {report.url}"
     first, *others = headlines(report)
     body = [
-        f"<h1>{_text(title)}</h1>",
-        f'<p class="faint">{_text(shown_at(report.made_at))}</p>',
+        f"<h1>{text_html(title)}</h1>",
+        f'<p class="faint">{text_html(shown_at(report.made_at))}</p>',
         f'<p><span class="big">{report.goodput:.1%}</span> goodput</p>',
-        *(f"<p>{_text(line)}</p>" for line in (first, *others)),
+        *(f"<p>{text_html(line)}</p>" for line in (first, *others)),
         "<h2>What to change</h2>",
-        _list(advice_of(report) or ["Nothing: no loss is worth it."], "ol"),
+        list_html(advice_of(report) or ["Nothing: no loss is worth it."], "ol"),
         "<h2>Timeline</h2>",
-        *_timeline(report),
+        *timeline_html(report),
         "<h2>Where the time went</h2>",
-        _table(time_table(report)),
+        table_html(time_table(report)),
         "<h2>Attempts</h2>",
-        _table(attempt_table(report)),
+        table_html(attempt_table(report)),
         "<h2>Phases of saves and starts</h2>",
-        _table(phase_table(report)),
-        *(["<h2>Limits of these figures</h2>", _list(report.notes, "ul")] if report.notes else []),
+        table_html(phase_table(report)),
+        *(["<h2>Limits of these figures</h2>", list_html(report.notes, "ul")] if report.notes else []),
     ]
-    return "\n".join(
-        (
-            "<!DOCTYPE html>",
-            '<html lang="en"><head><meta charset="utf-8"/>',
-            '<meta name="viewport" content="width=device-width, initial-scale=1"/>',
-            """<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'"/>""",
-            f"<title>{_text(title)}</title><style>{_STYLE}</style></head><body>",
-            *body,
-            "</body></html>\n",
-        )
-    )
-
-
-def _text(text: str) -> str:
-    return escape(printable(text))
-
-
-def _list(lines: Iterable[str], tag: str) -> str:
-    return f"<{tag}>{''.join(f'<li>{_text(line)}</li>' for line in lines)}</{tag}>"
-
-
-def _table(table: Table) -> str:
-    first, *rows = table
-    head = "".join(f"<th>{_text(cell)}</th>" for cell in first)
-    lines = "".join(f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>" for row in rows)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
-
-
-def _timeline(report: Report) -> list[str]:
-    """Return a key, and one bar for each attempt. All bars have one axis of time."""
-    attempts = report.attempts[-MOST_BARS:]
-    begin = min(each.began_at for each in attempts)
-    length_s = max(max(each.ended_at for each in attempts) - begin, 1e-9)
-    key = "".join(
-        f'<span><i style="background:var(--{name})"></i>{_text(words)}</span>' for name, words in CATEGORIES.items()
-    )
-    lines = [
-        f'<p class="key">{key}<span>| a save</span><span>▼ a notice</span></p>',
-        f'<p class="faint">{_text(shown_at(begin))}, {_text(shown_s(length_s))} in all</p>',
-    ]
-    if len(attempts) < len(report.attempts):
-        lines.append(f'<p class="faint">The newest {len(attempts)} of {len(report.attempts)} attempts.</p>')
-    return [*lines, *(_bar(each, begin, length_s) for each in attempts)]
-
-
-def _bar(attempt: Attempt, begin: float, length_s: float) -> str:
-    """Return one attempt, with a title that a pointer shows. 1000 units are the whole timeline."""
-
-    def x(at: float) -> float:
-        return 1000 * min(max((at - begin) / length_s, 0.0), 1.0)
-
-    position = attempt.began_at
-    parts = []
-    # In the order in which they come, but for stalls, which are spread over the training.
-    for name in ("startup", "restore", "prep", "productive", "wasted", "save", "leave"):
-        seconds = attempt.seconds[name]
-        if seconds > 0:
-            width = max(x(position + seconds) - x(position), 0.5)
-            title = _text(f"{CATEGORIES[name]}: {shown_s(seconds)}")
-            parts.append(
-                f'<rect x="{x(position):.2f}" y="0" width="{width:.2f}" height="20" style="fill:var(--{name})">'
-                f"<title>{title}</title></rect>"
-            )
-            position += seconds
-    for at, step in attempt.saves[-MOST_MARKS:]:
-        parts.append(
-            f'<rect x="{x(at):.2f}" y="12" width="1" height="8" style="fill:var(--mark)">'
-            f"<title>{_text(f'step {step} is stored')}</title></rect>"
-        )
-    for at, source in attempt.notices[:10]:
-        left = x(at)
-        parts.append(
-            f'<path d="M{left - 4:.2f} 0h8l-4 9z" style="fill:var(--mark)"><title>{_text(source)}</title></path>'
-        )
-    title = _text(f"attempt {attempt.number}: {end_of(attempt)}, {shown_s(attempt.paid_s)}")
-    return (
-        f'<div class="bar"><span>{attempt.number}</span><svg viewBox="0 0 1000 20" preserveAspectRatio="none" '
-        f'role="img"><title>{title}</title>{"".join(parts)}</svg></div>'
-    )
+    return document_html(title, body)

@@ -23,7 +23,11 @@ ANSWER_WAIT_S: Final = 0.2
 """Longest wait in seconds for a line that answers a notice. It takes that long only if nobody reads stderr."""
 
 
-class StderrHandler(logging.Handler):
+class OwnHandler(logging.Handler):
+    """Base of handlers of this package. Beside one of them the lines are still shown on stderr."""
+
+
+class StderrHandler(OwnHandler):
     """
     Writes records to stderr if no other handler gets them.
 
@@ -33,7 +37,7 @@ class StderrHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write *record* in one piece, so that the lines of several ranks do not mix."""
         stream = sys.stderr
-        if stream is None or _others_handle(record.name):
+        if stream is None or others_handle(record.name):
             return
         rank = getattr(record, "spot_rank", 0)
         name = f"spot_plugins rank {rank}" if rank else "spot_plugins"
@@ -95,11 +99,11 @@ def _lowest_level() -> int:
     return level if level > logging.WARNING else logging.INFO
 
 
-def _others_handle(name: str) -> bool:
+def others_handle(name: str) -> bool:
     """Return whether a handler that is not ours gets the records of the logger *name*."""
     logger: logging.Logger | None = logging.getLogger(name)
     while logger is not None:
-        if any(not isinstance(each, StderrHandler) for each in logger.handlers):
+        if any(not isinstance(each, OwnHandler) for each in logger.handlers):
             return True
         logger = logger.parent if logger.propagate else None
     return False

@@ -16,6 +16,7 @@ from ..config import checked
 from ..errors import ConfigError, SpotError
 from ..format.commit import NUM_GETS, committed_steps
 from ..format.manifest import Blob
+from ..launch.drilled import drilled
 from ..locations import is_local
 from ..store import (
     HangingDiskError,
@@ -59,8 +60,8 @@ def prefetch(
         storage_options: Storage options, as in the configuration of the run.
 
     Returns:
-        The download. None if *url* is a local directory, so that there is nothing to download, or if the local disk
-        does not answer.
+        The download. None if *url* is a local directory or this is a drill, so that there is nothing to download, or if
+        the local disk does not answer.
 
     Raises:
         ConfigError: *url* or *local_dir* cannot work.
@@ -70,7 +71,7 @@ def prefetch(
         raise ConfigError("url is missing. Pass it, or set SPOT_URL, for example to s3://bucket/run-7")
     url, given = checked("url", url), local_dir or os.environ.get("SPOT_LOCAL_DIR")
     given = checked("local_dir", given) if given else None
-    if is_local(url):
+    if is_local(url) or drilled() is not None:
         return None
     disk = LocalDisk(given)
     try:

@@ -30,6 +30,7 @@ from ..schedule import Trigger
 from ..state.part import Part
 from ..state.registry import Registry, register_model
 from .banner import show_banner, show_interrupt
+from .drilling import Drilling
 from .ending import check_ends, end_of
 from .keeping import KeepsSteps
 from .milestones import Milestones
@@ -58,8 +59,6 @@ class SpotSession(KeepsSteps):
                 session.after_step(step)
             session.finish(step)
 
-    An error that leaves the ``with`` block is passed to :meth:`fail`.
-
     Args:
         config: The settings of the run.
         ranks: The processes of the job. None: those of ``torch.distributed``.
@@ -79,7 +78,7 @@ class SpotSession(KeepsSteps):
         clock: Clock | None = None,
         host: Host | None = None,
     ) -> None:
-        self._config = config
+        self._drilling = Drilling(config)
         self._milestones = Milestones()
         self._bus = EventBus(self._milestones.on_event, *subscribers_of(on_event, hooks))
         self._ranks = ranks
@@ -120,7 +119,7 @@ class SpotSession(KeepsSteps):
         self._phase.check("open")
         try:
             self._it = it = join_and_build(
-                self._config,
+                self._drilling.config,
                 self._ranks or current_ranks(),
                 self._registry,
                 self._bus,
@@ -133,6 +132,7 @@ class SpotSession(KeepsSteps):
             it.agreement.open()
             self._bus.emit(AttemptStarted(attempt=it.run.attempt, world_size=it.job.world_size))
             it.listener.open()
+            self._drilling.begin(it, self._stack)
             self._stack.callback(self._guard.close)
             self._guard.open(speaks=it.job.rank == 0)
         except BaseException:
@@ -224,9 +224,8 @@ class SpotSession(KeepsSteps):
         """
         Restore the newest committed step that is intact, on all ranks. It opens a new session.
 
-        A newer step that lies on the local disks of all ranks, and never reached the store, is committed first.
-
-        On rank 0 it shows where training starts, and what differs from the program that saved the step.
+        A newer step that lies on the local disks of all ranks, and never reached the store, is committed first. Rank 0
+        shows where training starts, and what differs from the program that saved the step.
 
         Returns:
             The step after which training continues, or None on a first run.
@@ -261,6 +260,7 @@ class SpotSession(KeepsSteps):
         it.watchers.begin(step)
         self._guard.begin(step)
         show_banner(it, self._program, self._milestones.resumed)
+        self._drilling.end(step or 0, self.finish)
         return step
 
     def after_step(self, step: int, *, position: tuple[int, ...] = (), num_batches: int = 1) -> None:
@@ -299,6 +299,7 @@ class SpotSession(KeepsSteps):
             self._save(step, decision.trigger)
         if self._guard.after_step():
             it.measurements.on_interlude()
+        self._drilling.end(step, self.finish)
 
     def save(self, step: int) -> None:
         """
@@ -344,8 +345,7 @@ class SpotSession(KeepsSteps):
 
         Raises:
             Preempted: A notice came before the end was stored and left no time for that, or a signal came later.
-            CommitError: The end of the training is not stored. If a newer attempt has taken over the run, an error is
-                logged instead.
+            CommitError: The end of the training is not stored. If a newer attempt runs, that is only logged.
         """
         self._phase.check("finish")
         it = self._opened
@@ -359,8 +359,8 @@ class SpotSession(KeepsSteps):
         if it.saver.has_room and not it.pusher.ledger.is_superseded:
             self._save(step, "end")
         it.way_out.wait(lambda: it.pusher.has_ended(step), step, deadline)
-        it.way_out.wait(lambda: not it.pusher.has_wishes, step, time.monotonic() + self._config.grace_s)
-        meeting = it.job.meet(deadline + self._config.grace_s, end_of(it, step))
+        it.way_out.wait(lambda: not it.pusher.has_wishes, step, time.monotonic() + self._drilling.config.grace_s)
+        meeting = it.job.meet(deadline + self._drilling.config.grace_s, end_of(it, step))
         it.way_out.wait(lambda: meeting.is_over, step, math.inf)
         try:
             if self._phase.now is not Phase.LEFT_BEHIND:
@@ -372,7 +372,7 @@ class SpotSession(KeepsSteps):
 
     def fail(self, error: BaseException) -> None:
         """
-        Report that training failed with *error*, and close.
+        Report that training failed with *error*, and close. An error that leaves the ``with`` block is passed here.
 
         Raises:
             Preempted: All ranks had agreed to leave. Then the error only shows that another rank is gone.

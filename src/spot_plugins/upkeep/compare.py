@@ -85,7 +85,13 @@ def compare(
         StoreError: The store does not answer.
     """
     store = open_run(url, storage_options)
-    one, other = open_step(store, before), open_step(store, after)
+    return compare_steps(open_step(store, before), open_step(store, after), report=report)
+
+
+def compare_steps(
+    one: StepTensors, other: StepTensors, *, report: Report = lambda step, done, total: None
+) -> Comparison:
+    """Compare two steps, which may be of two runs. Raises as :func:`compare`, but for the first error."""
     names = sorted({*one.tensors, *other.tensors}, key=str)
     found: list[TensorDifference] = []
     room = Room()
@@ -101,7 +107,7 @@ def compare(
         for name, difference in zip(names, pool.map(look, names), strict=True):
             found += [] if difference is None else [difference]
             done += other.tensors[name].num_bytes if name in other.tensors else 0
-            report(after, done, total)
+            report(other.committed.step_id.step, done, total)
     return Comparison(
         before=one.committed.step_id,
         after=other.committed.step_id,

@@ -163,3 +163,31 @@ def test_a_run_that_begins_anew_removes_those_of_ranks_that_it_does_not_have(tmp
 def test_only_an_attempt_that_came_the_same_way_counts(ring_id, steps, before, tmp_path):
     write(tmp_path, steps, ring_id, before)
     assert earlier_steps(str(tmp_path), RingId(2, 1, 2), 5, record_of(5)) == {}
+
+
+def test_a_reader_follows_the_writer(tmp_path):
+    """What another process reads while the file grows, goes around, and overtakes it: every intact record."""
+    file, reader = Ring(str(tmp_path), ID), ring.RingReader(str(tmp_path), ID)
+    reader.poll()
+    assert reader.records == {}
+
+    written = 0
+    for more in (1, 1, 5, NUM_SLOTS, 3, 2 * NUM_SLOTS + 10, 2):
+        for step in range(written + 1, written + more + 1):
+            file.write(step, record_of(step).encode())
+        written += more
+        write_out(file)
+        reader.poll()
+        newest = range(written - min(more, NUM_SLOTS) + 1, written + 1)
+        assert {step: reader.records[step] for step in newest} == {step: record_of(step) for step in newest}
+        assert max(reader.records) == written
+
+
+def test_a_reader_of_a_file_that_is_gone_keeps_what_it_has(tmp_path):
+    """The disk of a machine that vanished."""
+    path = write(tmp_path, [1])
+    reader = ring.RingReader(str(tmp_path), ID)
+    reader.poll()
+    path.unlink()
+    reader.poll()
+    assert list(reader.records) == [1]

@@ -106,7 +106,7 @@ def test_a_stderr_that_takes_nothing_does_no_harm(stream, monkeypatch):
         target.close()
     monkeypatch.setattr(sys, "stderr", target)
     record = logging.makeLogRecord({"name": "spot_plugins.unheard", "msg": "text"})
-    monkeypatch.setattr("spot_plugins.program.lines._others_handle", lambda name: False)
+    monkeypatch.setattr("spot_plugins.program.lines.others_handle", lambda name: False)
 
     StderrHandler().emit(record)
 

@@ -1,0 +1,168 @@
+"""One life of the training: the command runs, faults hit it, and all its processes end."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from ..fingerprints import ring
+from ..fingerprints.record import StepRecord
+from ..fingerprints.ring import RingReader
+from ..format.attempts import newest_attempt
+from ..format.commit import committed_steps
+from ..launch.drilled import FOLDER_VARIABLE, STEPS_VARIABLE, DrillFolder, Rank
+from ..launch.supervisor import end_with
+from ..store import open_local
+from .faults import store_directory
+from .processes import Processes
+
+_FINGERPRINTS: Final = "fingerprints"
+
+
+class Place:
+    """
+    The folder of a training, with the store behind a symbolic link, through which an outage is made.
+
+    Args:
+        path: The folder. It is made.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.mkdir()
+        self.folder = DrillFolder(path)
+        self.store_link = path / "runs"
+        store_directory(self.store_link).mkdir()
+        self.store_link.symlink_to(store_directory(self.store_link).name)
+        self.local_directory = path / "local"
+        self.processes = Processes(path)
+
+    def names(self) -> list[str]:
+        """Return the names of all runs that were trained here."""
+        return sorted({each.run for each in self.folder.ranks()})
+
+    def url(self, name: str) -> str:
+        """Return the URL of a run, which does not lead through the link."""
+        return f"file://{store_directory(self.store_link) / name}"
+
+    def committed(self) -> int:
+        """Return the newest committed step of the newest run, 0 if there is none."""
+        names = self.names()
+        steps = committed_steps(open_local(str(store_directory(self.store_link) / names[-1]))) if names else []
+        return steps[0].step_id.step if steps else 0
+
+    def newest_attempt(self) -> int:
+        """Return the number of the newest attempt, 0 if there is none."""
+        names = self.names()
+        return newest_attempt(open_local(str(store_directory(self.store_link) / names[-1]))) if names else 0
+
+
+class Training:
+    """
+    The processes of one life. It is the :class:`~.faults.Target` of faults.
+
+    Args:
+        place: The folder of the training.
+        command: The program and its arguments.
+        output: The file that gets what it prints.
+        max_steps: The step after which it ends, or None.
+        random: The source of all choices.
+    """
+
+    def __init__(
+        self, place: Place, command: Sequence[str], output: Path, max_steps: int | None, random: random.Random
+    ) -> None:
+        self.random = random
+        self.grace_s = self.notice_s = 0.0
+        self._place = place
+        self._since = place.newest_attempt()
+        self._readers: dict[ring.RingId, RingReader] = {}
+        place.folder.notice.unlink(missing_ok=True)
+        environ = {**os.environ, FOLDER_VARIABLE: str(place.folder.path)}
+        environ |= {} if max_steps is None else {STEPS_VARIABLE: str(max_steps)}
+        parent = os.getpid()
+        with output.open("wb") as file:
+            self._process = subprocess.Popen(
+                command,
+                env=environ,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # so that Ctrl-C in a terminal reaches only the drill
+                preexec_fn=lambda: end_with(parent),
+            )
+
+    @property
+    def command(self) -> int:
+        """See :class:`~.faults.Target`."""
+        return self._process.pid
+
+    @property
+    def ranks(self) -> Mapping[int, int]:
+        """See :class:`~.faults.Target`."""
+        alive = self._place.processes.pids()
+        known: list[Rank] = [each for each in self._place.folder.ranks() if each.attempt > self._since]
+        return {each.rank: each.pid for each in known if each.pid in alive}
+
+    @property
+    def notice_file(self) -> Path:
+        """See :class:`~.faults.Target`."""
+        return self._place.folder.notice
+
+    @property
+    def local_directory(self) -> Path:
+        """See :class:`~.faults.Target`."""
+        return self._place.local_directory
+
+    @property
+    def store_link(self) -> Path:
+        """See :class:`~.faults.Target`."""
+        return self._place.store_link
+
+    def signal_all(self, number: signal.Signals) -> None:
+        """See :class:`~.faults.Target`."""
+        if number is signal.SIGKILL:
+            self._place.processes.kill()  # also those that are started meanwhile
+        else:
+            self._place.processes.signal(self._place.processes.pids(), number)
+
+    def exit_code(self) -> int | None:
+        """Return the exit code of the command, or None while it runs."""
+        return self._process.poll()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for the end of the command. Return whether it has ended."""
+        try:
+            # wait: timeout_s of the caller; the caller looks again
+            self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
+
+    def last_step(self) -> int:
+        """Return the last step that rank 0 has done in this life. 0 if there is none yet."""
+        self._read(rank=0)
+        newest = max((each for each in self._readers if each.rank == 0), key=lambda each: each.attempt, default=None)
+        return 0 if newest is None else max(self._readers[newest].records, default=0)
+
+    def records(self) -> dict[ring.RingId, Mapping[int, StepRecord]]:
+        """Return the fingerprints of all steps of this life, by attempt and rank."""
+        rank = 0
+        while self._read(rank):
+            rank += 1
+        return {ring_id: reader.records for ring_id, reader in self._readers.items()}
+
+    def _read(self, rank: int) -> bool:
+        """Read the files of *rank* of this life. Return whether there are any."""
+        found = False
+        for name in os.listdir(self.local_directory) if self.local_directory.exists() else []:
+            folder = str(self.local_directory / name / _FINGERPRINTS)
+            for ring_id in ring.files_in(folder):
+                if ring_id.rank == rank and ring_id.attempt > self._since:
+                    found = True
+                    self._readers.setdefault(ring_id, RingReader(folder, ring_id)).poll()
+        return found

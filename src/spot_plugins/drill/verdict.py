@@ -1,0 +1,227 @@
+"""The verdict: each promise, whether it was kept, and the first difference in plain words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ..fingerprints.record import KINDS
+from .command import gives_143
+from .equality import final_difference, first_difference, in_words, num_compared, shortened, unseeded_kinds
+from .faults import OUTAGE_ERROR, READ_S
+from .lives import Injected, Life, Run
+from .plan import Pace
+from .runner import Facts
+from .timings import FaultFigures, figures_of
+
+_ERROR: Final = re.compile(r"(?:[\w.]+\.)?\w*(?:Error|Exception|Warning): \S")
+_RANK: Final = re.compile(r"^\[rank\d+\]: ")
+_MOST_WORDS: Final = 12
+_DEAF: Final = (
+    "The program ignores the signal or has a handler of its own, or its launcher does not forward it: see spot run"
+)
+_UNUSED: Final = frozenset({"python", "numpy"})
+"""Random streams that many trainings never draw from, so that it does no harm if nobody seeds them."""
+
+_MAX_OUTPUT_BYTES: Final = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Promise:
+    """A promise, and what became of it."""
+
+    name: str
+    is_kept: bool
+    text: str
+    """The sentence on what was seen."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """The result of a drill."""
+
+    facts: Facts
+    promises: tuple[Promise, ...]
+    figures: tuple[FaultFigures, ...]
+    words: tuple[str, ...]
+    """Warnings and errors of the training, if a promise was broken."""
+
+    @property
+    def is_kept(self) -> bool:
+        """True if all promises were kept."""
+        return all(each.is_kept for each in self.promises)
+
+    @property
+    def first_broken(self) -> Promise | None:
+        """The first promise that was broken, or None."""
+        return next((each for each in self.promises if not each.is_kept), None)
+
+
+def judge(facts: Facts) -> Verdict:
+    """Return the verdict on *facts*."""
+    promises = [*_of_control(facts.control)]
+    figures: list[FaultFigures] = []
+    if facts.pace is not None and facts.rehearsal is not None:
+        figures = figures_of(facts.rehearsal) if facts.rehearsal.url else []
+        promises += _of_faults(facts.rehearsal, figures, facts.pace)
+        promises += _of_end(facts.rehearsal, facts.pace)
+        promises += _of_equality(facts.control, facts.rehearsal, facts.pace)
+    is_kept = all(each.is_kept for each in promises)
+    words = () if is_kept else tuple(_words_of([run for run in (facts.control, facts.rehearsal) if run is not None]))
+    return Verdict(facts=facts, promises=tuple(promises), figures=tuple(figures), words=words)
+
+
+def _of_control(control: Run) -> Iterator[Promise]:
+    (life,) = control.lives
+    name = "the control comes to its end"
+    if life.problems:
+        yield Promise(name, False, "; ".join(life.problems))
+    elif life.exit_code != 0:
+        yield Promise(name, False, f"{_told_exit(life)} after step {life.reached_step}{_error(life)}")
+    elif not control.url:
+        yield Promise(name, False, "no session of spot_plugins was opened, so there is nothing to interrupt")
+    elif not life.reached_at:
+        yield Promise(name, False, "no step was done, so there is nothing to interrupt")
+    else:
+        yield Promise(name, True, f"{life.reached_step} steps in {life.ended_at - life.began_at:.1f} s")
+
+
+def _of_faults(rehearsal: Run, figures: Sequence[FaultFigures], pace: Pace) -> Iterator[Promise]:
+    by_fault = {(each.life, each.fault, each.step): each for each in figures}
+    for life in rehearsal.lives:
+        following = next((each for each in rehearsal.lives if each.number == life.number + 1), None)
+        for injected in life.injected:
+            if injected.fault.ends_training:
+                figure = by_fault[life.number, injected.fault.name, life.reached_step]
+                yield from _of_ending(life, injected, figure, following, pace)
+            else:
+                yield _of_survived(life, injected, by_fault[life.number, injected.fault.name, injected.step])
+
+
+def _of_ending(
+    life: Life, injected: Injected, figure: FaultFigures, following: Life | None, pace: Pace
+) -> Iterator[Promise]:
+    name = f"{injected.fault.name} after step {injected.step}"
+    problems, text = list(life.problems), f"{injected.told}; all were gone after {life.gone_at - injected.at:.1f} s"
+    if injected.fault.is_notice and life.exit_code is None:
+        text = f"{injected.told}; all was killed {injected.limit_s:.0f} s later, and the last step was stored before"
+        if not life.log.has_left:
+            problems.append(f"the training had not ended {injected.limit_s:.0f} s after {injected.told}")
+    yield Promise(f"{name}: all processes end in time", not problems, "; ".join(problems) or text)
+    is_over = life.exit_code == 0 and life.reached_step >= pace.last_step
+    if injected.fault.is_notice:
+        is_too_late = is_over and life.ended_at - injected.at < READ_S
+        text = "a session has received it" if life.log.has_notice else "no session has received it"
+        if not life.log.has_notice:
+            text += ", because the training ended first" if is_too_late else f". {_DEAF}"
+        yield Promise(f"{name}: the training learns of it", life.log.has_notice or is_too_late, text)
+    if life.exit_code is not None:
+        expects_143 = injected.fault.is_notice and gives_143(life.command)
+        is_right = is_over or (life.exit_code == 143 if expects_143 else life.exit_code != 0)
+        wanted = "" if is_right else f", and not {'143' if expects_143 else 'one other than 0'}"
+        why = "" if is_right or life.exit_code else ". A scheduler would not start it again"
+        yield Promise(f"{name}: the exit code says so", is_right, f"{_told_exit(life)}{wanted}{why}")
+    if following is None:
+        return
+    start = following.log.start_step
+    if start is None:
+        text = f"the next start trained nothing: {_told_exit(following)}{_error(following)}"
+        yield Promise(f"{name}: the next start resumes", False, text)
+        return
+    least = life.reached_step if injected.fault.is_notice else injected.committed
+    text = f"resumed from step {start}, step {figure.step} was the last one done; steps lost: {figure.lost_steps}"
+    if start < least and injected.fault.is_notice:
+        text += f". The training had {injected.limit_s:.0f} s to save"
+    elif start < least:
+        text += f". Step {least} was in the store"
+    yield Promise(f"{name}: nothing that was saved is lost", start >= least, text)
+
+
+def _of_survived(life: Life, injected: Injected, figure: FaultFigures) -> Promise:
+    name = f"{injected.fault.name} after step {injected.step}: training continues"
+    if figure.next_step_s is not None:
+        return Promise(name, True, f"{injected.told}; a new step was done {max(0.0, figure.next_step_s):.1f} s later")
+    is_over = life.exit_code == 0
+    text = "the training came to its end" if is_over else f"{_told_exit(life)} after step {life.reached_step}"
+    return Promise(name, is_over, f"{injected.told}; {text}{'' if is_over else _error(life)}")
+
+
+def _of_end(rehearsal: Run, pace: Pace) -> Iterator[Promise]:
+    last = rehearsal.lives[-1]
+    name = "the rehearsal comes to its end"
+    if last.ending is None and last.problems:
+        yield Promise(name, False, "; ".join(last.problems))
+    elif last.exit_code != 0:
+        yield Promise(
+            name, False, f"start {last.number}: {_told_exit(last)} after step {last.reached_step}{_error(last)}"
+        )
+    elif last.reached_step != pace.last_step:
+        text = f"it ended after step {last.reached_step}, and the control after step {pace.last_step}"
+        yield Promise(name, False, text)
+    else:
+        yield Promise(name, True, f"after step {last.reached_step}, with {len(rehearsal.lives)} starts")
+    if rehearsal.left:
+        names = ", ".join(f"{fault.name} after step {step}" for fault, step in rehearsal.left)
+        text = f"not injected, because the training was over before: {names}. Give it more or longer steps"
+        yield Promise("all faults are injected", False, text)
+
+
+def _of_equality(control: Run, rehearsal: Run, pace: Pace) -> Iterator[Promise]:
+    name = "every step is made of the same as in the control"
+    unseeded = unseeded_kinds(control, rehearsal)
+    streams = " and ".join(kind for kind in KINDS if kind in unseeded)
+    note = (
+        f". Random streams of {streams} were not compared, because the training does not seed them" if unseeded else ""
+    )
+    if not _UNUSED.issuperset(unseeded):
+        text = (
+            f"before any fault {in_words(unseeded)}: two starts of this training are never the same. Seed everything "
+            f"when it starts, for example with torch.manual_seed, so that it can be judged"
+        )
+        yield Promise(name, False, text)
+        return
+    difference = first_difference(control, rehearsal, but=unseeded)
+    if difference is None:
+        yield Promise(name, True, f"{num_compared(control, rehearsal)} fingerprints of steps are the same{note}")
+    else:
+        yield Promise(name, False, f"{difference.text}, in start {difference.life}. {difference.advice}{note}")
+    last = rehearsal.lives[-1]
+    if last.exit_code != 0 or last.reached_step != pace.last_step:
+        return
+    state = final_difference(control, rehearsal, pace.last_step, unseeded)
+    text = shortened(state.texts) or f"step {pace.last_step} has the same state, bit for bit"
+    if state.note:
+        text = f"{shortened(state.texts)}. {state.note}".removeprefix(". ")
+    yield Promise("the state at the end is that of the control", not state.texts, text)
+
+
+def _told_exit(life: Life) -> str:
+    if life.exit_code is None:
+        return "it was killed"
+    return (
+        f"it ended with code {life.exit_code}" if life.exit_code >= 0 else f"it was killed by signal {-life.exit_code}"
+    )
+
+
+def _error(life: Life) -> str:
+    """Return the last error that a life has printed, or the end of its output, for the end of a sentence."""
+    lines = _lines(life)
+    found = [line for line in lines if _ERROR.match(line)] or lines
+    return f": {found[-1][:1000]}" if found else ", and printed nothing"
+
+
+def _words_of(runs: Sequence[Run]) -> Iterator[str]:
+    """Yield what the sessions warned of, and Python's warnings in the output, each once."""
+    lines = [line for run in runs for life in run.lives for line in _lines(life)]
+    warned = [line.partition("Warning: ")[2] for line in lines if "UserWarning: " in line]
+    said = [word for run in runs for word in run.words if OUTAGE_ERROR not in word]
+    yield from list(dict.fromkeys([*said, *warned]))[:_MOST_WORDS]
+
+
+def _lines(life: Life) -> list[str]:
+    with life.output.open("rb") as file:
+        file.seek(max(0, life.output.stat().st_size - _MAX_OUTPUT_BYTES))
+        text = file.read().decode(errors="replace")
+    return [_RANK.sub("", line.rstrip()) for line in text.splitlines() if line.strip()]

@@ -1,0 +1,67 @@
+"""A session that is part of a drill: it trains at a place of the drill, says so, and ends after a given step."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+
+from ..config import SpotConfig
+from ..launch.drilled import DrillFolder, Rank, drilled, run_name
+from ..program.lines import LOGGER, OwnHandler, others_handle
+from .opened import Opened
+
+
+class Drilling:
+    """
+    The drill that this process is part of, or none.
+
+    Args:
+        config: The settings of the program.
+    """
+
+    def __init__(self, config: SpotConfig) -> None:
+        self._drill = drilled()
+        self._url = config.url
+        self.config = config if self._drill is None else self._drill.config(config)
+        """The settings that count."""
+
+    def begin(self, it: Opened, stack: ExitStack) -> None:
+        """Say that this is a drill, and make this rank known to it. *stack* ends what is begun here."""
+        if self._drill is None:
+            return
+        it.lines.say_first(self._drill.banner(self._url))
+        folder = self._drill.folder
+        words = _WordsHandler(folder)
+        logger = logging.getLogger("spot_plugins")
+        logger.addHandler(words)
+        stack.callback(logger.removeHandler, words)
+        folder.write_rank(Rank(pid=os.getpid(), rank=it.job.rank, attempt=it.run.attempt, run=run_name(self._url)))
+
+    def end(self, step: int, finish: Callable[[int], None]) -> None:
+        """
+        End the training if *step* is the last one of the drill. *finish* stores it.
+
+        Raises:
+            SystemExit: The training has ended well.
+        """
+        if self._drill is not None and self._drill.max_steps is not None and step >= self._drill.max_steps:
+            finish(step)
+            raise SystemExit(0)
+
+
+class _WordsHandler(OwnHandler):
+    """Keeps warnings and errors for the report of the drill."""
+
+    def __init__(self, folder: DrillFolder) -> None:
+        super().__init__(logging.WARNING)
+        self._folder = folder
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep *record*. A disk that takes no words is ignored, because training continues without them."""
+        with suppress(OSError):
+            self._folder.write_words(record.getMessage())
+        # Python shows a warning on stderr only if there is no handler at all.
+        if record.name != LOGGER.name and not others_handle(record.name) and logging.lastResort is not None:
+            logging.lastResort.handle(record)

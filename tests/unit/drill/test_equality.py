@@ -1,0 +1,94 @@
+"""The comparison of fingerprints of a rehearsal with those of its control."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from spot_plugins.drill.equality import first_difference, num_compared, unseeded_kinds
+from spot_plugins.drill.faults import Signal
+from spot_plugins.drill.lives import Injected, Life, Run
+from spot_plugins.fingerprints.record import KINDS, NO_DIGEST, StepRecord
+from spot_plugins.fingerprints.ring import RingId
+
+
+def record(step, **changed):
+    hashes = tuple(changed.get(kind, 100 + step) for kind in KINDS)
+    return StepRecord(step, NO_DIGEST, hashes)
+
+
+def life(number, steps, *, world_size=1, attempt=None, changed=None, fault_at=None):
+    """A life that has trained *steps* on each rank. *changed* has hashes by rank and step."""
+    changed = changed or {}
+    made = Life(number=number, command=("python",), output=Path("out"), began_at=0.0)
+    for rank in range(world_size):
+        records = {step: record(step, **changed.get((rank, step), {})) for step in steps}
+        made.records[RingId(attempt or number, rank, world_size)] = records
+    if fault_at is not None:
+        fault = Injected(fault=Signal(), told="SIGTERM", at=1.0, step=fault_at, committed=0, limit_s=30.0)
+        made.injected.append(fault)
+    return made
+
+
+def run(*lives):
+    return Run(lives=lives, url="", words=())
+
+
+CONTROL = run(life(1, range(1, 21), world_size=2))
+
+
+def test_a_clean_rehearsal_has_no_difference():
+    """Steps that are trained twice count twice."""
+    rehearsal = run(life(1, range(1, 11), world_size=2), life(2, range(8, 21), world_size=2))
+    assert first_difference(CONTROL, rehearsal) is None
+    assert num_compared(CONTROL, rehearsal) == 2 * (10 + 13)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_first_step_that_differs_is_named(kind, rank):
+    """By step, rank, start of the command and meaning, though later steps differ in more."""
+    changed = {(rank, 12): {kind: 7}, (0, 15): {"rates": 9, "data": 9}}
+    rehearsal = run(
+        life(1, range(1, 11), world_size=2, fault_at=10), life(2, range(10, 21), world_size=2, changed=changed)
+    )
+    found = first_difference(CONTROL, rehearsal)
+    assert (found.step, found.rank, found.life, found.what) == (12, rank, 2, (kind,))
+    assert found.text.startswith(f"step 12, rank {rank}: ")
+    assert found.advice
+
+
+def test_on_other_ranks_only_learning_rates_are_compared():
+    """Each rank then gets other samples and draws other numbers."""
+    other = {(0, 12): {"data": 7, "torch": 7}}
+    assert first_difference(CONTROL, run(life(1, range(1, 21), changed=other))) is None
+    other[0, 14] = {"rates": 7}
+    assert first_difference(CONTROL, run(life(1, range(1, 21), changed=other))).step == 14
+
+
+def test_streams_of_ranks_that_were_away_are_not_compared():
+    """A rank that comes back begins its streams anew. Before that, everything counts."""
+    lives = (life(1, range(1, 6), world_size=2), life(2, range(6, 11)))
+    new = {(1, step): {"torch": 7} for step in range(11, 21)}
+    assert first_difference(CONTROL, run(*lives, life(3, range(11, 21), world_size=2, changed=new))) is None
+    first = life(1, range(1, 6), world_size=2, changed={(1, 5): {"torch": 7}})
+    assert first_difference(CONTROL, run(first, *lives[1:])).step == 5
+
+
+def test_streams_that_nobody_seeds_are_found_before_the_first_fault():
+    """They would differ in any two starts, so they say nothing about the resume."""
+    changed = {(1, step): {"numpy": 1, "python": 2} for step in range(1, 11)}
+    rehearsal = run(
+        life(1, range(1, 11), world_size=2, changed=changed, fault_at=9),
+        life(2, range(10, 21), world_size=2, changed={(0, 11): {"torch": 5}}),
+    )
+    assert set(unseeded_kinds(CONTROL, rehearsal)) == {"python", "numpy"}
+    assert first_difference(CONTROL, rehearsal).step == 1
+    assert first_difference(CONTROL, rehearsal, but=("python", "numpy")).what == ("torch",)
+
+
+def test_a_difference_after_the_fault_is_none_of_the_seed():
+    """A training that goes on after the signal may differ by then."""
+    rehearsal = run(life(1, range(1, 13), world_size=2, changed={(0, 11): {"data": 5}}, fault_at=10))
+    assert unseeded_kinds(CONTROL, rehearsal) == ()

@@ -1,0 +1,91 @@
+"""Each fault on a real process, and what is left of it after its end."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from spot_plugins.drill.faults import Freeze, HostLoss, Notice, Signal, StoreOutage
+from spot_plugins.drill.processes import clear
+from spot_plugins.drill.training import Place, Training
+from spot_plugins.errors import StoreError
+from spot_plugins.notices.file import FileSource
+from spot_plugins.store import open_local
+
+
+@pytest.fixture
+def training(tmp_path):
+    """A process that does nothing, in the folder of a drill."""
+    place = Place(tmp_path / "place")
+    training = Training(place, ["sleep", "95"], tmp_path / "output.txt", None, random.Random(0))
+    yield training
+    clear(place.folder.path)
+    training.wait(10)
+
+
+def until(condition):
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_a_store_that_refuses_everything_has_lost_nothing_afterwards(training):
+    """While it lasts each put, list and get fails, so nobody takes it for an empty store."""
+    store = open_local(str(training.store_link / "run"))
+    store.put("steps/a", b"1")
+    fault = StoreOutage()
+
+    assert fault.begin(training) == "the store refuses everything for 5 s"
+    asked = (lambda: store.put("steps/b", b"2"), lambda: list(store.keys("")), lambda: store.get("steps/a"))
+    for ask in asked:
+        with pytest.raises(StoreError):
+            ask()
+    fault.end(training)
+
+    store.put("steps/b", b"3")
+    assert {key: store.get(key) for key in store.keys("")} == {"steps/a": b"1", "steps/b": b"3"}
+
+
+def test_processes_stand_still_and_continue(training):
+    def state():
+        return Path(f"/proc/{training.command}/stat").read_text().rpartition(")")[2].split()[0]
+
+    fault = Freeze(lasts_s=3)
+    until(lambda: state() == "S" and training._place.processes.pids())
+    assert fault.begin(training) == "all processes stand still for 3 s"
+    until(lambda: state() == "T")
+    fault.end(training)
+    until(lambda: state() == "S")
+
+
+def test_a_notice_is_one_that_a_training_understands(training):
+    """The file appears whole, with the seconds that are left."""
+    source = FileSource(str(training.notice_file), grace_s=99)
+    training.notice_s = 12.0
+    assert Notice().begin(training) == "a notice that the machine is taken in 12 s"
+    announced = source.poll()
+    assert announced is not None
+    assert 5 < announced.deadline - time.monotonic() <= 12
+
+
+def test_a_host_that_is_lost_takes_its_local_disk_along(training):
+    """After the end of its processes, so that the drill has read what was on the disk."""
+    (training.local_directory / "run").mkdir(parents=True)
+    until(lambda: training._place.processes.pids())
+    assert HostLoss().begin(training) == "SIGKILL to all processes, and the local copies removed"
+    assert training.wait(10)
+    assert training.exit_code() == -signal.SIGKILL
+    assert training.local_directory.exists()
+    HostLoss().end(training)
+    assert not training.local_directory.exists()
+
+
+def test_a_signal_goes_to_the_command_alone(training):
+    assert Signal(number=signal.SIGINT).begin(training) == "SIGINT to the command"
+    assert training.wait(10)
+    assert training.exit_code() == -signal.SIGINT

@@ -1,0 +1,205 @@
+"""The runner on commands without torch, which end too late, too early, or not at all."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from spot_plugins.drill import runner
+from spot_plugins.drill.faults import HostLoss, KillRank, Notice, Signal
+from spot_plugins.drill.processes import Processes, clear
+from spot_plugins.drill.runner import Options, Runner
+from spot_plugins.drill.verdict import judge
+from spot_plugins.errors import ConfigError
+
+# The part of a training that a drill sees: it makes its rank known, claims an attempt, and leaves fingerprints.
+STAND_IN = """
+import os, signal, time
+from spot_plugins.fingerprints.record import KINDS, StepRecord
+from spot_plugins.fingerprints.ring import Ring, RingId
+from spot_plugins.launch.drilled import Rank, drilled
+
+is_control = drilled().folder.path.name == "control"
+
+def begin(name="run"):
+    folder = drilled().folder
+    claims = folder.run(name) / "attempts"
+    claims.mkdir(parents=True, exist_ok=True)
+    attempt = len(list(claims.iterdir())) + 1
+    (claims / f"{attempt:06d}.json").touch()
+    folder.write_rank(Rank(pid=os.getpid(), rank=0, attempt=attempt, run=name))
+    return Ring(str(folder.local(name) / "fingerprints"), RingId(attempt, 0, 1))
+
+def train(ring, num_steps, step_s=0.02):
+    for step in range(1, num_steps + 1):
+        ring.write(step, StepRecord(step, bytes(8), (step,) * len(KINDS)).encode())
+        time.sleep(step_s)
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = tmp_path / "drill"
+    folder.mkdir()
+    yield folder
+    clear(folder)
+
+
+def stand_in(program):
+    return [sys.executable, "-c", STAND_IN + program]
+
+
+def run(command, folder, *faults, **options):
+    """Run a drill, check that nothing of it is left, and return its facts."""
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [*sys.path, os.environ.get("PYTHONPATH")]))
+    told = []
+    facts = Runner(command, Options(faults=faults or (Signal(),), **options), folder, told.append).run()
+    assert told[0] == "the control: the training, left alone"
+    assert Processes(folder).pids() == set()
+    return facts
+
+
+def broken(facts):
+    return {each.name.rpartition(": ")[2]: each.text for each in judge(facts).promises if not each.is_kept}
+
+
+def test_a_command_that_does_nothing_is_killed(folder, monkeypatch):
+    """A training that hangs is none that one waits for."""
+    monkeypatch.setattr(runner, "CONTROL_STALL_S", 0.3)
+    facts = run(["sleep", "100"], folder)
+    assert broken(facts) == {"the control comes to its end": "no step was done for 0 s, so everything was killed"}
+
+
+def test_a_training_that_hangs_later_is_killed(folder, monkeypatch):
+    """After a resume, for example. The limit is ten times the longest wait of the control."""
+    monkeypatch.setattr(runner, "LEAST_STALL_S", 0.1)
+    monkeypatch.setattr(runner, "STALL_FACTOR", 2)
+    program = "train(begin(), 100 if is_control else 1)\ntime.sleep(0 if is_control else 100)"
+    facts = run(stand_in(program), folder)
+    assert "no step was done for " in broken(facts)["the rehearsal comes to its end"]
+
+
+def test_processes_that_remain_are_named_and_killed(folder, monkeypatch):
+    """Those whose launcher has left them alone."""
+    monkeypatch.setattr(runner, "ORPHAN_S", 0.3)
+    facts = run(["sh", "-c", "sleep 98 & exit 0"], folder)
+    assert "(sleep 98) still ran 0 s after the command" in broken(facts)["the control comes to its end"]
+
+
+def test_a_pusher_has_more_time_but_not_for_ever(folder, monkeypatch):
+    """It stores what the training has left it."""
+    monkeypatch.setattr(runner, "ORPHAN_S", 0.0)
+    monkeypatch.setattr(runner, "PUSHER_S", 0.5)
+    pusher = "import time; time.sleep(97)  # spot_plugins.push.worker"
+    facts = run(["sh", "-c", f"{sys.executable} -c '{pusher}' & sleep 0.2"], folder)
+    assert "a pusher process still ran 0 s after the command" in broken(facts)["the control comes to its end"]
+
+
+@pytest.mark.parametrize("fault", [Signal(), Notice()])
+def test_a_training_that_does_not_leave_is_killed(fault, folder, monkeypatch):
+    """When the machine would be taken."""
+    monkeypatch.setattr(runner, "LEAST_NOTICE_S", 0.2)
+    program = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\ntrain(begin(), 120 if is_control else 600)"
+    facts = run(stand_in(program), folder, fault, grace_s=0.2)
+    (first, *_) = facts.rehearsal.lives
+    assert first.exit_code is None
+    assert first.reached_step < 600
+    assert "the training had not ended " in broken(facts)["all processes end in time"]
+    assert "no session has received it" in broken(facts)["the training learns of it"]
+
+
+def test_a_launcher_that_does_not_see_the_end_of_its_rank_is_killed(folder, monkeypatch):
+    """A scheduler would wait for it, and the machine would be paid for."""
+    monkeypatch.setattr(runner, "LEAVE_S", 0.4)
+    launcher = ["sh", "-c", '"$@" && exit 0; sleep 94', "sh"]
+    facts = run([*launcher, *stand_in("train(begin(), 150)")], folder, KillRank())
+    assert facts.rehearsal.lives[0].exit_code is None
+    assert broken(facts)["all processes end in time"] == "the command hung for 0 s after SIGKILL to rank 0"
+
+
+def test_an_exit_code_of_0_is_no_way_to_leave(folder):
+    """No scheduler would start the training again."""
+    program = "signal.signal(signal.SIGTERM, lambda *_: os._exit(0))\ntrain(begin(), 150)"
+    facts = run(stand_in(program), folder)
+    assert broken(facts)["the exit code says so"] == (
+        "it ended with code 0, and not 143. A scheduler would not start it again"
+    )
+    assert broken(facts)["the next start resumes"].startswith("the next start trained nothing: it ended with code 0")
+
+
+def test_a_fault_that_comes_too_late_is_told(folder):
+    """A drill that rehearsed nothing must not look like a good one."""
+    program = "train(begin(), 150 if is_control else 20)"
+    facts = run(stand_in(program), folder, HostLoss())
+    assert broken(facts)["all faults are injected"].startswith("not injected, because the training was over before")
+    assert broken(facts)["the rehearsal comes to its end"] == "it ended after step 20, and the control after step 150"
+
+
+def test_the_local_copies_are_gone_after_the_loss_of_a_host(folder):
+    """All processes are killed before, and the steps are known all the same."""
+    facts = run(stand_in("train(begin(), 150)"), folder, HostLoss())
+    (life, *_) = facts.rehearsal.lives
+    assert life.exit_code == -9
+    assert life.ending.step <= life.reached_step < 150
+    [left] = (folder / "rehearsal" / "local" / "run" / "fingerprints").iterdir()
+    assert left.name.startswith("000002-"), "those of the second start alone"
+
+
+def test_a_rank_that_is_killed_is_drawn_by_the_seed(folder):
+    """Of the ranks that run."""
+    facts = run(stand_in("train(begin(), 150)"), folder, KillRank())
+    assert facts.rehearsal.lives[0].ending.told == "SIGKILL to rank 0"
+    assert facts.rehearsal.lives[0].exit_code == -9
+
+
+def test_a_training_without_a_step_is_told(folder):
+    """Its run is finished, or its loader is empty."""
+    facts = run(stand_in("begin()"), folder)
+    assert broken(facts) == {"the control comes to its end": "no step was done, so there is nothing to interrupt"}
+
+
+def test_a_command_with_several_runs_is_refused(folder):
+    with pytest.raises(ConfigError, match="the command trains 2 runs, each at a URL of its own: give a command that"):
+        run(stand_in("begin('other')\ntrain(begin(), 10)"), folder)
+
+
+def test_steps_that_differ_are_told_with_their_start(folder):
+    """A training that begins anew has trained the same steps; one with another order has not."""
+    program = """
+ring = begin()
+for step in range(1, 151):
+    data = 9 if step == 80 and not is_control else step
+    ring.write(step, StepRecord(step, bytes(8), (data,) + (step,) * (len(KINDS) - 1)).encode())
+    time.sleep(0.02)
+"""
+    facts = run(stand_in(program), folder, KillRank(), seed=1)
+    assert facts.rehearsal.lives[0].ending.step < 80, "choose another seed"
+    text = broken(facts)["every step is made of the same as in the control"]
+    assert text.startswith(
+        "step 80, rank 0: the position in the training data is another one, in start 2. The position"
+    )
+
+
+def test_the_drill_of_a_process_that_dies_ends_its_training(folder):
+    """The kernel sends a SIGTERM to the command, so that no training outlives its drill."""
+    program = f"""
+import sys
+from pathlib import Path
+from spot_plugins.drill.runner import Options, Runner
+Runner(["sleep", "96"], Options(), Path({str(folder)!r}), print).run()
+"""
+    parent = os.spawnlp(os.P_NOWAIT, sys.executable, sys.executable, "-c", program)
+    deadline = time.monotonic() + 60
+    while not Processes(folder).pids():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(parent, 9)
+    os.waitpid(parent, 0)
+    while Processes(folder).pids():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert Path(folder).exists()
