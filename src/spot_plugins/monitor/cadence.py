@@ -6,8 +6,8 @@ import math
 import time
 from typing import Final
 
+from ..eventlog.watchers import Watched
 from ..events import Event, IntervalChanged
-from ..session.watchers import Watched
 
 UNKNOWN: Final = 0.0
 

@@ -12,8 +12,8 @@ from prometheus_client.registry import Collector
 
 from .. import __version__, events
 from ..config import printable_url
+from ..eventlog.watchers import Watched
 from ..events import Event
-from ..session.watchers import Watched
 from .cadence import Cadence
 from .tally import Tally
 

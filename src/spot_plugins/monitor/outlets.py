@@ -22,7 +22,7 @@ from prometheus_client import (
 
 from ..config import printable_url
 from ..errors import ConfigError
-from ..session.watchers import Watched
+from ..eventlog.watchers import Watched
 
 DEFAULT_PORT: Final = 9477
 LOOPBACK: Final = "127.0.0.1"

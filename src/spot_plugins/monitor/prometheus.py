@@ -10,9 +10,9 @@ from os import PathLike
 from typing import Final
 
 from ..errors import ConfigError, SpotError
+from ..eventlog.watchers import Watched, Watcher
 from ..events import Committed, Event, Leaving, NoticeReceived, SharesCounted
 from ..format.keys import VERIFIED_KEY
-from ..session.watchers import Watched, Watcher
 from ..store import get_at_most, patiently
 from .cadence import Cadence
 from .tally import Tally

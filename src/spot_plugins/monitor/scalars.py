@@ -9,8 +9,8 @@ from contextlib import suppress
 from typing import TypeAlias
 
 from ..errors import SpotError
+from ..eventlog.watchers import Watched, Watcher
 from ..events import Committed, Event, SharesCounted
-from ..session.watchers import Watched, Watcher
 from .tally import Tally
 
 logger = logging.getLogger(__name__)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from ..eventlog.reading import read_event_log
+from ..eventlog.watchers import Watched
 from ..events import Event, Leaving, Resumed, Salvaged, Staged
-from ..session.watchers import Watched
 from .attempts import CATEGORIES, LAST_SAVES, Attempt, attempt_of
 from .figures import groups_of, with_losses
 

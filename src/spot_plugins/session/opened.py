@@ -11,6 +11,7 @@ from ..agreement import Agreement, Group, Solo
 from ..clock import Clock
 from ..config import SpotConfig
 from ..eventlog.recorder import Recorder as EventRecorder
+from ..eventlog.watchers import Watched, Watcher, Watchers
 from ..events import EventBus
 from ..fingerprints import PART, Recorder, recorder_of
 from ..leave.commit_age import CommitAge
@@ -32,7 +33,6 @@ from ..schedule import Pacer, Preemptions, recent_preemptions
 from ..state.registry import Registry
 from ..store import Patience
 from .keeper import Keeper
-from .watchers import Watched, Watcher, Watchers
 
 
 @dataclass(frozen=True, slots=True)

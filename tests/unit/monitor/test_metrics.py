@@ -28,13 +28,13 @@ from spot_plugins.errors import ConfigError, StoreError
 from spot_plugins.eventlog import reading
 from spot_plugins.eventlog.reading import read_event_log
 from spot_plugins.eventlog.records import Heartbeat, Started, TrainerGone, TrainingBegan
+from spot_plugins.eventlog.watchers import Watched
 from spot_plugins.format.keys import VERIFIED_KEY
 from spot_plugins.monitor import prometheus
 from spot_plugins.monitor.figures import Prices, report_of
 from spot_plugins.monitor.instruments import NAMES, OF_THE_RUN
 from spot_plugins.monitor.prometheus import Metrics
 from spot_plugins.session import SpotSession
-from spot_plugins.session.watchers import Watched
 from spot_plugins.store import LocalStore, MemoryStore
 from spot_plugins.testing import run_thread_ranks
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..config import SpotConfig
-from ..eventlog.recorder import Recorder
 from ..events import Event
 from ..store import ObjectStore
+from .recorder import Recorder
 
 logger = logging.getLogger(__name__)
 
