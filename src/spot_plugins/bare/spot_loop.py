@@ -17,7 +17,7 @@ from ..events import Subscriber, subscribers_of
 from ..loop import Loop
 from ..state import ModelPart, OptimizerPart
 from ..state.part import Part
-from . import fabric
+from . import fabric_internals
 from .guarded import REMEDIES
 from .plain import PlainPyTorch
 from .registered import Accumulation, Registered
@@ -208,7 +208,7 @@ class SpotLoop(Loop):
                     f"optimizers={type(optimizer).__name__} must be an optimizer of torch or several. Anything else "
                     f"is saved by spot.register(name, object)"
                 )
-        model = fabric.model_in(model)
+        model = fabric_internals.model_in(model)
         self._session.register(f"model-{len(plain.models)}", ModelPart(model))
         plain.models.append(model)
         for optimizer in several:
@@ -238,7 +238,7 @@ class SpotLoop(Loop):
                 f"loader={type(loader).__name__} can be read once at most, so it has no position that could be "
                 f"restored. Use a DataLoader, or spot_plugins.data.elastic_loader"
             )
-        if fabric.is_loader(loader):
+        if fabric_internals.is_loader(loader):
             raise ConfigError(
                 "a loader of fabric.setup_dataloaders() numbers its epochs by itself, so a resumed epoch would have "
                 "another order. Register the loader that was given to Fabric, and call fabric.to_device(batch)"

@@ -46,6 +46,7 @@ class Life:
         self.net = nn.Linear(6, 3)
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.1)
         self.loader = loader or make_loader()
+        self.url = url
         self.spot = SpotLoop(url, **{"every_steps": 1, **settings})
 
     def begin(self):
@@ -293,7 +294,7 @@ def take_batches_of_another_loader(life, spot):
 
 
 def open_another(life, spot):
-    with SpotLoop(life.spot._session._config.url + "2", every_steps=1):
+    with SpotLoop(f"{life.url}2", every_steps=1):
         pass
 
 
