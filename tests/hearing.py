@@ -9,7 +9,7 @@ from pathlib import Path
 
 from spot_plugins.push import process
 
-DEADLINE_S = 60.0
+DEADLINE_S = 300.0
 
 
 class Heard:

@@ -34,7 +34,7 @@ def launch(module, arguments, *, environment, output):
     return process
 
 
-def exit_codes(processes, timeout=90):
+def exit_codes(processes, timeout=300):
     """Wait for all of *processes* and return how they ended, as ``subprocess`` does. Kills what is left."""
     deadline = time.monotonic() + timeout
     for process in processes:

@@ -88,7 +88,7 @@ class Interrupt(Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.fit_loop.epoch_loop.total_batch_idx + 1 == self.at:
             if self.how == "kill":
-                assert self.committed.wait(30)
+                assert self.committed.wait(300)
                 raise Killed
             os.kill(os.getpid(), signal.SIGINT if self.how == "Ctrl-C" else signal.SIGTERM)
             if self.how == "Ctrl-C":  # it is passed on a moment later, and these batches take less time than that

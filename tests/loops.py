@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from spot_plugins.accelerate import SpotHook
 from spot_plugins.errors import Preempted
 
-DEADLINE_S = 30
+DEADLINE_S = 300
 
 
 class KilledError(Exception):

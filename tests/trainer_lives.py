@@ -89,7 +89,7 @@ class Interrupt(TrainerCallback):
             return
         self.num += 1  # once
         if self.how == "kill":
-            assert self.committed.wait(30)
+            assert self.committed.wait(300)
             raise Killed
         os.kill(os.getpid(), signal.SIGTERM)
         session = self.spot._fit.hook._session

@@ -34,7 +34,7 @@ class Life:
         """Send the notice before the batch that it is due before."""
         if len(self.rows) + 1 == self._notice_before:
             os.kill(os.getpid(), signal.SIGTERM)
-            assert self._noticed.wait(30), "the notice was not received"
+            assert self._noticed.wait(300), "the notice was not received"
 
     def trained(self, step, *values):
         """Record a batch: the optimizer steps before it, and all that it saw."""

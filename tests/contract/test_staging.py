@@ -24,7 +24,7 @@ from spot_plugins.save.shared_buffer import SharedBuffer
 from spot_plugins.save.snapshot import Snapshot, pieces_in
 from spot_plugins.state.live_tensor import Changes, LiveTensor
 
-WITHIN_S = 60.0
+WITHIN_S = 300.0
 CUDA = pytest.param("cuda", marks=[pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")])
 
 

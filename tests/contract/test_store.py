@@ -22,7 +22,7 @@ from servers import FaultProxy
 from spot_plugins.store import FsspecStore, LocalStore, MemoryStore, ObjectStore, ObstoreStore, open_store
 
 MIB = 1024**2
-DEADLINE_S = 60
+DEADLINE_S = 300
 SPAWN = multiprocessing.get_context("spawn")
 
 

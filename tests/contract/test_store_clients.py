@@ -18,7 +18,7 @@ from spot_plugins.events import CheckpointRejected
 from spot_plugins.store import ObjectStore, ObstoreStore, check_writable, patiently
 
 MIB = 1024**2
-DEADLINE_S = 60
+DEADLINE_S = 300
 TIMEOUT_S = 1.0
 
 OPERATIONS = {

@@ -32,7 +32,7 @@ from spot_plugins.store.s3fs import s3_options
 from spot_plugins.store.store_errors import to_store_error
 
 MIB = 1024**2
-DEADLINE_S = 60
+DEADLINE_S = 300
 
 OPERATIONS = {
     "put": lambda store: store.put("key", b"data"),

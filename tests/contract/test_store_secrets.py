@@ -21,7 +21,7 @@ from spot_plugins.push.messages import PushSettings
 from spot_plugins.store import FsspecStore, ObstoreStore, adlfs, gcsfs, open_store
 from spot_plugins.store.redaction import Secrets
 
-DEADLINE_S = 60
+DEADLINE_S = 300
 KEY_ID, TOKEN = "ASIAIOSFODNN7EXAMPLE", "IQoJb3JpZ2luX2VjEXAMPLE//token+of+a+session=="
 AZURE_KEY = "aHVudGVyMmh1bnRlcjI="
 FIELDS = f"AccountName=one;AccountKey={AZURE_KEY}"

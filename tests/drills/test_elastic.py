@@ -31,6 +31,8 @@ def orders(samples):
         yield epoch, list(sampler)
 
 
+pytestmark = pytest.mark.sampled
+
 HOSTS = ["lightning", "accelerate", pytest.param("bare", marks=pytest.mark.soak)]
 WRAPPERS = ["ddp", "fsdp1", "fsdp2"]
 # 4 ranks, then 3, 4 again, 1, and 2 to the end; each but the last is preempted in mid-epoch

@@ -41,7 +41,7 @@ RECIPES = [("lightning_finetune.py", 24), ("accelerate_lora_finetune.py", 48), (
 def test_a_preempted_recipe_goes_on_to_its_end(recipe, num_steps, tmp_path):
     """A SIGTERM in mid-epoch ends it with code 143; the same command again trains every other step once, to the end."""
     process = start(recipe, num_steps, tmp_path)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while len(rows(tmp_path)) < 3 and process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.01)
     if process.is_alive():
@@ -76,14 +76,14 @@ def test_a_preempted_torchrun_recipe_goes_on_on_other_ranks(tmp_path):
             return subprocess.Popen([*launcher, *recipe, *smallest], env=environment, stdout=output, stderr=output)
 
     process = torchrun(2)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while len(rows(tmp_path)) < 3 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     ranks = psutil.Process(process.pid).children()
     ranks[-1].terminate()
-    assert process.wait(60) == 1, "torchrun's own code, whatever the ranks' are"
+    assert process.wait(300) == 1, "torchrun's own code, whatever the ranks' are"
     done = len(rows(tmp_path))
-    assert torchrun(3).wait(90) == 0, (tmp_path / "output.txt").read_text()[-3000:]
+    assert torchrun(3).wait(300) == 0, (tmp_path / "output.txt").read_text()[-3000:]
 
     left = (192 - 4 * done) // 6  # two samples on each rank
     assert [int(step) for step, _ in rows(tmp_path)] == [*range(1, done + left + 1)]

@@ -8,7 +8,7 @@ from textwrap import dedent
 
 import pytest
 
-pytestmark = pytest.mark.timeout(400)  # several processes import a host, one after the other, at any load
+pytestmark = pytest.mark.timeout(900)  # several processes import a host, one after the other, at any load
 
 PREAMBLE = """
 import os, signal, sys, torch

@@ -46,10 +46,10 @@ def events(folder, rank, name):
 
 
 def wait_until(condition, what, process):
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not condition():
         assert process.poll() is None, f"it ended with {process.poll()} before {what}"
-        assert time.monotonic() < deadline, f"no {what} within a minute"
+        assert time.monotonic() < deadline, f"no {what} within five minutes"
         time.sleep(0.02)
 
 
@@ -69,7 +69,7 @@ def test_a_sigterm_to_the_launcher_saves_one_step_and_leaves_nothing_behind(rank
     else:
         os.killpg(process.pid, signal.SIGTERM)  # as a shell or a container runtime does
         os.killpg(process.pid, signal.SIGTERM)
-    code = process.wait(timeout=40)
+    code = process.wait(timeout=300)
     remains.assert_nothing(within_s=30)
 
     assert code != 0
@@ -81,7 +81,7 @@ def test_a_sigterm_to_the_launcher_saves_one_step_and_leaves_nothing_behind(rank
     assert min(event["left_s"] for event in left) > GRACE_S / 2
     assert not (tmp_path / "after-fit").exists()
 
-    code = start(command, tmp_path, settings, remains.environment).wait(timeout=90)
+    code = start(command, tmp_path, settings, remains.environment).wait(timeout=300)
 
     assert code == 0, (tmp_path / "output.txt").read_text()[-3000:]
     assert [resumed_steps(tmp_path, rank) for rank in range(ranks)] == [[left[0]["step"]]] * ranks
@@ -94,7 +94,7 @@ def test_a_sigterm_to_one_rank_alone_is_one_to_all(name, rank, references, remai
     """
     settings = {**PAIR, "at": ["forward", 11], "to": [[rank, 0]]}
     process = start(launcher(name), tmp_path, settings, remains.environment)
-    code = process.wait(timeout=90)
+    code = process.wait(timeout=300)
     [sent] = events(tmp_path, rank, "Sent")
     remains.assert_nothing(within_s=sent["at"] + GRACE_S - time.monotonic())
 
@@ -113,7 +113,7 @@ def test_torchrun_ends_the_others_of_a_rank_that_is_killed(references, remains, 
     Nothing hangs, no process stays, and the next attempt goes on behind the newest step that is committed.
     """
     settings = {**PAIR, "at": ["forward", 11], "signal": "SIGKILL", "to": [[1, 0]]}
-    code = start(launcher("torchrun"), tmp_path, settings, remains.environment).wait(timeout=90)
+    code = start(launcher("torchrun"), tmp_path, settings, remains.environment).wait(timeout=300)
     [sent] = events(tmp_path, 1, "Sent")
     remains.assert_nothing(within_s=sent["at"] + GRACE_S - time.monotonic())
     step = newest_step(tmp_path)

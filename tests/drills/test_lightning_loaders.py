@@ -153,7 +153,7 @@ class Interrupt(Callback):
                 (spot,) = (each for each in trainer.callbacks if isinstance(each, SpotCheckpoint))
                 until(lambda: spot._fit.session.notice is not None, "the notice is known")
             else:
-                assert self.committed.wait(60)
+                assert self.committed.wait(300)
                 raise MachineGoneError
 
 

@@ -229,7 +229,7 @@ def test_children_that_whoever_started_it_ignores_are_waited_for():
     words = [*SPOT, "run", "sh", "-c", "exit 3"]
     script = f"import os, signal, sys; signal.signal(signal.SIGCHLD, signal.SIG_IGN); os.execv(sys.executable, {words})"
 
-    assert subprocess.run([sys.executable, "-c", script], timeout=20).returncode == 3
+    assert subprocess.run([sys.executable, "-c", script], timeout=300).returncode == 3
 
 
 def test_a_launcher_that_ends_well_on_a_notice_hides_no_preemption(tmp_path):
@@ -247,7 +247,7 @@ def test_a_launcher_that_ends_well_on_a_notice_hides_no_preemption(tmp_path):
     until((tmp_path / "begun").exists, "the rank has joined")
     process.terminate()
 
-    printed = process.communicate(timeout=20)[1].decode()
+    printed = process.communicate(timeout=300)[1].decode()
     assert process.returncode == 143, printed
     assert "spot run: SIGTERM: the ranks save and leave, within 9 s\n" in printed
 
@@ -263,7 +263,7 @@ def test_what_ignores_the_notice_is_killed_when_the_grace_is_over(tmp_path):
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGTERM)
 
-    assert process.wait(timeout=20) == 143
+    assert process.wait(timeout=300) == 143
     assert time.monotonic() - started >= 1.9
     assert not Path(f"/proc/{(tmp_path / 'pid').read_text().strip()}").exists()
 
@@ -295,7 +295,7 @@ def test_a_signal_that_nohup_ignores_stays_ignored(tmp_path):
     until(lambda: Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text(), "the command runs")
     process.send_signal(signal.SIGHUP)
 
-    assert process.wait(timeout=20) == 0
+    assert process.wait(timeout=300) == 0
 
 
 def test_a_session_plans_for_no_more_than_spot_run_gives():

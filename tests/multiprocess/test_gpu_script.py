@@ -22,7 +22,7 @@ def run_script(folder, *flags):
 
 
 @pytest.mark.long
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_a_dry_run_ends_with_a_row_for_each_check(tmp_path):
     """No check fails, and the table that is printed is the one in the folder."""
     rows, printed = run_script(tmp_path)

@@ -30,7 +30,7 @@ def run_ranks(folder, world, what, *arguments):
         launch("sharded_ranks", (what, rank, world, port, *arguments), environment={}, output=outputs[rank])
         for rank in range(world)
     ]
-    codes = exit_codes(ranks, timeout=110)
+    codes = exit_codes(ranks, timeout=390)
     assert codes == [0] * world, "\n".join(output.read_text()[-3000:] for output in outputs)
 
 
@@ -50,7 +50,7 @@ def saved(tmp_path_factory):
     return save
 
 
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(("wrapper", "world"), SAVERS, ids=[f"{wrapper} on {world}" for wrapper, world in SAVERS])
 def test_what_any_ranks_saved_is_what_other_ranks_load(wrapper, world, saved, tmp_path):
     """

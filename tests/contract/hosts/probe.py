@@ -43,10 +43,10 @@ class Probe:
         if due.kind == "crash":
             raise KilledError
         if due.kind == "SIGKILL":
-            assert self._committed.wait(30), "nothing was committed"  # so that there is something to resume from
+            assert self._committed.wait(300), "nothing was committed"  # so that there is something to resume from
         for _ in range(2 if due.kind == "two notices" else 1):
             os.kill(os.getpid(), signal.SIGKILL if due.kind == "SIGKILL" else signal.SIGTERM)
-        assert self._noticed.wait(30), "the notice was not received"
+        assert self._noticed.wait(300), "the notice was not received"
 
     def trained(self, epoch, step, samples, rates, loss):
         """Record a batch. *step* is the number of optimizer steps before it, as the host counts them."""

@@ -180,10 +180,10 @@ class Interrupt(Callback):
         drill.reach(*point)
         if drill.is_at_own_signal(*point):
             os.kill(os.getpid(), signal.Signals[drill.settings.signal])
-            assert noticed.wait(30)
+            assert noticed.wait(300)
         if list(point) == drill.settings.wait_at:
             drill.write("events", {"event": "Awaiting"})
-            assert noticed.wait(60), "no signal came"
+            assert noticed.wait(300), "no signal came"
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self._maybe("batch", trainer.fit_loop.epoch_loop.total_batch_idx + 1)

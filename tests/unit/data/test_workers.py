@@ -20,7 +20,7 @@ from spot_plugins.data.workers import shield
 pytestmark = pytest.mark.long  # starts worker processes
 
 SRC = Path(__file__).parents[3] / "src"
-DEADLINE_S = 60
+DEADLINE_S = 300
 
 
 class Groups:

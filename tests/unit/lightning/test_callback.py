@@ -174,7 +174,7 @@ def test_a_newer_checkpoint_wins_over_ckpt_path(strategy, tmp_path, caplog):
     class Leave(Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             if batch_idx == 2:
-                assert committed.wait(30)
+                assert committed.wait(300)
                 raise KeyError("the machine is gone")
 
     spot = SpotCheckpoint(

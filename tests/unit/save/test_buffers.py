@@ -28,7 +28,7 @@ from spot_plugins.save.shared_buffer import SharedBuffer
 from spot_plugins.session import SpotSession
 
 MIB = 1024**2
-WITHIN_S = 60.0
+WITHIN_S = 300.0
 
 
 def present_bytes(buffer):
