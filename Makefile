@@ -1,6 +1,7 @@
 # Everything runs in .venv, which `make setup` fills with the versions of constraints.txt.
 PYTHON ?= python3
 SOAK_ROUNDS ?= 10
+FUZZ_S ?= 600
 
 venv := .venv
 bin := $(venv)/bin
@@ -10,7 +11,7 @@ azurite := 3.35.0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test quick legs lint bench gpu soak docs clean
+.PHONY: help setup demo test quick legs lint bench gpu soak fuzz docs clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1 \t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -88,6 +89,9 @@ soak: setup  ## The tests with real processes, SOAK_ROUNDS times; stops at the f
 		echo "round $$round of $(SOAK_ROUNDS)"; \
 		$(bin)/python -m pytest -m 'not gpu' tests/unit/agreement tests/unit/resume/test_grammar.py tests/contract/hosts tests/multiprocess tests/drills || exit 1; \
 	done
+
+fuzz: setup  ## Fuzz the reader of checkpoints with atheris for FUZZ_S seconds; ends at the first step that is misread
+	$(bin)/python tests/fuzz_steps.py -max_total_time=$(FUZZ_S)
 
 docs: setup  ## Make docs/reference from the sources, build docs/ into site/; a broken link is an error
 	$(bin)/python docs/generate.py
