@@ -1,9 +1,9 @@
 """
-Coverage-guided fuzzing of the reader of steps: atheris draws bytes, and the grammar of test_grammar.py makes steps of them.
+Coverage-guided fuzzing of the reader of steps: atheris draws bytes, of which the grammar of test_grammar.py makes steps.
 
-``python tests/fuzz_steps.py -max_total_time=600`` fuzzes for ten minutes, which is what ``make fuzz`` does. It ends with
-another code than 0 at the first step that is neither read as it says nor given up for the step before. The flags are
-those of libFuzzer. What is fuzzed can be changed by a program that calls :func:`fuzz`.
+``python tests/fuzz_steps.py -max_total_time=600`` fuzzes for ten minutes, as ``make fuzz`` does. It ends with another
+code than 0 at the first step that is neither read as it says nor given up for the step before. The flags are those of
+libFuzzer. What is fuzzed can be changed by a program that calls :func:`fuzz`.
 """
 
 from __future__ import annotations
