@@ -1,5 +1,5 @@
 """
-Coverage-guided fuzzing of the reader of steps: atheris draws bytes, of which the grammar of test_grammar.py makes steps.
+Coverage-guided fuzzing of the reader of steps: atheris draws bytes, of which a grammar makes steps (test_grammar.py).
 
 ``python tests/fuzz_steps.py -max_total_time=600`` fuzzes for ten minutes, as ``make fuzz`` does. It ends with another
 code than 0 at the first step that is neither read as it says nor given up for the step before. The flags are those of
