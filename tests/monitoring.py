@@ -1,4 +1,4 @@
-"""A real Prometheus, Pushgateway and promtool for tests, on 127.0.0.1 only. `make prometheus` unpacks Debian's packages."""
+"""A real Prometheus, Pushgateway and promtool for tests, on 127.0.0.1 only: Debian's packages, by `make prometheus`."""
 
 from __future__ import annotations
 
