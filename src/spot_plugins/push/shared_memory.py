@@ -12,7 +12,9 @@ _MEMORY_DISK: Final = "/dev/shm"
 
 def open_memory(name: str, num_bytes: int) -> int:
     """
-    Return the descriptor of *num_bytes* of memory that no path names. It is gone when the last process that has it has ended.
+    Return the descriptor of *num_bytes* of memory, which no path names.
+
+    It is gone when the last process that has it has ended.
 
     Raises:
         OSError: The system has no memory or no descriptor for it, or allows none.
