@@ -183,6 +183,14 @@ def test_a_planted_mistake_is_found(mistake):
 
 
 @pytest.mark.soak
+def test_a_refusal_of_the_host_is_shown():
+    """A scheduler that is prepared after the resume would not be restored."""
+    verdict = drill(planted("late scheduler", 60), [Signal()])
+    assert verdict.first_broken is not None, texts(verdict)
+    assert verdict.first_broken.text.endswith("so they are neither restored nor saved. Prepare everything before")
+
+
+@pytest.mark.soak
 @pytest.mark.parametrize("host", ["accelerate", "lightning", "stream"])
 def test_a_training_of_each_host_keeps_all_promises(host):
     """Also if it is shortened, and each fault comes twice."""
@@ -201,9 +209,10 @@ def test_torchrun_keeps_all_promises():
 
 
 @pytest.mark.soak
-def test_another_number_of_ranks():
+@pytest.mark.parametrize("training", ["none", "elastic"])
+def test_another_number_of_ranks(training):
     """The launcher is started with each number in turn. States are compared as far as they can be."""
-    command = [*TORCHRUN, "--nproc-per-node", "2", *planted("none", 150)[1:]]
+    command = [*TORCHRUN, "--nproc-per-node", "2", *planted(training, 150)[1:]]
     verdict = drill(command, [Signal(), HostLoss()], ranks=[2, 1, 2])
     assert verdict.is_kept, texts(verdict)
     assert "The weights differ by " in verdict.promises[-1].text, texts(verdict)

@@ -17,6 +17,7 @@ from .lives import Life, Run
 
 _FINGERPRINTS: Final = "fingerprints"
 _MOST: Final = 3
+_TRAINED: Final = ("model", "optimizer")
 
 _WORDS: Final = {
     "data": "the position in the training data is another one",
@@ -135,16 +136,18 @@ def final_difference(control: Run, rehearsal: Run, step: int, but: Collection[st
         return StateDifference(texts=(f"step {step} cannot be compared: {error}",), note="")
     if len(_sizes([*control.lives, *rehearsal.lives])) > 1:
         return _of_other_ranks(found)
-    texts = [text for each in found.tensors if not _is_in(each.name.name, but) for text in [_tensor_text(each)]]
+    tensors = [each for each in found.tensors if not _is_in(each.name.name, but)]
     values = [each for each in found.values if not _is_in(each.path, (*but, _FINGERPRINTS))]
     triggers = {_trigger(control.url, step), _trigger(rehearsal.url, step)}
     note = ""
     if len(triggers) > 1:
         note = (
             "The last step was saved at its end in the one training and at the end of the program in the other, so "
-            "only tensors were compared"
+            "only models and optimizers were compared"
         )
-        values = []
+        # A validation in between changes metrics and random streams.
+        tensors, values = [each for each in tensors if each.name.part.startswith(_TRAINED)], []
+    texts = [_tensor_text(each) for each in tensors]
     texts += [f"{each.path} of rank {each.rank} is {each.after!r} instead of {each.before!r}" for each in values]
     return StateDifference(texts=tuple(texts), note=note)
 

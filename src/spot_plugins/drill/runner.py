@@ -191,7 +191,7 @@ class Runner:
         """Wait for the end of the command after a fault, and kill everything after the limit."""
         # wait: limit_s of the fault; everything is killed
         while not training.wait(POLL_S):
-            training.last_step()  # the file of the steps may be removed by the end
+            training.last_step()  # before newer steps take the place of the oldest ones
             if time.monotonic() > injected.at + injected.limit_s:
                 if (
                     not injected.fault.is_notice

@@ -8,7 +8,6 @@ import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
 
 from ..fingerprints import ring
 from ..fingerprints.record import StepRecord
@@ -20,8 +19,6 @@ from ..launch.supervisor import end_with
 from ..store import open_local
 from .faults import store_directory
 from .processes import Processes
-
-_FINGERPRINTS: Final = "fingerprints"
 
 
 class Place:
@@ -159,8 +156,8 @@ class Training:
     def _read(self, rank: int) -> bool:
         """Read the files of *rank* of this life. Return whether there are any."""
         found = False
-        for name in os.listdir(self.local_directory) if self.local_directory.exists() else []:
-            folder = str(self.local_directory / name / _FINGERPRINTS)
+        for name in self._place.names():
+            folder = str(self._place.folder.live(name))
             for ring_id in ring.files_in(folder):
                 if ring_id.rank == rank and ring_id.attempt > self._since:
                     found = True

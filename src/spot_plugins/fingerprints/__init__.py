@@ -2,7 +2,7 @@
 Fingerprints of optimizer steps: short hashes of everything that a step was made of.
 
 Lives here: the fingerprint of a step, its file on the local disk, its way into a checkpoint, and comparisons.
-Runs in: the training thread of every rank, a few microseconds after each step. ``spot drill`` reads the files.
+Runs in: the training thread of every rank, a few microseconds after each step. ``spot drill`` reads the memory.
 Must never break: a record waits for no device and ends no training. It is equal if a step is trained again.
 Begin with: :mod:`.recorder`. A name is imported when it is first used, because only some of them need torch.
 """

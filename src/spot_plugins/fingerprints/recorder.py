@@ -51,6 +51,7 @@ class Recorder(ShardedPart):
         ring_id: RingId,
         bus: EventBus,
         share: Callable[[SharedFile], None],
+        live_folder: str | None = None,
     ) -> None:
         """
         Record nothing yet.
@@ -61,12 +62,14 @@ class Recorder(ShardedPart):
             ring_id: This attempt and rank.
             bus: Gets the events.
             share: Gives the file of this attempt to the pusher process, which keeps it on the disk.
+            live_folder: Folder in which a drill reads each step at once. None: this is no drill.
         """
         self._folder = folder
         self._disk = disk
         self._id = ring_id
         self._bus = bus
         self._share = share
+        self._live_folder = live_folder
         self._streams: Streams | None = Streams()
         self._rates = Rates([])
         self._history = History(ring_id.world_size)
@@ -147,7 +150,7 @@ class Recorder(ShardedPart):
     def _new_ring(self, folder: str, last: StepRecord | None) -> Ring | None:
         """Return a file that begins with the step of the checkpoint, by which the next attempt knows all others."""
         try:
-            ring = Ring(folder, self._id)
+            ring = Ring(folder, self._id, self._live_folder)
         except OSError as error:
             logger.info("no fingerprints of steps are kept on the local disk: %s", error)
             return None
@@ -170,6 +173,7 @@ def recorder_of(
     job: Job,
     bus: EventBus,
     share: Callable[[SharedFile], None],
+    live_folder: str | None,
 ) -> Recorder:
     """
     Return the recorder of this rank.
@@ -181,6 +185,7 @@ def recorder_of(
         job: The ranks of the job.
         bus: Gets the events.
         share: Gives a file to the pusher process.
+        live_folder: Folder in which a drill reads each step at once. None: this is no drill.
     """
     path = None if scratch is None else os.path.join(scratch, _FOLDER)
-    return Recorder(path, disk, RingId(attempt, job.rank, job.world_size), bus, share)
+    return Recorder(path, disk, RingId(attempt, job.rank, job.world_size), bus, share, live_folder)

@@ -59,14 +59,20 @@ class RingId:
 class Ring:
     """The records of this attempt and rank, in memory that the pusher process keeps on the local disk."""
 
-    def __init__(self, folder: str, ring_id: RingId) -> None:
+    def __init__(self, folder: str, ring_id: RingId, live_folder: str | None = None) -> None:
         """
-        Make the memory. The disk is not used.
+        Make the memory. The disk is not used, unless *live_folder* is given.
+
+        Args:
+            folder: Folder of the file.
+            ring_id: The attempt and the rank.
+            live_folder: Folder of a file that is the memory, so that a drill sees each step at once. None: no file is.
 
         Raises:
             OSError: The system has no memory for it.
         """
-        self.file = SharedFile(os.path.join(folder, ring_id.name), _MAX_BYTES)
+        live = None if live_folder is None else os.path.join(live_folder, ring_id.name)
+        self.file = SharedFile(os.path.join(folder, ring_id.name), _MAX_BYTES, live)
         self._memory = self.file.memory
         self._memory[: _HEADER.size] = ring_id.header
 

@@ -62,6 +62,10 @@ class DrillFolder:
         """Return the directory of the local copies of the run *name*."""
         return self.path / "local" / name
 
+    def live(self, name: str) -> Path:
+        """Return the directory in which the fingerprints of the run *name* can be read as soon as they are taken."""
+        return self.path / "live" / name
+
     def write_rank(self, rank: Rank) -> None:
         """Make *rank* known."""
         self._ranks.mkdir(parents=True, exist_ok=True)
@@ -116,6 +120,12 @@ def drilled(environ: Mapping[str, str] = os.environ) -> Drilled | None:
         return None
     steps = environ.get(STEPS_VARIABLE)
     return Drilled(DrillFolder(Path(path)), int(steps) if steps else None)
+
+
+def live_folder(config: SpotConfig) -> str | None:
+    """Return the directory for fingerprints that a drill reads. *config* is that of the drill. None without a drill."""
+    drill = drilled()
+    return None if drill is None else str(drill.folder.live(Path(config.url).name))
 
 
 def run_name(url: str) -> str:

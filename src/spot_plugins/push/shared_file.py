@@ -13,7 +13,7 @@ from typing import Final
 
 from ..errors import StoreError
 from ..store import LocalDisk
-from .shared_memory import open_memory
+from .shared_memory import open_file, open_memory
 
 PERIOD_S: Final = 1.0
 """Time from one look at the memory to the next."""
@@ -36,15 +36,20 @@ class SharedFile:
         fd: Descriptor of the memory.
     """
 
-    def __init__(self, path: str, num_bytes: int) -> None:
+    def __init__(self, path: str, num_bytes: int, memory_path: str | None = None) -> None:
         """
-        Make the memory. The disk is not used.
+        Make the memory. The disk is not used, unless *memory_path* is given.
+
+        Args:
+            path: Path of the file.
+            num_bytes: Size of the file.
+            memory_path: Path of a file that is the memory, so that another program can read each change at once.
 
         Raises:
             OSError: The system has no memory or no descriptor for it, or allows none.
         """
         self.path = path
-        self.fd = open_memory("file", num_bytes)
+        self.fd = open_memory("file", num_bytes) if memory_path is None else open_file(memory_path, num_bytes)
         # Not closed by a method: another thread may be sending the descriptor. Not at the exit, for the same reason.
         weakref.finalize(self, os.close, self.fd).atexit = False
         self.memory = mmap.mmap(self.fd, num_bytes)

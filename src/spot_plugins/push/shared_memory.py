@@ -1,4 +1,4 @@
-"""Memory that the training process shares with the pusher process, and that no path names."""
+"""Memory that the training process shares with the pusher process."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ _MEMORY_DISK: Final = "/dev/shm"
 
 def open_memory(name: str, num_bytes: int) -> int:
     """
-    Return the descriptor of *num_bytes* of memory. It is gone when the last process that has it has ended.
+    Return the descriptor of *num_bytes* of memory, which no path names.
+
+    It is gone when the last process that has it has ended.
 
     Raises:
         OSError: The system has no memory or no descriptor for it, or allows none.
@@ -30,6 +32,23 @@ def open_memory(name: str, num_bytes: int) -> int:
             os.ftruncate(fd, num_bytes)
         else:
             os.posix_fallocate(fd, 0, num_bytes)  # writing to a disk that turns out to be full would end the process
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def open_file(path: str, num_bytes: int) -> int:
+    """
+    Return the descriptor of a new file of *num_bytes*, which other programs can read. Its folder is made.
+
+    Raises:
+        OSError: The disk does not take it.
+    """
+    os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        os.posix_fallocate(fd, 0, num_bytes)  # a write to memory that a full disk does not take would end the process
     except BaseException:
         os.close(fd)
         raise

@@ -14,6 +14,7 @@ from ..eventlog.recorder import Recorder as EventRecorder
 from ..eventlog.watchers import Watched, Watcher, Watchers
 from ..events import EventBus
 from ..fingerprints import PART, Recorder, recorder_of
+from ..launch.drilled import live_folder
 from ..leave.commit_age import CommitAge
 from ..leave.departure import Departure
 from ..leave.early_notices import EarlyNotices
@@ -87,7 +88,7 @@ def join_and_build(
     with early:
         run, pusher = join_run(config, job, bus, Patience(lambda text: lines.say(text, logging.WARNING), early.wait))
     saver = Saver(registry, job.ranks, pusher, bus, config.buffer_bytes)
-    fingerprints = recorder_of(run.scratch, run.disk, run.attempt, job, bus, pusher.file_way.share)
+    fingerprints = recorder_of(run.scratch, run.disk, run.attempt, job, bus, pusher.file_way.share, live_folder(config))
     stack.callback(fingerprints.close)
     registry.add(PART, fingerprints)
     saved_steps = SavedSteps(saver, pusher, config.grace_s)

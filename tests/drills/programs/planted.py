@@ -66,7 +66,8 @@ def bare(mistake, num_steps):
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 10, 0.5)
     noise = torch.Generator().manual_seed(5)
-    loader = elastic_loader(SAMPLES, batch_size=2, seed=3, drop_last=True)
+    # With "elastic", the samples of a step are the same on any number of ranks.
+    loader = elastic_loader(SAMPLES, batch_size=4 // world_size if mistake == "elastic" else 2, seed=3, drop_last=True)
     position, done = LoaderPosition(loader, world_size), 0
     session = SpotSession(SpotConfig(url=URL, **EVERY))
     session.register_model(trained, [optimizer], [scheduler])
@@ -108,7 +109,7 @@ def accelerate(mistake, num_steps):
     accelerator = Accelerator(cpu=True)
     model = net()
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
-    schedule = lambda: torch.optim.lr_scheduler.StepLR(optimizer, 10, 0.5)  # noqa: E731
+    schedule = lambda: torch.optim.lr_scheduler.StepLR(optimizer, 7, 0.5)  # noqa: E731
     if mistake == "stream":
         loader = DataLoader(Stream(), batch_size=2)
     elif mistake == "sampler":
@@ -117,9 +118,10 @@ def accelerate(mistake, num_steps):
         loader = elastic_loader(SAMPLES, batch_size=2, seed=3)
     with SpotHook(accelerator, URL, **EVERY) as spot:
         model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-        scheduler = None if mistake == "scheduler" else accelerator.prepare(schedule())
+        scheduler = None if "scheduler" in mistake else accelerator.prepare(schedule())
         spot.resume()
-        scheduler = scheduler or schedule()
+        if scheduler is None:  # also one that nobody prepares is saved, if it is made before
+            scheduler = schedule() if mistake == "scheduler" else accelerator.prepare(schedule())
         for _ in spot.epochs(max_steps=num_steps):
             for batch in spot.batches(loader):
                 accelerator.backward(model(batch).square().mean())
@@ -160,7 +162,7 @@ def lightning(mistake, num_steps):
     trainer.fit(Net(), elastic_loader(SAMPLES, batch_size=2, seed=3))
 
 
-HOSTS = {"stream": accelerate, "sampler": accelerate, "scheduler": accelerate, "accelerate": accelerate}
+HOSTS = dict.fromkeys(("accelerate", "stream", "sampler", "scheduler", "late scheduler"), accelerate)
 HOSTS |= {"epoch start": lightning, "lightning": lightning}
 
 if __name__ == "__main__":

@@ -5,12 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
+from hearing import Heard
+from steps import Holder
 
-from spot_plugins.drill.equality import first_difference, num_compared, unseeded_kinds
+from spot_plugins.config import SpotConfig
+from spot_plugins.drill.equality import final_difference, first_difference, num_compared, unseeded_kinds
 from spot_plugins.drill.faults import Signal
 from spot_plugins.drill.lives import Injected, Life, Run
+from spot_plugins.events import Committed
 from spot_plugins.fingerprints.record import KINDS, NO_DIGEST, StepRecord
 from spot_plugins.fingerprints.ring import RingId
+from spot_plugins.session import SpotSession
 
 
 def record(step, **changed):
@@ -92,3 +98,32 @@ def test_a_difference_after_the_fault_is_none_of_the_seed():
     """A training that goes on after the signal may differ by then."""
     rehearsal = run(life(1, range(1, 13), world_size=2, changed={(0, 11): {"data": 5}}, fault_at=10))
     assert unseeded_kinds(CONTROL, rehearsal) == ()
+
+
+def trained(url, *, every_steps, weight=1.0):
+    """Train four steps at *url*, and change a metric between the last one and the end of the program."""
+    heard = Heard()
+    with SpotSession(SpotConfig(url=url, every_steps=every_steps, notice_sources=()), on_event=heard) as session:
+        accuracy = torch.zeros(1)
+        session.register("model", Holder({"weight": torch.tensor([weight])}))
+        session.register("metrics", Holder({"accuracy": accuracy}))
+        session.resume()
+        for step in range(1, 5):
+            session.after_step(step)
+            if step % every_steps == 0:
+                heard.wait(Committed, step=step)
+        accuracy += 0.5
+        session.finish(4)
+    return Run(lives=(life(1, range(1, 5)),), url=url, words=())
+
+
+def test_what_changes_after_the_last_step_counts_only_if_both_were_saved_at_one_moment(tmp_path):
+    """A validation at the end of an epoch changes metrics and random streams, but neither models nor optimizers."""
+    at_step = trained(f"file://{tmp_path}/step", every_steps=2)
+    at_end = trained(f"file://{tmp_path}/end", every_steps=3)
+    other = trained(f"file://{tmp_path}/other", every_steps=3, weight=2.0)
+
+    assert final_difference(at_step, at_end, 4).texts == ()
+    assert "only models and optimizers were compared" in final_difference(at_step, at_end, 4).note
+    assert final_difference(at_step, other, 4).texts == ("model/weight of rank 0 differs in 1 elements, by 1 at most",)
+    assert final_difference(at_end, at_end, 4).note == ""

@@ -16,7 +16,8 @@ from spot_plugins.drill.runner import Options, Runner
 from spot_plugins.drill.verdict import judge
 from spot_plugins.errors import ConfigError
 
-# The part of a training that a drill sees: it makes its rank known, claims an attempt, and leaves fingerprints.
+# The part of a training that a drill sees: it makes its rank known, claims an attempt, and leaves local copies and
+# fingerprints. No pusher process writes the latter to the disk.
 STAND_IN = """
 import os, signal, time
 from spot_plugins.fingerprints.record import KINDS, StepRecord
@@ -31,8 +32,10 @@ def begin(name="run"):
     claims.mkdir(parents=True, exist_ok=True)
     attempt = len(list(claims.iterdir())) + 1
     (claims / f"{attempt:06d}.json").touch()
+    folder.local(name).mkdir(parents=True, exist_ok=True)
+    (folder.local(name) / f"copy-{attempt}").touch()
     folder.write_rank(Rank(pid=os.getpid(), rank=0, attempt=attempt, run=name))
-    return Ring(str(folder.local(name) / "fingerprints"), RingId(attempt, 0, 1))
+    return Ring(str(folder.local(name) / "fingerprints"), RingId(attempt, 0, 1), str(folder.live(name)))
 
 def train(ring, num_steps, step_s=0.02):
     for step in range(1, num_steps + 1):
@@ -145,8 +148,8 @@ def test_the_local_copies_are_gone_after_the_loss_of_a_host(folder):
     (life, *_) = facts.rehearsal.lives
     assert life.exit_code == -9
     assert life.ending.step <= life.reached_step < 150
-    [left] = (folder / "rehearsal" / "local" / "run" / "fingerprints").iterdir()
-    assert left.name.startswith("000002-"), "those of the second start alone"
+    [left] = (folder / "rehearsal" / "local" / "run").iterdir()
+    assert left.name == "copy-2", "that of the second start alone"
 
 
 def test_a_rank_that_is_killed_is_drawn_by_the_seed(folder):

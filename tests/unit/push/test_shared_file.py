@@ -125,3 +125,15 @@ def test_the_memory_outlives_the_one_who_made_it(tmp_path):
     writer.end()
     writer.close()
     assert (tmp_path / "file").read_bytes()[:3] == b"one"
+
+
+def test_memory_that_is_a_file_is_read_by_others_at_once(tmp_path):
+    """Without a writer, and by its owner alone. A file that is there is not overwritten."""
+    path = tmp_path / "live" / "file"
+    file = SharedFile(str(tmp_path / "folder" / "file"), NUM_BYTES, str(path))
+    file.memory[-3:] = b"end"
+    assert path.read_bytes() == bytes(NUM_BYTES - 3) + b"end"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    with pytest.raises(FileExistsError):
+        SharedFile(file.path, NUM_BYTES, str(path))
+    assert path.read_bytes().endswith(b"end")
