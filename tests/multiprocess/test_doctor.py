@@ -145,11 +145,19 @@ def test_an_unknown_launcher_is_refused(tmp_path):
     )
 
 
-def test_an_interrupt_leaves_no_process(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_end_from_outside_leaves_no_process(number, tmp_path):
     words = [*SPOT, "doctor", str(tmp_path / "run"), "--grace-seconds", "300", "--", sys.executable]
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        words,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        ),  # not ignored, as in jobs of a shell
+    )
     until(rehearsed, "a rehearsal")
-    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, number)
 
     assert process.wait(60) != 0
     assert_nothing_left(tmp_path)

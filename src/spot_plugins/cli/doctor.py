@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -41,6 +43,7 @@ def doctor(
     """
     from ..doctor import Examined, examine  # not for every verb: it imports the clients of stores
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a rehearsed launcher is ended then, as after Ctrl-C
     examined = Examined(
         url=url,
         params=params,
