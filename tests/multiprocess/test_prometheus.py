@@ -114,7 +114,7 @@ def test_expressions_are_valid_and_name_metrics_that_exist(tmp_path):
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="the package for dashboards needs Python 3.11")
 def test_the_dashboard_is_what_its_script_makes():
-    """Whoever changes the file by hand would lose the change."""
+    """A change of the file by hand would be lost."""
     spec = importlib.util.spec_from_file_location("make_dashboard", DASHBOARDS / "make.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -146,7 +146,7 @@ def test_a_store_that_fails_for_a_while_is_asked_again(tmp_path):
 
 
 def test_a_terminal_shows_one_line_that_is_drawn_again(tmp_path):
-    """What the log holds cannot control the terminal."""
+    """Codes in the log do not reach the terminal."""
     url, store = str(tmp_path / "run"), LocalStore(str(tmp_path / "run"))
     records = [
         (1.0, Started(process_s=1.0)),

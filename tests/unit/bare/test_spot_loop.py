@@ -144,7 +144,7 @@ def test_a_step_keeps_its_batches_on_other_replicas(url, caplog):
     ids=["not divisible", "does not accumulate", "scale"],
 )
 def test_a_step_of_other_batches_is_named(settings, accumulates, replicas, told, url):
-    """Where accumulation cannot make up for the replicas, a warning says so. A step that may scale is not named."""
+    """A warning says that accumulation cannot make up for the replicas. A step that may scale is not named."""
     Life(url, loader=make_loader(2, samples=30), **settings).run(stop_at=3, accumulates=accumulates)
 
     life = Life(url, loader=make_loader(replicas, samples=60 // replicas), **settings)
@@ -159,7 +159,7 @@ def test_a_step_of_other_batches_is_named(settings, accumulates, replicas, told,
 
 
 def test_a_program_that_sets_another_accumulation_gets_it(url, caplog):
-    """What the program says counts, not what the checkpoint says. A line names the difference."""
+    """The setting of the program counts, not that of the checkpoint. A line names the difference."""
     Life(url).run(stop_at=2)
 
     life = Life(url, gradient_accumulation_steps=3)

@@ -1,4 +1,4 @@
-"""What an examination finds on machines that lack something, and what it says about a good one."""
+"""The findings of an examination, on machines that lack something and on a good one."""
 
 from __future__ import annotations
 

@@ -104,7 +104,7 @@ def test_a_pusher_has_more_time_but_not_for_ever(folder, monkeypatch):
 
 @pytest.mark.parametrize("fault", [Signal(), Notice()])
 def test_a_training_that_does_not_leave_is_killed(fault, folder, monkeypatch):
-    """When the machine would be taken."""
+    """The time at which the machine would be taken."""
     monkeypatch.setattr(runner, "LEAST_NOTICE_S", 0.2)
     program = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\ntrain(begin(), 120 if is_control else 600)"
     facts = run(stand_in(program), folder, fault, grace_s=0.2)

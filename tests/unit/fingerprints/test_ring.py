@@ -166,7 +166,7 @@ def test_only_an_attempt_that_came_the_same_way_counts(ring_id, steps, before, t
 
 
 def test_a_reader_follows_the_writer(tmp_path):
-    """What another process reads while the file grows, goes around, and overtakes it: every intact record."""
+    """Another process reads every intact record while the file grows, goes around, and overtakes it."""
     file, reader = Ring(str(tmp_path), ID), ring.RingReader(str(tmp_path), ID)
     reader.poll()
     assert reader.records == {}
