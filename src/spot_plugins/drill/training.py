@@ -8,6 +8,7 @@ import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
 from ..fingerprints import ring
 from ..fingerprints.record import StepRecord
@@ -19,6 +20,9 @@ from ..launch.supervisor import end_with
 from ..store import open_local
 from .faults import store_directory
 from .processes import Processes
+
+_SIGNALS: Final = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1)
+"""The signals of faults and notices. A shell that starts the drill in the background lets it ignore some of them."""
 
 
 class Place:
@@ -90,7 +94,7 @@ class Training:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # so that Ctrl-C in a terminal reaches only the drill
-                preexec_fn=lambda: end_with(parent),
+                preexec_fn=lambda: _begin(parent),
             )
 
     @property
@@ -163,3 +167,10 @@ class Training:
                     found = True
                     self._readers.setdefault(ring_id, RingReader(folder, ring_id)).poll()
         return found
+
+
+def _begin(parent: int) -> None:
+    """Let the command treat signals as in a terminal, however the drill was started, and end with *parent*."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+    end_with(parent)

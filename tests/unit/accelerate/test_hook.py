@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -15,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.parallelism_config import ParallelismConfig
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedType
+from hearing import until_idle
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -90,10 +90,7 @@ class Job:
 
     def wait_stored(self):
         """Wait until nothing is on its way: a save that is due while another is under way is put off."""
-        deadline = time.monotonic() + 30
-        while self.spot._session._opened.pusher.is_busy:
-            assert time.monotonic() < deadline
-            time.sleep(0.001)
+        until_idle(self.spot._session)
 
 
 @pytest.fixture

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 
 import pytest
 import torch
+from hearing import until, until_idle
 from lightning.fabric import Fabric
 from torch import nn
 from torch.utils.data import DataLoader
@@ -29,13 +29,6 @@ def make_loader(replicas=1, samples=2 * BATCHES):
     loader = elastic_loader(Points(samples * replicas), batch_size=2, seed=3)
     loader.sampler.bind(num_replicas=replicas, rank=0)
     return loader
-
-
-def wait_until(condition):
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 class Life:
@@ -72,7 +65,8 @@ class Life:
                             sizes.append(0)
                         spot.after_step()
                         if stop_at is not None and sizes[-1] == 0:  # else a later save may be put off
-                            wait_until(lambda: spot.last_committed_step == spot.progress.step)
+                            until(lambda: spot.last_committed_step == spot.progress.step, "the step is committed")
+                            until_idle(spot._session)  # or the next save might be put off
                             if spot.progress.step == stop_at:
                                 raise StoppedError
         except StoppedError:

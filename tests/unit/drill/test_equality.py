@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hearing import Heard
+from hearing import Heard, until_idle
 from steps import Holder
 
 from spot_plugins.config import SpotConfig
@@ -112,6 +112,7 @@ def trained(url, *, every_steps, weight=1.0):
             session.after_step(step)
             if step % every_steps == 0:
                 heard.wait(Committed, step=step)
+                until_idle(session)  # or the next save might be put off
         accuracy += 0.5
         session.finish(4)
     return Run(lives=(life(1, range(1, 5)),), url=url, words=())

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from hearing import DEADLINE_S, until
 
 from spot_plugins.drill.faults import Freeze, HostLoss, Notice, Signal, StoreOutage
 from spot_plugins.drill.processes import clear
@@ -24,14 +25,7 @@ def training(tmp_path):
     training = Training(place, ["sleep", "95"], tmp_path / "output.txt", None, random.Random(0))
     yield training
     clear(place.folder.path)
-    training.wait(10)
-
-
-def until(condition):
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    training.wait(DEADLINE_S)
 
 
 def test_a_store_that_refuses_everything_has_lost_nothing_afterwards(training):
@@ -56,36 +50,47 @@ def test_processes_stand_still_and_continue(training):
         return Path(f"/proc/{training.command}/stat").read_text().rpartition(")")[2].split()[0]
 
     fault = Freeze(lasts_s=3)
-    until(lambda: state() == "S" and training._place.processes.pids())
+    until(lambda: state() == "S" and training._place.processes.pids(), "the command runs")
     assert fault.begin(training) == "all processes stand still for 3 s"
-    until(lambda: state() == "T")
+    until(lambda: state() == "T", "it stands still")
     fault.end(training)
-    until(lambda: state() == "S")
+    until(lambda: state() == "S", "it continues")
 
 
 def test_a_notice_is_one_that_a_training_understands(training):
     """The file appears whole, with the seconds that are left."""
     source = FileSource(str(training.notice_file), grace_s=99)
     training.notice_s = 12.0
+    before = time.monotonic()
     assert Notice().begin(training) == "a notice that the machine is taken in 12 s"
     announced = source.poll()
     assert announced is not None
-    assert 5 < announced.deadline - time.monotonic() <= 12
+    assert before + 11 < announced.deadline <= time.monotonic() + 12
 
 
 def test_a_host_that_is_lost_takes_its_local_disk_along(training):
     """After the end of its processes, so that the drill has read what was on the disk."""
     (training.local_directory / "run").mkdir(parents=True)
-    until(lambda: training._place.processes.pids())
+    until(lambda: training._place.processes.pids(), "the command runs")
     assert HostLoss().begin(training) == "SIGKILL to all processes, and the local copies removed"
-    assert training.wait(10)
+    assert training.wait(DEADLINE_S)
     assert training.exit_code() == -signal.SIGKILL
     assert training.local_directory.exists()
     HostLoss().end(training)
     assert not training.local_directory.exists()
 
 
-def test_a_signal_goes_to_the_command_alone(training):
+@pytest.fixture
+def in_background():
+    """Ignore what a shell lets its background jobs ignore."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def test_a_signal_goes_to_the_command_alone(in_background, training):
+    """It has its usual effect, however the drill was started."""
     assert Signal(number=signal.SIGINT).begin(training) == "SIGINT to the command"
-    assert training.wait(10)
+    assert training.wait(DEADLINE_S)
     assert training.exit_code() == -signal.SIGINT

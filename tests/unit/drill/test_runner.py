@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from hearing import until
 
 from spot_plugins.drill import runner
 from spot_plugins.drill.faults import HostLoss, KillRank, Notice, Signal
@@ -196,13 +196,8 @@ from spot_plugins.drill.runner import Options, Runner
 Runner(["sleep", "96"], Options(), Path({str(folder)!r}), print).run()
 """
     parent = os.spawnlp(os.P_NOWAIT, sys.executable, sys.executable, "-c", program)
-    deadline = time.monotonic() + 60
-    while not Processes(folder).pids():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: Processes(folder).pids(), "the command runs")
     os.kill(parent, 9)
     os.waitpid(parent, 0)
-    while Processes(folder).pids():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: not Processes(folder).pids(), "the command ends")
     assert Path(folder).exists()

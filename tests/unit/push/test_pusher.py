@@ -10,7 +10,7 @@ from contextlib import closing
 
 import pytest
 import torch
-from hearing import Heard, until
+from hearing import DEADLINE_S, Heard, until
 from steps import numbers, save
 
 from spot_plugins.config import SpotConfig
@@ -34,7 +34,7 @@ def test_two_steps_that_are_staged_before_the_process_runs_are_both_stored(tmp_p
     session.resume()
     session.save(1)
     session.save(2)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + DEADLINE_S
     assert [session._opened.pusher.wait_ended(step, deadline) for step in (1, 2)] == [StepState.COMMITTED] * 2
     session.close()
 

@@ -7,7 +7,7 @@ import os
 
 import pytest
 import torch
-from hearing import Heard
+from hearing import Heard, until_idle
 from steps import Holder
 
 from spot_plugins.config import SpotConfig
@@ -48,6 +48,7 @@ def train(tmp_path, num_steps, **settings):
             session.after_step(step)
             if step % 2 == 0:
                 heard.wait(Committed, step=step)
+                until_idle(session)  # or the next save might be put off
         session.finish(step)
     return step
 
