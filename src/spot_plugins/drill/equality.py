@@ -142,7 +142,7 @@ def final_difference(control: Run, rehearsal: Run, step: int, but: Collection[st
     note = ""
     if len(triggers) > 1:
         note = (
-            "The last step was saved at its end in the one training and at the end of the program in the other, so "
+            "One of the two trainings saved the last step before its last validation, and the other after it, so "
             "only models and optimizers were compared"
         )
         # A validation in between changes metrics and random streams.
