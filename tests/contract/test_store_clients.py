@@ -247,7 +247,7 @@ def test_a_reset_in_the_middle_of_a_get_may_pass(store, proxy):
         proxy.refuse()
 
         with pytest.raises(StoreError, match="the connection to the endpoint URL broke") as caught:
-            getting.result(timeout=20)
+            getting.result(timeout=DEADLINE_S)
 
     assert caught.value.retryable
     proxy.heal()
@@ -269,7 +269,7 @@ def test_a_service_that_stops_reading_in_the_middle_of_a_put_is_given_up(store, 
         proxy.hang()
 
         with pytest.raises(StoreError) as caught:
-            putting.result(timeout=20)
+            putting.result(timeout=DEADLINE_S)
 
     assert caught.value.retryable
 
@@ -290,7 +290,7 @@ def test_a_service_that_stops_sending_in_the_middle_of_a_get_is_given_up(store, 
         proxy.hang()
 
         with pytest.raises(StoreError) as caught:
-            getting.result(timeout=20)
+            getting.result(timeout=DEADLINE_S)
 
     assert caught.value.retryable
 

@@ -8,7 +8,7 @@ import stat
 import threading
 
 import pytest
-from hearing import until
+from hearing import DEADLINE_S, until
 from sick_disks import SickDisk
 
 from spot_plugins.push import FileWriter, SharedFile
@@ -102,7 +102,7 @@ def test_a_disk_that_hangs_holds_up_nobody(kept, tmp_path, monkeypatch):
     with SickDisk(tmp_path / "folder") as sick:
         file, writer, told = kept()
         file.memory[:3] = b"one"
-        assert sick.hangs.wait(60)
+        assert sick.hangs.wait(DEADLINE_S)
         until(lambda: told, "it is told")
         file.memory[:3] = b"two"
         writer.end()
