@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from ..machine.threads import start_thread
+
 
 class Ticker:
     """
@@ -26,7 +28,7 @@ class Ticker:
 
     def start(self) -> None:
         """Begin."""
-        self._thread.start()
+        start_thread(self._thread)
 
     def wake(self) -> None:
         """Let the function be called soon. Returns at once. Callable from any thread."""
@@ -39,8 +41,9 @@ class Ticker:
         with self._changed:
             self._last = last
             self._changed.notify_all()
-        # wait: wait_s of the caller; the thread is left behind
-        self._thread.join(wait_s)
+        if self._thread.ident is not None:  # else the machine had no room for it
+            # wait: wait_s of the caller; the thread is left behind
+            self._thread.join(wait_s)
 
     def _run(self) -> None:
         while True:
