@@ -11,7 +11,6 @@ from typing import TypeAlias
 from ..errors import SpotError
 from ..eventlog.watchers import Watched, Watcher
 from ..events import Committed, Event, SharesCounted
-from ..machine.threads import start_thread
 from .tally import Tally
 
 logger = logging.getLogger(__name__)
@@ -49,7 +48,7 @@ class Scalars(Watcher):
         if watched.rank == 0:
             self._tally = tally = Tally(watched)
             self._counts_shares = watched.world_size > 1
-            start_thread(threading.Thread(target=_read, args=(tally,), name="spot-figures", daemon=True))
+            threading.Thread(target=_read, args=(tally,), name="spot-figures", daemon=True).start()
 
     def begin(self, step: int | None) -> None:
         """Take note that training begins after *step*."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from ..machine.threads import start_thread
-
 
 class Ticker:
     """
@@ -28,7 +26,7 @@ class Ticker:
 
     def start(self) -> None:
         """Begin."""
-        start_thread(self._thread)
+        self._thread.start()
 
     def wake(self) -> None:
         """Let the function be called soon. Returns at once. Callable from any thread."""
