@@ -89,6 +89,7 @@ PASSING = {
     "507 full": (lambda proxy: proxy.fail_with(507), "HTTP status 507"),
     "429": (lambda proxy: proxy.fail_with(429), r"says the proxy \(TooManyRequests, HTTP status 429\)"),
     "409": (lambda proxy: proxy.fail_with(409), "HTTP status 409"),
+    "408": (lambda proxy: proxy.fail_with(408), "HTTP status 408"),
 }
 
 

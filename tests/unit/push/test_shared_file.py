@@ -9,6 +9,7 @@ import threading
 
 import pytest
 from hearing import DEADLINE_S, until
+from shared_files import finish
 from sick_disks import SickDisk
 
 from spot_plugins.push import FileWriter, SharedFile
@@ -27,8 +28,7 @@ def kept(tmp_path):
         return file, writer, told
 
     yield keep
-    writer.end()
-    writer.close()
+    finish(writer)
 
 
 def read(file):
@@ -44,8 +44,7 @@ def test_the_file_follows_the_memory(kept):
     assert len(read(file)) < NUM_BYTES
     assert stat.S_IMODE(os.stat(file.path).st_mode) == 0o600
     file.memory[-3:] = b"end"
-    writer.end()
-    writer.close()
+    finish(writer)
     assert read(file) == bytes(file.memory)
     assert told == []
 
@@ -61,8 +60,7 @@ def test_a_file_that_is_there_is_replaced(is_link, kept, tmp_path):
 
     file, writer, _ = kept()
     file.memory[:3] = b"one"
-    writer.end()
-    writer.close()
+    finish(writer)
 
     assert read(file).rstrip(b"\0") == b"one"
     assert other.read_bytes() == b"another run"
@@ -80,8 +78,7 @@ def test_a_disk_that_is_full_is_told_once_and_tried_again(kept):
         until(lambda: os.stat(file.path).st_mtime_ns > first, "it is tried again")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    writer.end()
-    writer.close()
+    finish(writer)
 
     assert read(file) == bytes(file.memory)
     [reason] = told
@@ -122,8 +119,7 @@ def test_the_memory_outlives_the_one_who_made_it(tmp_path):
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(own)
     writer.keep(path, descriptor, NUM_BYTES)
-    writer.end()
-    writer.close()
+    finish(writer)
     assert (tmp_path / "file").read_bytes()[:3] == b"one"
 
 
