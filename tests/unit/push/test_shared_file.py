@@ -49,6 +49,20 @@ def test_the_file_follows_the_memory(kept):
     assert told == []
 
 
+def test_a_page_that_has_not_changed_is_not_written_again(kept):
+    """A mark that is put over it on the disk stays, while another page is written."""
+    file, writer, _ = kept()
+    file.memory[:3] = b"one"
+    until(lambda: os.path.exists(file.path) and read(file)[:3] == b"one", "it is written")
+    until(lambda: writer._written[:3] == b"one", "the writer knows")
+    with open(file.path, "r+b") as each:
+        each.write(b"mark")
+    file.memory[-3:] = b"end"
+    finish(writer)
+    assert read(file)[:4] == b"mark"
+    assert read(file)[-3:] == b"end"
+
+
 @pytest.mark.parametrize("is_link", [False, True])
 def test_a_file_that_is_there_is_replaced(is_link, kept, tmp_path):
     """Nothing of it is left, and a link leads nowhere."""
