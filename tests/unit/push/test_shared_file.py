@@ -6,6 +6,7 @@ import os
 import resource
 import stat
 import threading
+from contextlib import suppress
 
 import pytest
 from hearing import DEADLINE_S, until
@@ -132,9 +133,12 @@ def test_the_memory_outlives_the_one_who_made_it(tmp_path):
     del file
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(own)
+    memory = os.fstat(descriptor)
     writer.keep(path, descriptor, NUM_BYTES)
     finish(writer)
     assert (tmp_path / "file").read_bytes()[:3] == b"one"
+    with suppress(OSError):  # the number may be that of another file by now
+        assert not os.path.samestat(os.fstat(descriptor), memory), "the writer closes it"
 
 
 def test_memory_that_is_a_file_is_read_by_others_at_once(tmp_path):
