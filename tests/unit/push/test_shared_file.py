@@ -14,6 +14,7 @@ from shared_files import finish
 from sick_disks import SickDisk
 
 from spot_plugins.push import FileWriter, SharedFile
+from spot_plugins.push.shared_memory import open_file, open_memory
 
 NUM_BYTES = 10_000
 
@@ -151,3 +152,16 @@ def test_memory_that_is_a_file_is_read_by_others_at_once(tmp_path):
     with pytest.raises(FileExistsError):
         SharedFile(file.path, NUM_BYTES, str(path))
     assert path.read_bytes().endswith(b"end")
+
+
+def test_memory_of_a_size_that_the_system_refuses_is_closed(tmp_path):
+    """Each save would leave a descriptor behind, until the process has none."""
+    path = tmp_path / "live" / "file"
+    for make in (lambda: open_memory("refused", -1), lambda: open_file(str(path), -1)):
+        with pytest.raises(OSError, match="Invalid argument"):
+            make()
+    opened = []
+    for descriptor in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # of another thread, which has closed it
+            opened.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+    assert not [name for name in opened if "refused" in name or str(path) in name]
