@@ -17,7 +17,7 @@ tools=(grimp hypothesis peft psutil pytest pytest-timeout pytest-xdist safetenso
 tests=(tests/unit/{accelerate,bare,data,lightning,loop,program,state,store} tests/unit/monitor/test_metrics.py tests/multiprocess/test_cli.py)
 
 load_tests=(tests/unit/agreement/test_{faults,group}.py tests/unit/{bare,leave,push} tests/unit/notices/test_signals.py)
-load_tests+=(tests/unit/session/test_{keeping,spot_session}.py tests/unit/drill/test_runner.py)
+load_tests+=(tests/unit/session/test_{keeping,spot_session}.py tests/unit/drill/test_{command,faults}.py)
 load_drills=(tests/multiprocess/test_{board,watch}.py tests/drills/test_supervised.py)
 
 # Run tests while two programs for each core only count. The programs end with the shell that runs this, however it ends.
