@@ -66,7 +66,7 @@ test: setup prometheus lint  ## Lint, then all tests but those marked gpu or soa
 quick: setup prometheus lint  ## Lint, then the tests of threads and fakes, side by side: a minute
 	$(bin)/python -m pytest -n 2 --dist worksteal --durations=5 -m 'not gpu and not soak and not long' tests/unit tests/public
 
-legs: setup prometheus  ## Tests with the lowest declared versions, and on Python 3.10 and 3.13 if they are installed
+legs: setup prometheus  ## Tests with the lowest declared versions, on Python 3.10 and 3.13 if installed, and on a busy machine
 	tests/legs.sh $(bin)/python $(LEGS)
 
 lint: setup  ## Format, lint, types, layers

@@ -104,8 +104,8 @@ def run(settings: Settings, parts: set[int], out: str | None, max_s: float, tabl
     waiting = [check for check in CHECKS if check.number in parts]
     num_cores = len(os.sched_getaffinity(0))
     num_beside = max(1, min(5, num_cores // 2))
-    if settings.scale == "tiny":  # no figure is judged
-        waiting = [replace(check, is_alone=False) for check in waiting]
+    if settings.scale == "tiny":  # no figure is judged, and a busy machine without a GPU may take its time
+        waiting = [replace(check, is_alone=False, limit_s=max_s) for check in waiting]
         num_beside = num_cores
     running: list[Running] = []
     try:

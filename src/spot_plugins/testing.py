@@ -79,7 +79,7 @@ def drill(
 
 
 def run_thread_ranks(
-    world_size: int, body: Callable[[ThreadRanks], Result], *, timeout_s: float = 60.0
+    world_size: int, body: Callable[[ThreadRanks], Result], *, timeout_s: float = 300.0
 ) -> list[Result]:
     """
     Call *body* once per rank, each call on a thread of its own.

@@ -89,6 +89,7 @@ PASSING = {
     "507 full": (lambda proxy: proxy.fail_with(507), "HTTP status 507"),
     "429": (lambda proxy: proxy.fail_with(429), r"says the proxy \(TooManyRequests, HTTP status 429\)"),
     "409": (lambda proxy: proxy.fail_with(409), "HTTP status 409"),
+    "408": (lambda proxy: proxy.fail_with(408), "HTTP status 408"),
 }
 
 
@@ -247,7 +248,7 @@ def test_a_reset_in_the_middle_of_a_get_may_pass(store, proxy):
         proxy.refuse()
 
         with pytest.raises(StoreError, match="the connection to the endpoint URL broke") as caught:
-            getting.result(timeout=20)
+            getting.result(timeout=DEADLINE_S)
 
     assert caught.value.retryable
     proxy.heal()
@@ -269,7 +270,7 @@ def test_a_service_that_stops_reading_in_the_middle_of_a_put_is_given_up(store, 
         proxy.hang()
 
         with pytest.raises(StoreError) as caught:
-            putting.result(timeout=20)
+            putting.result(timeout=DEADLINE_S)
 
     assert caught.value.retryable
 
@@ -290,7 +291,7 @@ def test_a_service_that_stops_sending_in_the_middle_of_a_get_is_given_up(store, 
         proxy.hang()
 
         with pytest.raises(StoreError) as caught:
-            getting.result(timeout=20)
+            getting.result(timeout=DEADLINE_S)
 
     assert caught.value.retryable
 

@@ -20,6 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import obstore
 import pytest
+from hearing import DEADLINE_S
 from servers import HOST, FaultProxy
 
 from spot_plugins.errors import ConfigError, StoreError
@@ -385,7 +386,9 @@ def test_keys_that_are_given_need_no_botocore():
         "except StoreError: print({'fsspec', 's3fs', 'botocore', 'aiohttp'} & set(sys.modules))"
     )
     environment = {**os.environ, **ENVIRONMENT_KEYS, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, timeout=DEADLINE_S
+    )
 
     assert done.stdout == "set()\n"
 

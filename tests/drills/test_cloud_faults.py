@@ -20,6 +20,7 @@ NUM_FLOATS = 300_000  # 1.2 MB
 FAULTS = {
     "hangs": (lambda proxy: proxy.hang(), "timeout"),
     "breaks in the body": (lambda proxy: proxy.reset_after(100_000), "the connection to the endpoint URL broke"),
+    "loses the answer": (lambda proxy: proxy.cut_answers(), "the connection to the endpoint URL broke"),
     "rejects": (lambda proxy: proxy.fail_with(401), "the service rejects these credentials"),
 }
 

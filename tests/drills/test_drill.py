@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 
 import pytest
 from commands import SPOT, spot
+from hearing import DEADLINE_S
 from launching import PROGRAMS, module_path
 
 from spot_plugins.errors import ConfigError
@@ -131,7 +132,7 @@ def test_nothing_is_left_after_ctrl_c(tmp_path):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 128 + signal.SIGINT
+    assert process.wait(DEADLINE_S) == 128 + signal.SIGINT
     process.stderr.close()
     assert drills_left(folder) == []
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 from drill_settings import Settings
+from hearing import DEADLINE_S
 from launching import PROGRAMS, exit_codes, launch, module_path
 
 
@@ -44,7 +45,9 @@ def test_it_is_configured_from_the_yaml_of_a_lightning_cli(tmp_path):
     for epochs in (1, 2):
         file.write_text(YAML.format(url=tmp_path / "run", epochs=epochs))
         command = [sys.executable, str(PROGRAMS / "lightning_cli.py"), "fit", "--config", str(file)]
-        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=100)
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=DEADLINE_S
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         outputs.append(sorted(path.name for path in (tmp_path / "run" / "steps").iterdir()))
 

@@ -20,7 +20,18 @@ import psutil
 import pytest
 import torch
 from drill_settings import Settings
-from hearing import Heard, is_zombie, next_pusher, pusher_pid, said, until, until_end_known, until_gone, until_idle
+from hearing import (
+    DEADLINE_S,
+    Heard,
+    is_zombie,
+    next_pusher,
+    pusher_pid,
+    said,
+    until,
+    until_end_known,
+    until_gone,
+    until_idle,
+)
 from launching import exit_codes, launch
 from servers import FaultProxy
 from steps import Holder, assert_same, load, numbers, state_of
@@ -425,7 +436,7 @@ def test_a_subscriber_that_blocks_does_not_hold_up_the_end(tmp_path, monkeypatch
 def _block_on_commit(is_over):
     def on_event(event):
         if isinstance(event, Committed):
-            is_over.wait(60)
+            is_over.wait(DEADLINE_S)
 
     return on_event
 
@@ -645,7 +656,7 @@ def test_a_bug_in_the_pusher_leaves_no_process_that_waits_for_ever(tmp_path):
         channel.send(asdict(settings))
         channel.send({"nobody": "says this"})
         try:
-            assert pusher.wait(60) == 1
+            assert pusher.wait(DEADLINE_S) == 1
         finally:
             with suppress(ProcessLookupError):
                 pusher.kill()

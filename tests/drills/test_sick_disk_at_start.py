@@ -10,7 +10,7 @@ import threading
 from contextlib import closing
 
 import pytest
-from hearing import Heard, until, until_idle
+from hearing import DEADLINE_S, Heard, until, until_idle
 from sick_disks import SickDisk
 from steps import Holder, assert_same, numbers, state_of
 
@@ -100,7 +100,9 @@ def test_a_notice_is_obeyed_at_once(place, tmp_path, caplog):
         session, holder, _ = session_at(tmp_path)
         with closing(session):
             session.handle_signals()
-            sender = threading.Thread(target=lambda: sick.hangs.wait(60) and os.kill(os.getpid(), signal.SIGTERM))
+            sender = threading.Thread(
+                target=lambda: sick.hangs.wait(DEADLINE_S) and os.kill(os.getpid(), signal.SIGTERM)
+            )
             sender.start()
             with pytest.raises(Preempted):
                 session.resume()
@@ -146,7 +148,7 @@ def test_a_notice_ends_the_wait_for_another_rank_whose_disk_hangs(tmp_path, capl
             session.resume()
 
     with SickDisk(tmp_path / "local-1", is_given_up=False) as sick:
-        sender = threading.Thread(target=lambda: sick.hangs.wait(60) and (tmp_path / "notice-0").touch())
+        sender = threading.Thread(target=lambda: sick.hangs.wait(DEADLINE_S) and (tmp_path / "notice-0").touch())
         sender.start()
         run_thread_ranks(2, life)
         sender.join()

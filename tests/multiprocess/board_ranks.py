@@ -16,7 +16,7 @@ from spot_plugins.clock import SystemClock
 from spot_plugins.ranks import BoardClosedError, Job, RankLostError, TorchRanks
 from spot_plugins.schedule import PeriodicTrigger
 
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
 LOGGED = []
 """The lines in the log about the port of the board."""
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from commands import SPOT, spot
-from hearing import Heard, until, until_idle
+from hearing import DEADLINE_S, Heard, until, until_idle
 from servers import S3Server, free_ports
 from steps import Holder, assert_whole, numbers, save
 
@@ -245,7 +245,7 @@ def test_a_training_may_write_meanwhile(tmp_path):
         words.append(["prune", url, "--keep-last", "1", "--delete"])
         with ThreadPoolExecutor() as pool:
             done = list(pool.map(lambda each: spot(*each), words))
-        training.communicate(timeout=60)
+        training.communicate(timeout=DEADLINE_S)
     finally:
         training.kill()
         training.wait()

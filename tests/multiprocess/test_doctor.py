@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from commands import SPOT, spot
-from hearing import until
+from hearing import DEADLINE_S, until
 
 BIN = Path(sys.executable).parent
 TORCHRUN = [str(BIN / "torchrun"), "--nproc-per-node", "2"]
@@ -159,5 +159,5 @@ def test_an_end_from_outside_leaves_no_process(number, tmp_path):
     until(rehearsed, "a rehearsal")
     os.kill(process.pid, number)
 
-    assert process.wait(60) != 0
+    assert process.wait(DEADLINE_S) != 0
     assert_nothing_left(tmp_path)

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import markets
 import pytest
 import typer
-from hearing import until
+from hearing import DEADLINE_S, until
 from markets import MarketServer
 from monitoring import promtool
 from typer.testing import CliRunner
@@ -42,7 +42,7 @@ def environ(server, tmp_path):
 
 
 def prices(*words, environ=None):
-    return subprocess.run([*SPOT, *words], capture_output=True, text=True, env=environ, timeout=100)
+    return subprocess.run([*SPOT, *words], capture_output=True, text=True, env=environ, timeout=DEADLINE_S)
 
 
 def test_the_table_has_the_rows_of_all_providers_the_cheapest_first(environ):
@@ -148,9 +148,10 @@ def test_what_cannot_work_is_refused_at_once(words, says):
 
 
 @contextmanager
-def watching(*words, environ):
+def watching(*words, environ, program=SPOT):
     """A process of ``spot prices --watch``, which is killed at the end if it is still there."""
-    process = subprocess.Popen([*SPOT, *words], env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [*program, *words]
+    process = subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         yield process
     finally:
@@ -167,7 +168,7 @@ def test_a_watch_tells_a_webhook_and_ends_at_once_on_a_signal(environ, server, t
         lines = [process.stdout.readline() for _ in range(3)]
         until(lambda: server.asked(""), "the webhook is told")
         process.send_signal(signal.SIGTERM)
-        code = process.wait(60)
+        code = process.wait(DEADLINE_S)
 
     assert code == 143
     assert "$1.500 per GPU and hour: 8x H100 at mine, here, spot" in lines[0]
@@ -176,14 +177,23 @@ def test_a_watch_tells_a_webhook_and_ends_at_once_on_a_signal(environ, server, t
     assert (message["version"], message["below"], message["offers"][0]["dollars_per_gpu_hour"]) == (1, 1.9, 1.5)
 
 
+PATIENT_PROGRAM = """
+from spot_plugins.cli import main
+from spot_plugins.market import vast
+object.__setattr__(vast.PROVIDER, "limit_s", 3600.0)  # so that the answer is not given up before the process ends
+main()
+"""
+PATIENT = [sys.executable, "-c", PATIENT_PROGRAM, "prices"]
+
+
 def test_a_signal_ends_a_watch_that_waits_for_a_provider(environ, server):
     """In the middle of a request that hangs, SIGINT ends with 130, and the process does not wait for its threads."""
     server.faults[markets.VAST] = "hang"
     words = ["--gpu", "h100", "--watch", "1", "--below", "0.1"]
-    with watching(*words, environ=environ) as process:
+    with watching(*words, environ=environ, program=PATIENT) as process:
         until(lambda: server.asked(markets.VAST), "the provider is asked")
         process.send_signal(signal.SIGINT)
-        code = process.wait(10)  # the limit of the provider is 15 s
+        code = process.wait(DEADLINE_S)
 
     assert code == 130
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 
 import pytest
 from event_logs import write_log
-from hearing import Heard, until, until_gone
+from hearing import DEADLINE_S, Heard, until, until_gone
 from steps import Holder, state_of
 
 from spot_plugins.config import SpotConfig
@@ -51,7 +51,7 @@ class Watching:
         """Return the exit code, after the signal *number*."""
         if number is not None:
             self.process.send_signal(number)
-        return self.process.wait(60)
+        return self.process.wait(DEADLINE_S)
 
 
 @pytest.fixture
@@ -174,8 +174,8 @@ def test_a_terminal_shows_one_line_that_is_drawn_again(tmp_path):
     until(lambda: b"attempt 1 left after ?[31mevil" in seen, "the end is shown in a line of its own")
     assert seen.count(b"\n") == 1
     write_log(store, 2, [(1.0, Started(process_s=1.0)), (2.0, Ended(step=1, is_finished=True, error=None))], offset=5e8)
-    assert process.wait(60) == 0
-    reader.join(60)
+    assert process.wait(DEADLINE_S) == 0
+    reader.join(DEADLINE_S)
     os.close(ours)
     assert b"\x1b[31m" not in seen
 

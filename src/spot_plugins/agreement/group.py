@@ -35,6 +35,7 @@ import threading
 import time
 from typing import Final, TypeAlias
 
+from ..machine.threads import start_thread
 from ..ranks import BoardClosedError, Job, RankLostError
 from ..schedule import AgreedReason, PeriodicTrigger
 from .ballot import VERDICT_WAIT_S, Ballot, count_notice, count_proposal
@@ -86,7 +87,7 @@ class Group:
 
     def open(self) -> None:
         """See :class:`~.decision.Agreement`."""
-        self._thread.start()
+        start_thread(self._thread)
 
     @property
     def notice(self) -> Notice | None:
@@ -186,8 +187,9 @@ class Group:
         # The board of a machine that vanished may hold up either thread.
         deadline = time.monotonic() + CLOSE_WAIT_S
         for thread in (self._thread, waker):
-            # wait: CLOSE_WAIT_S; the thread is left behind, and ends with the process
-            thread.join(max(0.0, deadline - time.monotonic()))
+            if thread is not None:
+                # wait: CLOSE_WAIT_S; the thread is left behind, and ends with the process
+                thread.join(max(0.0, deadline - time.monotonic()))
 
     # The training thread.
 

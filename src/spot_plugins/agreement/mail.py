@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
+from ..machine.threads import NoThreadError, start_thread
 from ..ranks import BoardClosedError, Job, Json
 from .messages import VOID, Message, decode_message, encode_message
 
@@ -39,11 +40,18 @@ class Mail:
         except BoardClosedError as error:
             self._on_lost(error)
 
-    def send_aside(self, message: Message) -> threading.Thread:
-        """Send *message* on a thread of its own, because training must not wait for the board."""
-        sender = threading.Thread(target=self.send, args=(message,), name="spot-message", daemon=True)
-        sender.start()
-        return sender
+    def send_aside(self, message: Message) -> threading.Thread | None:
+        """
+        Send *message* on a thread of its own, because training must not wait for the board.
+
+        Returns:
+            The thread. None if the machine has no room for it, so that the calling thread has sent the message.
+        """
+        try:
+            return start_thread(threading.Thread(target=self.send, args=(message,), name="spot-message", daemon=True))
+        except NoThreadError:
+            self.send(message)
+            return None
 
     def read(self, number: int) -> Message:
         """

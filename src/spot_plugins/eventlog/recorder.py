@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, Protocol
 
 from ..events import Event
+from ..machine.threads import start_thread
 from .records import Dropped, Ended, Entry, Heartbeat, Record, Started, TrainingBegan, body_of
 
 logger = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ class Recorder:
     def open(self) -> None:
         """Begin. The first record says how long the process has run."""
         self._add(Started(process_s=self.process_s))
-        self._thread.start()
+        start_thread(self._thread)
 
     def on_event(self, event: Event) -> None:
         """Record *event*, unless the pusher process has done so. On any thread."""

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from ..machine.threads import NoThreadError, start_thread
 from .launcher import value_of
 
 LOST_S: Final = 60.0
@@ -61,7 +62,11 @@ class Rendezvous:
             self._seen_at = now
         elif now >= self._next_at:
             self._next_at = now + PROBE_S
-            threading.Thread(target=self._probe, args=(self._endpoint,), name="spot-probe", daemon=True).start()
+            probe = threading.Thread(target=self._probe, args=(self._endpoint,), name="spot-probe", daemon=True)
+            try:
+                start_thread(probe)
+            except NoThreadError:  # this machine is the sick one
+                self._seen_at = now
         return now - self._seen_at > LOST_S
 
     def _probe(self, endpoint: tuple[str, int]) -> None:

@@ -13,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from ..machine.threads import NoThreadError, start_thread
+
 logger = logging.getLogger(__name__)
 
 HANG_S: Final = 2.0
@@ -84,8 +86,11 @@ def _write(kinds: list[str], otherwise: str) -> None:
             for kind in kinds:
                 Path(folder, f"{kind}{os.getpid()}").touch()
 
-    thread = threading.Thread(target=write, name="spot-roster", daemon=True)
-    thread.start()
+    try:
+        thread = start_thread(threading.Thread(target=write, name="spot-roster", daemon=True))
+    except NoThreadError:
+        write()
+        return
     # wait: HANG_S; a warning says what spot run does not know, and the process continues
     thread.join(HANG_S)
     if thread.is_alive():

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ..agreement import Agreement
+from ..machine.threads import NoThreadError, start_thread
 from .phase import Phase, PhaseTracker
 
 logger = logging.getLogger(__name__)
@@ -42,7 +43,10 @@ class LastResort:
         with self._lock:
             if not self._has_begun:
                 self._has_begun = True
-                threading.Thread(target=self._run, name="spot-last-resort", daemon=True).start()
+                try:
+                    start_thread(threading.Thread(target=self._run, name="spot-last-resort", daemon=True))
+                except NoThreadError as error:
+                    logger.warning("nothing ends this process if its training thread is stuck: %s", error)
 
     def _run(self) -> None:
         while (left_s := self._left_s()) > 0:  # an earlier deadline may become known meanwhile

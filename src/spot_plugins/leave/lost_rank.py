@@ -9,6 +9,7 @@ from typing import Final
 
 from ..agreement import Agreement
 from ..errors import Preempted
+from ..machine.threads import NoThreadError, start_thread
 from ..ranks import RankLostError
 from .phase import Phase, PhaseTracker
 from .way_out import WayOut
@@ -46,7 +47,11 @@ class LostRank:
 
     def begin(self, loss: RankLostError) -> None:
         """Look at the training thread from now on, because of *loss*."""
-        threading.Thread(target=self._run, args=(loss, time.monotonic()), name="spot-lost-rank", daemon=True).start()
+        looks = threading.Thread(target=self._run, args=(loss, time.monotonic()), name="spot-lost-rank", daemon=True)
+        try:
+            start_thread(looks)
+        except NoThreadError as error:
+            logger.warning("nothing ends this process if its training thread is stuck: %s", error)
 
     def _run(self, loss: RankLostError, known_at: float) -> None:
         while (left_s := max(STUCK_S - self._phase.still_s, known_at + OWN_ERROR_S - time.monotonic())) > 0:

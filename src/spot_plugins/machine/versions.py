@@ -44,7 +44,12 @@ def installed() -> list[Installed]:
         return []
     wanted = {}
     for text in metadata.requires("spot_plugins") or ():
-        requirement = Requirement(text)
+        try:
+            requirement = Requirement(text)
+        except (
+            SystemError
+        ):  # Python 3.11, now and then, if another thread compiles at the moment (cpython issue 106905)
+            continue
         is_for_users = requirement.marker is None or requirement.marker.evaluate({"extra": "all"})
         if is_for_users and (version := _version(requirement.name)) is not None:
             fits = requirement.specifier.contains(version, prereleases=True)

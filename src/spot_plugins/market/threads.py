@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 
+from ..machine.threads import NoThreadError, start_thread
 from .base import ProviderError
 
 _Name = TypeVar("_Name")
@@ -38,7 +39,10 @@ def in_parallel(
             done.put((name, ProviderError(f"the answer has a form that nobody expected: {type(error).__name__}")))
 
     for name in calls:
-        threading.Thread(target=run, args=(name,), daemon=True, name=f"spot-prices-{name}").start()
+        try:
+            start_thread(threading.Thread(target=run, args=(name,), daemon=True, name=f"spot-prices-{name}"))
+        except NoThreadError as error:
+            done.put((name, ProviderError(str(error))))
     results: dict[_Name, _Result | ProviderError] = {}
     while waiting := calls.keys() - results.keys():
         left_s = max(ends[name] for name in waiting) + _OVERTIME_S - time.monotonic()

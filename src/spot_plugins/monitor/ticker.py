@@ -39,8 +39,9 @@ class Ticker:
         with self._changed:
             self._last = last
             self._changed.notify_all()
-        # wait: wait_s of the caller; the thread is left behind
-        self._thread.join(wait_s)
+        if self._thread.ident is not None:  # else the machine had no room for it
+            # wait: wait_s of the caller; the thread is left behind
+            self._thread.join(wait_s)
 
     def _run(self) -> None:
         while True:

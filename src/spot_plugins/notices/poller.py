@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import wait
 from typing import Final
 
+from ..machine.threads import start_thread
 from .base import Acknowledging, Announcement, NoticeSource
 
 logger = logging.getLogger(__name__)
@@ -65,8 +66,8 @@ class NoticePoller:
         """Start the thread, unless there is nothing to poll."""
         if self._polled and self._thread is None:
             self._read_fd, self._write_fd = os.pipe()
-            self._thread = threading.Thread(target=self._run, name="spot-notices", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="spot-notices", daemon=True)
+            self._thread = start_thread(thread)
 
     def acknowledge(self) -> None:
         """Acknowledge the announced end to providers that wait for that. It takes seconds at most and never raises."""

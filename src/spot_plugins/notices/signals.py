@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any, Final
 
 from ..errors import ConfigError
+from ..machine.threads import NoThreadError, start_thread
 
 AGAIN_S: Final = 1.0
 """Shortest time in seconds between two calls of ``on_again``. Launchers send a signal twice in a row."""
@@ -77,12 +78,19 @@ class SignalNotices:
         Take over the signals, on the main thread. :meth:`uninstall` restores the old handlers.
 
         Raises:
-            ConfigError: Another object of this kind has taken them.
+            ConfigError: Another object of this kind has taken them, or the machine has no room for a thread.
         """
         global _active
         check_signals_free()
         self._pipe = _, write_fd = os.pipe()
         os.set_blocking(write_fd, False)
+        thread = threading.Thread(target=self._read_signals, name="spot-signals", daemon=True)
+        try:
+            self._thread = start_thread(thread)
+        except NoThreadError as error:
+            for fd in self._pipe:
+                os.close(fd)
+            raise ConfigError(f"signals cannot be taken as notices: {error}") from error
         free = [number for number in self._others if signal.getsignal(number) == signal.SIG_DFL]
         ours = [signal.SIGTERM, *free]
         if signal.getsignal(signal.SIGINT) not in (signal.SIG_IGN, None):  # None: a handler that is not Python's
@@ -92,8 +100,6 @@ class SignalNotices:
         self._previous_fd = signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
         self._installed, self._left_over = True, set()
         _active = self
-        self._thread = threading.Thread(target=self._read_signals, name="spot-signals", daemon=True)
-        self._thread.start()
 
     @property
     def installed(self) -> bool:

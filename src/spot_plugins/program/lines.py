@@ -15,7 +15,10 @@ import logging
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Final
+
+from ..machine.threads import NoThreadError, start_thread
 
 LOGGER: Final = logging.getLogger("spot_plugins.run")
 
@@ -82,12 +85,12 @@ class Lines:
         """
         Show *text* from a thread of its own, because a notice must be passed on even if nobody reads stderr.
 
-        It waits for a moment, so that this line comes before the next one.
+        It waits for a moment, so that this line comes before the next one. Without room for a thread, there is no line.
         """
         speaker = threading.Thread(target=self.say, args=(text, level), name="spot-line", daemon=True)
-        speaker.start()
-        # wait: ANSWER_WAIT_S; the line may come later, or never if nobody reads stderr
-        speaker.join(ANSWER_WAIT_S)
+        with suppress(NoThreadError):
+            # wait: ANSWER_WAIT_S; the line may come later, or never if nobody reads stderr
+            start_thread(speaker).join(ANSWER_WAIT_S)
 
 
 def _lowest_level() -> int:

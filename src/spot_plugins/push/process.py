@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+from ..machine.threads import NoThreadError, start_thread
 from . import messages
 from .ledger import Submission
 from .messages import Channel, PushSettings
@@ -71,7 +72,7 @@ class PusherProcess:
         Start the process and return at once. It reads its messages a fraction of a second later.
 
         Raises:
-            OSError: The machine has no room for another process.
+            OSError: The machine has no room for another process or thread.
         """
         ours, theirs = socket.socketpair()
         # Its own session: a signal to the job's process group must not end it.
@@ -95,7 +96,14 @@ class PusherProcess:
         _started[:] = [each for each in _started if each.poll() is None] + [process]
         self._channel = channel = Channel(ours)
         _processes.add(self)
-        threading.Thread(target=self._listen, args=(channel, process), name="spot-pusher", daemon=True).start()
+        listener = threading.Thread(target=self._listen, args=(channel, process), name="spot-pusher", daemon=True)
+        try:
+            start_thread(listener)
+        except NoThreadError:
+            self._is_deaf.set()
+            channel.close()
+            process.kill()
+            raise
         with contextlib.suppress(OSError):  # the thread notices
             self.send(asdict(self._settings))
 

@@ -18,6 +18,7 @@ from random import SystemRandom
 from typing import Any, Final, TypeVar
 
 from ..format.manifest import Json
+from ..machine.threads import start_thread
 from .base import BoardClosedError, RankLostError
 from .board_server import CLOSED, BoardServer
 from .frames import (
@@ -84,7 +85,7 @@ class SocketBoard(NoteBoard):
         self._waker, self._wakened = map(keep, socket.socketpair())
         self._waker.setblocking(False)
         self._thread = threading.Thread(target=self._run, name="spot-board", daemon=True)
-        self._thread.start()
+        start_thread(self._thread)
 
     def post(self, name: str, value: Json) -> None:
         """See :class:`~.base.Board`."""

@@ -17,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from ..machine.threads import start_thread
 from .frames import (
     BEAT,
     MAX_HELLO_BYTES,
@@ -96,7 +97,7 @@ class BoardServer:
         ours, theirs = socket.socketpair()
         connection = self._add(ours)
         connection.rank, connection.reader.max_bytes = 0, MAX_NOTE_BYTES
-        self._thread.start()
+        start_thread(self._thread)
         return theirs
 
     def close(self) -> None:

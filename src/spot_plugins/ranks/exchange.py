@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ..format.manifest import Json
+from ..machine.threads import NoThreadError, start_thread
 from ..store import attentively
 from .base import Board, BoardClosedError, RankLostError, Ranks
 
@@ -102,18 +103,27 @@ class Meeting:
         """The rank because of which not all ranks come, if one has ended before it came."""
         self._deadline = deadline
         # On a thread, because the caller has other things to wait for meanwhile.
-        self._thread = threading.Thread(target=self._run, args=(job, note), name="spot-end", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = threading.Thread(
+            target=self._run, args=(job, note), name="spot-end", daemon=True
+        )
+        try:
+            start_thread(self._thread)
+        except NoThreadError:  # then one after the other, because a rank that does not come to its end holds up all
+            self._thread = None
+            self._run(job, note)
 
     @property
     def is_over(self) -> bool:
         """True if all ranks have come, or the deadline has passed."""
-        return not self._thread.is_alive() or time.monotonic() > self._deadline + MEETING_MARGIN_S
+        if self._thread is None or not self._thread.is_alive():
+            return True
+        return time.monotonic() > self._deadline + MEETING_MARGIN_S
 
     def wait(self) -> None:
         """Wait for the end of the meeting."""
-        # wait: the deadline of the caller and MEETING_MARGIN_S; this rank leaves without the others
-        self._thread.join(max(0.0, self._deadline - time.monotonic()) + MEETING_MARGIN_S)
+        if self._thread is not None:
+            # wait: the deadline of the caller and MEETING_MARGIN_S; this rank leaves without the others
+            self._thread.join(max(0.0, self._deadline - time.monotonic()) + MEETING_MARGIN_S)
 
     def _run(self, job: Job, note: Json) -> None:
         try:

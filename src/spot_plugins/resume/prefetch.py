@@ -9,6 +9,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from ..format.commit import NUM_GETS, committed_steps
 from ..format.manifest import Blob
 from ..launch.drilled import drilled
 from ..locations import is_local
+from ..machine.threads import NoThreadError, start_thread
 from ..store import (
     HangingDiskError,
     LimitedStore,
@@ -79,8 +81,12 @@ def prefetch(
     except HangingDiskError:
         return None
     started = Prefetch(open_store(url, storage_options), directory, disk)
+    try:
+        start_thread(started)
+    except NoThreadError as error:
+        logger.warning("no prefetch: %s", error)
+        return None
     _running[directory] = started
-    started.start()
     return started
 
 
@@ -121,12 +127,13 @@ class Prefetch(threading.Thread):
             for blob in self._wanted():
                 queue.put(blob)
             # Daemon threads, because a program does not end before an executor has done all its work.
-            getters = [
-                threading.Thread(target=self._download_all, args=(queue,), name="spot-prefetch", daemon=True)
-                for _ in range(NUM_GETS)
-            ]
-            for getter in getters:
-                getter.start()
+            getters = []
+            with suppress(NoThreadError):  # the ones that have started do the work
+                for _ in range(NUM_GETS):
+                    getter = threading.Thread(
+                        target=self._download_all, args=(queue,), name="spot-prefetch", daemon=True
+                    )
+                    getters.append(start_thread(getter))
             for getter in getters:
                 # wait: until its request has ended or the client of the store gives it up; a thread of its own
                 getter.join()

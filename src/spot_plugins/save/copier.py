@@ -12,6 +12,7 @@ from typing import Any, Final
 import torch
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
+from ..machine.threads import start_thread
 from .devices import is_capturing
 from .snapshot import Snapshot
 
@@ -36,9 +37,8 @@ class Copier:
         self._snapshot: Snapshot | None = None
         self._waits_since: float | None = None
         untraced = torch.compiler.disable(self._before_step)  # type: ignore[no-untyped-call]
+        self._thread = start_thread(threading.Thread(target=self._run, name="spot-copy", daemon=True))
         self._hook = register_optimizer_step_pre_hook(untraced)
-        self._thread = threading.Thread(target=self._run, name="spot-copy", daemon=True)
-        self._thread.start()
 
     def do(self, action: Callable[[], None]) -> None:
         """Do *action* on the copying thread, after all earlier ones, with the CUDA device of the calling thread."""

@@ -35,7 +35,7 @@ def show_banner(it: Opened, program: Program, resumed: Resumed | None) -> None:
     program.tell(it.lines)
     if (notices := it.listener.summary) is not None:
         it.lines.say_first(notices)
-    for each in unwanted():
+    for each in unwanted() if it.job.rank == 0 else ():
         it.lines.say_first(f"{each.problem}. To correct it: {each.remedy}", logging.WARNING)
 
 

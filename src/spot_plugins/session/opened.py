@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from ..agreement import Agreement, Group, Solo
 from ..clock import Clock
 from ..config import SpotConfig
+from ..errors import ConfigError
 from ..eventlog.recorder import Recorder as EventRecorder
 from ..eventlog.watchers import Watched, Watcher, Watchers
 from ..events import EventBus
@@ -25,6 +26,7 @@ from ..leave.measurements import Measurements
 from ..leave.participant import TrainingParticipant
 from ..leave.phase import PhaseTracker
 from ..leave.way_out import WayOut
+from ..machine.threads import NoThreadError
 from ..program import Lines
 from ..push import Pusher
 from ..ranks import Job, Ranks
@@ -87,6 +89,7 @@ def join_and_build(
     stack.callback(job.board.close)
     with early:
         run, pusher = join_run(config, job, bus, Patience(lambda text: lines.say(text, logging.WARNING), early.wait))
+    stack.callback(pusher.close)  # once more below, in the right order
     saver = Saver(registry, job.ranks, pusher, bus, config.buffer_bytes)
     fingerprints = recorder_of(run.scratch, run.disk, run.attempt, job, bus, pusher.file_way.share, live_folder(config))
     stack.callback(fingerprints.close)
@@ -130,6 +133,24 @@ def join_and_build(
         stack.callback(close)
     opened = (job, lines, run, pusher, saver, saved_steps, measurements, agreement, listener, way_out, fingerprints)
     return Opened(*opened, keeper, watchers)
+
+
+@contextmanager
+def opening(close: Callable[[], None]) -> Iterator[None]:
+    """
+    Call *close* if the block raises, which opens a session.
+
+    Raises:
+        ConfigError: The machine has no room for a thread of the session.
+    """
+    try:
+        yield
+    except NoThreadError as error:
+        close()
+        raise ConfigError(f"this machine cannot run the session: {error}") from error
+    except BaseException:
+        close()
+        raise
 
 
 def _end_if_stuck(

@@ -34,7 +34,7 @@ from .drilling import Drilling
 from .ending import check_ends, end_of
 from .keeping import KeepsSteps
 from .milestones import Milestones
-from .opened import Opened, join_and_build
+from .opened import Opened, join_and_build, opening
 
 __all__ = ["Pause", "SpotSession"]
 
@@ -117,7 +117,7 @@ class SpotSession(KeepsSteps):
             Preempted: There was a notice before the store answered.
         """
         self._phase.check("open")
-        try:
+        with opening(self.close):
             self._it = it = join_and_build(
                 self._drilling.config,
                 self._ranks or current_ranks(),
@@ -135,9 +135,6 @@ class SpotSession(KeepsSteps):
             self._drilling.begin(it, self._stack)
             self._stack.callback(self._guard.close)
             self._guard.open(speaks=it.job.rank == 0)
-        except BaseException:
-            self.close()
-            raise
 
     @property
     def attempt(self) -> int:

@@ -10,6 +10,7 @@ from concurrent import futures
 from typing import Final, TypeVar
 
 from ..errors import StoreError
+from ..machine.threads import start_thread
 
 TRIES: Final = 5
 FIRST_PAUSE_S: Final = 0.5  # doubled after each try, 7.5 s in total
@@ -43,6 +44,9 @@ def attentively(
 
     Returns:
         The future of the action, which has ended. None if the action was given up.
+
+    Raises:
+        NoThreadError: The machine has no room for the thread.
     """
     done: futures.Future[_T] = futures.Future()
 
@@ -52,7 +56,7 @@ def attentively(
         except BaseException as error:  # noqa: BLE001 - the thread of the caller raises it
             done.set_exception(error)
 
-    threading.Thread(target=run, name="spot-attentive", daemon=True).start()
+    start_thread(threading.Thread(target=run, name="spot-attentive", daemon=True))
     # wait: _POLL_S; it looks again for a notice, until the caller gives the action up
     while not futures.wait([done], _POLL_S).done:
         # wait: at once; it raises if there is a notice

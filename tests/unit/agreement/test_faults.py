@@ -7,13 +7,13 @@ import threading
 import time
 
 import pytest
+from hearing import DEADLINE_S
 
 from spot_plugins.agreement import Group, Notice, Solo, ballot
 from spot_plugins.clock import SystemClock
 from spot_plugins.ranks import Job, MemoryBoard
 from spot_plugins.schedule import PeriodicTrigger
 
-PATIENCE_S = 20.0
 ENDLESS_S = 3600.0  # whoever waits that long does not end within the time of a test
 
 
@@ -78,7 +78,7 @@ class WatchedBoard(MemoryBoard):
 
     def wait_asked(self, name):
         with self._changed:
-            assert self._changed.wait_for(lambda: name in self.asked, PATIENCE_S), name
+            assert self._changed.wait_for(lambda: name in self.asked, DEADLINE_S), name
 
 
 @pytest.fixture
@@ -107,16 +107,16 @@ def open_group(board):
 
 
 def wait_ended(group):
-    group._thread.join(PATIENCE_S)
+    group._thread.join(DEADLINE_S)
     assert not group._thread.is_alive()
 
 
-def patient(left_s=PATIENCE_S):
+def patient(left_s=DEADLINE_S):
     return Notice("test", time.monotonic() + left_s, at_once=False)
 
 
 def notice_note(**changes):
-    return {"kind": "notice", "source": "other", "left_s": PATIENCE_S, "margin_s": 0.0, "at_once": True} | changes
+    return {"kind": "notice", "source": "other", "left_s": DEADLINE_S, "margin_s": 0.0, "at_once": True} | changes
 
 
 RUBBISH = [
@@ -177,7 +177,7 @@ def test_a_verdict_that_is_rubbish_is_a_lost_board(open_group, board, rubbish):
 
     board.post("verdict/1", rubbish)
 
-    training.join(PATIENCE_S / 2)
+    training.join(DEADLINE_S / 2)
     assert left[0].leaves
     wait_ended(group)
 
@@ -190,9 +190,9 @@ def test_measurements_that_are_rubbish_make_all_leave_at_once(open_group, board,
     group.notify(patient())
     board.post("figures/1/1", figures)
 
-    assert board.read("message/2", PATIENCE_S) == {"kind": "leave"}
+    assert board.read("message/2", DEADLINE_S) == {"kind": "leave"}
     board.post("answer/2/1", 1)
-    assert board.read("verdict/2", PATIENCE_S) == 1
+    assert board.read("verdict/2", DEADLINE_S) == 1
     assert group.at_boundary(1).leaves
     assert participant.decisions == []
     assert "the measurements of the ranks are not known, so all leave at once: " in caplog.text
@@ -204,9 +204,9 @@ def test_measurements_that_never_come_make_all_leave_at_once(open_group, board, 
     group = open_group(0)
     group.notify(patient())
 
-    assert board.read("message/2", PATIENCE_S) == {"kind": "leave"}
+    assert board.read("message/2", DEADLINE_S) == {"kind": "leave"}
     board.post("answer/2/1", 4)
-    assert board.read("verdict/2", PATIENCE_S) == 4
+    assert board.read("verdict/2", DEADLINE_S) == 4
     assert [group.at_boundary(step) for step in (1, 2, 3)] == [None] * 3
     assert group.at_boundary(4).leaves
 
@@ -221,7 +221,7 @@ def test_a_notified_rank_leaves_alone_if_its_time_is_over(open_group, board, mon
     started = time.monotonic()
 
     step, decision = 0, None
-    while decision is None and time.monotonic() - started < PATIENCE_S:
+    while decision is None and time.monotonic() - started < DEADLINE_S:
         step += 1
         decision = group.at_boundary(step)
 
@@ -242,7 +242,7 @@ def test_a_notice_that_nobody_reads_is_obeyed_in_a_pause(open_group, board, monk
     started = time.monotonic()
 
     decision = None
-    while decision is None and time.monotonic() - started < PATIENCE_S:
+    while decision is None and time.monotonic() - started < DEADLINE_S:
         decision = group.in_pause()
 
     assert decision.leaves
@@ -279,7 +279,7 @@ def test_an_error_of_the_training_ends_the_agreement_and_no_boundary_waits(open_
         assert group.at_boundary(1) is None
 
     assert "the ranks can no longer agree, so nothing will be saved from now on: " in caplog.text
-    group.notify(Notice("test", time.monotonic() + PATIENCE_S))
+    group.notify(Notice("test", time.monotonic() + DEADLINE_S))
     assert group.at_boundary(2).leaves
 
 

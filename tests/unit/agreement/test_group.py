@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 import pytest
+from hearing import DEADLINE_S
 
 from spot_plugins.agreement import Decision, Group, Notice, Solo, ballot, pace
 from spot_plugins.clock import SystemClock
@@ -19,7 +20,6 @@ from spot_plugins.schedule import PeriodicTrigger
 from spot_plugins.testing import run_thread_ranks
 
 NUM_STEPS = 24
-PATIENCE_S = 20.0
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ class Gradients:
         self._barrier = threading.Barrier(world_size)
 
     def reduce(self):
-        self._barrier.wait(PATIENCE_S)
+        self._barrier.wait(DEADLINE_S)
 
 
 class ManualClock(SystemClock):
@@ -119,10 +119,10 @@ class Training:
         self.stuck.set()
 
     def notify(self, *, at_once=True):
-        self.group.notify(Notice("test", time.monotonic() + PATIENCE_S, at_once=at_once))
+        self.group.notify(Notice("test", time.monotonic() + DEADLINE_S, at_once=at_once))
 
     def wait_for_notice(self):
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + DEADLINE_S
         while self.group.notice is None:
             assert time.monotonic() < deadline
             time.sleep(0.001)
@@ -177,7 +177,7 @@ def train(world_size, at=lambda training, place, step: None, num_steps=NUM_STEPS
         training.run(num_steps, lambda place, step: at(training, place, step))
         return training.life
 
-    return run_thread_ranks(world_size, body, timeout_s=PATIENCE_S)
+    return run_thread_ranks(world_size, body, timeout_s=DEADLINE_S)
 
 
 def assert_same(lives):
@@ -279,7 +279,7 @@ def test_a_rank_that_is_stuck_in_a_pause_is_told_to_end():
         gradients.reduce()
         if ranks.rank == 0:
             training.notify()
-        told = training.stuck.wait(PATIENCE_S)
+        told = training.stuck.wait(DEADLINE_S)
         training.end()
         return told
 
@@ -301,7 +301,7 @@ def test_a_pause_that_only_some_ranks_have_left_does_not_hold_them_up():
             trains_on.set()
             training.wait_for_notice()
         else:
-            assert trains_on.wait(PATIENCE_S)
+            assert trains_on.wait(DEADLINE_S)
             training.notify()
             training.wait_for_notice()
             assert training.group.exit_pause() is None
@@ -314,7 +314,7 @@ def test_a_pause_that_only_some_ranks_have_left_does_not_hold_them_up():
 
 
 def wait_until(condition):
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + DEADLINE_S
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.001)
@@ -461,7 +461,7 @@ def test_ranks_that_lose_the_board_go_on_alone(notice_first, monkeypatch):
     def body(ranks):
         board = ranks.open_board()
         if ranks.rank == 0:  # takes no part, so that no notice is ever answered in full
-            noticed.wait(PATIENCE_S)
+            noticed.wait(DEADLINE_S)
             board.close()
             gone.set()
             return None
@@ -471,10 +471,10 @@ def test_ranks_that_lose_the_board_go_on_alone(notice_first, monkeypatch):
         notice = Notice("test", time.monotonic() + endless_s)
         if notice_first:
             group.notify(notice)
-        noticed.wait(PATIENCE_S)
-        assert gone.wait(PATIENCE_S)
+        noticed.wait(DEADLINE_S)
+        assert gone.wait(DEADLINE_S)
         first = group.at_boundary(1)
-        group._thread.join(PATIENCE_S)  # it has seen that the board is gone
+        group._thread.join(DEADLINE_S)  # it has seen that the board is gone
         if not notice_first:
             assert first is None
             group.notify(notice)
@@ -502,10 +502,10 @@ def test_a_notice_that_nobody_heard_before_the_board_was_lost_still_counts():
     trigger = PeriodicTrigger(1, None, SystemClock())
     group = Group(Job(Ranks(), board), trigger, Script(1))
     group.open()
-    group.notify(Notice("test", time.monotonic() + PATIENCE_S))
+    group.notify(Notice("test", time.monotonic() + DEADLINE_S))
     assert group.at_boundary(1) is None, "it may yet be agreed on"
     board.close()
-    group._thread.join(PATIENCE_S)
+    group._thread.join(DEADLINE_S)
 
     assert group.at_boundary(2).leaves
     group.close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
-from hearing import until
+from hearing import DEADLINE_S, until
 
 from spot_plugins.eventlog import recorder as recorder_module
 from spot_plugins.eventlog.recorder import Recorder
@@ -97,7 +97,7 @@ def test_a_thread_that_is_held_fills_no_memory(monkeypatch):
 
     class Held(Pusher):
         def send(self, records):
-            held.wait(60)
+            held.wait(DEADLINE_S)
             return super().send(records)
 
     pusher = Held()

@@ -6,7 +6,7 @@ import json
 import threading
 
 import pytest
-from hearing import until
+from hearing import DEADLINE_S, until
 
 from spot_plugins.errors import StoreError
 from spot_plugins.eventlog import reading, segments
@@ -182,7 +182,7 @@ def test_a_store_that_hangs_holds_nobody(log_to, monkeypatch):
 
     class Hanging(MemoryStore):
         def put(self, key, data):
-            hangs.wait(60)
+            hangs.wait(DEADLINE_S)
 
     local = MemoryStore()
     log = log_to(Hanging(), local)

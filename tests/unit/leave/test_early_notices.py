@@ -8,6 +8,7 @@ import signal
 import threading
 
 import pytest
+from hearing import DEADLINE_S
 
 from spot_plugins.config import SpotConfig
 from spot_plugins.errors import Preempted
@@ -26,7 +27,7 @@ def early(tmp_path):
 
     def terminate():
         os.kill(os.getpid(), signal.SIGTERM)
-        assert known.wait(60)
+        assert known.wait(DEADLINE_S)
 
     return EarlyNotices(config, bus, Lines(0, lambda: logging.INFO), PhaseTracker()), terminate
 

@@ -12,7 +12,7 @@ import time
 from dataclasses import replace
 
 import pytest
-from hearing import Heard, until
+from hearing import DEADLINE_S, Heard, until
 from steps import Holder, numbers, state_of
 
 from spot_plugins.agreement import Notice
@@ -79,7 +79,7 @@ def train(folder, world_size, on_step, *, every_steps=10):
             while True:
                 step += 1
                 time.sleep(STEP_S)
-                pace.wait(20)  # as gradients make ranks wait for each other
+                pace.wait(DEADLINE_S)  # as gradients make ranks wait for each other
                 on_step(session, ranks.rank, step, heard)
                 session.after_step(step)
         except Preempted as preempted:

@@ -9,7 +9,7 @@ import threading
 import time
 
 import pytest
-from hearing import Heard
+from hearing import DEADLINE_S, Heard
 from steps import Holder, numbers, state_of
 
 from spot_plugins.config import SpotConfig
@@ -21,7 +21,6 @@ from spot_plugins.testing import run_thread_ranks
 
 WORLD_SIZE = 2
 NOTIFIED = 1
-PATIENCE_S = 30.0
 
 
 @pytest.fixture
@@ -40,7 +39,7 @@ def train(url, body, **settings):
         session.register("part", Holder(state_of(1)), replicated=("both",))
         try:
             session.resume()
-            return body(session, ranks.rank, heard, lambda: meeting.wait(PATIENCE_S))
+            return body(session, ranks.rank, heard, lambda: meeting.wait(DEADLINE_S))
         except Preempted as preempted:
             return ("left with", preempted.step)
         finally:
@@ -55,7 +54,7 @@ def notify(session):
 
 
 def hear_of_it(session):
-    deadline = time.monotonic() + PATIENCE_S
+    deadline = time.monotonic() + DEADLINE_S
     while session.notice is None:
         assert time.monotonic() < deadline
         time.sleep(0.001)
@@ -154,7 +153,7 @@ def test_those_without_a_notice_go_on_from_a_pause(url):
                 notify(session)
                 heard.wait(Committed, step=1)
             else:
-                session._opened.agreement._thread.join(PATIENCE_S)  # it has done what a thread in a stuck pause needs
+                session._opened.agreement._thread.join(DEADLINE_S)  # it has done what a thread in a stuck pause needs
             pause.check()
         session.after_step(2)
         return "stayed"

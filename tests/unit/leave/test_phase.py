@@ -7,6 +7,7 @@ import threading
 from contextlib import closing
 
 import pytest
+from hearing import DEADLINE_S
 from steps import Holder, state_of
 
 from spot_plugins.config import SpotConfig
@@ -163,6 +164,6 @@ def test_a_pause_that_ends_sees_a_departure_that_leaves_this_rank_behind(session
         ends.start()
         ends.join(0.2)  # without the wait it is over long before
         session._phase.leave_behind()
-    ends.join(30)
+    ends.join(DEADLINE_S)
     assert not ends.is_alive()
     assert session._phase.now is Phase.LEFT_BEHIND

@@ -11,7 +11,7 @@ import time
 from contextlib import suppress
 
 import pytest
-from hearing import Heard, until, until_idle
+from hearing import DEADLINE_S, Heard, until, until_idle
 from metadata import AwsServer
 from steps import Holder, numbers, state_of
 
@@ -90,7 +90,7 @@ def test_a_notice_on_one_machine_is_one_on_all(tmp_path):
         try:
             for step in itertools.count(2):
                 time.sleep(0.01)
-                meeting.wait(20)
+                meeting.wait(DEADLINE_S)
                 session.after_step(step)
         finally:
             assert [plan.is_promised for plan in heard.of(LastSecondsPlanned)] == [False]
@@ -121,14 +121,14 @@ def test_a_soft_notice_is_saved_for_and_trained_on(world_size, told, tmp_path, m
             step = 1
             while not heard.of(Staged) and step < 2000:
                 step += 1
-                meeting.wait(20)
+                meeting.wait(DEADLINE_S)
                 session.after_step(step)
             if world_size > 1:  # each rank of a machine hears of it in its own time
                 session._opened.listener._on_announcement(Announcement("aws rebalance", None, "soft"))
                 time.sleep(0.1)
             (staged,) = heard.of(Staged)
             for later in range(step + 1, step + 20):
-                meeting.wait(20)
+                meeting.wait(DEADLINE_S)
                 session.after_step(later)
             assert heard.of(Staged) == [staged]
             assert session.notice is None

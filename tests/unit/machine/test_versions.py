@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import logging
 import sys
 from importlib import metadata
@@ -23,6 +24,22 @@ def test_without_the_package_that_compares_there_is_no_comparison(monkeypatch):
     monkeypatch.setitem(sys.modules, "packaging.requirements", None)
 
     assert versions.installed() == []
+
+
+def test_a_requirement_that_python_cannot_read_is_not_compared(monkeypatch):
+    """Python 3.11 raises SystemError now and then if two threads compile at once. It must not end a training."""
+    evaluate = ast.literal_eval
+
+    def literal_eval(text):
+        if "3.11" in text:
+            raise SystemError("AST constructor recursion depth mismatch (before=78, after=70)")
+        return evaluate(text)
+
+    monkeypatch.setattr(ast, "literal_eval", literal_eval)
+    texts = ["numpy<1.0; python_version >= '3.11'", "pytest<1; extra == 'all'"]
+    monkeypatch.setattr(metadata, "requires", lambda name: texts)
+
+    assert [each.name for each in versions.installed()] == ["pytest"]
 
 
 def test_a_training_says_at_its_start_which_package_does_not_fit(tmp_path, monkeypatch, caplog):

@@ -22,7 +22,7 @@ def say(*words):
     print(*words, flush=True)
 
 def wait(event):
-    assert event.wait(20), "it never came"
+    assert event.wait(300), "it never came"
 
 def term(pid=None):
     os.kill(pid or os.getpid(), signal.SIGTERM)

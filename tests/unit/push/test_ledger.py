@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 
 import pytest
+from hearing import DEADLINE_S
 
 from spot_plugins.events import Committed, PushFailing, SaveAbandoned, Superseded
 from spot_plugins.push import FrozenUse, PushJob
@@ -247,14 +248,14 @@ def test_a_wait_for_the_end_of_a_step_ends_with_it(event):
     ledger = Ledger()
     handed_over(ledger, 1)
     found = []
-    waiting = threading.Thread(target=lambda: found.append(ledger.wait_ended(1, time.monotonic() + 30)))
+    waiting = threading.Thread(target=lambda: found.append(ledger.wait_ended(1, time.monotonic() + DEADLINE_S)))
     waiting.start()
     assert ledger.lose("nobody") == Lost(None, (), frozenset())
     assert waiting.is_alive()
 
     wake, last = WAKING[event]
     wake(ledger)
-    waiting.join(20)
+    waiting.join(DEADLINE_S)
     assert found == [last]
 
 
@@ -267,8 +268,8 @@ def test_a_wait_for_room_ends_with_a_release():
     assert ledger.wait_released({1, 2, 3}, 0.0)
     assert not ledger.wait_released({1, 2}, 0.0)
     found = []
-    waiting = threading.Thread(target=lambda: found.append(ledger.wait_released({1, 2}, time.monotonic() + 30)))
+    waiting = threading.Thread(target=lambda: found.append(ledger.wait_released({1, 2}, time.monotonic() + DEADLINE_S)))
     waiting.start()
     ledger.release([2])
-    waiting.join(20)
+    waiting.join(DEADLINE_S)
     assert found == [True]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
-from hearing import until
+from hearing import DEADLINE_S, until
 from steps import numbers, save
 
 from spot_plugins.errors import StoreError
@@ -135,12 +135,12 @@ def test_a_push_waits_a_while_until_old_copies_are_removed(monkeypatch):
             if not pruning.is_set():
                 threading.Timer(1.0, goes_on.set).start()
             pruning.set()
-            goes_on.wait(60)
+            goes_on.wait(DEADLINE_S)
             super().delete(key)
 
     class Later(MemoryStore):
         def put(self, key, data):
-            assert pruning.wait(60)
+            assert pruning.wait(DEADLINE_S)
             super().put(key, data)
 
     local, store = Pruned(), Later()

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import threading
 
+from hearing import DEADLINE_S
+
 from spot_plugins.push.priority import NICENESS, Priority
 
 
@@ -22,9 +24,9 @@ def test_a_thread_that_is_just_lowering_its_priority_is_raised(monkeypatch):
 
     monkeypatch.setattr(os, "setpriority", set_priority)
     priority = Priority()
-    lowering = threading.Thread(target=lambda: (priority.lower(), over.wait(60)))
+    lowering = threading.Thread(target=lambda: (priority.lower(), over.wait(DEADLINE_S)))
     lowering.start()
-    assert asked.wait(60)
+    assert asked.wait(DEADLINE_S)
     priority.hurry()
     over.set()
     lowering.join()

@@ -6,12 +6,15 @@ import os
 import resource
 import stat
 import threading
+from contextlib import suppress
 
 import pytest
-from hearing import until
+from hearing import DEADLINE_S, until
+from shared_files import finish
 from sick_disks import SickDisk
 
 from spot_plugins.push import FileWriter, SharedFile
+from spot_plugins.push.shared_memory import open_file, open_memory
 
 NUM_BYTES = 10_000
 
@@ -27,8 +30,7 @@ def kept(tmp_path):
         return file, writer, told
 
     yield keep
-    writer.end()
-    writer.close()
+    finish(writer)
 
 
 def read(file):
@@ -44,10 +46,23 @@ def test_the_file_follows_the_memory(kept):
     assert len(read(file)) < NUM_BYTES
     assert stat.S_IMODE(os.stat(file.path).st_mode) == 0o600
     file.memory[-3:] = b"end"
-    writer.end()
-    writer.close()
+    finish(writer)
     assert read(file) == bytes(file.memory)
     assert told == []
+
+
+def test_a_page_that_has_not_changed_is_not_written_again(kept):
+    """A mark that is put over it on the disk stays, while another page is written."""
+    file, writer, _ = kept()
+    file.memory[:3] = b"one"
+    until(lambda: os.path.exists(file.path) and read(file)[:3] == b"one", "it is written")
+    until(lambda: writer._written[:3] == b"one", "the writer knows")
+    with open(file.path, "r+b") as each:
+        each.write(b"mark")
+    file.memory[-3:] = b"end"
+    finish(writer)
+    assert read(file)[:4] == b"mark"
+    assert read(file)[-3:] == b"end"
 
 
 @pytest.mark.parametrize("is_link", [False, True])
@@ -61,8 +76,7 @@ def test_a_file_that_is_there_is_replaced(is_link, kept, tmp_path):
 
     file, writer, _ = kept()
     file.memory[:3] = b"one"
-    writer.end()
-    writer.close()
+    finish(writer)
 
     assert read(file).rstrip(b"\0") == b"one"
     assert other.read_bytes() == b"another run"
@@ -80,8 +94,7 @@ def test_a_disk_that_is_full_is_told_once_and_tried_again(kept):
         until(lambda: os.stat(file.path).st_mtime_ns > first, "it is tried again")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    writer.end()
-    writer.close()
+    finish(writer)
 
     assert read(file) == bytes(file.memory)
     [reason] = told
@@ -102,7 +115,7 @@ def test_a_disk_that_hangs_holds_up_nobody(kept, tmp_path, monkeypatch):
     with SickDisk(tmp_path / "folder") as sick:
         file, writer, told = kept()
         file.memory[:3] = b"one"
-        assert sick.hangs.wait(60)
+        assert sick.hangs.wait(DEADLINE_S)
         until(lambda: told, "it is told")
         file.memory[:3] = b"two"
         writer.end()
@@ -121,10 +134,12 @@ def test_the_memory_outlives_the_one_who_made_it(tmp_path):
     del file
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(own)
+    memory = os.fstat(descriptor)
     writer.keep(path, descriptor, NUM_BYTES)
-    writer.end()
-    writer.close()
+    finish(writer)
     assert (tmp_path / "file").read_bytes()[:3] == b"one"
+    with suppress(OSError):  # the number may be that of another file by now
+        assert not os.path.samestat(os.fstat(descriptor), memory), "the writer closes it"
 
 
 def test_memory_that_is_a_file_is_read_by_others_at_once(tmp_path):
@@ -137,3 +152,16 @@ def test_memory_that_is_a_file_is_read_by_others_at_once(tmp_path):
     with pytest.raises(FileExistsError):
         SharedFile(file.path, NUM_BYTES, str(path))
     assert path.read_bytes().endswith(b"end")
+
+
+def test_memory_of_a_size_that_the_system_refuses_is_closed(tmp_path):
+    """Each save would leave a descriptor behind, until the process has none."""
+    path = tmp_path / "live" / "file"
+    for make in (lambda: open_memory("refused", -1), lambda: open_file(str(path), -1)):
+        with pytest.raises(OSError, match="Invalid argument"):
+            make()
+    opened = []
+    for descriptor in os.listdir("/proc/self/fd"):
+        with suppress(OSError):  # of another thread, which has closed it
+            opened.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+    assert not [name for name in opened if "refused" in name or str(path) in name]

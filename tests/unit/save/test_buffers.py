@@ -54,10 +54,10 @@ def test_a_buffer_that_cannot_be_completed_is_given_back(monkeypatch):
             raise NotEnoughError(left_bytes, 0)
 
     with emulated_device() as device:
-        before = os.listdir("/proc/self/fd")
+        before = set(os.listdir("/proc/self/fd"))
         with pytest.raises(NotEnoughError):
             SharedBuffer(1, 3 * MIB, look)
-        assert os.listdir("/proc/self/fd") == before
+        assert set(os.listdir("/proc/self/fd")) <= before  # less: sessions of earlier tests are still ending
         assert device.pinned == {}
 
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from hearing import Heard, pusher_pid, until, until_end_known, until_idle
+from hearing import DEADLINE_S, Heard, pusher_pid, until, until_end_known, until_idle
 from lightning.pytorch import Callback, LightningModule, Trainer
 from steps import Holder
 from torch import nn
@@ -203,7 +203,7 @@ def test_forward_and_backward_do_not_wait(tmp_path):
             closure()
             trainer = threading.Thread(target=optimizer.step, args=(told_closure,))
             trainer.start()
-            assert has_run.wait(10)
+            assert has_run.wait(DEADLINE_S)
             assert not gate.is_set()
             assert trainer.is_alive()
         trainer.join()

@@ -7,7 +7,7 @@ import threading
 from datetime import datetime, timedelta, timezone
 
 import pytest
-from hearing import Heard, until_idle
+from hearing import DEADLINE_S, Heard, until_idle
 from hypothesis import given
 from hypothesis import strategies as st
 from steps import Holder
@@ -348,10 +348,10 @@ def test_ranks_save_the_same_steps_at_the_interval_of_rank_0(tmp_path):
             clock.now += 1.0
             session.after_step(step)
             until_idle(session)
-            together.wait(30)
+            together.wait(DEADLINE_S)
             if ranks.rank == 1 and len(heard.of(Staged)) >= 3:
                 enough.set()
-            together.wait(30)
+            together.wait(DEADLINE_S)
         session.close()
         changes = [event.interval_s for event in heard.of(IntervalChanged)]
         return [event.step for event in heard.of(Staged)], changes

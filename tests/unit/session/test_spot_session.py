@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from hearing import Heard, next_pusher, until, until_idle
+from hearing import DEADLINE_S, Heard, next_pusher, until, until_idle
 from steps import Holder, assert_same, assert_whole, load, numbers, save, state_of
 
 from spot_plugins.config import SpotConfig
@@ -203,7 +203,7 @@ def test_a_rank_that_is_new_begins_with_what_rank_0_had_and_may_make_it_its_own(
     def body(ranks):
         with training(url, ranks=ranks, part=Own(state_of(0))) as (session, holder, _):
             assert session.resume() == 4
-            resumed.wait(30)  # a board of threads ends at once when rank 0 lets go of it
+            resumed.wait(DEADLINE_S)  # a board of threads ends at once when rank 0 lets go of it
             return holder.state
 
     for rank, state in enumerate(run_thread_ranks(3, body)):
@@ -239,7 +239,7 @@ def test_ranks_that_do_not_hold_the_same_are_told_so(url):
         with training(url, ranks=ranks, state=state) as (session, _, _):
             with pytest.raises(ConfigError, match=r"ranks \[2\] hold other parameters than rank 0"):
                 session.resume()
-            told.wait(30)  # a board of threads ends at once when rank 0 lets go of it
+            told.wait(DEADLINE_S)  # a board of threads ends at once when rank 0 lets go of it
 
     run_thread_ranks(3, body)
 
