@@ -10,6 +10,7 @@ from ..state import ShardedPart
 from .compare import compare
 from .facts import Facts, describe, describe_loader, describe_process, device_of, plain_fields
 from .lines import Lines
+from .rates import other_rate
 
 PART: Final = "program"
 """Name of the part that holds the facts."""
@@ -33,6 +34,7 @@ class Program:
         self._pending: list[tuple[str, int]] = []
         self._lines: Lines | None = None
         self._is_finished = False
+        self._has_other_schedule = False
 
     @property
     def facts(self) -> dict[str, Facts]:
@@ -82,8 +84,22 @@ class Program:
             return None
         result = compare(saved, self._facts)
         self._saved, self._facts = saved, result.facts
+        self._has_other_schedule = bool(result.other_functions)
         self._pending += [(text, logging.WARNING) for text in result.lines]
         return "; ".join(result.refusals) or None
+
+    def compare_ranks(self, before: int, now: int) -> None:
+        """Name a schedule whose function differs, because it may depend on the number of ranks. After the resume."""
+        if before != now and self._has_other_schedule:
+            text = (
+                f"a learning rate schedule has other numbers on {now} ranks than on {before}, so it does not end where "
+                f"it would have. Compute its number of steps in the same way on any number of ranks"
+            )
+            self._pending.append((text, logging.WARNING))
+
+    def compare_rates(self, things: Iterable[Any]) -> None:
+        """Name each schedule among the restored *things* that gives another rate than the run has had."""
+        self._pending += [(text, logging.WARNING) for each in things if (text := other_rate(each)) is not None]
 
     def tell(self, lines: Lines) -> None:
         """Show what was not shown yet, on rank 0. From now on differences are shown when they are found."""

@@ -157,6 +157,106 @@ def _linear(step, *, num_steps):
     return 1 - step / num_steps
 
 
+def scheduler_of(function, *, steps=0):
+    """Return a schedule by *function*, after *steps*."""
+    made = lr_scheduler.LambdaLR(optimizer(lr=1.0), function)
+    for _ in range(steps):
+        made.optimizer.step()
+        made.step()
+    return made
+
+
+class Total:
+    """A program that keeps the number of steps in an attribute, where the function of its schedule reads it."""
+
+    def __init__(self, total):
+        self.total = total
+        self.by_method = lr_scheduler.LambdaLR(optimizer(), self.rate)
+        self.by_closure = lr_scheduler.LambdaLR(optimizer(), lambda step: 1 - step / self.total)
+
+    def rate(self, step):
+        return 1 - step / self.total
+
+
+@pytest.mark.parametrize("name", ["by_method", "by_closure"])
+def test_a_number_that_a_function_reads_from_an_object(name):
+    before, now = (getattr(Total(total), name) for total in (10, 20))
+
+    assert lines(before, now) == ["self.total=20 is used from now on, not the checkpoint's 10"]
+    assert lines(now, now) == []
+
+
+NUM_STEPS = 10
+
+
+def test_a_number_that_a_function_reads_from_its_module(monkeypatch):
+    before = describe(scheduler_of(lambda step: 1 - step / NUM_STEPS))
+    monkeypatch.setitem(globals(), "NUM_STEPS", 20)
+    now = describe(scheduler_of(lambda step: 1 - step / NUM_STEPS))
+
+    assert compare({"thing": before}, {"thing": now}).lines == [
+        "NUM_STEPS=20 is used from now on, not the checkpoint's 10"
+    ]
+
+
+class Shown:
+    """Lines as :class:`.Lines` takes them."""
+
+    def __init__(self):
+        self.texts = []
+
+    def say_first(self, text, level=None):
+        self.texts.append(text)
+
+
+def told(before, now, ranks):
+    """Return what a program says that has the schedule *now*, after a resume of *before* on other *ranks*."""
+    saved, program, shown = Program(), Program(), Shown()
+    saved.gather({"scheduler": before})
+    program.gather({"scheduler": now})
+    program.check(saved.facts)
+    now.load_state_dict(before.state_dict())
+    program.compare_rates([object(), now])
+    program.compare_ranks(*ranks)
+    program.tell(shown)
+    return shown.texts
+
+
+def test_a_schedule_that_depends_on_the_number_of_ranks(monkeypatch):
+    """Its numbers are named, and why they are others."""
+    half, whole = (functools.partial(_linear, num_steps=number) for number in (50, 100))
+    number = "num_steps=100 is used from now on, not the checkpoint's 50"
+    advice = (
+        "a learning rate schedule has other numbers on 1 ranks than on 2, so it does not end where it would have. "
+        "Compute its number of steps in the same way on any number of ranks"
+    )
+
+    assert told(scheduler_of(half), scheduler_of(whole), (2, 1)) == [number, advice]
+    assert told(scheduler_of(half), scheduler_of(whole), (2, 2)) == [number]
+    assert told(scheduler_of(half, steps=10), scheduler_of(half), (2, 1)) == []
+
+
+def test_a_schedule_whose_function_reads_its_number_of_steps_somewhere():
+    """No fact shows it, but the rate where the run has come to. One that raises there is left alone."""
+
+    def hidden(holder):
+        return lambda step: 1 - step / holder[0][0]
+
+    before = scheduler_of(hidden([[50]]), steps=10)
+    rate = (
+        "the schedule of this program gives a learning rate of 0.9 where the run has come to, and the run had 0.8. "
+        "Compute its number of steps in the same way on any number of ranks, and with the same settings as before"
+    )
+    holder = [[100], object()]
+
+    assert rate in told(before, scheduler_of(hidden(holder)), (2, 2))
+    assert told(before, scheduler_of(hidden([[50], object()])), (2, 2)) == []
+    holder = [[100], object()]
+    now = scheduler_of(hidden(holder))
+    holder[0][0] = 0
+    assert told(before, now, (2, 2)) == []
+
+
 def test_models():
     """A layer of another kind that has no weights would change the training in silence."""
     before, now = (nn.Sequential(nn.Linear(2, 2), nn.Dropout(p)) for p in (0.1, 0.5))
