@@ -69,6 +69,16 @@ def test_a_process_whose_training_thread_stands_still_ends(phases, notice, code,
     assert f"{LOSS}, and this rank has made no progress for 42 s, so this process ends with {code}" in caplog.text
 
 
+def test_the_training_thread_has_a_moment_for_an_error_of_its_own(monkeypatch):
+    """However long it has stood still: the collective may just have failed, and its error says more."""
+    monkeypatch.setattr(lost_rank, "OWN_ERROR_S", 600.0)
+    training = Training(Phase.JOINED, Phase.TRAINING, still_s=42.0)
+    training.move(Phase.CLOSED)
+    until_ended()
+
+    assert training.codes == []
+
+
 ELSEWHERE = [
     (Phase.JOINED, Phase.TRAINING, Phase.LEAVING),
     (Phase.JOINED, Phase.TRAINING, Phase.LEAVING, Phase.LEFT_BEHIND),
