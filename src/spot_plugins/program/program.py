@@ -92,8 +92,8 @@ class Program:
         """Name a schedule whose function differs, because it may depend on the number of ranks. After the resume."""
         if before != now and self._has_other_schedule:
             text = (
-                f"a learning rate schedule has other numbers on {now} ranks than on {before}, so it does not end where "
-                f"it would have. Compute its number of steps in the same way on any number of ranks"
+                f"a learning rate schedule has other numbers with {now} instead of {before} ranks, so it does not end "
+                f"where it would have. Compute its number of steps in the same way on any number of ranks"
             )
             self._pending.append((text, logging.WARNING))
 

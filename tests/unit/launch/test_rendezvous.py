@@ -105,13 +105,24 @@ def test_the_rendezvous_is_asked_now_and_then(monkeypatch):
             listener.accept()
 
 
-def test_a_look_does_not_wait_for_an_answer(monkeypatch):
-    """The thread that looks also passes signals on. This host answers nobody, because its queue is full."""
-    monkeypatch.setattr(rendezvous, "PROBE_S", 600.0)
+@pytest.fixture
+def silent():
+    """A host that answers nobody, because its queue is full."""
     with closing(socket.create_server(("127.0.0.1", 0), backlog=0)) as listener, closing(socket.socket()) as waits:
         waits.connect(listener.getsockname())
-        watched = Rendezvous(listener.getsockname())
-        watched.is_lost(has_ranks=False)
+        yield listener.getsockname()
 
-        assert "spot-probe" in [thread.name for thread in threading.enumerate()]
+
+def test_a_look_does_not_wait_for_an_answer(silent, monkeypatch):
+    """The thread that looks also passes signals on."""
+    monkeypatch.setattr(rendezvous, "PROBE_S", 3.0)
+    Rendezvous(silent).is_lost(has_ranks=False)
+
+    assert "spot-probe" in [thread.name for thread in threading.enumerate()]
+    until_probed()
+
+
+def test_nobody_waits_long_for_an_answer(silent, soon):
+    """Else a new thread would wait after each look."""
+    Rendezvous(silent).is_lost(has_ranks=False)
     until_probed()

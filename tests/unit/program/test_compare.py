@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,9 +11,11 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, lr_scheduler
 from torch.utils.data import DataLoader, TensorDataset
 
+from spot_plugins.events import Resumed
 from spot_plugins.program.compare import MAX_LINES, compare
 from spot_plugins.program.facts import OMIT, describe, describe_loader, describe_process, plain, plain_fields
 from spot_plugins.program.program import Program
+from spot_plugins.session.banner import show_banner
 
 
 def optimizer(kind=SGD, **settings):
@@ -211,23 +214,33 @@ class Shown:
 
 def told(before, now, ranks):
     """Return what a program says that has the schedule *now*, after a resume of *before* on other *ranks*."""
+    opened = SimpleNamespace(
+        job=SimpleNamespace(world_size=ranks[1]),
+        run=SimpleNamespace(url="file:///run", attempt=2),
+        listener=SimpleNamespace(summary=None),
+    )
     saved, program, shown = Program(), Program(), Shown()
     saved.gather({"scheduler": before})
     program.gather({"scheduler": now})
     program.check(saved.facts)
     now.load_state_dict(before.state_dict())
     program.compare_rates([object(), now])
-    program.compare_ranks(*ranks)
-    program.tell(shown)
-    return shown.texts
+    opened.lines = shown
+    resumed = Resumed(
+        step=8, from_attempt=1, from_world_size=ranks[0], num_bytes=0, from_local_bytes=0, load_s=0.2
+    )
+    show_banner(opened, program, resumed)
+    first, *others = shown.texts
+    assert ("saved by 2, so last digits may differ)" in first) is (ranks[0] != ranks[1])
+    return others
 
 
-def test_a_schedule_that_depends_on_the_number_of_ranks(monkeypatch):
+def test_a_schedule_that_depends_on_the_number_of_ranks():
     """Its numbers are named, and why they are others."""
     half, whole = (functools.partial(_linear, num_steps=number) for number in (50, 100))
     number = "num_steps=100 is used from now on, not the checkpoint's 50"
     advice = (
-        "a learning rate schedule has other numbers on 1 ranks than on 2, so it does not end where it would have. "
+        "a learning rate schedule has other numbers with 1 instead of 2 ranks, so it does not end where it would have. "
         "Compute its number of steps in the same way on any number of ranks"
     )
 
