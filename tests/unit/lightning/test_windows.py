@@ -148,5 +148,7 @@ def test_a_schedule_whose_steps_are_not_those_of_the_optimizer_is_named(number, 
     assert MADE_FROM not in caplog.text
     fit_on(tmp_path, number, **settings)
 
-    step = f"a step of a learning rate schedule is 2 batches, as in the first process, and an optimizer step is {number}"
+    step = (
+        f"a step of a learning rate schedule is 2 batches, as in the first process, and an optimizer step is {number}"
+    )
     assert f"{step}. {MADE_FROM}" in caplog.text

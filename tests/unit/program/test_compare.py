@@ -226,9 +226,7 @@ def told(before, now, ranks):
     now.load_state_dict(before.state_dict())
     program.compare_rates([object(), now])
     opened.lines = shown
-    resumed = Resumed(
-        step=8, from_attempt=1, from_world_size=ranks[0], num_bytes=0, from_local_bytes=0, load_s=0.2
-    )
+    resumed = Resumed(step=8, from_attempt=1, from_world_size=ranks[0], num_bytes=0, from_local_bytes=0, load_s=0.2)
     show_banner(opened, program, resumed)
     first, *others = shown.texts
     assert ("saved by 2, so last digits may differ)" in first) is (ranks[0] != ranks[1])
