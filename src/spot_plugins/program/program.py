@@ -35,6 +35,7 @@ class Program:
         self._lines: Lines | None = None
         self._is_finished = False
         self._has_other_schedule = False
+        self._things: list[Any] = []
 
     @property
     def facts(self) -> dict[str, Facts]:
@@ -67,6 +68,7 @@ class Program:
 
     def gather(self, things: Mapping[str, Any]) -> None:
         """Describe *things*, the objects whose state is saved, by the names of their parts, and this process."""
+        self._things = list(things.values())
         for name, thing in things.items():
             if (facts := describe(thing)) is not None:
                 self._facts.setdefault(name, facts)
@@ -88,18 +90,22 @@ class Program:
         self._pending += [(text, logging.WARNING) for text in result.lines]
         return "; ".join(result.refusals) or None
 
-    def compare_ranks(self, before: int, now: int) -> None:
-        """Name a schedule whose function differs, because it may depend on the number of ranks. After the resume."""
+    def check_schedules(self, before: int, now: int) -> None:
+        """
+        Name schedules that do not continue as they were. Call it after everything is restored.
+
+        Args:
+            before: Number of ranks that saved the step.
+            now: Number of ranks of this job.
+        """
+        texts = []
         if before != now and self._has_other_schedule:
-            text = (
+            texts.append(
                 f"a learning rate schedule has other numbers with {now} instead of {before} ranks, so it does not end "
                 f"where it would have. Compute its number of steps in the same way on any number of ranks"
             )
-            self._pending.append((text, logging.WARNING))
-
-    def compare_rates(self, things: Iterable[Any]) -> None:
-        """Name each schedule among the restored *things* that gives another rate than the run has had."""
-        self._pending += [(text, logging.WARNING) for each in things if (text := other_rate(each)) is not None]
+        texts += [text for each in self._things if (text := other_rate(each)) is not None]
+        self._pending += [(text, logging.WARNING) for text in texts]
 
     def tell(self, lines: Lines) -> None:
         """Show what was not shown yet, on rank 0. From now on differences are shown when they are found."""

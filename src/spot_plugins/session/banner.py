@@ -33,7 +33,7 @@ def show_banner(it: Opened, program: Program, resumed: Resumed | None) -> None:
         text = f"resumed from step {resumed.step} of {url}, {resumed.load_s:.1f} s"
     it.lines.say_first(f"{text} ({', '.join(facts)})")
     if resumed is not None:
-        program.compare_ranks(resumed.from_world_size, world_size)
+        program.check_schedules(resumed.from_world_size, world_size)
     program.tell(it.lines)
     if (notices := it.listener.summary) is not None:
         it.lines.say_first(notices)

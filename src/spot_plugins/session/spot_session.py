@@ -253,7 +253,6 @@ class SpotSession(KeepsSteps):
             it.fingerprints.begin(step, [part for _, part in self._registry.items()])
             if step is not None:
                 it.keeper.resumed(is_mirror=is_mirror)
-                self._program.compare_rates(part.subject for _, part in self._registry.items())
         it.saved_steps.resumed(step)
         it.measurements.on_saved(step or 0)
         it.agreement.saved(step or 0)

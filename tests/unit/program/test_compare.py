@@ -221,10 +221,9 @@ def told(before, now, ranks):
     )
     saved, program, shown = Program(), Program(), Shown()
     saved.gather({"scheduler": before})
-    program.gather({"scheduler": now})
+    program.gather({"another": object(), "scheduler": now})
     program.check(saved.facts)
     now.load_state_dict(before.state_dict())
-    program.compare_rates([object(), now])
     opened.lines = shown
     resumed = Resumed(step=8, from_attempt=1, from_world_size=ranks[0], num_bytes=0, from_local_bytes=0, load_s=0.2)
     show_banner(opened, program, resumed)
