@@ -96,6 +96,32 @@ def test_a_job_shrinks_when_a_host_is_lost_and_grows_when_it_is_back(lose, costs
     assert len(repeated) <= costs, repeated
 
 
+@pytest.mark.soak
+@pytest.mark.parametrize(("cut_s", "costs"), [pytest.param(20, False, id="20 s"), pytest.param(50, True, id="50 s")])
+@pytest.mark.parametrize("rank", [pytest.param(2, id="a host"), pytest.param(0, id="the host of rank 0")])
+def test_a_job_continues_when_a_host_that_was_cut_off_is_back(rank, cut_s, costs, new_job, network):
+    """
+    Its agent lives. For less than the patience of the board the job stands still. After a longer time the ranks of all
+    hosts end with words, and the same agents start them again.
+    """
+    job = new_job()
+    machines = [Machine(job, name, network.host()) for name in "abc"]
+    job.until_steps(3)
+    (away,) = (machine for machine in machines if machine.rank[0] == rank)
+    network.unplug(away.host)
+    time.sleep(cut_s)
+    network.restore(away.host)
+    at = time.monotonic()
+    trains_at = job.until_steps(3, after=at)
+    print(f"MEASURED {cut_s} s without rank {rank}: {trains_at - at:.1f} s to train on 3 ranks")
+    assert [machine.process.poll() for machine in machines] == [None] * 3
+    repeated = job.end()
+
+    assert {attempt for attempt, _ in job.lines("resumed")} == ({1, 2} if costs else {1})
+    assert len(repeated) <= costs, repeated
+    assert ("cannot be reached any more" in job.printed(100_000)) is costs
+
+
 ENDS = [
     pytest.param(kill, 1, "RendezvousConnectionError", id="its processes are killed"),
     pytest.param(vanish, 137, "no rank runs, and nobody has answered at the rendezvous", id="its link is down"),

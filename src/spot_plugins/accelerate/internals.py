@@ -102,11 +102,6 @@ def inner_schedulers(scheduler: Any) -> list[Any]:
     return list(getattr(scheduler, "_schedulers", ()))
 
 
-def last_rates(scheduler: Any) -> list[Any]:
-    """Return the learning rates that torch's *scheduler* has set last."""
-    return list(getattr(scheduler, "_last_lr", ()))
-
-
 def has_scheduler(optimizer: Any) -> bool:
     """Return True if a scheduler of torch is bound to *optimizer*, or was. torch marks its ``step``."""
     return hasattr(optimizer.step, "_wrapped_by_lr_sched")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import math
 import warnings
 from collections import Counter
 from collections.abc import Iterator
@@ -12,10 +11,11 @@ from typing import Any, Final
 
 from accelerate import Accelerator
 from accelerate.scheduler import AcceleratedScheduler
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LRScheduler
 
 from ..errors import UnsafeStateError
 from ..loop.told import Told
+from ..program.rates import other_rate
 from ..state import encode
 from . import internals
 from .cadence import Cadence, Scale, natural_steps_per_call, steps_per_call
@@ -120,7 +120,6 @@ class Schedules:
         if self._saved is None:
             return
         for index, scheduler in enumerate(internals.schedulers(self._accelerator)):
-            self._name_other_function(scheduler)
             if self._first is None or not isinstance(scheduler, AcceleratedScheduler):
                 continue
             is_tied = scheduler.step_with_optimizer
@@ -137,7 +136,8 @@ class Schedules:
                 self._paced[index] = paced = _PacedStep(scheduler, wanted, self._first.accumulation, owed)
                 scheduler.step = paced
         for scheduler in self._found.values():
-            self._name_other_function(scheduler)
+            if (text := other_rate(scheduler)) is not None:
+                warnings.warn(text, stacklevel=4)
             self._name_unpaced(scheduler, now, num_optimizer_steps)
 
     def _name_unpaced(self, scheduler: Any, now: Scale, num_optimizer_steps: int) -> None:
@@ -149,25 +149,6 @@ class Schedules:
                 f"{type(scheduler).__name__} is not prepared, so it makes a step per call and not per sample. On this "
                 f"number of processes its schedule ends at another sample than before. Pass it to "
                 f"accelerator.prepare()",
-                stacklevel=4,
-            )
-
-    def _name_other_function(self, scheduler: Any) -> None:
-        """Warn if the function of a ``LambdaLR``, which no checkpoint holds, gives other rates than it has set."""
-        outer = scheduler.scheduler if isinstance(scheduler, AcceleratedScheduler) else scheduler
-        if not isinstance(outer, LambdaLR) or outer.last_epoch <= 0:
-            return
-        rates = internals.last_rates(outer)
-        now = [
-            base * function(outer.last_epoch) for base, function in zip(outer.base_lrs, outer.lr_lambdas, strict=False)
-        ]
-        if len(now) == len(rates) and not all(
-            math.isclose(*pair, rel_tol=1e-6) for pair in zip(now, rates, strict=True)
-        ):
-            warnings.warn(
-                f"the schedule of this program gives a learning rate of {float(now[0]):.6g} where the run has come to, "
-                f"and the run had {float(rates[0]):.6g}. Compute its number of steps in the same way on any number of "
-                f"processes, from the loader before accelerator.prepare(), and with the same settings as before",
                 stacklevel=4,
             )
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import ConfigError
+from ..guard import warn
 from ..loop.kept_batch import accumulation_that_keeps
 from ..loop.saved import NamedPart, Saved, check_owners
 from ..program import Program
@@ -49,10 +50,18 @@ class Accumulation:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Keep the batches of a step, unless the program has set another number."""
+        """Keep the batches of a step, unless the program has set another number, and say what becomes of schedules."""
         self.is_used |= state["accumulates"]
-        if not self._keeps_batch or state["configured"] != self._configured:
-            return
+        if self._keeps_batch and state["configured"] == self._configured:
+            self._keep(state)
+        before, now = state["batches_per_step"], self.steps * self._framework.batches_at_once
+        if before != now and self._framework.num_schedulers:
+            warn(
+                f"a step of the optimizer is {now} batches now instead of {before}, and a scheduler makes a step per "
+                f"call and not per sample. A schedule by steps of the optimizer ends at another sample than before"
+            )
+
+    def _keep(self, state: dict[str, Any]) -> None:
         advice = (
             "the loop does not accumulate gradients by itself. Let optimizers step `if spot.sync_gradients:`, with "
             "gradients of loss / spot.gradient_accumulation_steps"

@@ -61,10 +61,11 @@ class Windows:
         self._batches_per_step = state["batches_per_step"]
         self._done = Fraction(*state.get("done", [num_batches]))
         self._paces = "done" in state
+        # Now, because functions of schedules may ask for trainer.estimated_stepping_batches right after the resume.
+        self._keep_batches_per_step()
 
     def apply(self, *, is_mid_epoch: bool) -> None:
         """Set the windows that follow the restored batch, whose number is the one of this number of ranks by now."""
-        self._keep_batches_per_step()
         trainer, now = self._trainer, self._trainer.accumulate_grad_batches
         if is_mid_epoch:
             self._epoch, self._first = trainer.current_epoch, trainer.fit_loop.epoch_loop.batch_progress.current.ready
@@ -76,6 +77,7 @@ class Windows:
             internals.count_windows_from(trainer, lambda: self._first if trainer.current_epoch == self._epoch else 0)
         if not is_whole or self._at_first != (self._position.num_replicas, now):
             self._paces = True
+        self._name_steps_of_schedules(self._position.num_replicas * now)
         if self._paces:
             internals.replace_schedule_steps(trainer, self._steps_due)
 
@@ -130,6 +132,15 @@ class Windows:
             )
             return
         warnings.warn(f"an optimizer step is made of {here} batches now instead of {before}: {obstacle}", stacklevel=2)
+
+    def _name_steps_of_schedules(self, now: int) -> None:
+        """Say what a step of a schedule is, if an optimizer step is made of *now* batches and not of as many."""
+        before = math.prod(self._at_first)
+        if before != now and any(config.interval == "step" for config in self._trainer.lr_scheduler_configs):
+            self._program.say(
+                f"a step of a learning rate schedule is {before} batches, as in the first process, and an optimizer "
+                f"step is {now}. A schedule made from trainer.estimated_stepping_batches of this process ends elsewhere"
+            )
 
     @property
     def _has_accumulation_schedule(self) -> bool:

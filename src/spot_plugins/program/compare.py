@@ -35,6 +35,8 @@ class Comparison:
     """A sentence for each difference that is kept or changed."""
     refusals: list[str] = field(default_factory=list)
     """A sentence for each difference with which the checkpoint cannot be used."""
+    other_functions: list[str] = field(default_factory=list)
+    """The name of each schedule with a function that differs."""
     facts: dict[str, Facts] = field(default_factory=dict)
     """The facts of the program, with the checkpoint's values where those are used."""
 
@@ -142,7 +144,8 @@ def _compare_scheduler(
         _kept(result, context, setting, _shown(old), _shown(new), suffix)
     for attribute, functions in now["functions"].items():
         for old, new in zip(_facts(before["functions"]).get(attribute, ()), functions, strict=False):
-            _compare_function(attribute, _facts(old), new, suffix, result, context)
+            if _compare_function(attribute, _facts(old), new, suffix, result, context):
+                result.other_functions.append(name)
     inner = [
         _compare_scheduler(name, old, new, result, context)
         for old, new in zip(before["inner"], now["inner"], strict=False)
@@ -153,14 +156,23 @@ def _compare_scheduler(
 
 def _compare_function(
     attribute: str, before: Mapping[str, Any], now: Facts, suffix: str, result: Comparison, context: _Context
-) -> None:
-    """Compare a function that gives learning rates. torch saves no function, so the new one is used."""
-    for setting, old, new in _differences(_facts(before.get("values")), now["values"]):
+) -> bool:
+    """
+    Compare a function that gives learning rates. torch saves no function, so the new one is used.
+
+    Returns:
+        True if the new one may give other rates.
+    """
+    values = [*_differences(_facts(before.get("values")), now["values"])]
+    for setting, old, new in values:
         _changed(result, context, setting, old, new, suffix)
     for setting, old, new in _differences(_facts(before.get("state")), now.get("state", {})):
         _kept(result, context, setting, _shown(old), _shown(new), suffix)
-    if context.is_same("python") and "code" in before and before["code"] != now.get("code", before["code"]):
+    has_other_code = "code" in before and before["code"] != now.get("code", before["code"])
+    if has_other_code and context.is_same("python"):
         result.lines.append(f"the function in {attribute} is another one than in the checkpoint, and is used{suffix}")
+        return True
+    return bool(values)
 
 
 def _model(name: str, before: Mapping[str, Any], now: Facts, result: Comparison, context: _Context) -> None:

@@ -85,7 +85,7 @@ def plain_fields(values: Mapping[str, Any], depth: int = 0) -> Facts:
 def describe(thing: Any) -> Facts | None:
     """Return the facts about a part of the training. None if there are none."""
     with suppress(Exception):
-        scheduler = _scheduler_in(thing)
+        scheduler = scheduler_in(thing)
         if isinstance(thing, torch.optim.Optimizer):
             return _optimizer(thing)
         if isinstance(thing, nn.Module):
@@ -115,7 +115,7 @@ def _group(group: Mapping[str, Any]) -> Facts:
     return settings if initial is OMIT or "lr" not in settings else {**settings, "lr": initial}
 
 
-def _scheduler_in(thing: Any) -> Any:
+def scheduler_in(thing: Any) -> Any:
     """Return the scheduler in *thing*, which a host may have wrapped. None if it is none."""
     inner = getattr(thing, "scheduler", None)
     thing = inner if isinstance(inner, LRScheduler) else thing
@@ -148,15 +148,17 @@ def _scheduler(scheduler: Any, depth: int = 0) -> Facts:
 
 def _function(function: Callable[..., Any]) -> Facts:
     """
-    Return the values that *function* is bound to, and a hash of its code.
+    Return the values that *function* is bound to or reads by name, and a hash of its code.
 
     Of an object that is called, torch saves the attributes. They are its ``state``.
     """
     values: dict[str, Any] = {}
+    owners: dict[str, Any] = {}
     while isinstance(function, functools.partial):
         values = {**{f"argument {at}": each for at, each in enumerate(function.args)}, **function.keywords, **values}
         function = function.func
     if isinstance(function, MethodType):
+        owners["self"] = function.__self__
         function = function.__func__
     if not isinstance(function, FunctionType):
         state = {name: value for name, value in getattr(function, "__dict__", {}).items() if not name.startswith("_")}
@@ -164,7 +166,12 @@ def _function(function: Callable[..., Any]) -> Facts:
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         with suppress(ValueError):  # an empty cell
             values.setdefault(name, cell.cell_contents)
+            owners[name] = cell.cell_contents
     code = function.__code__
+    values = {**{name: function.__globals__[name] for name in code.co_names if name in function.__globals__}, **values}
+    for name, owner in owners.items():
+        attributes = getattr(owner, "__dict__", {})  # no property is asked, because it may run code of the program
+        values.update({f"{name}.{each}": attributes[each] for each in code.co_names if each in attributes})
     constants = [each for each in code.co_consts if isinstance(each, int | float | str | bytes | tuple | None)]
     text = repr((code.co_code, constants, code.co_names)) if not any(map(_has_code, code.co_consts)) else ""
     return {"values": plain_fields(values), "code": xxhash.xxh3_64_hexdigest(text.encode())}

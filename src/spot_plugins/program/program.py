@@ -10,6 +10,7 @@ from ..state import ShardedPart
 from .compare import compare
 from .facts import Facts, describe, describe_loader, describe_process, device_of, plain_fields
 from .lines import Lines
+from .rates import other_rate
 
 PART: Final = "program"
 """Name of the part that holds the facts."""
@@ -33,6 +34,8 @@ class Program:
         self._pending: list[tuple[str, int]] = []
         self._lines: Lines | None = None
         self._is_finished = False
+        self._has_other_schedule = False
+        self._things: list[Any] = []
 
     @property
     def facts(self) -> dict[str, Facts]:
@@ -65,6 +68,7 @@ class Program:
 
     def gather(self, things: Mapping[str, Any]) -> None:
         """Describe *things*, the objects whose state is saved, by the names of their parts, and this process."""
+        self._things = list(things.values())
         for name, thing in things.items():
             if (facts := describe(thing)) is not None:
                 self._facts.setdefault(name, facts)
@@ -82,8 +86,26 @@ class Program:
             return None
         result = compare(saved, self._facts)
         self._saved, self._facts = saved, result.facts
+        self._has_other_schedule = bool(result.other_functions)
         self._pending += [(text, logging.WARNING) for text in result.lines]
         return "; ".join(result.refusals) or None
+
+    def check_schedules(self, before: int, now: int) -> None:
+        """
+        Name schedules that do not continue as they were. Call it after everything is restored.
+
+        Args:
+            before: Number of ranks that saved the step.
+            now: Number of ranks of this job.
+        """
+        texts = []
+        if before != now and self._has_other_schedule:
+            texts.append(
+                f"a learning rate schedule has other numbers with {now} instead of {before} ranks, so it does not end "
+                f"where it would have. Compute its number of steps in the same way on any number of ranks"
+            )
+        texts += [text for each in self._things if (text := other_rate(each)) is not None]
+        self._pending += [(text, logging.WARNING) for text in texts]
 
     def tell(self, lines: Lines) -> None:
         """Show what was not shown yet, on rank 0. From now on differences are shown when they are found."""

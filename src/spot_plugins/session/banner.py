@@ -24,7 +24,7 @@ def show_banner(it: Opened, program: Program, resumed: Resumed | None) -> None:
     if resumed is not None and program.epoch is not None:
         facts.insert(0, f"epoch {program.epoch()}")
     if resumed is not None and resumed.from_world_size != world_size:
-        facts.append(f"{_ranks(world_size)}, saved by {resumed.from_world_size}")
+        facts.append(f"{_ranks(world_size)}, saved by {resumed.from_world_size}, so last digits may differ")
     elif world_size > 1:
         facts.append(_ranks(world_size))
     if resumed is None:
@@ -32,6 +32,8 @@ def show_banner(it: Opened, program: Program, resumed: Resumed | None) -> None:
     else:
         text = f"resumed from step {resumed.step} of {url}, {resumed.load_s:.1f} s"
     it.lines.say_first(f"{text} ({', '.join(facts)})")
+    if resumed is not None:
+        program.check_schedules(resumed.from_world_size, world_size)
     program.tell(it.lines)
     if (notices := it.listener.summary) is not None:
         it.lines.say_first(notices)

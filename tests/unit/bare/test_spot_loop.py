@@ -34,17 +34,18 @@ def make_loader(replicas=1, samples=2 * BATCHES):
 class Life:
     """One process life of a small training at *url*."""
 
-    def __init__(self, url, *, loader=None, **settings):
+    def __init__(self, url, *, loader=None, has_schedule=False, **settings):
         torch.manual_seed(1)
         self.net = nn.Linear(6, 3)
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.1)
+        self.schedules = [torch.optim.lr_scheduler.StepLR(self.optimizer, 9)] if has_schedule else []
         self.loader = loader or make_loader()
         self.url = url
         self.spot = SpotLoop(url, **{"every_steps": 1, **settings})
 
     def begin(self):
         """Register everything, in an open run."""
-        self.spot.register_model(self.net, self.optimizer)
+        self.spot.register_model(self.net, self.optimizer, self.schedules)
         self.spot.register_loader(self.loader)
         return self.spot
 
@@ -150,6 +151,33 @@ def test_a_step_of_other_batches_is_named(settings, accumulates, replicas, told,
     said = [str(each.message) for each in caught if "optimizer step is made of" in str(each.message)]
     assert len(said) == (told is not None)
     assert all(told in text for text in said)
+
+
+@pytest.mark.parametrize(
+    ("settings", "replicas", "has_schedule", "is_named"),
+    [
+        ({}, 3, True, True),
+        ({"elastic_batch": "scale"}, 1, True, True),
+        ({}, 1, True, False),
+        ({"elastic_batch": "scale"}, 1, False, False),
+    ],
+    ids=["not divisible", "scale", "kept", "no schedule"],
+)
+def test_a_schedule_whose_steps_are_of_other_batches_is_named(settings, replicas, has_schedule, is_named, url):
+    """Nothing makes up for them, so that it ends at another sample."""
+    life = Life(url, loader=make_loader(2, samples=30), has_schedule=has_schedule, **settings)
+    life.run(stop_at=3)
+
+    life = Life(url, loader=make_loader(replicas, samples=60 // replicas), has_schedule=has_schedule, **settings)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        life.run()
+
+    told = (
+        f"a step of the optimizer is {replicas} batches now instead of 2, and a scheduler makes a step per call and "
+        f"not per sample. A schedule by steps of the optimizer ends at another sample than before"
+    )
+    assert [str(each.message) for each in caught if "makes a step per call" in str(each.message)] == [told] * is_named
 
 
 def test_a_program_that_sets_another_accumulation_gets_it(url, caplog):

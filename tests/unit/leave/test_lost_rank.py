@@ -26,6 +26,7 @@ class Training(PhaseTracker):
     def __init__(self, *phases, still_s=0.0):
         super().__init__()
         self.stands_s = still_s
+        self.num_looks = 0
         self.notice = None
         self.codes = []
         for phase in phases:
@@ -34,6 +35,7 @@ class Training(PhaseTracker):
 
     @property
     def still_s(self):
+        self.num_looks += 1
         return self.stands_s
 
     def end_process(self, code):
@@ -69,6 +71,16 @@ def test_a_process_whose_training_thread_stands_still_ends(phases, notice, code,
     assert f"{LOSS}, and this rank has made no progress for 42 s, so this process ends with {code}" in caplog.text
 
 
+def test_the_training_thread_has_a_moment_for_an_error_of_its_own(monkeypatch):
+    """However long it has stood still: the collective may just have failed, and its error says more."""
+    monkeypatch.setattr(lost_rank, "OWN_ERROR_S", 600.0)
+    training = Training(Phase.JOINED, Phase.TRAINING, still_s=42.0)
+    training.move(Phase.CLOSED)
+    until_ended()
+
+    assert training.codes == []
+
+
 ELSEWHERE = [
     (Phase.JOINED, Phase.TRAINING, Phase.LEAVING),
     (Phase.JOINED, Phase.TRAINING, Phase.LEAVING, Phase.LEFT_BEHIND),
@@ -86,6 +98,7 @@ def test_a_process_that_leaves_or_is_alone_does_not_end(phases):
 
 def test_a_training_that_goes_on_is_left_alone_until_it_is_closed():
     training = Training(Phase.JOINED, Phase.TRAINING)
+    until(lambda: training.num_looks == 3 or training.codes, "somebody looks again and again")
     training.move(Phase.CLOSED)
     until_ended()
 

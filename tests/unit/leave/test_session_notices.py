@@ -18,8 +18,11 @@ from steps import Holder, numbers, state_of
 from spot_plugins.config import SpotConfig
 from spot_plugins.errors import CommitError, Preempted
 from spot_plugins.events import LastSecondsPlanned, Leaving, NoticeReceived, NoticeSourcesFound, Staged
+from spot_plugins.leave import way_out
+from spot_plugins.leave.phase import Phase
 from spot_plugins.notices import Announcement
 from spot_plugins.notices.aws import AwsSource
+from spot_plugins.ranks import BoardClosedError
 from spot_plugins.session import SpotSession
 from spot_plugins.store import LocalStore
 from spot_plugins.testing import run_thread_ranks
@@ -214,6 +217,45 @@ def test_a_rank_at_its_end_is_told_of_one_that_left_without_its_share(tmp_path):
 
     with pytest.raises(CommitError, match=r"step 1 .*: rank 1: the rank left before its share was stored"):
         run_thread_ranks(2, run)
+
+
+@pytest.mark.parametrize(("has_notice", "ends_with"), [(True, "Preempted"), (False, "RankLostError")])
+def test_a_rank_that_waits_for_one_that_has_left_leaves_too(has_notice, ends_with, tmp_path):
+    """Before training, if that rank had a notice. Otherwise its end is an error."""
+    file = tmp_path / "notice"
+
+    def run(ranks):
+        settings = {"notice_file": str(file)} if ranks.rank == 1 else {}
+        session = SpotSession(SpotConfig(url=str(tmp_path / "run"), every_steps=1_000_000, **settings), ranks=ranks)
+        try:
+            session.open()
+            if ranks.rank == 0:
+                session.resume()
+            elif has_notice:
+                file.touch()
+                until(lambda: session.notice is not None, "it has a notice")
+        except (Preempted, BoardClosedError) as error:
+            return type(error).__name__
+        finally:
+            session.close()
+
+    assert run_thread_ranks(2, run) == [ends_with, None]
+
+
+def test_a_notice_because_of_which_another_rank_has_left_may_come_a_moment_later(tmp_path, monkeypatch):
+    monkeypatch.setattr(way_out, "NOTICE_S", DEADLINE_S)
+    file = tmp_path / "notice"
+    session = SpotSession(SpotConfig(url=str(tmp_path / "run"), every_steps=1_000_000, notice_file=str(file)))
+    session.open()
+
+    def wait_for_another_rank():
+        with session._opened.way_out.before_training():
+            file.touch()
+            raise BoardClosedError("rank 1 has ended")
+
+    with pytest.raises(Preempted):
+        wait_for_another_rank()
+    assert session._phase.now is Phase.CLOSED
 
 
 def test_nothing_to_ask_takes_no_thread(tmp_path):

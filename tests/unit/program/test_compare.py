@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,9 +11,11 @@ from torch import nn
 from torch.optim import SGD, Adam, AdamW, lr_scheduler
 from torch.utils.data import DataLoader, TensorDataset
 
+from spot_plugins.events import Resumed
 from spot_plugins.program.compare import MAX_LINES, compare
 from spot_plugins.program.facts import OMIT, describe, describe_loader, describe_process, plain, plain_fields
 from spot_plugins.program.program import Program
+from spot_plugins.session.banner import show_banner
 
 
 def optimizer(kind=SGD, **settings):
@@ -155,6 +158,113 @@ def test_schedulers(make_before, make_now, expected):
 
 def _linear(step, *, num_steps):
     return 1 - step / num_steps
+
+
+def scheduler_of(function, *, steps=0):
+    """Return a schedule by *function*, after *steps*."""
+    made = lr_scheduler.LambdaLR(optimizer(lr=1.0), function)
+    for _ in range(steps):
+        made.optimizer.step()
+        made.step()
+    return made
+
+
+class Total:
+    """A program that keeps the number of steps in an attribute, where the function of its schedule reads it."""
+
+    def __init__(self, total):
+        self.total = total
+        self.by_method = lr_scheduler.LambdaLR(optimizer(), self.rate)
+        self.by_closure = lr_scheduler.LambdaLR(optimizer(), lambda step: 1 - step / self.total)
+
+    def rate(self, step):
+        return 1 - step / self.total
+
+
+@pytest.mark.parametrize("name", ["by_method", "by_closure"])
+def test_a_number_that_a_function_reads_from_an_object(name):
+    before, now = (getattr(Total(total), name) for total in (10, 20))
+
+    assert lines(before, now) == ["self.total=20 is used from now on, not the checkpoint's 10"]
+    assert lines(now, now) == []
+
+
+NUM_STEPS = 10
+
+
+def test_a_number_that_a_function_reads_from_its_module(monkeypatch):
+    before = describe(scheduler_of(lambda step: 1 - step / NUM_STEPS))
+    monkeypatch.setitem(globals(), "NUM_STEPS", 20)
+    now = describe(scheduler_of(lambda step: 1 - step / NUM_STEPS))
+
+    assert compare({"thing": before}, {"thing": now}).lines == [
+        "NUM_STEPS=20 is used from now on, not the checkpoint's 10"
+    ]
+
+
+class Shown:
+    """Lines as :class:`.Lines` takes them."""
+
+    def __init__(self):
+        self.texts = []
+
+    def say_first(self, text, level=None):
+        self.texts.append(text)
+
+
+def told(before, now, ranks):
+    """Return what a program says that has the schedule *now*, after a resume of *before* on other *ranks*."""
+    opened = SimpleNamespace(
+        job=SimpleNamespace(world_size=ranks[1]),
+        run=SimpleNamespace(url="file:///run", attempt=2),
+        listener=SimpleNamespace(summary=None),
+    )
+    saved, program, shown = Program(), Program(), Shown()
+    saved.gather({"scheduler": before})
+    program.gather({"another": object(), "scheduler": now})
+    program.check(saved.facts)
+    now.load_state_dict(before.state_dict())
+    opened.lines = shown
+    resumed = Resumed(step=8, from_attempt=1, from_world_size=ranks[0], num_bytes=0, from_local_bytes=0, load_s=0.2)
+    show_banner(opened, program, resumed)
+    first, *others = shown.texts
+    assert ("saved by 2, so last digits may differ)" in first) is (ranks[0] != ranks[1])
+    return others
+
+
+def test_a_schedule_that_depends_on_the_number_of_ranks():
+    """Its numbers are named, and why they are others."""
+    half, whole = (functools.partial(_linear, num_steps=number) for number in (50, 100))
+    number = "num_steps=100 is used from now on, not the checkpoint's 50"
+    advice = (
+        "a learning rate schedule has other numbers with 1 instead of 2 ranks, so it does not end where it would have. "
+        "Compute its number of steps in the same way on any number of ranks"
+    )
+
+    assert told(scheduler_of(half), scheduler_of(whole), (2, 1)) == [number, advice]
+    assert told(scheduler_of(half), scheduler_of(whole), (2, 2)) == [number]
+    assert told(scheduler_of(half, steps=10), scheduler_of(half), (2, 1)) == []
+
+
+def test_a_schedule_whose_function_reads_its_number_of_steps_somewhere():
+    """No fact shows it, but the rate where the run has come to. One that raises there is left alone."""
+
+    def hidden(holder):
+        return lambda step: 1 - step / holder[0][0]
+
+    before = scheduler_of(hidden([[50]]), steps=10)
+    rate = (
+        "the schedule of this program gives a learning rate of 0.9 where the run has come to, and the run had 0.8. "
+        "Compute its number of steps in the same way on any number of ranks, and with the same settings as before"
+    )
+    holder = [[100], object()]
+
+    assert rate in told(before, scheduler_of(hidden(holder)), (2, 2))
+    assert told(before, scheduler_of(hidden([[50], object()])), (2, 2)) == []
+    holder = [[100], object()]
+    now = scheduler_of(hidden(holder))
+    holder[0][0] = 0
+    assert told(before, now, (2, 2)) == []
 
 
 def test_models():
