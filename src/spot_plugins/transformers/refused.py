@@ -32,11 +32,8 @@ def _reasons(trainer: Trainer, trial: Any) -> Iterator[str]:
     args, own = trainer.args, type(trainer).__mro__[2]
     if trainer.is_deepspeed_enabled:
         yield "DeepSpeed has copies of weights and optimizer that are not saved. Leave it out, and use DDP"
-    if trainer.is_fsdp_enabled:
-        yield (
-            "FSDP under a Trainer is not supported yet. Leave out fsdp and use DDP, or write the loop with Accelerate "
-            "and SpotHook, which supports FSDP"
-        )
+    if trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2:
+        yield "FSDP1 under a Trainer is not supported. Set version to 2 in fsdp_config, or fsdp_version to 2 in the launcher"
     if args.n_gpu > 1:
         yield (
             f"n_gpu={args.n_gpu}: one process with several GPUs (DataParallel) is not supported. Start one process per "
