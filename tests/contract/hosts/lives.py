@@ -37,7 +37,7 @@ NOT_OURS = (
 
 
 def has(host, program):
-    """Return True if there are such programs of *host*. A Trainer has one loader and optimizer, and steps a schedule."""
+    """Return True if there are such programs of *host*. A Trainer has one loader and one optimizer."""
     if host != "trainer":
         return True
     is_one = program.num_loaders == len(program.optimizers) == 1

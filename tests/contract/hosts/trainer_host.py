@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from tempfile import TemporaryDirectory
 
-import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from contract.hosts import training
 from torch.utils.data import DataLoader, default_collate

@@ -92,9 +92,9 @@ class Training:
             report_to=[],
             disable_tqdm=True,
             use_cpu=True,
-            **(fsdp2() if settings.wrapper == "fsdp2" else {}),
+            **(fsdp2() if settings.wrapper == "fsdp2" and settings.ranks > 1 else {}),
         )
-        self.drill = Drill(settings, arguments.process_index, lambda: self.spot._fit.hook._session)
+        self.drill = Drill(settings, arguments.process_index, lambda: self.spot._attached.fit.hook._session)
         self.spot = SpotTrainerCallback(
             settings.run, every_steps=settings.every_steps, grace_seconds=20, on_event=[self.drill.on_event]
         )
@@ -130,7 +130,7 @@ class Training:
         model, optimizer = get_state_dict(
             trainer.model, trainer.optimizer.optimizer, options=StateDictOptions(full_state_dict=True)
         )
-        if self.settings.wrapper == "fsdp2":
+        if self.settings.wrapper == "fsdp2" and self.settings.ranks > 1:
             assert trainer.accelerator.is_fsdp2
         final = {
             "model": model,
