@@ -147,7 +147,7 @@ def train(folder, way, arguments, interruption, environment):
 
 
 def live(folder, way, arguments, num_ranks, interruption=None):
-    """Run one life on all ranks. Return their exit codes, None for one that had to be killed, and the time of its end."""
+    """Run one life on all ranks. Return their exit codes, None for one that had to be killed, and when it ended."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["transformers.trainer", "spot_plugins.transformers"])
     with socket.socket() as free:
@@ -174,6 +174,10 @@ def live(folder, way, arguments, num_ranks, interruption=None):
     return codes, max(ended.values(), default=None)
 
 
+def ranks_of(number):
+    return "1 rank" if number == 1 else f"{number} ranks"
+
+
 def steps_of(folder):
     """Return the steps that rank 0 has trained, in their order."""
     path = folder / "steps-0"
@@ -197,7 +201,7 @@ def measure(way, arguments, num_ranks, case, alone):
             return row | {"lost": None, "after": f"the next process fails with {', '.join(map(str, again))}"}
         finals = [torch.load(each / "final.pt", weights_only=True) for each in (alone, folder)]
         is_equal = all(finals[0][name].equal(finals[1][name]) for name in finals[0])
-        return row | {"lost": before[-1] - after[0] + 1, "after": "equal" if is_equal else "differs"}
+        return row | {"lost": before[-1] - after[0] + 1 if after else 0, "after": "equal" if is_equal else "differs"}
 
 
 def add_arguments(parser):
@@ -225,6 +229,6 @@ def run(arguments):
                 for case in arguments.cases:
                     if max(CASES[case][3]) < num_ranks:
                         row = measure(way, arguments, num_ranks, case, alone)
-                        report.rows.append({"way": f"{title}, {num_ranks} ranks, {CASES[case][0]}", **row})
+                        report.rows.append({"way": f"{title}, {ranks_of(num_ranks)}, {CASES[case][0]}", **row})
                         print(report.rows[-1], flush=True)
     return report
