@@ -92,7 +92,7 @@ class Interrupt(TrainerCallback):
             assert self.committed.wait(300)
             raise Killed
         os.kill(os.getpid(), signal.SIGTERM)
-        session = self.spot._fit.hook._session
+        session = self.spot._attached.fit.hook._session
         until(lambda: session.notice is not None, "the notice is known")
 
 

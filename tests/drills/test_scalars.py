@@ -149,7 +149,7 @@ class Seen(TrainerCallback):
             self.rows.append((state.global_step, figures))
 
     def on_step_begin(self, args, state, control, **kwargs):
-        until_idle(self.spot._fit.hook._session)
+        until_idle(self.spot._attached.fit.hook._session)
 
 
 def with_callback(given, seen):

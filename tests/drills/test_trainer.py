@@ -160,6 +160,17 @@ def test_another_batch_size(tmp_path, caplog):
     assert "gradient_accumulation_steps=6, not 3: a step is made of 6 samples, as the run began" in caplog.text
 
 
+def test_another_schedule_and_another_clipping_are_told(tmp_path, caplog):
+    """Neither is refused, because a user may want it."""
+    make = lives_of(tmp_path)
+    assert make(Interrupt("notice", "train", 5)).run() == "Preempted"
+
+    assert make(lr_scheduler_type="cosine", max_grad_norm=0.5, max_steps=6).run() == "finished"
+
+    assert "the function in lr_lambdas is another one than in the checkpoint" in caplog.text
+    assert "max_grad_norm=0.5 is used from now on, not the checkpoint's 1.0" in caplog.text
+
+
 def test_a_longer_training(tmp_path):
     """A run that has ended continues if the program has more epochs, also after the middle of an epoch."""
     make = lives_of(tmp_path, lr_scheduler_type="constant")

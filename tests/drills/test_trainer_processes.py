@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import signal
+import sys
 from collections import Counter
 from functools import partial
+from pathlib import Path
 
 import launching
 import pytest
-from exactness import References, assert_same_fingerprints, assert_same_training, lines, resumed_steps
-from launching import exit_codes, launch_ranks
+import torch
+from exactness import References, assert_same_fingerprints, assert_same_training, resumed_steps
+from launching import PROGRAMS, exit_codes, launch_ranks, start
+from ports import free_port
 
 pytestmark = pytest.mark.sampled
 
@@ -21,6 +26,7 @@ def references(tmp_path_factory):
     return References(train, tmp_path_factory.mktemp)
 
 
+CONFIG = Path(__file__).parents[2] / "examples" / "accelerate_configs" / "two_cpus_fsdp2.yaml"
 PAIR = {"ranks": 2, "samples": 41, "batch": 2, "epochs": 2}
 ONE = {"samples": 21, "batch": 2, "epochs": 2}
 
@@ -34,6 +40,8 @@ DRILLS = {
     "two ranks, killed": (PAIR, "SIGKILL", ["batch", 8], 5),
     "two ranks, in evaluation": (PAIR, "SIGTERM", ["val", 3], 8),
     "two ranks, accumulation": (PAIR | {"accumulate": 3}, "SIGTERM", ["batch", 8], 3),
+    "two ranks, FSDP2": (PAIR | {"wrapper": "fsdp2"}, "SIGTERM", ["batch", 8], 8),
+    "two ranks, FSDP2, killed": (PAIR | {"wrapper": "fsdp2", "accumulate": 3}, "SIGKILL", ["batch", 17], 5),
 }
 
 
@@ -64,29 +72,73 @@ def test_a_notice_for_one_rank(rank, references, tmp_path):
     assert_same_training(tmp_path, references(PAIR), ranks=2)
 
 
-def samples_of(folder, steps):
-    """Return the samples of each step, over all ranks, of those numbered *steps*."""
+def samples_of(folder):
+    """Return the samples of each step, over all ranks."""
     found = {}
-    for rank in range(2):
-        if (folder / f"trace-{rank}.jsonl").exists():
-            for kind, step, _, samples, _ in lines(folder, "trace", rank):
-                if kind == "batch" and step in steps:
-                    found.setdefault(step, []).extend(samples)
+    for path in folder.glob("trace-*.jsonl"):
+        for kind, step, _, samples, _ in map(json.loads, path.read_text().splitlines()):
+            if kind == "batch":
+                found.setdefault(step, []).extend(samples)
     return {step: sorted(samples) for step, samples in found.items()}
 
 
-def test_other_numbers_of_ranks(references, tmp_path):
-    """Two ranks, one that accumulates twice as much, and two: each step has the samples that it would have had."""
-    settings = PAIR | {"samples": 40}
-    reference = references(settings)
+def rates_of(folder):
+    """Return the learning rate of each step that was logged."""
+    log = torch.load(folder / "final-0.pt", weights_only=False)["log"]
+    return {each["step"]: each["learning_rate"] for each in log if "learning_rate" in each}
 
-    train(tmp_path, {**settings, "signal": "SIGTERM", "at": ["batch", 4]}, expect=143)
-    train(tmp_path, {**settings, "ranks": 1, "signal": "SIGTERM", "at": ["batch", 11]}, expect=143)
-    train(tmp_path, settings, expect=0)
 
-    assert resumed_steps(tmp_path, 0) == [4, 10]
-    found = samples_of(tmp_path, range(20))
-    assert found == samples_of(reference, range(20))
+# settings, the ranks of each life and the batch in which it is interrupted
+CHANGES = {
+    "2, 1, 2": ({}, [(2, 4), (1, 11), (2, None)]),
+    "3, 2": ({"accumulate": 2}, [(3, 5), (2, None)]),
+    "FSDP2, 2, 1, 2": ({"wrapper": "fsdp2"}, [(2, 4), (1, 11), (2, None)]),
+}
+
+
+@pytest.mark.parametrize(("more", "lives"), CHANGES.values(), ids=CHANGES)
+def test_other_numbers_of_ranks(more, lives, references, tmp_path):
+    """Accumulation changes, so each step has the samples and the learning rate that it would have had."""
+    settings = ONE | {"samples": 48 if len(lives) == 2 else 40} | more
+    num_samples, first_ranks = settings["samples"], lives[0][0]
+    reference = references(settings | {"ranks": first_ranks})
+
+    for ranks, batch in lives:
+        stop = {"signal": "SIGTERM", "at": ["batch", batch]} if batch else {}
+        train(tmp_path, settings | stop | {"ranks": ranks}, expect=143 if batch else 0)
+
+    found, expected = samples_of(tmp_path), samples_of(reference)
+    assert found == expected
+    num_steps = len(found) // 2
     for epoch in range(2):
-        seen = Counter(sample for step in range(10 * epoch, 10 * epoch + 10) for sample in found[step])
-        assert seen == Counter(range(40)), "each sample comes once"
+        seen = Counter(sample for step in range(epoch * num_steps, (epoch + 1) * num_steps) for sample in found[step])
+        assert seen == Counter(range(num_samples)), "each sample comes once"
+    assert rates_of(tmp_path) == rates_of(reference)
+
+
+def test_ranks_that_cannot_keep_the_samples_of_a_step(tmp_path):
+    """Six samples on two ranks: the start is refused on both, in words."""
+    train(tmp_path, ONE | {"ranks": 3, "signal": "SIGTERM", "at": ["batch", 2]}, expect=143)
+
+    train(tmp_path, ONE | {"ranks": 2}, expect=1)
+
+    for rank in range(2):
+        words = "a step of this run is made of 6 samples, which do not divide into batches of 2 on 2 ranks"
+        assert words in (tmp_path / f"output-{rank}.txt").read_text()
+
+
+def test_fsdp2_with_accelerate_launch(references, tmp_path):
+    """The launcher and its configuration file, a signal to the ranks, and the same command again."""
+    settings = PAIR | {"wrapper": "fsdp2"}
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(CONFIG)]
+    options = ["--fsdp_transformer_layer_cls_to_wrap", "Linear"]
+
+    def launch(**more):
+        command = [*launcher, f"--main_process_port={free_port()}", *options, str(PROGRAMS / "trainer_train.py")]
+        return start(command, tmp_path, settings | more, {"ACCELERATE_USE_CPU": "true"}).wait(240)
+
+    assert launch(signal="SIGTERM", at=["batch", 8]) == 1, "the launcher's own code, whatever the ranks' are"
+    assert launch() == 0, (tmp_path / "output.txt").read_text()[-3000:]
+
+    assert resumed_steps(tmp_path, 0) == [8]
+    assert_same_training(tmp_path, references(settings), ranks=2)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from datasets import Dataset
@@ -38,11 +40,12 @@ class Recorded(SFTTrainer):
         return result
 
 
-def make(**given):
+def make(packing=False, **given):
     """Return a trainer. The model and the data are those of language, the rest is that of the other drills."""
     numbers = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=64, pad_token_id=0, eos_token_id=1, bos_token_id=None, **numbers))
     common = {name: value for name, value in given["args"].to_dict().items() if name in USED}
+    common |= {"packing": packing, "packing_strategy": "wrapped"}
     arguments = SFTConfig(max_length=12, bf16=False, use_cpu=True, report_to=[], disable_tqdm=True, **common)
     trainer = Recorded(
         model=model,
@@ -72,14 +75,15 @@ USED = {
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:Cannot (locate|pickle)")
-def test_fine_tuning_with_lora(tmp_path):
+@pytest.mark.parametrize("packing", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["plain", "packed"])
+def test_fine_tuning_with_lora(packing, tmp_path):
     """A notice in a step and in an evaluation, and a kill. The tokens that were counted go on too."""
     lives = assert_exact(
         tmp_path,
         ("notice", "train", 7),
         ("notice", "evaluate", 2),
         ("kill", "train", 6),
-        make=make,
+        make=partial(make, packing=packing),
         every_steps=2,
         gradient_accumulation_steps=2,
         eval_strategy="steps",

@@ -20,7 +20,7 @@ import pytest
 import spot_plugins
 
 ROOT = Path(spot_plugins.__file__).parent
-PACKAGES = ("lightning", "accelerate", "bare", "loop", "data")
+PACKAGES = ("lightning", "accelerate", "transformers", "bare", "loop", "data")
 
 
 def is_private(name):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from transformers import Trainer, TrainerCallback
@@ -13,10 +12,8 @@ from ..errors import ConfigError
 from ..events import Subscriber, subscribers_of
 from ..state.part import Part
 from . import internals
-from .fit import Fit
-from .hook import TrainerHook
+from .attached import Attached
 from .overrides import Overrides
-from .refused import refuse
 
 
 class SpotTrainerCallback(TrainerCallback):  # type: ignore[misc]
@@ -89,7 +86,7 @@ class SpotTrainerCallback(TrainerCallback):  # type: ignore[misc]
         on_event: Subscriber | Sequence[Subscriber] = (),
         hooks: Sequence[Subscriber] | None = None,
     ) -> None:
-        self._settings: dict[str, Any] = {
+        settings: dict[str, Any] = {
             "url": url,
             "every_steps": every_steps,
             "every_seconds": every_seconds,
@@ -106,19 +103,14 @@ class SpotTrainerCallback(TrainerCallback):  # type: ignore[misc]
             "elastic_batch": elastic_batch,
             "storage_options": storage_options,
         }
-        config = from_environment(**self._settings)
-        self._settings["on_event"] = subscribers_of(on_event, hooks)
+        config = from_environment(**settings)
+        settings["on_event"] = subscribers_of(on_event, hooks)
         if config.elastic_batch != "keep":
             raise ConfigError(
                 "elastic_batch='scale' is not supported under a Trainer, whose schedule and max_steps count in steps. "
                 "Use 'keep'"
             )
-        self._registered: list[tuple[str, Part]] = []
-        self._trainer: Trainer | None = None
-        self._fit: Fit | None = None  # the training that runs
-        # Of the last training, after it has ended.
-        self._last_committed_step: int | None = None
-        self._resumed_from: int | None = None
+        self._attached = Attached(self, settings)
 
     @property
     def last_committed_step(self) -> int | None:
@@ -127,12 +119,12 @@ class SpotTrainerCallback(TrainerCallback):  # type: ignore[misc]
 
         A committed step is visible to a resume once every rank has committed it. The value stays after ``train()``.
         """
-        return self._last_committed_step if self._fit is None else self._fit.hook.last_committed_step
+        return self._attached.last_committed_step
 
     @property
     def resumed_from(self) -> int | None:
         """Step after which this process continued, or None on a first run. The value stays after ``train()``."""
-        return self._resumed_from if self._fit is None else self._fit.hook.resumed_from
+        return self._attached.resumed_from
 
     def attach(self, trainer: Trainer) -> None:
         """
@@ -141,16 +133,16 @@ class SpotTrainerCallback(TrainerCallback):  # type: ignore[misc]
         Raises:
             ConfigError: A trainer has a callback of this kind already, or the callback has a trainer.
         """
-        if isinstance(trainer, Overrides) or self._trainer is not None:
+        if isinstance(trainer, Overrides) or self._attached.trainer is not None:
             raise ConfigError(
                 "one SpotTrainerCallback belongs to one trainer, because a training has one run. Make one per trainer"
             )
-        self._trainer = trainer
+        self._attached.trainer = trainer
         if not any(each is self for each in trainer.callback_handler.callbacks):
             trainer.add_callback(self)
         own = type(trainer)
-        names = {"__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__}
-        trainer._spot = self
+        names: dict[str, Any] = {"__module__": own.__module__, "__qualname__": own.__qualname__, "__doc__": own.__doc__}
+        names["_attached"] = self._attached
         trainer.__class__ = type(own.__name__, (Overrides, own), names)
 
     def register(self, name: str, part: Part) -> None:
@@ -163,47 +155,25 @@ class SpotTrainerCallback(TrainerCallback):  # type: ignore[misc]
             name: A word, equal in every process of the run.
             part: An object with ``state_dict()`` and ``load_state_dict()``.
         """
-        self._registered.append((name, part))
-
-    @contextmanager
-    def _opened(self, trial: Any) -> Iterator[Fit]:
-        """Open the run for one training. *trial* is that of a hyperparameter search, or None."""
-        trainer = self._trainer
-        assert trainer is not None
-        refuse(trainer, trial)
-        callbacks = trainer.callback_handler.callbacks
-        # Last, so that what the others decide in an event is part of the state.
-        callbacks[:] = [*(each for each in callbacks if each is not self), self]
-        hook = TrainerHook(trainer.accelerator, **self._settings)
-        with hook:
-            self._fit = Fit(trainer, hook, self._registered)
-            try:
-                yield self._fit
-            finally:
-                self._last_committed_step, self._resumed_from = hook.last_committed_step, hook.resumed_from
-                self._fit = None
+        self._attached.registered.append((name, part))
 
     def on_init_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Attach to the trainer that is made with this callback."""
-        if self._trainer is None and (trainer := internals.trainer_under_construction()) is not None:
+        if self._attached.trainer is None and (trainer := internals.trainer_under_construction()) is not None:
             self.attach(trainer)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Restore what the training loop has just set to 0."""
-        if self._fit is None:
-            raise ConfigError(
-                "this SpotTrainerCallback has no trainer, so nothing would be saved. Give it to the trainer in "
-                "callbacks=[...], or call callback.attach(trainer) before train()"
-            )
-        self._fit.part.restore_counters()
-        control.should_training_stop |= self._fit.part.place.stops_training
+        part = self._attached.running.part
+        part.restore_counters()
+        control.should_training_stop |= part.place.stops_training
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Take note that the callbacks have done what they do at the end of an epoch."""
-        if self._fit is not None:
-            self._fit.part.place.at_epoch_end = True
+        if (fit := self._attached.fit) is not None:
+            fit.part.place.at_epoch_end = True
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Leave in the middle of an evaluation, if there is a notice."""
-        if self._fit is not None:
-            self._fit.hook.check()
+        if (fit := self._attached.fit) is not None:
+            fit.hook.check()

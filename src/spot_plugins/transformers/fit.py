@@ -66,7 +66,7 @@ class Fit:
         Raises:
             ConfigError: A step cannot be made of as many samples as before.
         """
-        found = self.hook.find_run()
+        found = self.hook.find_run(self._trainer.args)
         self.users_checkpoint = checkpoint or None
         samples = self._samples_at_once * self._trainer.args.gradient_accumulation_steps
         if found is not None:

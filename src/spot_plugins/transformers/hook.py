@@ -6,6 +6,7 @@ from typing import Any
 
 import transformers
 from accelerate import Accelerator
+from transformers import TrainingArguments
 
 from ..accelerate.hook import SpotHook
 from ..loop.handouts import FOOT
@@ -15,6 +16,8 @@ PART = "trainer"
 """Name of the part that has the state of the trainer."""
 SAMPLES = "samples_per_step"
 """Name of the number of samples that a step is made of, in the state of that part."""
+NAMED = ("label_smoothing_factor", "max_grad_norm")
+"""Arguments of a trainer that change the training and belong neither to the optimizer nor to the schedule."""
 
 
 class TrainerHook(SpotHook):
@@ -27,9 +30,15 @@ class TrainerHook(SpotHook):
         self._keep_batch = False  # this setting is for a loop that accumulates with Accelerate
         self._told.never(FOOT)  # the trainer tests at the head of a resumed epoch what it tests at the foot of a step
 
-    def find_run(self) -> tuple[int, int] | None:
-        """Return the step from which :meth:`resume` will continue, and the samples of a step. None on a first run."""
+    def find_run(self, args: TrainingArguments) -> tuple[int, int] | None:
+        """
+        Return the step from which :meth:`resume` will continue, and the samples of a step. None on a first run.
+
+        Args:
+            args: The arguments of the trainer. The user is told if those of :data:`NAMED` have changed.
+        """
         self._session.program.add_versions(transformers=transformers.__version__)
+        self._session.program.add_settings(**{name: getattr(args, name) for name in NAMED})
         found = self._session.peek((PART, SAMPLES))
         return None if found is None else (found.step, int(found.value))  # type: ignore[arg-type]
 

@@ -86,6 +86,15 @@ ATTRIBUTES: Final = (
 LOSSES: Final = ("_total_loss_scalar", "_globalstep_last_logged", "_initial_global_step", "current_flos")
 """Numbers that a ``Trainer`` counts between two logs. The training loop sets most of them to 0 when it begins."""
 
+OWN_LOOPS: Final = ("_inner_training_loop", "_run_epoch", "_maybe_log_save_evaluate")
+"""Methods that a subclass overrides only if it has a training loop of its own."""
+
+TRL_METRICS: Final = ("_metrics", "_total_train_tokens")
+"""What the trainers of TRL count."""
+
+TRL_GENERATIONS: Final = "_buffered_inputs"
+"""What a trainer of TRL has generated, and trains on for several steps."""
+
 LOADER_METHODS: Final = ("get_train_dataloader", "_get_dataloader", "_get_train_sampler")
 """Methods that decide which samples a training sees, and in which order."""
 
@@ -147,8 +156,7 @@ def set_loss_counters(trainer: Trainer, counters: Mapping[str, Any]) -> None:
 
 def trl_metrics(trainer: Trainer) -> dict[str, Any]:
     """Return the metrics since the last log, and the tokens so far, that a trainer of TRL counts. Else nothing."""
-    names = ("_metrics", "_total_train_tokens")
-    return {name: getattr(trainer, name) for name in names if hasattr(trainer, name)}
+    return {name: getattr(trainer, name) for name in TRL_METRICS if hasattr(trainer, name)}
 
 
 def set_trl_metrics(trainer: Trainer, metrics: Mapping[str, Any]) -> None:
@@ -157,6 +165,11 @@ def set_trl_metrics(trainer: Trainer, metrics: Mapping[str, Any]) -> None:
         trainer._metrics[mode].update(values)
     if "_total_train_tokens" in metrics:
         trainer._total_train_tokens = metrics["_total_train_tokens"]
+
+
+def trains_on_generations(trainer: Trainer) -> bool:
+    """Return True for a trainer of TRL that trains several steps on what it has generated before."""
+    return hasattr(trainer, TRL_GENERATIONS)
 
 
 def loss_since_log(trainer: Trainer) -> Any:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from transformers import Trainer
 
 from ..data import shield_workers
 from . import internals, loaders
+from .attached import Attached
 from .fit import Fit
-
-if TYPE_CHECKING:
-    from .callback import SpotTrainerCallback
 
 
 class Overrides(Trainer):  # type: ignore[misc]
@@ -21,25 +19,23 @@ class Overrides(Trainer):  # type: ignore[misc]
     Each method calls the one of the trainer's own class, so that any subclass works.
     """
 
-    _spot: SpotTrainerCallback
+    _attached: Attached
 
     @property
     def _fit(self) -> Fit:
-        fit = self._spot._fit
-        assert fit is not None, "train() is not running"
-        return fit
+        return self._attached.running
 
     def train(self, resume_from_checkpoint: Any = None, trial: Any = None, ignore_keys_for_eval: Any = None) -> Any:
         """Open the run, train, and close it."""
-        with self._spot._opened(trial) as fit:
+        with self._attached.opened(trial) as fit:
             fit.begin(resume_from_checkpoint)
             return super().train(fit.users_checkpoint, trial, ignore_keys_for_eval)
 
     def get_train_dataloader(self) -> Any:
         """Make the training loader. Its order can be continued on any number of ranks, unless it is the program's."""
-        own = self._spot._fit is None or loaders.has_own_loader(self)
+        own = self._attached.fit is None or loaders.has_own_loader(self)
         loader = super().get_train_dataloader() if own else loaders.elastic(self)
-        if self._spot._fit is not None:
+        if self._attached.fit is not None:
             self._fit.loader = loader
         return loader
 
@@ -127,7 +123,7 @@ class Overrides(Trainer):  # type: ignore[misc]
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add the figures of the run for the trackers. The history stays as it is, because a checkpoint has it."""
-        figures = {} if self._spot._fit is None else self._fit.hook.figures()
+        figures = {} if self._attached.fit is None else self._fit.hook.figures()
         logs |= figures
         super().log(logs, *args, **kwargs)
         for name in figures:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Any
 
 from torch.utils.data import IterableDataset
 from transformers import Trainer
 
 from ..errors import ConfigError
 from . import internals
-
-OWN_LOOPS: Final = ("_inner_training_loop", "_run_epoch", "_maybe_log_save_evaluate")
-"""Methods that a subclass overrides only if it has a training loop of its own."""
 
 
 def refuse(trainer: Trainer, trial: Any) -> None:
@@ -32,10 +29,10 @@ def _reasons(trainer: Trainer, trial: Any) -> Iterator[str]:
     args, own = trainer.args, type(trainer).__mro__[2]
     if trainer.is_deepspeed_enabled:
         yield "DeepSpeed has copies of weights and optimizer that are not saved. Leave it out, and use DDP"
-    if trainer.is_fsdp_enabled:
+    if trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2:
         yield (
-            "FSDP under a Trainer is not supported yet. Leave out fsdp and use DDP, or write the loop with Accelerate "
-            "and SpotHook, which supports FSDP"
+            "FSDP1 under a Trainer is not supported. Set version to 2 in fsdp_config, or fsdp_version to 2 in the "
+            "configuration of accelerate launch"
         )
     if args.n_gpu > 1:
         yield (
@@ -81,12 +78,12 @@ def _reasons(trainer: Trainer, trial: Any) -> Iterator[str]:
 
 
 def _loops(trainer: Trainer, own: type) -> Iterator[str]:
-    if hasattr(trainer, "_buffered_inputs"):
+    if internals.trains_on_generations(trainer):
         yield (
             f"{own.__name__} trains several steps on what it has generated before, which is not saved. Online "
             f"reinforcement learning (GRPO, RLOO, distillation) is not supported yet"
         )
-    for name in OWN_LOOPS:
+    for name in internals.OWN_LOOPS:
         if getattr(own, name) is not getattr(Trainer, name):
             yield (
                 f"{own.__name__}.{name}() replaces the training loop of Trainer, so its steps cannot be followed. "

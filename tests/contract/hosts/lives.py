@@ -17,8 +17,12 @@ from ports import free_port
 
 from spot_plugins.errors import Preempted, SpotError
 
-HOSTS = ("bare", "lightning", "accelerate")
-"""Each is a module ``NAME_host`` with ``train(program, url, probe)``, which returns the final state."""
+HOSTS = ("bare", "lightning", "accelerate", *(("trainer",) if sys.version_info >= (3, 11) else ()))
+"""
+Each is a module ``NAME_host`` with ``train(program, url, probe)``, which returns the final state.
+
+transformers 5.23, which the Trainer needs, has no release on Python 3.10.
+"""
 
 NOT_OURS = (
     "does not have many workers",
@@ -30,6 +34,14 @@ NOT_OURS = (
     "lr_scheduler.step()",
 )
 """Words of warnings that the hosts and torch give in any training."""
+
+
+def has(host, program):
+    """Return True if there are such programs of *host*. A Trainer has one loader and one optimizer."""
+    if host != "trainer":
+        return True
+    is_one = program.num_loaders == len(program.optimizers) == 1
+    return is_one and program.loader != "stateful" and program.schedule != "epoch"
 
 
 def live(host, program, folder, interruption=None):

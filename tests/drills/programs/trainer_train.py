@@ -14,9 +14,12 @@ import warnings
 from collections import Counter
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import DistributedType
 from drill import Drill
 from drill_settings import Settings
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 from training_pieces import Points, hexed
 from transformers import Trainer, TrainingArguments, set_seed
 
@@ -53,6 +56,17 @@ class Net(nn.Module):
         return {"loss": loss, "logits": logits}
 
 
+def fsdp2():
+    """Return the arguments for FSDP2. On a CPU it takes persuasion, which is not for anything but tests."""
+    state = PartialState(cpu=True)
+    state.distributed_type = DistributedType.MULTI_GPU
+    state.device = torch.device("cpu")
+    arguments = {"accelerator_config": {"use_configured_state": True}}
+    if "ACCELERATE_USE_FSDP" in os.environ:  # the configuration of a launcher
+        return arguments
+    return arguments | {"fsdp": True, "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": ["Linear"]}}
+
+
 class Training:
     def __init__(self, settings):
         self.settings = settings
@@ -78,8 +92,9 @@ class Training:
             report_to=[],
             disable_tqdm=True,
             use_cpu=True,
+            **(fsdp2() if settings.wrapper == "fsdp2" and settings.ranks > 1 else {}),
         )
-        self.drill = Drill(settings, arguments.process_index, lambda: self.spot._fit.hook._session)
+        self.drill = Drill(settings, arguments.process_index, lambda: self.spot._attached.fit.hook._session)
         self.spot = SpotTrainerCallback(
             settings.run, every_steps=settings.every_steps, grace_seconds=20, on_event=[self.drill.on_event]
         )
@@ -112,9 +127,14 @@ class Training:
             {name: value for name, value in each.items() if "_per_second" not in name and "runtime" not in name}
             for each in trainer.state.log_history
         ]
+        model, optimizer = get_state_dict(
+            trainer.model, trainer.optimizer.optimizer, options=StateDictOptions(full_state_dict=True)
+        )
+        if self.settings.wrapper == "fsdp2" and self.settings.ranks > 1:
+            assert trainer.accelerator.is_fsdp2
         final = {
-            "model": trainer.model.state_dict(),
-            "optimizer": trainer.optimizer.state_dict(),
+            "model": model,
+            "optimizer": optimizer,
             "scheduler": trainer.lr_scheduler.state_dict(),
             "rng": encode(RngPart().state_dict()),
             "log": history,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datasets
 import pytest
 import torch
 from torch import nn
@@ -86,6 +87,11 @@ class Stream(torch.utils.data.IterableDataset):
         yield {"x": torch.ones(1)}
 
 
+def streaming():
+    """Return what ``datasets.load_dataset(..., streaming=True)`` returns."""
+    return datasets.Dataset.from_list([{"x": [1.0]}]).to_iterable_dataset()
+
+
 class OwnEpoch(Trainer):
     def _run_epoch(self, **kwargs): ...
 
@@ -112,6 +118,7 @@ REFUSED = {
         "train_sampling_strategy='group_by_length' is not supported yet, because its order depends on the batches",
     ),
     "stream": ({"data": Stream()}, "train_dataset=Stream is a stream"),
+    "streaming": ({"data": streaming()}, "train_dataset=IterableDataset is a stream"),
     "own loop": ({"kind": OwnEpoch}, r"OwnEpoch\._run_epoch\(\) replaces the training loop of Trainer"),
     "generates": ({"kind": Generating}, "Generating trains several steps on what it has generated before"),
     "own loader": ({"kind": OwnLoader}, "this DataLoader is not prepared, so its position cannot be saved"),
@@ -133,7 +140,7 @@ def test_what_is_not_supported_is_refused(settings, words, tmp_path, monkeypatch
     ("name", "value", "words"),
     [
         ("is_deepspeed_enabled", True, "DeepSpeed has copies of weights and optimizer that are not saved"),
-        ("is_fsdp_enabled", True, "FSDP under a Trainer is not supported yet"),
+        ("is_fsdp_enabled", True, "FSDP1 under a Trainer is not supported"),
         ("hp_search_backend", "optuna", r"hyperparameter_search\(\) trains several models"),
     ],
 )

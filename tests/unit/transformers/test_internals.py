@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+
 import pytest
 import transformers.trainer
 from torch import nn
@@ -88,3 +91,14 @@ def test_the_training_loop_sets_the_counters(name):
     import inspect
 
     assert f"self.{name}" in inspect.getsource(Trainer)
+
+
+TRL_NAMES = {"sft_trainer": internals.TRL_METRICS, "grpo_trainer": [internals.TRL_GENERATIONS]}
+
+
+@pytest.mark.parametrize(("module", "names"), TRL_NAMES.items())
+def test_trainers_of_trl_have_the_names(module, names):
+    """The attributes are only looked for, so nothing else tells that a new TRL has renamed one."""
+    source = (Path(importlib.util.find_spec("trl").origin).parent / "trainer" / f"{module}.py").read_text()
+
+    assert [name for name in names if f"self.{name}" not in source] == []
