@@ -87,11 +87,9 @@ else:
 
 # ------------------------------------------------------------------------------------------------ training
 class Written(TrainerCallback):
-    """Writes the loss of each step. A step is logged once, also if it was interrupted."""
+    """Writes the loss of each step to a file. A step is logged once, also if it was interrupted."""
 
     def on_log(self, arguments, state, control, logs=None, **kwargs):
-        if "loss" in logs and state.global_step % 10 == 0:
-            print(f"step {state.global_step}, loss {logs['loss']:.3f}", flush=True)
         if "loss" in logs and args.csv:
             with args.csv.open("a") as file:
                 file.write(f"{state.global_step},{logs['loss']!r},{logs['learning_rate']!r}\n")
