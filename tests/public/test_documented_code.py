@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 import steps
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
+from commands import spot
 
 from spot_plugins.config import SpotConfig
 from spot_plugins.session import SpotSession
