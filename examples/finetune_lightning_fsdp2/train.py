@@ -75,10 +75,10 @@ class Language(LightningModule):
             precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         else:
             sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-            model, precision = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=257, **sizes)), None
+            model = AutoModelForCausalLM.from_config(LlamaConfig(vocab_size=257, **sizes))
+            precision = MixedPrecisionPolicy()
         for module in (*model.model.layers, model):
-            mesh = self.device_mesh["data_parallel"]
-            fully_shard(module, mesh=mesh, mp_policy=precision or MixedPrecisionPolicy())
+            fully_shard(module, mesh=self.device_mesh["data_parallel"], mp_policy=precision)
         self.model = model.train()  # a pretrained model comes in eval mode, and Lightning leaves it so
 
     def training_step(self, tokens, batch_idx):

@@ -99,7 +99,7 @@ with SpotHook(accelerator, args.url, every_seconds=args.every_seconds, every_ste
     model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
     spot.resume()
     model.train()
-    for _ in spot.epochs(1000 if args.steps or not args.full else 1, max_steps=num_steps):
+    for _ in spot.epochs(1000, max_steps=num_steps):
         for tokens in spot.batches(loader):
             with accelerator.accumulate(model):
                 loss = model(input_ids=tokens, labels=tokens).loss

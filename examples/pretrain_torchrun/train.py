@@ -29,7 +29,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, get_cosin
 from spot_plugins.bare import SpotLoop
 
 parser = argparse.ArgumentParser(description="Pre-train a language model on a stream; resumes by itself.")
-parser.add_argument("--full", action="store_true", help="1.2 B parameters on GPUs; without it a tiny model on CPUs")
+parser.add_argument("--full", action="store_true", help="1.1 B parameters on GPUs; without it a tiny model on CPUs")
 parser.add_argument("--data", default="HuggingFaceFW/fineweb", help="with --full: a data set that has texts")
 parser.add_argument("--tokenizer", default="mistralai/Mistral-7B-v0.3", help="with --full: whose tokens to take")
 parser.add_argument("--url", default=f"file://{Path.cwd()}/spot-run/pretrain", help="where the run lives")
@@ -83,9 +83,9 @@ loader = StatefulDataLoader(stream, batch_size=batch_size, drop_last=True, num_w
 config = LlamaConfig(vocab_size=vocabulary, num_key_value_heads=4, max_position_embeddings=block, **sizes)
 model = LlamaForCausalLM(config).to(device_type)
 mesh = init_device_mesh(device_type, (world_size,))
-precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32) if args.full else None
+precision = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if args.full else None, reduce_dtype=torch.float32)
 for module in (*model.model.layers, model):
-    fully_shard(module, mesh=mesh, mp_policy=precision or MixedPrecisionPolicy())
+    fully_shard(module, mesh=mesh, mp_policy=precision)
 optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4 if args.full else 3e-3, betas=(0.9, 0.95), weight_decay=0.1)
 scheduler = get_cosine_schedule_with_warmup(optimizer, num_steps // 20, num_steps)
 

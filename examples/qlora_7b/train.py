@@ -4,7 +4,7 @@ Fine-tune a 7B language model with QLoRA on one rented card, which may be taken 
     python examples/qlora_7b/train.py                 # a tiny model in 4 bits, under a minute on a CPU
     kill -TERM <pid>                                  # what a cloud does; or -KILL, which is worse
     python examples/qlora_7b/train.py                 # the same command again continues
-    python examples/qlora_7b/train.py --full --url s3://bucket/run-7 --data my-texts.jsonl     # on a GPU of 16 GB
+    python examples/qlora_7b/train.py --full --url s3://bucket/run-7 --data my-texts.jsonl     # on a GPU with 24 GB
 
 A line of --data is a JSON object with the key "text". Without --data the text is Python's own documentation.
 """
@@ -39,7 +39,7 @@ parser.add_argument("--full", action="store_true", help="the 7B on a GPU; withou
 parser.add_argument("--model", default="mistralai/Mistral-7B-v0.3", help="with --full: Qwen/Qwen2.5-7B works as well")
 parser.add_argument("--data", help="file of JSON lines, each with a text")
 parser.add_argument("--url", default=f"file://{Path.cwd()}/spot-run/qlora", help="where the run lives")
-parser.add_argument("--every-seconds", type=float, default=240, help="between two saves; README.md says why")
+parser.add_argument("--every-seconds", type=float, default=120, help="between two saves; README.md says why")
 parser.add_argument("--every-steps", type=int, help="save after so many steps as well")
 parser.add_argument("--steps", type=int, help="end after so many steps; default: one epoch")
 parser.add_argument("--csv", type=Path, help="append step, loss and learning rate to this CSV file")

@@ -72,9 +72,10 @@ class Images(torch.utils.data.Dataset):
 
     def __getitem__(self, index):
         if args.full:
-            image = ImageOps.fit(self.rows[index]["image"].convert("RGB"), (256, 256))
+            row, edge = self.rows[index], 32
+            image = ImageOps.fit(row["image"].convert("RGB"), (256, 256))
             data = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8).view(256, 256, 3)
-            pixels, label, edge = data.permute(2, 0, 1).float() / 255 - 0.5, self.rows[index]["label"], 32
+            pixels, label = data.permute(2, 0, 1).float() / 255 - 0.5, row["label"]
         else:
             (pixels, label), edge = self.rows[index], 1
             pixels = nn.functional.pad(pixels, (1, 0, 1, 0))

@@ -69,10 +69,10 @@ def test_a_recipe_is_short(recipe):
 
 
 def test_every_recipe_has_a_readme_and_is_found():
-    """The README of a recipe is linked from the list in docs/howto/recipes.md, and its folder from the README."""
+    """The README of a recipe is linked from the list in docs/tutorials/recipes.md, and its folder from the README."""
     folders = [path.parent.name for path in READMES]
     assert folders == [path.parent.name for path in sorted(ROOT.glob("examples/*/train.py"))]
-    page = (ROOT / "docs/howto/recipes.md").read_text()
+    page = (ROOT / "docs/tutorials/recipes.md").read_text()
     assert [name for name in folders if f"`examples/{name}`" not in page] == []
 
 
