@@ -23,8 +23,10 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 NUM_STEPS = 24
 RECIPES = [
     ("qlora_7b", ["--steps", str(NUM_STEPS)], 1),
-    ("vision_lightning", ["--epochs", "2", "--samples", str(16 * NUM_STEPS // 2)], 1),
     ("pretrain_torchrun", ["--steps", str(NUM_STEPS)], 2),
+    pytest.param(
+        "vision_lightning", ["--epochs", "2", "--samples", str(16 * NUM_STEPS // 2)], 1, marks=pytest.mark.soak
+    ),
     pytest.param("finetune_lightning_fsdp2", ["--steps", str(NUM_STEPS)], 2, marks=pytest.mark.soak),
 ]
 """Folder, arguments for so many steps, and number of ranks of each recipe that Accelerate does not launch."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,19 @@ def test_the_documented_reader_reads_what_a_session_saved(tmp_path, monkeypatch)
 def test_a_recipe_is_short(recipe):
     """A recipe is read more than run: at most 150 lines."""
     assert len(recipe.read_text().splitlines()) <= 150
+
+
+def test_every_extra_that_is_to_be_installed_exists():
+    """``pip install ".[...]"`` only warns about an extra that does not exist, and installs without it."""
+    pages = [ROOT / "README.md", *READMES, *ROOT.glob("docs/**/*.md")]
+    named = {
+        name
+        for page in pages
+        for names in re.findall(r'install "\.\[(.*?)\]', page.read_text())
+        for name in names.split(",")
+    }
+    assert named >= {"lightning", "accelerate", "transformers", "fast", "cli"}
+    assert named <= set(metadata("spot_plugins").get_all("Provides-Extra"))
 
 
 def test_every_recipe_has_a_readme_and_is_found():
