@@ -18,6 +18,8 @@ ON_CPUS = ["--mixed_precision", "no"]
 """What a configuration for GPUs needs on CPUs, beside the variable, to compute as the training that is left alone."""
 LINEAR = ["--fsdp_transformer_layer_cls_to_wrap", "Linear"]
 """The layer that FSDP shards in the drill's model."""
+LOADED_BY_ALL = ["--fsdp_cpu_ram_efficient_loading", "false", "--fsdp_sync_module_states", "false"]
+"""Without these, rank 0 alone loads the weights and sends them over its GPU."""
 CASES = [
     ("two_cpus_fsdp2.yaml", LINEAR, "fsdp2", 2),
     *(
@@ -27,8 +29,8 @@ CASES = [
             ("single_gpu.yaml", ON_CPUS, "ddp", 1),
             ("two_cpus.yaml", [], "ddp", 2),
             ("ddp.yaml", ON_CPUS, "ddp", 2),
-            ("fsdp1.yaml", [*ON_CPUS, *LINEAR, "--fsdp_cpu_ram_efficient_loading", "false"], "fsdp1", 2),
-            ("fsdp2.yaml", [*ON_CPUS, *LINEAR, "--fsdp_cpu_ram_efficient_loading", "false"], "fsdp2", 2),
+            ("fsdp1.yaml", [*ON_CPUS, *LINEAR, *LOADED_BY_ALL], "fsdp1", 2),
+            ("fsdp2.yaml", [*ON_CPUS, *LINEAR, *LOADED_BY_ALL], "fsdp2", 2),
             ("several_nodes.yaml", [*ON_CPUS, "--num_processes", "2", "--main_process_ip", "127.0.0.1"], "ddp", 2),
         )
     ),
