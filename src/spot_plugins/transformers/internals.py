@@ -90,10 +90,10 @@ OWN_LOOPS: Final = ("_inner_training_loop", "_run_epoch", "_maybe_log_save_evalu
 """Methods that a subclass overrides only if it has a training loop of its own."""
 
 TRL_METRICS: Final = ("_metrics", "_total_train_tokens")
-"""What the trainers of TRL count."""
+"""Counters of the trainers of TRL."""
 
 TRL_GENERATIONS: Final = "_buffered_inputs"
-"""What a trainer of TRL has generated, and trains on for several steps."""
+"""Attribute of a trainer of TRL for what it has generated, on which it trains for several steps."""
 
 LOADER_METHODS: Final = ("get_train_dataloader", "_get_dataloader", "_get_train_sampler")
 """Methods that decide which samples a training sees, and in which order."""

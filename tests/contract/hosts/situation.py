@@ -85,7 +85,7 @@ class Situation:
     says: str = ""
     """Pattern of the message."""
     unknown_to: tuple[str, ...] = ()
-    """Hosts that cannot know the settings that are changed, or promise something else, which a test of theirs checks."""
+    """Hosts that cannot know the settings that are changed, or promise something else, which a test of theirs has."""
     leaves_within_accumulation: bool = False
     """True if the batches of an accumulation that was under way may be trained again after a notice."""
 
