@@ -46,9 +46,7 @@ def installed() -> list[Installed]:
     for text in metadata.requires("spot_plugins") or ():
         try:
             requirement = Requirement(text)
-        except (
-            SystemError
-        ):  # Python 3.11, now and then, if another thread compiles at the moment (cpython issue 106905)
+        except SystemError:  # Python 3.11, if another thread compiles at that moment (cpython issue 106905)
             continue
         is_for_users = requirement.marker is None or requirement.marker.evaluate({"extra": "all"})
         if is_for_users and (version := _version(requirement.name)) is not None:

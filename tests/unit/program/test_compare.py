@@ -215,7 +215,7 @@ class Shown:
 def told(before, now, ranks):
     """Return what a program says that has the schedule *now*, after a resume of *before* on other *ranks*."""
     opened = SimpleNamespace(
-        job=SimpleNamespace(world_size=ranks[1]),
+        job=SimpleNamespace(rank=0, world_size=ranks[1]),
         run=SimpleNamespace(url="file:///run", attempt=2),
         listener=SimpleNamespace(summary=None),
     )
