@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 from event_logs import write_log
-from hearing import Heard, until, until_gone
+from hearing import Heard, until, until_gone, until_idle
 from monitoring import get, promtool
 from ports import free_port
 from prometheus_client import generate_latest
@@ -67,6 +67,7 @@ def training(url, metrics, *, ranks=None, heard=None, **settings):
                 session.after_step(step)
                 session.save(step)
                 heard.wait(events.Committed, step=step)
+                until_idle(session)  # or the next step may be written to no disk
 
         yield session, do
 
