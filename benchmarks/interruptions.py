@@ -33,7 +33,7 @@ CASES = {
     "one": ("SIGTERM to rank 1 alone", "SIGTERM", "train", [1]),
     "kill": ("SIGKILL", "SIGKILL", "train", [0]),
 }
-"""What each interruption is called, its signal, the batch in which it comes, and the ranks that get it."""
+"""Name of each interruption, its signal, the batch in which it comes, and the ranks that get it."""
 
 COLUMNS = [
     Column("codes", "codes", ""),

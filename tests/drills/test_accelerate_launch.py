@@ -15,7 +15,7 @@ from ports import free_port
 
 CONFIGS = Path(__file__).parents[2] / "examples" / "accelerate_configs"
 ON_CPUS = ["--mixed_precision", "no"]
-"""What a configuration for GPUs needs on CPUs, beside the variable, to compute as the training that is left alone."""
+"""Options that let a configuration for GPUs compute on CPUs as the training that is left alone does."""
 LINEAR = ["--fsdp_transformer_layer_cls_to_wrap", "Linear"]
 """The layer that FSDP shards in the drill's model."""
 LOADED_BY_ALL = ["--fsdp_cpu_ram_efficient_loading", "false", "--fsdp_sync_module_states", "false"]

@@ -109,7 +109,7 @@ KINDS = {
     "two_cpus": "MULTI_GPU",
     "two_cpus_fsdp2": "FSDP",
 }
-"""What a configuration of examples/accelerate_configs is for, by its name."""
+"""Use of each configuration of examples/accelerate_configs, by its name."""
 
 
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: str(path.relative_to(ROOT / "examples")))
