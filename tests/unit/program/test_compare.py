@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import random
 from types import SimpleNamespace
 
 import pytest
@@ -265,6 +266,31 @@ def test_a_schedule_whose_function_reads_its_number_of_steps_somewhere():
     now = scheduler_of(hidden(holder))
     holder[0][0] = 0
     assert told(before, now, (2, 2)) == []
+
+
+def test_a_look_at_a_schedule_changes_nothing():
+    """A function may draw random numbers, and an object that is called may count its calls."""
+
+    class Counts:
+        def __init__(self):
+            self.calls = 0
+
+        def __call__(self, step):
+            self.calls += 1
+            return 1.0
+
+    def draws(step):
+        return 1 + 0 * random.random() * torch.rand(()).item()
+
+    before, now = scheduler_of(draws, steps=10), scheduler_of(draws)
+    streams = random.getstate(), torch.get_rng_state()
+    assert told(before, now, (2, 2)) == []
+    assert random.getstate() == streams[0]
+    assert torch.equal(torch.get_rng_state(), streams[1])
+
+    before, now = scheduler_of(Counts(), steps=10), scheduler_of(Counts())
+    told(before, now, (2, 2))
+    assert now.lr_lambdas[0].calls == before.lr_lambdas[0].calls == 11
 
 
 def test_models():
