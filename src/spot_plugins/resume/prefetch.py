@@ -63,7 +63,7 @@ def prefetch(
 
     Returns:
         The download. None if *url* is a local directory or this is a drill, so that there is nothing to download, or if
-        the local disk does not answer.
+        the local disk does not answer, or the machine has no room for a thread.
 
     Raises:
         ConfigError: *url* or *local_dir* cannot work.
@@ -128,12 +128,13 @@ class Prefetch(threading.Thread):
                 queue.put(blob)
             # Daemon threads, because a program does not end before an executor has done all its work.
             getters = []
-            with suppress(NoThreadError):  # the ones that have started do the work
-                for _ in range(NUM_GETS):
+            with suppress(NoThreadError):  # this thread and those that have started do the work
+                for _ in range(NUM_GETS - 1):
                     getter = threading.Thread(
-                        target=self._download_all, args=(queue,), name="spot-prefetch", daemon=True
+                        target=self._download_all, args=(queue,), name="spot-prefetch-get", daemon=True
                     )
                     getters.append(start_thread(getter))
+            self._download_all(queue)
             for getter in getters:
                 # wait: until its request has ended or the client of the store gives it up; a thread of its own
                 getter.join()

@@ -25,9 +25,9 @@ from spot_plugins.notices import SignalNotices
 from spot_plugins.program import Lines
 from spot_plugins.push import process
 from spot_plugins.ranks import RankLostError
-from spot_plugins.resume.prefetch import prefetch
+from spot_plugins.resume.prefetch import Prefetch, prefetch
 from spot_plugins.session import SpotSession
-from spot_plugins.store import LocalStore
+from spot_plugins.store import LocalDisk, LocalStore
 from spot_plugins.testing import run_thread_ranks
 
 REMEDY = r"\(can't start new thread\). Allow this machine or container more processes and threads"
@@ -147,6 +147,21 @@ def test_a_prefetch_without_a_thread_is_left_out(full, tmp_path, caplog):
     full.add("spot-prefetch")
     assert prefetch("memory://run", local_dir=str(tmp_path)) is None
     assert "no prefetch: no thread spot-prefetch (can't start new thread)" in caplog.text
+
+
+def test_a_prefetch_does_without_more_threads(full, tmp_path):
+    """Its own thread downloads everything."""
+    with session_of(tmp_path / "run") as session:
+        session.resume()
+        session.finish(1)
+    full.add("spot-prefetch-get")
+    store, copies = LocalStore(str(tmp_path / "run")), str(tmp_path / "copies")
+
+    Prefetch(store, copies, LocalDisk(copies)).run()
+
+    blobs = {key for key in store.keys("steps/") if key.endswith(".safetensors")}
+    assert blobs
+    assert blobs <= set(LocalStore(copies).keys("steps/"))
 
 
 def test_a_provider_without_a_thread_has_an_error_and_the_others_answer(full):
