@@ -26,9 +26,9 @@ TYPE_CHECKING = False  # type checkers take it for that of typing, whose import 
 if TYPE_CHECKING:
     from .config import SpotConfig
     from .errors import Preempted
+    from .export.safetensors import export_weights
     from .resume.prefetch import prefetch
     from .resume.tensors import load_weights
-    from .resume.weights import export_weights
     from .session import SpotSession
 else:  # a type checker would accept any name from a __getattr__
 
@@ -39,7 +39,7 @@ else:  # a type checker would accept any name from a __getattr__
             "Preempted": ".errors",
             "SpotConfig": ".config",
             "SpotSession": ".session",
-            "export_weights": ".resume.weights",
+            "export_weights": ".export.safetensors",
             "load_weights": ".resume.tensors",
             "prefetch": ".resume.prefetch",
         }

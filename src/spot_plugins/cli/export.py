@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from enum import Enum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .output import errors_of
+from .output import errors_of, plain, print_json
+
+if TYPE_CHECKING:
+    from ..export.outputs import Exported
 
 
 class Kind(str, Enum):
-    """Format of the exported file."""
+    """Format of the output."""
 
     SAFETENSORS = "safetensors"
     PT = "pt"
+    HF = "hf"
 
 
 def export(
     url: Annotated[str, typer.Argument(envvar="SPOT_URL", help="URL of the run.", show_default=False)],
-    out: Annotated[str, typer.Argument(help="The file to write. It must not exist.")],
+    out: Annotated[str, typer.Argument(help="The file or folder to write. It must not exist.")],
     step: Annotated[
         int | None, typer.Option(help="The step to read.", show_default="the newest committed step")
     ] = None,
@@ -27,12 +31,25 @@ def export(
     kind: Annotated[
         Kind,
         typer.Option(
-            "--format", help="The format of the file. pt is read by torch.load, needs torch, and holds all in memory."
+            "--format",
+            help="The format. pt is a file for torch.load, needs torch, and holds all in memory. hf is a folder for "
+            "from_pretrained of transformers or PEFT.",
         ),
     ] = Kind.SAFETENSORS,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            help="For hf: a folder with config.json or adapter_config.json, such as that of the base model.",
+            show_default=False,
+        ),
+    ] = None,
     part: Annotated[
         str | None, typer.Option(help="The model, such as model-1.", show_default="the only model of the run")
     ] = None,
+    module: Annotated[
+        str | None, typer.Option(help="The module in the model, such as model.", show_default="the whole model")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """
     Write the weights of a committed step of the run at URL to OUT, with the names that they have in the model.
@@ -42,13 +59,36 @@ def export(
 
     Example: spot export s3://bucket/run-7 final.safetensors
     """
-    # The imports are not for every verb, because they bring the clients of stores.
+    if (config is None) == (kind is Kind.HF):
+        raise typer.BadParameter(
+            "--format hf needs --config: a folder with config.json, or with adapter_config.json of PEFT"
+            if config is None
+            else f"--config belongs to --format hf, and the format is {kind.value}"
+        )
+    choice: dict[str, Any] = {"step": step, "kept": kept, "part": part, "module": module}
     with errors_of("export"):
-        if kind is Kind.PT:
-            from ..resume.tensors import export_torch_weights as export_weights
-        else:
-            from ..resume.weights import export_weights
-        weights = export_weights(url, out, step, kept=kept, part=part)
-    for name in weights.left_out:
-        typer.echo(f"spot export: {name} is no tensor, so it is left out", err=True)
-    typer.echo(f"wrote {len(weights.tensors)} tensors of step {weights.step_id.step} to {out}")
+        found = _export(kind, url, out, config, choice)
+    for name in found.left_out:
+        typer.echo(f"spot export: {plain(name)} is no tensor, so it is left out", err=True)
+    if as_json:
+        head = {"step": found.step_id.step, "attempt": found.step_id.attempt, "format": kind.value, "out": out}
+        figures = {"num_tensors": found.num_tensors, "num_bytes": found.num_bytes, "left_out": found.left_out}
+        print_json({**head, **figures})
+    else:
+        typer.echo(f"wrote {found.num_tensors} tensors of step {found.step_id.step} to {out}")
+
+
+def _export(kind: Kind, url: str, out: str, config: str | None, choice: dict[str, Any]) -> Exported:
+    """Write OUT. The imports are not for every verb, because they bring the clients of stores, and some bring torch."""
+    if config is not None:
+        from ..export.hugging_face import export_hugging_face
+
+        return export_hugging_face(url, out, config, **choice)
+    if kind is Kind.PT:
+        from ..export.torch_file import export_torch_weights as export_weights
+    else:
+        from ..export.safetensors import export_weights
+    from ..export.outputs import exported
+
+    weights = export_weights(url, out, **choice)
+    return exported(weights, weights.tensors)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from ..state.dtypes import TORCH_DTYPES
-from .weights import Weights, check_new, new_file, open_weights
+from .weights import Weight, Weights, open_weights
 
 
 def load_weights(
@@ -41,36 +40,14 @@ def load_weights(
     return tensors_of(open_weights(url, step, kept=kept, part=part, storage_options=storage_options))
 
 
-def export_torch_weights(
-    url: str,
-    out: str | os.PathLike[str],
-    step: int | None = None,
-    *,
-    kept: bool = False,
-    part: str | None = None,
-    storage_options: Mapping[str, Any] | None = None,
-) -> Weights:
-    """
-    Write the weights of a committed step to *out*, a file for ``torch.load``. All of them are in memory at a time.
-
-    Arguments, result and errors are those of :func:`~.weights.export_weights`.
-    """
-    check_new(out)
-    weights = open_weights(url, step, kept=kept, part=part, storage_options=storage_options)
-    tensors = tensors_of(weights)
-    with new_file(out) as file:
-        torch.save(tensors, file)
-    return weights
-
-
 def tensors_of(weights: Weights) -> dict[str, torch.Tensor]:
     """Read *weights* into tensors."""
-    found = {}
-    for weight, image in weights.read():
-        dtype = TORCH_DTYPES[weight.dtype]
-        found[weight.name] = (
-            torch.frombuffer(image, dtype=dtype).view(weight.shape)
-            if weight.num_bytes
-            else torch.empty(weight.shape, dtype=dtype)
-        )
-    return found
+    return {weight.name: tensor_of(weight, image) for weight, image in weights.read()}
+
+
+def tensor_of(weight: Weight, image: memoryview) -> torch.Tensor:
+    """Return the bytes *image* of *weight* as a tensor, without a copy."""
+    dtype = TORCH_DTYPES[weight.dtype]
+    if not weight.num_bytes:
+        return torch.empty(weight.shape, dtype=dtype)
+    return torch.frombuffer(image, dtype=dtype).view(weight.shape)

@@ -7,21 +7,17 @@ it is used. The names of tensors go into the result only, never into a path.
 
 from __future__ import annotations
 
-import json
-import os
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from itertools import islice
 from math import prod
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import xxhash
 
-from .. import __version__
 from ..errors import GONE, ConfigError, CorruptCheckpointError
 from ..format.boxes import Box
 from ..format.commit import NUM_GETS
@@ -62,13 +58,21 @@ class Weights:
         step_id: The step.
         manifests: The manifests of all ranks.
         part: The name of the model in the state, such as ``model-1``. None: the only one.
+        module: The module of the model whose weights these are, such as ``model``. None: the whole model.
 
     Raises:
-        ConfigError: There is no such model, or *part* is None and there are several.
+        ConfigError: There is no such model or module, or *part* is None and there are several models.
         CorruptCheckpointError: The manifests make no sense.
     """
 
-    def __init__(self, store: ObjectStore, step_id: StepId, manifests: list[RankManifest], part: str | None) -> None:
+    def __init__(
+        self,
+        store: ObjectStore,
+        step_id: StepId,
+        manifests: list[RankManifest],
+        part: str | None,
+        module: str | None = None,
+    ) -> None:
         self._store = store
         self.step_id = step_id
         """The step."""
@@ -86,17 +90,22 @@ class Weights:
                     self._pieces[piece.name].setdefault(Box(piece.offsets, piece.lengths), (manifest, piece))
         self.tensors = list(self._tensors(manifests, part))
         """The tensors, parameters before buffers."""
+        if module is not None:
+            self._choose_module(module)
 
-    def read(self) -> Iterator[tuple[Weight, memoryview]]:
+    def read(self, tensors: Iterable[Weight] | None = None) -> Iterator[tuple[Weight, memoryview]]:
         """
         Yield each tensor with its bytes, row by row. A few tensors are read ahead, in parallel.
+
+        Args:
+            tensors: Some of the tensors, whose names may be other ones. None: all.
 
         Raises:
             CorruptCheckpointError: Bytes are damaged or missing.
             StoreError: The store does not answer.
         """
         with ThreadPoolExecutor(NUM_GETS, thread_name_prefix="spot-get") as pool:
-            left = iter(self.tensors)
+            left = iter(self.tensors if tensors is None else tensors)
             reads = [(each, pool.submit(self._read, each)) for each in islice(left, NUM_GETS)]
             while reads:
                 weight, joined = reads.pop(0)
@@ -127,6 +136,16 @@ class Weights:
             raise self._corrupt(f"has no tensor {stored!r}")
         first = pieces[0][1]
         return Weight(name=name, dtype=first.dtype, shape=first.shape, pieces=pieces)
+
+    def _choose_module(self, module: str) -> None:
+        """Keep the tensors of *module*, with the names that they have in it."""
+        start = f"{module}."
+        found = [replace(each, name=each.name[len(start) :]) for each in self.tensors if each.name.startswith(start)]
+        if not found:
+            modules = ", ".join(dict.fromkeys(each.name.partition(".")[0] for each in self.tensors if "." in each.name))
+            raise ConfigError(f"module={module!r} has no tensors. The modules of this model are: {modules or 'none'}")
+        self.tensors = found
+        self.left_out = [name[len(start) :] for name in self.left_out if name.startswith(start)]
 
     def _read(self, weight: Weight) -> memoryview:
         return read_weight(self._store, self.step_id.step, weight)
@@ -184,99 +203,13 @@ def open_weights(
     *,
     kept: bool = False,
     part: str | None = None,
+    module: str | None = None,
     storage_options: Mapping[str, Any] | None = None,
 ) -> Weights:
-    """Return the weights of a committed step, which are read later. See :func:`export_weights`."""
+    """Return the weights of a committed step, which are read later. See ``export_weights``."""
     store = open_run(url, storage_options)
     committed = choose_step(store, step, kept=kept)
-    return Weights(store, committed.step_id, manifests_of(store, committed), part)
-
-
-def export_weights(
-    url: str,
-    out: str | os.PathLike[str],
-    step: int | None = None,
-    *,
-    kept: bool = False,
-    part: str | None = None,
-    storage_options: Mapping[str, Any] | None = None,
-) -> Weights:
-    """
-    Write the weights of a committed step to *out*, a safetensors file. It needs no GPU and no model.
-
-    The names are those of the module's ``state_dict()``, without the words of DDP, FSDP and ``torch.compile``. Tensors
-    that were spread over ranks are whole. Nothing of the checkpoint is run.
-
-    Args:
-        url: URL of the run.
-        out: Path of the file. It must not exist.
-        step: Number of a committed step. None: the newest.
-        kept: Whether only steps count that are kept. Then *step* may be None if one step is kept.
-        part: Name of the model, such as ``model-1``, if the program trains several.
-        storage_options: Options of the fsspec file system.
-
-    Returns:
-        The weights that were written. ``left_out`` has the names of extra state that is no tensor.
-
-    Raises:
-        ConfigError: There is no such step or model, or *out* cannot be written.
-        CorruptCheckpointError, IncompatibleCheckpointError: The step cannot be read.
-        StoreError: The store does not answer.
-    """
-    check_new(out)
-    weights = open_weights(url, step, kept=kept, part=part, storage_options=storage_options)
-    with new_file(out) as file:
-        file.write(_header(weights))
-        for _, image in weights.read():
-            file.write(image)
-    return weights
-
-
-def check_new(out: str | os.PathLike[str]) -> None:
-    """Raise :exc:`ConfigError` if *out* exists."""
-    if Path(out).exists():
-        raise ConfigError(f"out={os.fspath(out)!r} exists already: give the path of a new file")
-
-
-@contextmanager
-def new_file(out: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """
-    Open a file that appears at *out* at the end of the ``with`` block, if that succeeds.
-
-    Raises:
-        ConfigError: *out* cannot be written.
-    """
-    path = Path(out)
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        with unfinished.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except OSError as error:
-        raise ConfigError(f"out={str(path)!r} cannot be written: {error.strerror}") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def _header(weights: Weights) -> bytes:
-    entries: dict[str, Any] = {
-        "__metadata__": {
-            "format": "pt",  # transformers reads no file without it
-            "step": str(weights.step_id.step),
-            "attempt": str(weights.step_id.attempt),
-            "software": f"spot_plugins {__version__}",
-        }
-    }
-    position = 0
-    for each in weights.tensors:
-        offsets = [position, position + each.num_bytes]
-        entries[each.name] = {"dtype": each.dtype, "shape": list(each.shape), "data_offsets": offsets}
-        position += each.num_bytes
-    text = json.dumps(entries).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
+    return Weights(store, committed.step_id, manifests_of(store, committed), part, module)
 
 
 def _choose_part(manifests: list[RankManifest], part: str | None) -> str:
