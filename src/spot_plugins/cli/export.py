@@ -19,6 +19,7 @@ class Kind(str, Enum):
     SAFETENSORS = "safetensors"
     PT = "pt"
     HF = "hf"
+    DCP = "dcp"
 
 
 def export(
@@ -68,11 +69,11 @@ def export(
     choice: dict[str, Any] = {"step": step, "kept": kept, "part": part, "module": module}
     with errors_of("export"):
         found = _export(kind, url, out, config, choice)
-    for name in found.left_out:
-        typer.echo(f"spot export: {plain(name)} is no tensor, so it is left out", err=True)
+    for note in found.notes:
+        typer.echo(f"spot export: {plain(note)}", err=True)
     if as_json:
         head = {"step": found.step_id.step, "attempt": found.step_id.attempt, "format": kind.value, "out": out}
-        figures = {"num_tensors": found.num_tensors, "num_bytes": found.num_bytes, "left_out": found.left_out}
+        figures = {"num_tensors": found.num_tensors, "num_bytes": found.num_bytes, "notes": found.notes}
         print_json({**head, **figures})
     else:
         typer.echo(f"wrote {found.num_tensors} tensors of step {found.step_id.step} to {out}")
@@ -84,11 +85,15 @@ def _export(kind: Kind, url: str, out: str, config: str | None, choice: dict[str
         from ..export.hugging_face import export_hugging_face
 
         return export_hugging_face(url, out, config, **choice)
+    if kind is Kind.DCP:
+        from ..export.distributed import export_distributed
+
+        return export_distributed(url, out, **choice)
     if kind is Kind.PT:
         from ..export.torch_file import export_torch_weights as export_weights
     else:
         from ..export.safetensors import export_weights
-    from ..export.outputs import exported
+    from ..export.outputs import exported, no_tensors
 
     weights = export_weights(url, out, **choice)
-    return exported(weights, weights.tensors)
+    return exported(weights, weights.tensors, no_tensors(weights))

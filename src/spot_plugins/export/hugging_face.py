@@ -12,7 +12,7 @@ from typing import Any, Final
 from ..errors import ConfigError
 from ..resume.weights import Weight, Weights, open_weights
 from .adapters import ADAPTER_CONFIG, adapter_tensors, is_adapted
-from .outputs import Exported, check_new, exported, new_folder
+from .outputs import Exported, check_new, exported, new_folder, no_tensors
 from .safetensors import write_tensors
 
 MODEL_CONFIG: Final = "config.json"
@@ -87,9 +87,8 @@ def export_hugging_face(
             if (folder / each).is_file():
                 shutil.copyfile(folder / each, unfinished / each)
         _write(unfinished, stem, weights, _shards(tensors, shard_bytes))
-    if name == ADAPTER_CONFIG:
-        weights.left_out.clear()  # it belongs to the base model
-    return exported(weights, tensors)
+    # What is no tensor of a model with an adapter belongs to its base model.
+    return exported(weights, tensors, no_tensors(weights) if name == MODEL_CONFIG else ())
 
 
 def _chosen(weights: Weights, settings: Mapping[str, dict[str, Any]]) -> tuple[str, list[Weight]]:

@@ -23,15 +23,19 @@ class Exported:
     num_tensors: int
     num_bytes: int
     """Bytes of the tensors."""
-    left_out: tuple[str, ...]
-    """Names of extra state that is no tensor, and that the output cannot hold."""
+    notes: tuple[str, ...] = ()
+    """Sentences on what the step has and the output has not."""
 
 
-def exported(weights: Weights, tensors: Sequence[Weight]) -> Exported:
+def exported(weights: Weights, tensors: Sequence[Weight], notes: Sequence[str] = ()) -> Exported:
     """Return the result for *tensors* of *weights*."""
     num_bytes = sum(each.num_bytes for each in tensors)
-    left_out = tuple(weights.left_out)
-    return Exported(step_id=weights.step_id, num_tensors=len(tensors), num_bytes=num_bytes, left_out=left_out)
+    return Exported(step_id=weights.step_id, num_tensors=len(tensors), num_bytes=num_bytes, notes=tuple(notes))
+
+
+def no_tensors(weights: Weights) -> list[str]:
+    """Return a sentence on each value of the model that is no tensor."""
+    return [f"{name} is no tensor, so it is left out" for name in weights.left_out]
 
 
 def check_new(out: str | os.PathLike[str]) -> None:

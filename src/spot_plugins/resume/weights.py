@@ -8,7 +8,7 @@ it is used. The names of tensors go into the result only, never into a path.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -31,7 +31,8 @@ from .stored import choose_step, open_run
 if TYPE_CHECKING:
     import numpy as np
 
-_KINDS: Final = ("parameters", "buffers", "extra")
+KINDS: Final = ("parameters", "buffers", "extra")
+"""Keys of the state of a model."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,8 +77,12 @@ class Weights:
         self._store = store
         self.step_id = step_id
         """The step."""
+        self.manifests = manifests
+        """The manifests of all ranks."""
         self.part = part = _choose_part(manifests, part)
         """The name of the model in the state."""
+        self.is_whole = module is None and len(parts_with(manifests, KINDS)) == 1
+        """True if there is no other model, and no module of this one was chosen."""
         self.left_out: list[str] = []
         """Names of extra state that is no tensor, and that a file of tensors cannot hold."""
         nonsense = find_nonsense((manifest, piece) for manifest in manifests for piece in manifest.tensors)
@@ -106,36 +111,41 @@ class Weights:
         """
         with ThreadPoolExecutor(NUM_GETS, thread_name_prefix="spot-get") as pool:
             left = iter(self.tensors if tensors is None else tensors)
-            reads = [(each, pool.submit(self._read, each)) for each in islice(left, NUM_GETS)]
+            reads = [(each, pool.submit(self.image, each)) for each in islice(left, NUM_GETS)]
             while reads:
                 weight, joined = reads.pop(0)
-                reads += [(each, pool.submit(self._read, each)) for each in islice(left, 1)]
+                reads += [(each, pool.submit(self.image, each)) for each in islice(left, 1)]
                 # wait: until the client of the store gives up; the caller gets an error
                 yield weight, joined.result()
 
-    def _tensors(self, manifests: list[RankManifest], part: str) -> Iterator[Weight]:
-        seen: set[str] = set()
-        for manifest in manifests:  # a rank may hold no share of a tensor, and then does not name it
-            document = _entry(manifest.state, part)
-            for kind in _KINDS:
-                for name, value in _items(_entry(document, kind)):
-                    if name in seen:
-                        continue
-                    seen.add(name)
-                    stored = value.get("$tensor") if isinstance(value, dict) else None
-                    if isinstance(stored, str):
-                        yield self._weight(name, stored)
-                    elif kind == "extra":
-                        self.left_out.append(name)
-                    else:
-                        raise ConfigError(f"{name} has a type that no safetensors file can hold, such as complex128")
-
-    def _weight(self, name: str, stored: str) -> Weight:
+    def weight(self, name: str, stored: str) -> Weight:
+        """Return the tensor *stored* of rank 0 or of all ranks, which may be of another part, under the name *name*."""
         pieces = tuple(self._pieces[stored].values())
         if not pieces or name == "__metadata__":
             raise self._corrupt(f"has no tensor {stored!r}")
         first = pieces[0][1]
         return Weight(name=name, dtype=first.dtype, shape=first.shape, pieces=pieces)
+
+    def image(self, weight: Weight) -> memoryview:
+        """Return the bytes of *weight*, row by row. Raises as :meth:`read`."""
+        return read_weight(self._store, self.step_id.step, weight)
+
+    def _tensors(self, manifests: list[RankManifest], part: str) -> Iterator[Weight]:
+        seen: set[str] = set()
+        for manifest in manifests:  # a rank may hold no share of a tensor, and then does not name it
+            document = entry_of(manifest.state, part)
+            for kind in KINDS:
+                for name, value in items_of(entry_of(document, kind)):
+                    if name in seen:
+                        continue
+                    seen.add(name)
+                    stored = value.get("$tensor") if isinstance(value, dict) else None
+                    if isinstance(stored, str):
+                        yield self.weight(name, stored)
+                    elif kind == "extra":
+                        self.left_out.append(name)
+                    else:
+                        raise ConfigError(f"{name} has a type that no safetensors file can hold, such as complex128")
 
     def _choose_module(self, module: str) -> None:
         """Keep the tensors of *module*, with the names that they have in it."""
@@ -146,9 +156,6 @@ class Weights:
             raise ConfigError(f"module={module!r} has no tensors. The modules of this model are: {modules or 'none'}")
         self.tensors = found
         self.left_out = [name[len(start) :] for name in self.left_out if name.startswith(start)]
-
-    def _read(self, weight: Weight) -> memoryview:
-        return read_weight(self._store, self.step_id.step, weight)
 
     def _corrupt(self, reason: str) -> CorruptCheckpointError:
         return CorruptCheckpointError(self.step_id.step, self.step_id.prefix, reason)
@@ -213,8 +220,7 @@ def open_weights(
 
 
 def _choose_part(manifests: list[RankManifest], part: str | None) -> str:
-    state = manifests[0].state
-    models = [name for name, value in _items(state) if set(_KINDS) <= {key for key, _ in _items(value)}]
+    models = parts_with(manifests, KINDS)
     listed = ", ".join(models) or "none"
     if part is not None and part not in models:
         raise ConfigError(f"part={part!r} is not among the models of this run, which are: {listed}")
@@ -223,11 +229,18 @@ def _choose_part(manifests: list[RankManifest], part: str | None) -> str:
     return models[0] if part is None else part
 
 
-def _entry(document: Json, key: str) -> Json:
+def parts_with(manifests: Sequence[RankManifest], keys: Collection[str]) -> list[str]:
+    """Return the names of the parts whose state has *keys*, in the order in which they were registered."""
+    state = manifests[0].state
+    return [name for name, value in items_of(state) if {*keys} <= {key for key, _ in items_of(value)}]
+
+
+def entry_of(document: Json, key: str) -> Json:
+    """Return the entry *key* of a stored dict, or None."""
     return document.get(key) if isinstance(document, dict) else None
 
 
-def _items(document: Json) -> Iterator[tuple[str, Json]]:
+def items_of(document: Json) -> Iterator[tuple[str, Json]]:
     """Yield the entries of a stored dict in their order. See "State" in docs/format.md."""
     if not isinstance(document, dict):
         return

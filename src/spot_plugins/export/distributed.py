@@ -1,0 +1,87 @@
+"""Directories of ``torch.distributed.checkpoint``, which ``dcp.load`` reads on any number of ranks."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.metadata import MetadataIndex
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from ..resume.weights import KINDS, Weights, open_weights
+from .outputs import Exported, check_new, exported, new_folder
+from .stored_state import StoredState
+
+
+def export_distributed(
+    url: str,
+    out: str | os.PathLike[str],
+    step: int | None = None,
+    *,
+    kept: bool = False,
+    part: str | None = None,
+    module: str | None = None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> Exported:
+    """
+    Write a model of a committed step and the state of its optimizers to *out*, a directory for ``dcp.load``.
+
+    The state has the keys ``model`` and ``optim``, in the form of ``get_state_dict()`` of torch. The optimizers are left
+    out if the run has several models, or if *module* is given. One tensor is in memory at a time.
+
+    Arguments and errors are those of :func:`~.safetensors.export_weights`.
+    """
+    check_new(out)
+    weights = open_weights(url, step, kept=kept, part=part, module=module, storage_options=storage_options)
+    stored = StoredState(weights)
+    state: dict[str, Any] = {"model": _model(weights, stored, module)}
+    notes = []
+    if weights.is_whole:
+        state["optim"] = _optimizers(stored)
+    else:
+        notes.append("the optimizers train more than these weights, so their state is left out")
+    with new_folder(out) as folder:
+        # Each value has its file, because torch keeps all tensors of a file in memory until it is closed.
+        writer = FileSystemWriter(folder, single_file_per_rank=False, sync_files=False)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            try:
+                save(state, storage_writer=writer, planner=_Planner(stored), no_dist=True)
+            except CheckpointException as error:  # which derives from BaseException, and holds the one that was raised
+                raise cast("Exception", error.failures[0][0]) from error
+    return exported(weights, stored.weights_of(state), notes)
+
+
+class _Planner(DefaultSavePlanner):
+    """Reads each tensor when it is written."""
+
+    def __init__(self, stored: StoredState) -> None:
+        super().__init__()
+        self._stored = stored
+
+    def lookup_object(self, index: MetadataIndex) -> Any:
+        """Return the value for *index*, read from the store if it is a tensor."""
+        value = super().lookup_object(index)
+        return self._stored.read(value) if isinstance(value, torch.Tensor) else value
+
+
+def _model(weights: Weights, stored: StoredState, module: str | None) -> dict[str, Any]:
+    state = stored.part(weights.part)
+    start = "" if module is None else f"{module}."
+    values = {name: value for kind in KINDS for name, value in state[kind].items()}
+    return {name[len(start) :]: value for name, value in values.items() if name.startswith(start)}
+
+
+def _optimizers(stored: StoredState) -> dict[str, Any]:
+    """Return the state of all optimizers together, as ``get_state_dict()`` does."""
+    together: dict[str, Any] = {"state": {}, "param_groups": []}
+    for state in stored.optimizers():
+        together["state"] |= state["state"]
+        together["param_groups"] += state["param_groups"]
+    return together

@@ -1,0 +1,93 @@
+"""The state of a part as Python values, whose tensors are read one by one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import torch
+
+from ..errors import ConfigError, CorruptCheckpointError
+from ..format.manifest import Json, ManifestError
+from ..resume.tensors import tensor_of
+from ..resume.weights import Weight, Weights, entry_of, parts_with
+from ..state.document import decode, graft, named
+from ..state.dtypes import TORCH_DTYPES
+
+_OF_TENSORS: Final = frozenset({"$complex128", "$composed", "$numpy"})
+"""Tags of values that are made from tensors with data."""
+
+
+class StoredState:
+    """
+    The state of a committed step, as rank 0 has it, with the tensors that all ranks share.
+
+    Args:
+        weights: The weights of the step, which know all of its tensors.
+    """
+
+    def __init__(self, weights: Weights) -> None:
+        self._weights = weights
+        self._by_id: dict[int, Weight] = {}
+        self._empty: dict[str, torch.Tensor] = {}
+        self._shared = {each.name for manifest in weights.manifests for each in manifest.tensors if each.shared}
+
+    def optimizers(self) -> list[dict[str, Any]]:
+        """Return the state of each optimizer, in the form of :class:`~spot_plugins.state.OptimizerPart`. As :meth:`part`."""
+        return [self.part(name) for name in parts_with(self._weights.manifests, ("state", "param_groups"))]
+
+    def part(self, name: str) -> Any:
+        """
+        Return the state of a part. Each tensor in it is on the meta device, and :meth:`read` reads it.
+
+        Raises:
+            ConfigError: The state has values that are made from tensors.
+            CorruptCheckpointError: The state makes no sense.
+        """
+        document, *others = [entry_of(manifest.state, name) for manifest in self._weights.manifests]
+        if found := sorted(_OF_TENSORS.intersection(_keys(document))):
+            raise ConfigError(f"{name} has values that the output cannot hold: {', '.join(found)}")
+        try:
+            if missing := self._shared.difference(named(document)):
+                for other in others:
+                    document = graft(document, other, missing)
+            return decode(document, {each: self._tensor(each) for each in named(document)})
+        except ManifestError as error:
+            step_id = self._weights.step_id
+            reason = f"holds unreadable state: {error}"
+            raise CorruptCheckpointError(step_id.step, step_id.prefix, reason) from error
+
+    def read(self, tensor: torch.Tensor) -> torch.Tensor:
+        """
+        Return the tensor with its data.
+
+        Raises:
+            CorruptCheckpointError: Bytes are damaged or missing.
+            StoreError: The store does not answer.
+        """
+        weight = self._by_id[id(tensor)]
+        return tensor_of(weight, self._weights.image(weight))
+
+    def weights_of(self, state: Any) -> list[Weight]:
+        """Return the tensors in *state*, which is a result of :meth:`part` or has several of them."""
+        if isinstance(state, torch.Tensor):
+            return [self._by_id[id(state)]]
+        inner = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
+        return [weight for each in inner for weight in self.weights_of(each)]
+
+    def _tensor(self, name: str) -> torch.Tensor:
+        if name not in self._empty:
+            weight = self._weights.weight(name, name)
+            tensor = self._empty[name] = torch.empty(weight.shape, dtype=TORCH_DTYPES[weight.dtype], device="meta")
+            self._by_id[id(tensor)] = weight
+        return self._empty[name]
+
+
+def _keys(document: Json) -> Iterator[str]:
+    """Yield the keys of all objects in *document*. No recursion, because a forged state may be deep."""
+    left = [document]
+    while left:
+        each = left.pop()
+        if isinstance(each, dict):
+            yield from each
+        left += each.values() if isinstance(each, dict) else each if isinstance(each, list) else ()
