@@ -20,6 +20,7 @@ class Kind(str, Enum):
     PT = "pt"
     HF = "hf"
     DCP = "dcp"
+    LIGHTNING = "lightning"
 
 
 def export(
@@ -66,6 +67,8 @@ def export(
             if config is None
             else f"--config belongs to --format hf, and the format is {kind.value}"
         )
+    if kind is Kind.LIGHTNING and (part is not None or module is not None):
+        raise typer.BadParameter("--part and --module do not belong to --format lightning, which is a whole training")
     choice: dict[str, Any] = {"step": step, "kept": kept, "part": part, "module": module}
     with errors_of("export"):
         found = _export(kind, url, out, config, choice)
@@ -89,6 +92,10 @@ def _export(kind: Kind, url: str, out: str, config: str | None, choice: dict[str
         from ..export.distributed import export_distributed
 
         return export_distributed(url, out, **choice)
+    if kind is Kind.LIGHTNING:
+        from ..export.lightning_file import export_lightning
+
+        return export_lightning(url, out, choice["step"], kept=choice["kept"])
     if kind is Kind.PT:
         from ..export.torch_file import export_torch_weights as export_weights
     else:

@@ -32,8 +32,8 @@ def export_distributed(
     """
     Write a model of a committed step and the state of its optimizers to *out*, a directory for ``dcp.load``.
 
-    The state has the keys ``model`` and ``optim``, in the form of ``get_state_dict()`` of torch. The optimizers are left
-    out if the run has several models, or if *module* is given. One tensor is in memory at a time.
+    The state has the keys ``model`` and ``optim``, in the form of ``get_state_dict()`` of torch. The optimizers are
+    left out if the run has several models, or if *module* is given. One tensor is in memory at a time.
 
     Arguments and errors are those of :func:`~.safetensors.export_weights`.
     """
@@ -81,7 +81,7 @@ def _model(weights: Weights, stored: StoredState, module: str | None) -> dict[st
 def _optimizers(stored: StoredState) -> dict[str, Any]:
     """Return the state of all optimizers together, as ``get_state_dict()`` does."""
     together: dict[str, Any] = {"state": {}, "param_groups": []}
-    for state in stored.optimizers():
+    for state in map(stored.part, stored.optimizers()):
         together["state"] |= state["state"]
         together["param_groups"] += state["param_groups"]
     return together

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import torch
@@ -14,8 +14,10 @@ from ..resume.weights import Weight, Weights, entry_of, parts_with
 from ..state.document import decode, graft, named
 from ..state.dtypes import TORCH_DTYPES
 
-_OF_TENSORS: Final = frozenset({"$complex128", "$composed", "$numpy"})
-"""Tags of values that are made from tensors with data."""
+_OF_LIBRARIES: Final = frozenset({"$composed", "$dict_kind"})
+"""Tags of values whose classes other libraries have, such as quantized tensors."""
+_OF_DATA: Final = frozenset({"$complex128", "$numpy"})
+"""Tags of values that are made from tensors, and need their data."""
 
 
 class StoredState:
@@ -30,32 +32,38 @@ class StoredState:
         self._weights = weights
         self._by_id: dict[int, Weight] = {}
         self._empty: dict[str, torch.Tensor] = {}
+        self._data: dict[str, torch.Tensor] = {}
         self._shared = {each.name for manifest in weights.manifests for each in manifest.tensors if each.shared}
 
-    def optimizers(self) -> list[dict[str, Any]]:
-        """Return the state of each optimizer, in the form of :class:`~spot_plugins.state.OptimizerPart`. As :meth:`part`."""
-        return [self.part(name) for name in parts_with(self._weights.manifests, ("state", "param_groups"))]
+    def optimizers(self) -> list[str]:
+        """Return the names of the parts that are optimizers, in the order in which they were registered."""
+        return parts_with(self._weights.manifests, ("state", "param_groups"))
 
     def part(self, name: str) -> Any:
         """
         Return the state of a part. Each tensor in it is on the meta device, and :meth:`read` reads it.
 
         Raises:
-            ConfigError: The state has values that are made from tensors.
+            ConfigError: The state has values that only a program with the same libraries can hold, or that are made
+                from the data of tensors.
             CorruptCheckpointError: The state makes no sense.
         """
-        document, *others = [entry_of(manifest.state, name) for manifest in self._weights.manifests]
-        if found := sorted(_OF_TENSORS.intersection(_keys(document))):
-            raise ConfigError(f"{name} has values that the output cannot hold: {', '.join(found)}")
-        try:
-            if missing := self._shared.difference(named(document)):
-                for other in others:
-                    document = graft(document, other, missing)
-            return decode(document, {each: self._tensor(each) for each in named(document)})
-        except ManifestError as error:
-            step_id = self._weights.step_id
-            reason = f"holds unreadable state: {error}"
-            raise CorruptCheckpointError(step_id.step, step_id.prefix, reason) from error
+        document = self._document(name, _OF_LIBRARIES | _OF_DATA)
+        return self._decoded(document, {each: self._tensor(each) for each in named(document)})
+
+    def whole_part(self, name: str) -> Any:
+        """
+        Return the state of a part with all of its data, or None if there is no such part.
+
+        Raises:
+            ConfigError: The state has values that only a program with the same libraries can hold.
+            CorruptCheckpointError: The state makes no sense, or bytes are damaged or missing.
+            StoreError: The store does not answer.
+        """
+        document = self._document(name, _OF_LIBRARIES)
+        missing = [self._weights.weight(each, each) for each in {*named(document)} - self._data.keys()]
+        self._data |= {weight.name: tensor_of(weight, image) for weight, image in self._weights.read(missing)}
+        return self._decoded(document, self._data)
 
     def read(self, tensor: torch.Tensor) -> torch.Tensor:
         """
@@ -74,6 +82,24 @@ class StoredState:
             return [self._by_id[id(state)]]
         inner = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
         return [weight for each in inner for weight in self.weights_of(each)]
+
+    def _document(self, name: str, refused: frozenset[str]) -> Json:
+        """Return what is stored of a part, with the shared tensors that only other ranks name."""
+        document, *others = [entry_of(manifest.state, name) for manifest in self._weights.manifests]
+        if missing := self._shared.difference(named(document)):
+            for other in others:
+                document = graft(document, other, missing)
+        if found := sorted(refused.intersection(_keys(document))):
+            raise ConfigError(f"{name} has values that the output cannot hold: {', '.join(found)}")
+        return document
+
+    def _decoded(self, document: Json, tensors: Mapping[str, torch.Tensor]) -> Any:
+        try:
+            return decode(document, tensors)
+        except ManifestError as error:
+            step_id = self._weights.step_id
+            reason = f"holds unreadable state: {error}"
+            raise CorruptCheckpointError(step_id.step, step_id.prefix, reason) from error
 
     def _tensor(self, name: str) -> torch.Tensor:
         if name not in self._empty:

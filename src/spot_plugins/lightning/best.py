@@ -25,7 +25,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from ..errors import SpotError
 from ..session import SpotSession
-from ..state import clean_name
+from ..state import by_index, clean_name
 from . import internals
 from .precision import own_state
 from .restored_paths import PATHS, believed, is_below, is_local
@@ -239,7 +239,7 @@ class BestFiles:
         if not weights_only:
             callbacks = {**state["callbacks"], **entry["callbacks"]}
             checkpoint["callbacks"] = {key: each for key, each in callbacks.items() if key != STATE_KEY}
-            checkpoint["optimizer_states"] = [_by_index(each) for each in _numbered(state, "optimizer")]
+            checkpoint["optimizer_states"] = [by_index(each) for each in _numbered(state, "optimizer")]
             checkpoint["lr_schedulers"] = list(_numbered(state, "scheduler"))
             if state["precision"]:
                 plugin = self._trainer.precision_plugin
@@ -280,18 +280,3 @@ def _numbered(state: dict[str, Any], word: str) -> Iterator[Any]:
     while f"{word}-{number}" in state:
         yield state[f"{word}-{number}"]
         number += 1
-
-
-def _by_index(optimizer: dict[str, Any]) -> dict[str, Any]:
-    """Return the state of an optimizer with the numbers that torch gives to parameters, in place of their names."""
-    numbers: dict[str, int] = {}
-    groups = []
-    for group in optimizer["param_groups"]:
-        first = len(numbers)
-        numbers |= {name: first + index for index, name in enumerate(group["params"])}
-        groups.append({**group, "params": [numbers[name] for name in group["params"]]})
-    return {
-        **optimizer,
-        "state": {numbers.get(name, name): value for name, value in optimizer["state"].items()},
-        "param_groups": groups,
-    }

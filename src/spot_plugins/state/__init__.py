@@ -11,7 +11,7 @@ from __future__ import annotations
 from .document import decode, encode, graft, named
 from .fsdp1 import is_flat
 from .model import ModelPart
-from .optimizer import OptimizerPart
+from .optimizer import OptimizerPart, by_index
 from .part import Part, ShardedPart
 from .registry import register_model, register_optimizers
 from .rng import RngPart
@@ -26,6 +26,7 @@ __all__ = [
     "RngPart",
     "Shard",
     "ShardedPart",
+    "by_index",
     "clean_name",
     "decode",
     "encode",

@@ -148,3 +148,18 @@ class OptimizerPart(ShardedPart):
 
 def _names(group: list[Trained]) -> list[str]:
     return [piece.name for trained in group for piece in trained.pieces]
+
+
+def by_index(optimizer: dict[str, Any]) -> dict[str, Any]:
+    """Return the state of an optimizer with the numbers that torch gives to parameters, in place of their names."""
+    numbers: dict[str, int] = {}
+    groups = []
+    for group in optimizer["param_groups"]:
+        first = len(numbers)
+        numbers |= {name: first + index for index, name in enumerate(group["params"])}
+        groups.append({**group, "params": [numbers[name] for name in group["params"]]})
+    return {
+        **optimizer,
+        "state": {numbers.get(name, name): value for name, value in optimizer["state"].items()},
+        "param_groups": groups,
+    }

@@ -1,4 +1,4 @@
-"""Directories of torch.distributed.checkpoint: dcp.load gives a new model and optimizer the state of the stored ones."""
+"""Directories of torch.distributed.checkpoint: dcp.load gives a training the state of the stored one."""
 
 from __future__ import annotations
 

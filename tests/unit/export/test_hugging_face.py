@@ -1,4 +1,4 @@
-"""Folders of Hugging Face: the stock libraries load from them what save_pretrained of the live model would give them."""
+"""Folders of Hugging Face: the stock libraries load from them what the live model would have saved."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_a_module_of_the_trained_one_is_written_with_its_own_names(tmp_path):
     export_hugging_face(str(tmp_path / "run"), tmp_path / "out", config, module="model")
 
     assert_equal(state_of(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), state_of(outer.model))
-    with pytest.raises(ConfigError, match="module='net' has no tensors. The modules of this model are: model, head"):
+    with pytest.raises(ConfigError, match=r"module='net' has no tensors. The modules of this model are: model, head"):
         export_hugging_face(str(tmp_path / "run"), tmp_path / "other", config, module="net")
 
 
@@ -251,7 +251,7 @@ def test_nothing_is_left_if_it_fails(tmp_path, monkeypatch):
         export_hugging_face(str(tmp_path / "run"), tmp_path / "mine", config)
     with monkeypatch.context() as patch:
         patch.setattr(outputs.os, "fsync", full_disk)
-        with pytest.raises(ConfigError, match="out=.* cannot be written: No space left on device"):
+        with pytest.raises(ConfigError, match=r"out=.* cannot be written: No space left on device"):
             export_hugging_face(str(tmp_path / "run"), tmp_path / "out", config)
     damage(tmp_path / "run")
     with pytest.raises(CorruptCheckpointError, match="has changed since it was written: its hash differs"):
