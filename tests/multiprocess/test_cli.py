@@ -62,6 +62,13 @@ from spot_plugins.session import SpotSession
         (["cp", "/no/such/run", "nonsense://key:secret@bucket/run"], 2, "there is no run at this directory"),
         (["export", "/no/such/run"], 2, "Missing argument"),
         (["export", "/no/such/run", "out"], 2, "spot export: there is no committed step at this directory"),
+        (["export", "/no", "out", "--format", "hf"], 2, "--format hf needs --config: a folder with config.json, or"),
+        (
+            ["export", "/no", "out", "--config", "x"],
+            2,
+            "--config belongs to --format hf, and the format is safetensors",
+        ),
+        (["export", "/no", "out", "--format", "lightning", "--part", "x"], 2, "--part and --module do not belong to"),
         (["plan"], 2, "spot plan: something is missing: give exactly one of params, bytes"),
         (["plan", "--bytes", "8GB", "--rate-per-day", "8%", "--grace", "nan"], 2, "grace=nan must be a finite number"),
         (["plan", "--bytes", "8GB", "--run", "nonsense://key:secret@bucket/run"], 2, "unknown scheme 'nonsense'"),
@@ -354,6 +361,10 @@ def test_a_run_is_shown_and_its_weights_are_exported(tmp_path):
     missing = spot("export", url, str(tmp_path / "other"), "--step", "9")
     of_torch = spot("export", url, str(tmp_path / "weights.pt"), "--format", "pt", "--step", "1")
     torch_again = spot("export", url, str(tmp_path / "weights.pt"), "--format", "pt")
+    (tmp_path / "config.json").write_text("{}")
+    folder = str(tmp_path / "folder")
+    words = ("export", url, folder, "--format", "hf", "--config", str(tmp_path), "--json")
+    of_hugging_face = spot(*words, PYTHONPROFILEIMPORTTIME="1")
 
     rows = [line.split() for line in shown.stdout.splitlines()]
     assert (shown.returncode, rows[0]) == (0, ["STEP", "ATTEMPT", "RANKS", "MB", "KEPT", "STARTED"])
@@ -369,6 +380,11 @@ def test_a_run_is_shown_and_its_weights_are_exported(tmp_path):
     assert list(loaded) == ["weight"]
     assert torch.equal(loaded["weight"], torch.ones(2, 3))
     assert (torch_again.returncode, "exists already" in torch_again.stderr) == (2, True)
+    assert of_hugging_face.returncode == 0
+    assert not re.search(r"\| +(torch|transformers)$", of_hugging_face.stderr, re.MULTILINE)
+    figures = {"num_tensors": 1, "num_bytes": 24, "notes": ["version is no tensor, so it is left out"]}
+    told = {"version": 1, "step": 2, "attempt": 1, "format": "hf", "out": folder, **figures}
+    assert json.loads(of_hugging_face.stdout) == told
     assert list(tmp_path.glob("*.tmp")) == []
 
 

@@ -7,8 +7,11 @@ import torch
 from launching import exit_codes, launch
 from ports import free_port
 from safetensors.torch import load_file
+from sharded_ranks import assert_equal, flattened
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from spot_plugins import export_weights
+from spot_plugins.export.distributed import export_distributed
 
 pytestmark = pytest.mark.sampled
 
@@ -69,9 +72,10 @@ def test_training_goes_on_as_if_it_had_not_stopped(wrapper, world, saved, tmp_pa
 
 
 @pytest.mark.parametrize(("wrapper", "world"), SAVERS, ids=[f"{wrapper} on {world}" for wrapper, world in SAVERS])
-def test_exported_weights_are_the_gathered_ones(wrapper, world, saved, tmp_path):
+def test_what_is_exported_is_what_torch_gathers(wrapper, world, saved, tmp_path):
     """
-    One process writes the whole weights of any job to a usual file: the names, types and bits that torch gathers.
+    One process writes the whole weights of any job to a usual file: the names, types and bits that torch gathers. Torch
+    itself reads them, and the state of both optimizers, from a directory of torch.distributed.checkpoint.
     """
     url, gathered, _ = saved(wrapper, world)
 
@@ -82,3 +86,9 @@ def test_exported_weights_are_the_gathered_ones(wrapper, world, saved, tmp_path)
     for name, tensor in model.items():
         assert found[name].dtype == tensor.dtype, name
         assert torch.equal(found[name], tensor), name
+
+    export_distributed(url, tmp_path / "directory")
+    dcp_to_torch_save(tmp_path / "directory", tmp_path / "directory.pt")
+    read = torch.load(tmp_path / "directory.pt")
+    optimizers = {name: value for name, value in flattened(read["optim"]) if "param_groups" not in name}
+    assert_equal({"model": read["model"], "optimizers": optimizers}, torch.load(gathered), wrapper)
