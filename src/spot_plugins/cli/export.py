@@ -1,4 +1,4 @@
-"""``spot export``: write the weights of a step in a usual format."""
+"""``spot export``: write a step in a usual format."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ def export(
         Kind,
         typer.Option(
             "--format",
-            help="The format. pt is a file for torch.load, needs torch, and holds all in memory. hf is a folder for "
-            "from_pretrained of transformers or PEFT.",
+            help="pt is a file for torch.load, hf a folder for from_pretrained of transformers or PEFT, dcp a "
+            "directory for torch.distributed.checkpoint, lightning a .ckpt. pt and lightning hold all in memory.",
         ),
     ] = Kind.SAFETENSORS,
     config: Annotated[
         str | None,
         typer.Option(
-            help="For hf: a folder with config.json or adapter_config.json, such as that of the base model.",
+            help="For hf: the folder with config.json or adapter_config.json, such as that of the base model.",
             show_default=False,
         ),
     ] = None,
@@ -54,10 +54,10 @@ def export(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """
-    Write the weights of a committed step of the run at URL to OUT, with the names that they have in the model.
+    Write a committed step of the run at URL to OUT, with the names that the weights have in the model.
 
-    Weights that were spread over ranks are whole. Nothing of the checkpoint is run. It needs no GPU, and torch for
-    ``--format pt`` alone.
+    Weights that were spread over ranks are whole. The optimizers are in the formats dcp and lightning. Nothing of the
+    checkpoint is run. It needs no GPU, and torch for the formats pt, dcp and lightning.
 
     Example: spot export s3://bucket/run-7 final.safetensors
     """

@@ -17,7 +17,7 @@ from ..resume.weights import Weight, Weights
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Exported:
-    """What was written."""
+    """The step that was written, and how much of it."""
 
     step_id: StepId
     num_tensors: int

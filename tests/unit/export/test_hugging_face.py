@@ -226,7 +226,9 @@ def test_a_configuration_that_does_not_fit_is_refused(tmp_path):
     ):
         (tmp_path / name).parent.mkdir()
         (tmp_path / name).write_text(text)
+    (tmp_path / "folder/config.json").mkdir(parents=True)
     for run, config, message in (
+        ("plain", "folder", r"config=.* cannot be read: Is a directory"),
         ("plain", "none", "has neither config.json nor adapter_config.json: give a folder that has one"),
         ("plain", "missing", "has neither config.json nor adapter_config.json: give a folder that has one"),
         ("plain", "adapter", "there is no adapter of LoRA in the model, so adapter_config.json does not describe it"),

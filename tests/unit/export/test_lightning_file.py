@@ -185,6 +185,7 @@ def test_nothing_is_left_if_it_fails(tmp_path):
     for run, out, error, message in (
         ("bare", "out", ConfigError, "this run was not trained with Lightning, so it has no loops that a .ckpt needs"),
         ("run", "mine", ConfigError, "exists already: give the path of a new file or folder"),
+        ("hparams", "out", ConfigError, r"checkpoint-hooks has values that the output cannot hold: \$dict_kind"),
         ("run", "out", CorruptCheckpointError, "has changed since it was written: its hash differs"),
     ):
         with pytest.raises(error, match=message):
