@@ -12,7 +12,7 @@ from spot_plugins.state.shard import Shard
 from spot_plugins.store import LocalStore
 
 WAYS = [(1, False), (2, False), (2, True), (3, True)]
-"""Numbers of ranks, and whether the state is spread over them as FSDP2 spreads it, or the same on each as under DDP."""
+"""Numbers of ranks, and whether the state is spread over them by rows, as under FSDP, or the same on each, as under DDP."""
 
 
 def save_model(url, models, optimizers=(), *, step=1, world_size=1, is_spread=False, others=None):
@@ -24,7 +24,7 @@ def save_model(url, models, optimizers=(), *, step=1, world_size=1, is_spread=Fa
             parts.add(name, Holder(spread(state, rank, world_size) if is_spread else state), ModelPart.replicated)
         for number, optimizer in enumerate(optimizers):
             state = OptimizerPart(optimizer, next(iter(models.values()))).state_dict()
-            part = Holder(spread(state, rank, world_size) if is_spread else state)
+            part = Holder(without_empty(spread(state, rank, world_size)) if is_spread else state)
             parts.add(f"optimizer-{number}", part, OptimizerPart.replicated)
         for name, state in (others or {}).items():
             parts.add(name, Holder(state))
@@ -32,7 +32,7 @@ def save_model(url, models, optimizers=(), *, step=1, world_size=1, is_spread=Fa
 
 
 def spread(state, rank, world_size, known=None):
-    """Return *state* with this rank's rows of each tensor, as FSDP2 divides them. Some ranks have none."""
+    """Return *state* with this rank's rows of each tensor, the last rank first. Rank 0 may have none."""
     known = {} if known is None else known
     if isinstance(state, dict):
         return {key: spread(value, rank, world_size, known) for key, value in state.items()}
@@ -40,11 +40,20 @@ def spread(state, rank, world_size, known=None):
         return state
     if state.data_ptr() not in known:  # tied weights stay one
         chunks = torch.chunk(state, world_size)
-        rows = chunks[rank] if rank < len(chunks) else state[:0]
-        first = min(rank * len(chunks[0]), len(state))
+        place = world_size - 1 - rank
+        rows = chunks[place] if place < len(chunks) else state[:0]
+        first = min(place * len(chunks[0]), len(state))
         box = Box((first, *(0 for _ in state.shape[1:])), tuple(rows.shape))
         known[state.data_ptr()] = Shard(rows, ShardBoxes(tuple(state.shape), (box,), (rank,)))
     return known[state.data_ptr()]
+
+
+def without_empty(state):
+    """Return *state* without tensors of which this rank has no row, as FSDP1 has the state of an optimizer."""
+    if not isinstance(state, dict):
+        return state
+    kept = {key: value for key, value in state.items() if not (isinstance(value, Shard) and not value.local.numel())}
+    return {key: without_empty(value) for key, value in kept.items()}
 
 
 def damage(folder):

@@ -12,6 +12,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import MetadataIndex
+from torch.distributed.checkpoint.planner import SavePlan
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from ..resume.weights import KINDS, Weights, open_weights
@@ -33,7 +34,7 @@ def export_distributed(
     Write a model of a committed step and the state of its optimizers to *out*, a directory for ``dcp.load``.
 
     The state has the keys ``model`` and ``optim``, in the form of ``get_state_dict()`` of torch. The optimizers are
-    left out if the run has several models, or if *module* is given. One tensor is in memory at a time.
+    left out if the run has several models, or if *module* is given. A few tensors are in memory at a time.
 
     Arguments and errors are those of :func:`~.safetensors.export_weights`.
     """
@@ -59,16 +60,27 @@ def export_distributed(
 
 
 class _Planner(DefaultSavePlanner):
-    """Reads each tensor when it is written."""
+    """Reads the tensors while they are written."""
 
     def __init__(self, stored: StoredState) -> None:
         super().__init__()
         self._stored = stored
 
+    def finish_plan(self, new_plan: SavePlan) -> SavePlan:
+        """Begin to read the tensors, in the order of the plan, in which they are written."""
+        plan = super().finish_plan(new_plan)
+        values = [super(_Planner, self).lookup_object(item.index) for item in plan.items]
+        self._read = self._stored.read([each for each in values if isinstance(each, torch.Tensor)])
+        return plan
+
     def lookup_object(self, index: MetadataIndex) -> Any:
-        """Return the value for *index*, read from the store if it is a tensor."""
+        """Return the value for *index*, with its data if it is a tensor."""
         value = super().lookup_object(index)
-        return self._stored.read(value) if isinstance(value, torch.Tensor) else value
+        if not isinstance(value, torch.Tensor):
+            return value
+        tensor, read = next(self._read)
+        assert tensor is value, "torch writes tensors in another order than that of its plan"
+        return read
 
 
 def _model(weights: Weights, stored: StoredState, module: str | None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import torch
@@ -65,16 +65,17 @@ class StoredState:
         self._data |= {weight.name: tensor_of(weight, image) for weight, image in self._weights.read(missing)}
         return self._decoded(document, self._data)
 
-    def read(self, tensor: torch.Tensor) -> torch.Tensor:
+    def read(self, tensors: Sequence[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """
-        Return the tensor with its data.
+        Yield each of *tensors*, and the same with its data. A few are read ahead, in parallel.
 
         Raises:
             CorruptCheckpointError: Bytes are damaged or missing.
             StoreError: The store does not answer.
         """
-        weight = self._by_id[id(tensor)]
-        return tensor_of(weight, self._weights.image(weight))
+        found = self._weights.read([self._by_id[id(each)] for each in tensors])
+        for tensor, (weight, image) in zip(tensors, found, strict=True):
+            yield tensor, tensor_of(weight, image)
 
     def weights_of(self, state: Any) -> list[Weight]:
         """Return the tensors in *state*, which is a result of :meth:`part` or has several of them."""

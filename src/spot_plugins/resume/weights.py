@@ -111,10 +111,10 @@ class Weights:
         """
         with ThreadPoolExecutor(NUM_GETS, thread_name_prefix="spot-get") as pool:
             left = iter(self.tensors if tensors is None else tensors)
-            reads = [(each, pool.submit(self.image, each)) for each in islice(left, NUM_GETS)]
+            reads = [(each, pool.submit(self._read, each)) for each in islice(left, NUM_GETS)]
             while reads:
                 weight, joined = reads.pop(0)
-                reads += [(each, pool.submit(self.image, each)) for each in islice(left, 1)]
+                reads += [(each, pool.submit(self._read, each)) for each in islice(left, 1)]
                 # wait: until the client of the store gives up; the caller gets an error
                 yield weight, joined.result()
 
@@ -126,8 +126,7 @@ class Weights:
         first = pieces[0][1]
         return Weight(name=name, dtype=first.dtype, shape=first.shape, pieces=pieces)
 
-    def image(self, weight: Weight) -> memoryview:
-        """Return the bytes of *weight*, row by row. Raises as :meth:`read`."""
+    def _read(self, weight: Weight) -> memoryview:
         return read_weight(self._store, self.step_id.step, weight)
 
     def _tensors(self, manifests: list[RankManifest], part: str) -> Iterator[Weight]:

@@ -26,12 +26,14 @@ class Net(nn.Module):
         self.head.weight = self.embedding.weight
         self.frozen = nn.Linear(3, 3).requires_grad_(False)
         self.mixed = nn.Linear(3, 3, dtype=torch.bfloat16)
+        self.narrow = nn.Linear(5, 1)
         self.scale = nn.Parameter(torch.randn(()))
         self.register_buffer("count", torch.tensor(seed))
         self.version = seed
 
     def forward(self, x):
-        return self.head(self.mixed(self.frozen(self.embedding(x)).bfloat16()).float() * self.scale)
+        hidden = self.mixed(self.frozen(self.embedding(x)).bfloat16()).float()
+        return self.narrow(self.head(hidden * self.scale))
 
     def get_extra_state(self):
         return {"version": self.version}
@@ -46,7 +48,7 @@ class Training:
     def __init__(self, seed, num_steps=0):
         self.model = Net(seed)
         half = [*self.model.mixed.parameters()]
-        others = [self.model.embedding.weight, self.model.scale]
+        others = [self.model.embedding.weight, self.model.scale, *self.model.narrow.parameters()]
         self.optimizers = [torch.optim.AdamW(others, lr=0.1), torch.optim.SGD(half, lr=0.1, momentum=0.9)]
         self.train(num_steps)
 
@@ -94,7 +96,7 @@ def test_a_training_continues_from_the_directory(world_size, is_spread, tmp_path
                 assert_equal(one.state_dict()["state"][index], state)
         for each in (found, trained):
             each.train(1)
-    assert result.num_tensors == 8 + 6 + 2  # of the model, of AdamW, of SGD
+    assert result.num_tensors == 10 + 12 + 2  # of the model, of AdamW, of SGD
     assert result.notes == ()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "run"]
 

@@ -111,6 +111,7 @@ def test_a_module_of_the_trained_one_is_written_with_its_own_names(tmp_path):
     export_hugging_face(str(tmp_path / "run"), tmp_path / "out", config, module="model")
 
     assert_equal(state_of(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), state_of(outer.model))
+    assert load_file(tmp_path / "out/model.safetensors").keys() == state_of(outer.model).keys()
     with pytest.raises(ConfigError, match=r"module='net' has no tensors. The modules of this model are: model, head"):
         export_hugging_face(str(tmp_path / "run"), tmp_path / "other", config, module="net")
 
