@@ -12,7 +12,7 @@ from spot_plugins.state.shard import Shard
 from spot_plugins.store import LocalStore
 
 WAYS = [(1, False), (2, False), (2, True), (3, True)]
-"""Numbers of ranks, and whether the state is spread over them by rows, as under FSDP, or the same on each, as under DDP."""
+"""Numbers of ranks, and whether each has some rows of the state, as under FSDP, or all of it, as under DDP."""
 
 
 def save_model(url, models, optimizers=(), *, step=1, world_size=1, is_spread=False, others=None):

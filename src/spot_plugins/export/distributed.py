@@ -41,11 +41,12 @@ def export_distributed(
     check_new(out)
     weights = open_weights(url, step, kept=kept, part=part, module=module, storage_options=storage_options)
     stored = StoredState(weights)
-    state: dict[str, Any] = {"model": _model(weights, stored, module)}
     notes = []
-    if weights.is_whole:
-        state["optim"] = _optimizers(stored)
-    else:
+    with stored.errors():
+        state: dict[str, Any] = {"model": _model(weights, stored, module)}
+        if weights.is_whole:
+            state["optim"] = _optimizers(stored)
+    if not weights.is_whole:
         notes.append("the optimizers train more than these weights, so their state is left out")
     with new_folder(out) as folder:
         # Each value has its file, because torch keeps all tensors of a file in memory until it is closed.

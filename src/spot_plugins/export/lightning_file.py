@@ -9,7 +9,7 @@ from typing import Any, Final
 import torch
 
 from ..errors import ConfigError
-from ..resume.weights import KINDS, entry_of, open_weights
+from ..resume.weights import KINDS, Weights, entry_of, open_weights
 from ..state import by_index
 from ..state.scaler import numbers_of
 from .outputs import Exported, check_new, exported, new_file
@@ -48,11 +48,22 @@ def export_lightning(
     Arguments and errors are those of :func:`~.safetensors.export_weights`.
     """
     check_new(out)
-    weights = open_weights(url, step, kept=kept, part="model", storage_options=storage_options)
+    weights = open_weights(url, step, kept=kept, storage_options=storage_options)
     if not isinstance(entry_of(entry_of(weights.manifests[0].state, "loops"), "fit_loop"), dict):
         raise ConfigError("this run was not trained with Lightning, so it has no loops that a .ckpt needs")
     stored = StoredState(weights)
-    model = stored.whole_part("model")
+    with stored.errors():
+        checkpoint = _checkpoint(weights, stored)
+    notes = []
+    if stored.whole_part("datamodule"):
+        notes.append("the state of the data module is left out, because the step does not name its class")
+    with new_file(out) as file:
+        torch.save(checkpoint, file)
+    return exported(weights, weights.tensors, notes)
+
+
+def _checkpoint(weights: Weights, stored: StoredState) -> dict[str, Any]:
+    model = stored.whole_part(weights.part)
     fit_loop = stored.whole_part("loops")["fit_loop"]
     callbacks = stored.whole_part("callbacks") or {}
     software = entry_of(entry_of(weights.manifests[0].state, "program"), "software")
@@ -69,12 +80,7 @@ def export_lightning(
     }
     if "scale" in (precision := stored.whole_part("precision") or {}):
         checkpoint["MixedPrecision"] = numbers_of(precision)
-    notes = []
-    if stored.whole_part("datamodule"):
-        notes.append("the state of the data module is left out, because the step does not name its class")
-    with new_file(out) as file:
-        torch.save(checkpoint, file)
-    return exported(weights, weights.tensors, notes)
+    return checkpoint
 
 
 def _global_step(fit_loop: Mapping[str, Any]) -> int:

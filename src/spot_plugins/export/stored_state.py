@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 import torch
 
 from ..errors import ConfigError, CorruptCheckpointError
-from ..format.manifest import Json, ManifestError
+from ..format.manifest import Json
 from ..resume.tensors import tensor_of
 from ..resume.weights import Weight, Weights, entry_of, parts_with
 from ..state.document import decode, graft, named
@@ -49,7 +50,8 @@ class StoredState:
             CorruptCheckpointError: The state makes no sense.
         """
         document = self._document(name, _OF_LIBRARIES | _OF_DATA)
-        return self._decoded(document, {each: self._tensor(each) for each in named(document)})
+        with self.errors():
+            return decode(document, {each: self._tensor(each) for each in named(document)})
 
     def whole_part(self, name: str) -> Any:
         """
@@ -63,7 +65,8 @@ class StoredState:
         document = self._document(name, _OF_LIBRARIES)
         missing = [self._weights.weight(each, each) for each in {*named(document)} - self._data.keys()]
         self._data |= {weight.name: tensor_of(weight, image) for weight, image in self._weights.read(missing)}
-        return self._decoded(document, self._data)
+        with self.errors():
+            return decode(document, self._data)
 
     def read(self, tensors: Sequence[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """
@@ -94,12 +97,14 @@ class StoredState:
             raise ConfigError(f"{name} has values that the output cannot hold: {', '.join(found)}")
         return document
 
-    def _decoded(self, document: Json, tensors: Mapping[str, torch.Tensor]) -> Any:
+    @contextmanager
+    def errors(self) -> Iterator[None]:
+        """Raise :exc:`CorruptCheckpointError` if the ``with`` block finds that the state of a part is another one."""
         try:
-            return decode(document, tensors)
-        except ManifestError as error:
+            yield
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             step_id = self._weights.step_id
-            reason = f"holds unreadable state: {error}"
+            reason = f"holds unreadable state: {error!r}"
             raise CorruptCheckpointError(step_id.step, step_id.prefix, reason) from error
 
     def _tensor(self, name: str) -> torch.Tensor:

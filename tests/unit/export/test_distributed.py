@@ -128,6 +128,7 @@ def test_nothing_is_left_if_it_fails(tmp_path):
     save_model(tmp_path / "run", {"model": trained.model}, trained.optimizers)
     state = {"state": {"scale": {"mean": torch.ones(2, dtype=torch.complex128)}}, "param_groups": []}
     save_model(tmp_path / "complex", {"model": trained.model}, others={"optimizer-0": state})
+    save_model(tmp_path / "forged", {"model": trained.model}, others={"optimizer-0": {"state": 3, "param_groups": 4}})
     damage(tmp_path / "run")
 
     with pytest.raises(CorruptCheckpointError, match="has changed since it was written: its hash differs"):
@@ -136,5 +137,7 @@ def test_nothing_is_left_if_it_fails(tmp_path):
         export_distributed(str(tmp_path / "run"), tmp_path / "run")
     with pytest.raises(ConfigError, match=r"optimizer-0 has values that the output cannot hold: \$complex128"):
         export_distributed(str(tmp_path / "complex"), tmp_path / "out")
+    with pytest.raises(CorruptCheckpointError, match="holds unreadable state: TypeError"):
+        export_distributed(str(tmp_path / "forged"), tmp_path / "out")
 
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["complex", "run"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["complex", "forged", "run"]

@@ -178,16 +178,25 @@ def test_nothing_is_left_if_it_fails(tmp_path):
     save_model(str(tmp_path / "bare"), {"model": model})
     loops = {"loops": {"fit_loop": {"epoch_progress": 1}}}
     save_model(str(tmp_path / "run"), {"model": model}, others=loops)
-    save_model(str(tmp_path / "hparams"), {"model": model}, others={**loops, "checkpoint-hooks": model.hparams})
-    damage(tmp_path / "run")
+    none = {"total": {"completed": 0}}
+    fit_loop = {
+        "epoch_progress": {"current": {"processed": 0}},
+        "epoch_loop.automatic_optimization.optim_progress": {"optimizer": {"step": none}},
+        "epoch_loop.manual_optimization.optim_step_progress": none,
+    }
+    hparams = {"loops": {"fit_loop": fit_loop}, "checkpoint-hooks": model.hparams}
+    save_model(str(tmp_path / "hparams"), {"model": model}, others=hparams)
+    save_model(str(tmp_path / "damaged"), {"model": model}, others=loops)
+    damage(tmp_path / "damaged")
     (tmp_path / "mine").touch()
 
     for run, out, error, message in (
         ("bare", "out", ConfigError, "this run was not trained with Lightning, so it has no loops that a .ckpt needs"),
+        ("run", "out", CorruptCheckpointError, "holds unreadable state: TypeError"),
         ("run", "mine", ConfigError, "exists already: give the path of a new file or folder"),
         ("hparams", "out", ConfigError, r"checkpoint-hooks has values that the output cannot hold: \$dict_kind"),
-        ("run", "out", CorruptCheckpointError, "has changed since it was written: its hash differs"),
+        ("damaged", "out", CorruptCheckpointError, "has changed since it was written: its hash differs"),
     ):
         with pytest.raises(error, match=message):
             export_lightning(str(tmp_path / run), tmp_path / out)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bare", "hparams", "mine", "run"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bare", "damaged", "hparams", "mine", "run"]
