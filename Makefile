@@ -9,6 +9,9 @@ installed := $(venv)/.installed
 # A server for tests that only npm has.
 azurite := 3.35.0
 
+# The tests start thousands of Python processes: none should compile again what another one has compiled.
+export PYTHONDONTWRITEBYTECODE :=
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help setup demo test quick legs lint bench gpu soak fuzz docs clean

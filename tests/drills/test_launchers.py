@@ -53,6 +53,7 @@ def wait_until(condition, what, process):
         time.sleep(0.02)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("ranks", "name"), [(1, "python"), (2, "torchrun"), (2, "Lightning's own")])
 def test_a_sigterm_to_the_launcher_saves_one_step_and_leaves_nothing_behind(ranks, name, remains, tmp_path):
     """
@@ -87,6 +88,7 @@ def test_a_sigterm_to_the_launcher_saves_one_step_and_leaves_nothing_behind(rank
     assert [resumed_steps(tmp_path, rank) for rank in range(ranks)] == [[left[0]["step"]]] * ranks
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("name", "rank"), ALONE)
 def test_a_sigterm_to_one_rank_alone_is_one_to_all(name, rank, references, remains, tmp_path):
     """

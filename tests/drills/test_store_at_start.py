@@ -98,6 +98,7 @@ TROUBLES = {
 
 
 @both_clients
+@pytest.mark.sampled
 @pytest.mark.parametrize("trouble", TROUBLES.values(), ids=TROUBLES)
 def test_trouble_that_passes_is_waited_for_and_said_at_the_start_and_in_the_resume(
     trouble, client_options, s3_server, url, proxy, caplog

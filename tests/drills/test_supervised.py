@@ -90,6 +90,7 @@ class Supervised:
         return (self.folder / "output.txt").read_text()[-5000:]
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("name", LAUNCHERS)
 def test_a_sigterm_reaches_all_ranks_whatever_is_between(name, remains, tmp_path):
     """

@@ -41,6 +41,7 @@ def cases(programs):
     return made
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("program", "notices", "says"), cases([*ACCELERATE, *LOOPS_OF_ACCELERATE]))
 def test_a_program_of_accelerate_is_exact(program, notices, says, tmp_path):
     """Samples, losses and the final state are those of the program left alone, or the user is told why not."""
@@ -66,6 +67,7 @@ def folds(run_fold):
     return program
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("notices", [(5,), (15,), (15, 4)], ids=str)
 @pytest.mark.parametrize(
     "run_fold",
@@ -77,12 +79,14 @@ def test_folds_in_one_process_are_exact(run_fold, notices, tmp_path):
     assert_exact(folds(run_fold), tmp_path, notices)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("module", "notices", "says"), cases(LIGHTNING))
 def test_a_program_of_lightning_is_exact(module, notices, says, tmp_path):
     """Samples, losses, learning rates and the final state are those of the program left alone."""
     assert_exact(lambda life: module(life).run(), tmp_path, notices, says)
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize(("loop", "notices", "says"), cases(LOOPS))
 def test_a_loop_of_ones_own_is_exact(loop, notices, says, tmp_path):
     """Samples, losses and the final state are those of the loop left alone."""

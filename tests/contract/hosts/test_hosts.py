@@ -18,11 +18,11 @@ KNOWN: dict[tuple[str, str], str] = {}
 """Faults that are known, by host and situation. A test that passes in spite of its entry fails: remove the entry."""
 
 
-def cases(situations, *, takes_turns=False, soaked=()):
+def cases(situations):
     """
     Return one case for each host and situation. A known fault is expected, so that its end is noticed.
 
-    If hosts take turns, all but one host per situation are left to the soak. The hosts *soaked* are left to it, too.
+    Hosts take turns: all but one host per situation are left to the soak.
     """
     made = []
     for number, each in enumerate(situations):
@@ -31,7 +31,7 @@ def cases(situations, *, takes_turns=False, soaked=()):
         for host in known:
             reason = KNOWN.get((host, each.name))
             marks = [pytest.mark.xfail(reason=reason, strict=True)] if reason else []
-            if host in soaked or (takes_turns and host != known[number % len(known)]):
+            if host != known[number % len(known)]:
                 marks.append(pytest.mark.soak)
             made.append(pytest.param(host, each, id=f"{host}-{each.name}", marks=marks))
     return made
@@ -48,7 +48,7 @@ def control(tmp_path_factory):
     return of
 
 
-@pytest.mark.parametrize(("host", "situation"), cases(SITUATIONS, takes_turns=True))
+@pytest.mark.parametrize(("host", "situation"), cases(SITUATIONS))
 def test_a_situation_ends_as_the_training_left_alone_or_the_user_is_told(host, situation, control, tmp_path):
     """Samples, learning rates, losses and the final state are equal in every bit, and nothing is lost at a notice."""
     expected = control(host, situation.last_program)
@@ -93,7 +93,7 @@ def test_a_life_tells_its_events_in_their_order(host, tmp_path):
     assert (second.resumed_from, second.last_committed_step) == (4, 12)
 
 
-@pytest.mark.parametrize(("host", "situation"), cases(KILLED_FOR_REAL, soaked=["trainer"]))
+@pytest.mark.parametrize(("host", "situation"), cases(KILLED_FOR_REAL))
 def test_a_killed_process_is_followed_by_one_that_continues(host, situation, control, tmp_path):
     """The steps after the last save are trained again, on the same samples with the same random numbers."""
     lives = [live_apart(host, situation.program, tmp_path, due)[0] for due in situation.interruptions]
@@ -102,7 +102,7 @@ def test_a_killed_process_is_followed_by_one_that_continues(host, situation, con
     judge_rest(control(host, situation.last_program), lives)
 
 
-@pytest.mark.parametrize(("host", "situation"), cases(TWO_RANKS, soaked=["trainer"]))
+@pytest.mark.parametrize(("host", "situation"), cases(TWO_RANKS))
 def test_ranks_leave_together_and_continue_together(host, situation, tmp_path):
     """All of them save one step, end with code 143, and train what they would have trained."""
     folders = [tmp_path / name for name in ("control", "interrupted")]

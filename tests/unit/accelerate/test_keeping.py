@@ -6,7 +6,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from hearing import remove
+from hearing import remove, until_pushers_end
 from torch import nn
 
 from spot_plugins import load_weights
@@ -85,6 +85,7 @@ def test_the_best_step_outlives_the_machine(in_pause, lost_after, tmp_path):
     assert found.keys() == best.keys()
     for name, tensor in best.items():
         assert torch.equal(found[name], tensor), name
+    until_pushers_end()  # a commit is told before the old steps are removed
     steps = {each.step: each.kept_by for each in stored_steps(str(tmp_path / "spot/run"))}
     assert steps == {16: (), 8: ("program",)}
 

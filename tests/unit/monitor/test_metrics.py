@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 
 import pytest
 from event_logs import write_log
-from hearing import Heard, until, until_gone, until_idle
+from hearing import Heard, until, until_gone, until_idle, until_pushers_end
 from monitoring import get, promtool
 from ports import free_port
 from prometheus_client import generate_latest
@@ -346,6 +346,7 @@ def test_targets_that_do_not_work_are_told_once_and_disturb_nothing(url, tmp_pat
             until(lambda: caplog.text.count("does not work") == 3, "each target is told")
             do(3, 4)
             session.finish(4)
+    until_pushers_end()  # a commit is told before the old steps are removed
     assert numbers(LocalStore(url)) == [4, 3]
     told = [record.getMessage() for record in caplog.records if "metrics: " in record.getMessage()]
     assert len(told) == 3, told
