@@ -37,16 +37,24 @@ debian-venv:
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-venv
 
-# Servers for tests that only Debian has, so that `make demo` does not need them. They are unpacked, because installing them would start services.
-.PHONY: prometheus
+# Programs for tests that only Debian has, so that `make demo` does not need them. They are unpacked, because installing them would start services.
+# $(call unpack,FOLDER,PACKAGES,NEED); the target is in the last package.
+define unpack
+	@command -v apt-get >/dev/null || { echo "$(3)"; exit 0; }; \
+	mkdir -p $(venv)/share/$(1) && cd $(venv)/share/$(1) || exit 1; \
+	apt-get download -qq $(2) 2>/dev/null || { apt-get update -qq && apt-get download -qq $(2); } || exit 1; \
+	for each in $(2); do dpkg -x $${each}_*.deb . && rm $${each}_*.deb || exit 1; done
+endef
+
+.PHONY: prometheus slurm
 prometheus: $(venv)/share/prometheus/usr/bin/prometheus
+slurm: $(venv)/share/slurm/usr/sbin/slurmctld-wlm
 
 $(venv)/share/prometheus/usr/bin/prometheus: | $(installed)
-	@command -v apt-get >/dev/null || { echo "the tests of metrics need Prometheus and its Pushgateway in PATH"; exit 0; }; \
-	mkdir -p $(venv)/share/prometheus && cd $(venv)/share/prometheus || exit 1; \
-	apt-get download -qq prometheus prometheus-pushgateway 2>/dev/null \
-		|| { apt-get update -qq && apt-get download -qq prometheus prometheus-pushgateway; } || exit 1; \
-	for each in prometheus-pushgateway_*.deb prometheus_*.deb; do dpkg -x $$each . && rm $$each || exit 1; done
+	$(call unpack,prometheus,prometheus-pushgateway prometheus,the tests of metrics need Prometheus and its Pushgateway in PATH)
+
+$(venv)/share/slurm/usr/sbin/slurmctld-wlm: | $(installed)
+	$(call unpack,slurm,libhwloc15 libjson-c5 libnuma1 slurm-client slurm-wlm-basic-plugins slurmd slurmctld,the tests of SLURM need Debian)
 
 demo: setup  ## Preempt a real fine-tuning, resume it, compare it with one that was left alone
 	$(bin)/python examples/demo.py
