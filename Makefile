@@ -91,7 +91,7 @@ bench: setup  ## What saves, restores and agreeing cost, beside others; figures 
 gpu: setup  ## The checks of the CUDA path on one GPU, under eight minutes; without a GPU a dry run with tiny states
 	$(bin)/python -m gpu --out gpu-output
 
-soak: setup prometheus  ## The tests with real processes, SOAK_ROUNDS times; stops at the first failure
+soak: setup prometheus slurm  ## The tests with real processes, SOAK_ROUNDS times; stops at the first failure
 	@for round in $$(seq $(SOAK_ROUNDS)); do \
 		echo "round $$round of $(SOAK_ROUNDS)"; \
 		$(bin)/python -m pytest -m 'not gpu' tests/unit/agreement tests/unit/resume/test_grammar.py tests/contract/hosts tests/multiprocess tests/drills || exit 1; \

@@ -87,9 +87,11 @@ def test_a_job_that_is_canceled_stays_canceled(cluster, tmp_path):
     cluster.run("scancel", job)
 
     in_queue = until(
-        lambda: (states := cluster.run("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T"))
-        in ("CANCELLED", "PENDING")
-        and states,
+        lambda: (
+            (states := cluster.run("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T"))
+            in ("CANCELLED", "PENDING")
+            and states
+        ),
         "the job has ended or is queued again",
     )
     assert in_queue == "CANCELLED"
