@@ -22,12 +22,17 @@ curl --fail-with-body --silent --show-error \
     "machineType": "a2-highgpu-1g",
     "scheduling": {
       "provisioningModel": "SPOT",
-      "instanceTerminationAction": "DELETE",
       "onHostMaintenance": "TERMINATE",
       "automaticRestart": false,
       "preemptionNoticeDuration": {"seconds": "120"}
     },
-    "disks": [{"boot": true, "autoDelete": true, "initializeParams": {"sourceImage": "global/images/family/trainer", "diskSizeGb": "200"}}],
+    "disks": [
+      {
+        "boot": true,
+        "autoDelete": true,
+        "initializeParams": {"sourceImage": "global/images/family/trainer", "diskSizeGb": "200"}
+      }
+    ],
     "networkInterfaces": [{"network": "global/networks/default"}],
     "serviceAccounts": [{"email": "default", "scopes": ["https://www.googleapis.com/auth/devstorage.read_write"]}],
     "metadata": {"items": [{"key": "startup-script", "value": $start}]}

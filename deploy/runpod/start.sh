@@ -2,9 +2,9 @@
 # The command of a container on RunPod: `bash -c /workspace/start.sh`, with this file and train.py on its volume.
 #
 # Costs: the pod by the second. A stopped pod still pays for its volume: terminate it when the training is done.
-# On a preemption: a SIGTERM 5 s before, or nothing. Because of `exec`, `spot run` becomes process 1 and gets it. 5 s are
-#   enough to write a step to the volume, which the next pod pushes first. Otherwise what is lost is the time since the
-#   last periodic save. Start the pod again by hand, or start another one with the same volume.
+# On a preemption: a SIGTERM 5 s before, or nothing. Because of `exec`, `spot run` becomes process 1 and gets it. In 5 s
+#   a step can be written to the volume, and the next pod pushes it first. Without the signal, the time since the last
+#   periodic save is lost. Start the pod again by hand, or start another one with the same volume.
 # Run: this file as it is, by the tests, with a program that reads its settings. Checked by shellcheck 0.9.0.
 # Not run: no pod was rented.
 set -euo pipefail
