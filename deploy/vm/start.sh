@@ -1,11 +1,11 @@
 #!/bin/bash
-# The start of a training on a spot VM: user data of EC2, startup script of Google Cloud, custom data of Azure. The image
-# has /opt/training with train.py, and spot_plugins with its extra cli, so that `spot` is in PATH.
+# The start of a training on a spot VM: user data of EC2, startup script of Google Cloud, custom data of Azure. The
+# image has /opt/training with train.py, and spot_plugins with its extra cli, so that `spot` is in PATH.
 #
 # Costs: the VM. Whatever starts VMs has to be told when the training is done: this script turns its VM off, and a group
 #   would start another one. Set its size to 0 then.
-# On a preemption: the training asks the metadata service, so it saves once after the notice, and a last time just before
-#   the end. The next VM runs this script and continues.
+# On a preemption: the training asks the metadata service, so it saves once after the notice, and a last time just
+#   before the end. The next VM runs this script and continues.
 # Run: checked by shellcheck 0.9.0. `systemd-analyze verify` 252 knows the properties.
 # Not run: there was no systemd, and no cloud was rented.
 set -euo pipefail

@@ -160,17 +160,31 @@ def test_its_grace_period_leaves_two_seconds(name: str) -> None:
     assert found or name in PARTS_OF_COMPOSE | {"skypilot/train.yaml", "aws/batch.yaml"}
 
 
+def on_path(folder: Path, **programs: str) -> dict[str, str]:
+    """Write each of *programs*, a line of shell, to *folder*, and return an environment that finds them first."""
+    for program, line in programs.items():
+        (folder / program).write_text(f"#!/bin/sh\n{line}\n")
+        (folder / program).chmod(0o755)
+    plain = {key: value for key, value in os.environ.items() if not key.startswith("SPOT_")}
+    return {**plain, "PATH": f"{folder}:{os.environ['PATH']}"}
+
+
 def test_the_graces_of_the_vm_script_are_those_of_the_clouds() -> None:
     start, google, azure = (assigned(name) for name in ("vm/start.sh", "gcp/create.sh", "azure/create.sh"))
     assert float(start["SPOT_GRACE_SECONDS"]) == _PROVIDERS["aws"].grace_s
     assert float(azure["SPOT_GRACE_SECONDS"]) == _PROVIDERS["azure"].grace_s
-    notice = template()["properties"]["scheduling"]["preemptionNoticeDuration"]
-    assert notice == {"seconds": google["SPOT_GRACE_SECONDS"]} == {"seconds": "120"}
+    assert f'{{"seconds": "{google["SPOT_GRACE_SECONDS"]}"}}' in TEXTS["gcp/create.sh"]
+    assert google["SPOT_GRACE_SECONDS"] == "120"
 
 
-def template() -> Any:
-    """Return the instance template in gcp/create.sh."""
-    return json.loads(TEXTS["gcp/create.sh"].split("<<TEMPLATE\n")[1].split("\nTEMPLATE")[0].replace("$start", '""'))
+def test_google_gets_the_start_script_whole(tmp_path: Path) -> None:
+    """The request is JSON, and its startup script is vm/start.sh, with all its quotes and dollars."""
+    environment = on_path(tmp_path, curl="cat", gcloud="true") | {"PROJECT": "project", "ZONE": "zone"}
+    done = subprocess.run(["bash", DEPLOY / "gcp/create.sh"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    template = json.loads(done.stdout)["properties"]
+    assert template["metadata"]["items"] == [{"key": "startup-script", "value": TEXTS["vm/start.sh"]}]
+    assert template["scheduling"]["provisioningModel"] == "SPOT"
 
 
 def test_all_take_the_exit_code_for_a_preemption() -> None:
@@ -256,13 +270,9 @@ print(config.local_dir, config.local_dir_survives, config.every_s, config.grace_
 def test_a_start_script_starts_the_training(name: str, output: str | None, grace_s: float, tmp_path: Path) -> None:
     """The file as it is runs train.py with settings that can work."""
     (tmp_path / "train.py").write_text(PROGRAM)
-    (tmp_path / "bin").mkdir()
-    for program, words in {"spot": "-m spot_plugins.cli", "python": ""}.items():
-        shim = tmp_path / "bin" / program
-        shim.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {words} "$@"\n')
-        shim.chmod(0o755)
-    plain = {key: value for key, value in os.environ.items() if not key.startswith("SPOT_")}
-    environment = {**plain, "PATH": f"{tmp_path}/bin:{os.environ['PATH']}", "WORKSPACE": str(tmp_path)}
+    python = shlex.quote(sys.executable)
+    environment = on_path(tmp_path, spot=f'exec {python} -m spot_plugins.cli "$@"', python=f'exec {python} "$@"')
+    environment["WORKSPACE"] = str(tmp_path)
 
     done = subprocess.run(["bash", DEPLOY / name], env=environment, capture_output=True, text=True)
 
