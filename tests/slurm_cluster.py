@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -16,6 +17,8 @@ from remains import Remains
 from servers import HOST, free_ports, kill_group
 
 ROOT = Path(__file__).parents[1]
+
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
 
 # Nothing is sped up that a job notices, but the wait of a job that was requeued, which is 2 minutes by default. The
 # limits are so long that a busy machine passes none of them: a job ends because it leaves.
@@ -88,15 +91,14 @@ class Cluster:
         """Submit a job and return its id."""
         return self.run("sbatch", "--parsable", *words, **environment)
 
-    def job(self, job):
-        """Return the fields of a job, by the names that ``scontrol show job`` gives them."""
-        return dict(field.split("=", 1) for field in self.run("scontrol", "show", "job", job).split() if "=" in field)
+    def restarts(self, job):
+        """Return how often SLURM has queued a job again."""
+        return int(re.search(r"Restarts=(\d+)", self.run("scontrol", "show", "job", job))[1])
 
     def until_state(self, job, *states):
-        """Wait until a job is in one of *states*, and return its fields."""
-        return until(
-            lambda: (fields := self.job(job))["JobState"] in states and fields, f"job {job} is {' or '.join(states)}"
-        )
+        """Wait until a job is in one of *states*, and return that one. It is in none while its processes end."""
+        words = ["squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T"]
+        return until(lambda: (state := self.run(*words)) in states and state, f"job {job} is {' or '.join(states)}")
 
 
 def _unpacked():

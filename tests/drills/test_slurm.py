@@ -12,7 +12,7 @@ from drill_settings import Settings
 from exactness import References, assert_same_training, events_of, resumed_steps
 from hearing import until
 from launching import PROGRAMS, module_path, train
-from slurm_cluster import slurm
+from slurm_cluster import ENDED, slurm
 
 RECIPE = Path(__file__).parents[2] / "deploy/slurm/train.sbatch"
 TRAINING = [sys.executable, PROGRAMS / "accelerate_train.py"]
@@ -46,7 +46,7 @@ def until_ready(folder):
 def preempt(cluster, job):
     """Submit a job that takes the node, and let it end once the first one is queued again."""
     taker = cluster.submit("--partition=high", "--output=/dev/null", "--wrap=sleep 600")
-    cluster.until_state(job, "PENDING")
+    assert cluster.until_state(job, "PENDING", *ENDED) == "PENDING"
     cluster.until_state(taker, "RUNNING")
     cluster.run("scancel", taker)
 
@@ -70,9 +70,8 @@ def test_the_job_comes_back_by_itself_and_is_exact(interrupt, command, cluster, 
 
     interrupt(cluster, job)
 
-    ended = cluster.until_state(job, "COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED")
-    printed = (tmp_path / "output-0.txt").read_text()
-    assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), printed
+    ended = cluster.until_state(job, *ENDED)
+    assert (ended, cluster.restarts(job)) == ("COMPLETED", 1), (tmp_path / "output-0.txt").read_text()
     [left] = events_of(tmp_path, 0, "Leaving")
     assert left["durable"]
     assert resumed_steps(tmp_path, 0) == [left["step"]] == [11]
@@ -86,13 +85,5 @@ def test_a_job_that_is_canceled_stays_canceled(cluster, tmp_path):
 
     cluster.run("scancel", job)
 
-    in_queue = until(
-        lambda: (
-            (states := cluster.run("squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T"))
-            in ("CANCELLED", "PENDING")
-            and states
-        ),
-        "the job has ended or is queued again",
-    )
-    assert in_queue == "CANCELLED"
-    assert cluster.job(job)["Restarts"] == "0"
+    assert cluster.until_state(job, "PENDING", *ENDED) == "CANCELLED"
+    assert cluster.restarts(job) == 0
