@@ -100,6 +100,12 @@ class Cluster:
         words = ["squeue", "--noheader", "--states=all", f"--jobs={job}", "--format=%T"]
         return until(lambda: (state := self.run(*words)) in states and state, f"job {job} is {' or '.join(states)}")
 
+    def end_jobs(self):
+        """End what a test that failed has left. SLURM's own process of a job would outlive the daemons."""
+        for words in (["--full", "--signal=KILL"], []):  # those that run, then those that wait
+            self.run("scancel", f"--user={getpass.getuser()}", *words)
+        until(lambda: not self.run("squeue", "--noheader"), "all jobs have ended")
+
 
 def _unpacked():
     folder = ROOT / ".venv/share/slurm"
@@ -135,5 +141,6 @@ def slurm():
         node = [f"{programs}/slurmd-wlm", "-D", "-N", "node", "-d", f"{programs}/slurmstepd-wlm"]
         for words in ([f"{programs}/slurmctld-wlm", "-D"], node):
             stack.callback(kill_group, cluster.start(*words, log=folder / f"{Path(words[0]).name}.log"))
+        stack.callback(cluster.end_jobs)
         until(lambda: "idle" in cluster.run("sinfo", "--noheader", "--format=%T"), "the node is idle")
         yield cluster
