@@ -40,16 +40,24 @@ debian-venv:
 	apt-get update -qq
 	DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-venv
 
-# Servers for tests that only Debian has, so that `make demo` does not need them. They are unpacked, because installing them would start services.
-.PHONY: prometheus
+# Programs for tests that only Debian has, so that `make demo` does not need them. They are unpacked, because installing them would start services.
+# $(call unpack,FOLDER,PACKAGES,NEED); the target is in the last package.
+define unpack
+	@command -v apt-get >/dev/null || { echo "$(3)"; exit 0; }; \
+	mkdir -p $(venv)/share/$(1) && cd $(venv)/share/$(1) || exit 1; \
+	apt-get download -qq $(2) 2>/dev/null || { apt-get update -qq && apt-get download -qq $(2); } || exit 1; \
+	for each in $(2); do dpkg -x $${each}_*.deb . && rm $${each}_*.deb || exit 1; done
+endef
+
+.PHONY: prometheus slurm
 prometheus: $(venv)/share/prometheus/usr/bin/prometheus
+slurm: $(venv)/share/slurm/usr/sbin/slurmctld-wlm
 
 $(venv)/share/prometheus/usr/bin/prometheus: | $(installed)
-	@command -v apt-get >/dev/null || { echo "the tests of metrics need Prometheus and its Pushgateway in PATH"; exit 0; }; \
-	mkdir -p $(venv)/share/prometheus && cd $(venv)/share/prometheus || exit 1; \
-	apt-get download -qq prometheus prometheus-pushgateway 2>/dev/null \
-		|| { apt-get update -qq && apt-get download -qq prometheus prometheus-pushgateway; } || exit 1; \
-	for each in prometheus-pushgateway_*.deb prometheus_*.deb; do dpkg -x $$each . && rm $$each || exit 1; done
+	$(call unpack,prometheus,prometheus-pushgateway prometheus,the tests of metrics need Prometheus and its Pushgateway in PATH)
+
+$(venv)/share/slurm/usr/sbin/slurmctld-wlm: | $(installed)
+	$(call unpack,slurm,libhwloc15 libjson-c5 libnuma1 slurm-client slurm-wlm-basic-plugins slurmd slurmctld,the tests of SLURM need Debian)
 
 demo: setup  ## Preempt a real fine-tuning, resume it, compare it with one that was left alone
 	$(bin)/python examples/demo.py
@@ -86,7 +94,7 @@ bench: setup  ## What saves, restores and agreeing cost, beside others; figures 
 gpu: setup  ## The checks of the CUDA path on one GPU, under eight minutes; without a GPU a dry run with tiny states
 	$(bin)/python -m gpu --out gpu-output
 
-soak: setup prometheus  ## The tests with real processes, SOAK_ROUNDS times; stops at the first failure
+soak: setup prometheus slurm  ## The tests with real processes, SOAK_ROUNDS times; stops at the first failure
 	@for round in $$(seq $(SOAK_ROUNDS)); do \
 		echo "round $$round of $(SOAK_ROUNDS)"; \
 		$(bin)/python -m pytest -m 'not gpu' tests/unit/agreement tests/unit/resume/test_grammar.py tests/contract/hosts tests/multiprocess tests/drills || exit 1; \
