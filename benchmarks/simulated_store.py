@@ -1,0 +1,134 @@
+"""A store that keeps the names and sizes of objects, and records each request that S3 would get."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from bisect import bisect_left, insort
+from collections import Counter
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from spot_plugins.store.base import ObjectInfo, scatter
+
+PAGE_KEYS = 1000
+"""Keys in one answer to a LIST of S3."""
+
+
+FRESH_BYTES = 128 * 1024
+"""Size from which memory comes from the system, so that it is zero and takes no room before it is written."""
+
+_M_MMAP_THRESHOLD = -3  # of mallopt()
+
+
+class Request(NamedTuple):
+    """One request to the service."""
+
+    kind: str
+    """PUT, GET, LIST or DELETE."""
+    num_bytes: int
+    pool: str
+    """The name of the thread that sent it, without its number."""
+
+
+class SimulatedStore:
+    """
+    A store in which blobs are zeros that nobody holds. A reader brings new memory, which is zero already.
+
+    It answers at once. The seconds come from a replay of the requests, see :mod:`.replay`.
+    """
+
+    def __init__(self):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, FRESH_BYTES)
+        self._lock = threading.Lock()
+        self._sizes = {}
+        self._kept = {}
+        self._sorted = []
+        self.trace = []
+        """The requests that are recorded now."""
+        self.absent = {}
+        """Functions that return the bytes of JSON objects that were added without them, by key."""
+
+    @contextmanager
+    def recording(self):
+        """Yield a list of the requests that are sent within the ``with`` block."""
+        before, self.trace = self.trace, []
+        try:
+            yield self.trace
+        finally:
+            self.trace = before
+
+    def add(self, sizes):
+        """Add objects without a request, given their sizes by key. :attr:`absent` makes their bytes if they are read."""
+        self._sizes |= sizes
+        self._sorted = sorted(self._sizes)
+
+    def sizes(self, prefix):
+        """Return the sizes of the objects below *prefix* by key, without a request."""
+        return {key: self._sizes[key] for key in self._below(prefix)}
+
+    def peek(self, key):
+        """Return the bytes of a JSON object, without a request."""
+        return self._kept[key]
+
+    def put(self, key, data):
+        self._record("PUT", len(data))
+        with self._lock:
+            if key not in self._sizes:
+                insort(self._sorted, key)
+            self._sizes[key] = len(data)
+            if not key.endswith(".safetensors"):
+                self._kept[key] = bytes(data)
+
+    def put_if_absent(self, key, data):
+        if key in self._sizes:
+            self._record("PUT", len(data))
+            return False
+        self.put(key, data)
+        return True
+
+    def get(self, key):
+        memory = bytearray(self._sizes[key])
+        self.get_into(key, 0, [memoryview(memory)])
+        return bytes(memory)
+
+    def get_into(self, key, start, targets):
+        count = min(max(self._sizes[key] - start, 0), sum(target.nbytes for target in targets))
+        self._record("GET", count)
+        kept = self.absent[key]() if key in self.absent else self._kept.get(key)
+        if kept is not None:
+            return scatter(kept[start:], targets)
+        for target in targets:
+            if target.nbytes < FRESH_BYTES:
+                target[:] = bytes(target.nbytes)
+        return count
+
+    def keys(self, prefix):
+        with self._lock:
+            found = self._below(prefix)
+        for _ in range(max(1, -(-len(found) // PAGE_KEYS))):
+            self._record("LIST", 0)
+        return iter(found)
+
+    def objects(self, prefix):
+        return (ObjectInfo(key, self._sizes[key], 0.0) for key in self.keys(prefix))
+
+    def delete(self, key):
+        self._record("DELETE", 0)
+        with self._lock:
+            if self._sizes.pop(key, None) is not None:
+                del self._sorted[bisect_left(self._sorted, key)]
+                self._kept.pop(key, None)
+                self.absent.pop(key, None)
+
+    def _below(self, prefix):
+        return self._sorted[bisect_left(self._sorted, prefix) : bisect_left(self._sorted, prefix + "\U0010ffff")]
+
+    def _record(self, kind, num_bytes):
+        pool = threading.current_thread().name.partition("_")[0]
+        self.trace.append(Request(kind, num_bytes, pool))
+
+
+def counts(trace):
+    """Return the number of requests of each kind in *trace*."""
+    return Counter(request.kind for request in trace)
