@@ -24,7 +24,6 @@ import time
 from .replay import Service, replay
 from .report import Column, Report
 from .simulated_job import KEEP_LAST, SimulatedJob, Size
-from .simulated_store import counts
 
 COLUMNS = [
     Column("ranks", "ranks", "d"),
@@ -40,22 +39,20 @@ COLUMNS = [
 ]
 
 
-def measure(size, service):
+def measure(job, service):
     """Yield the name of each subject and its figures."""
-    job = SimulatedJob(size)
     yield "prove", replay(job.prove(), service)
     yield "claim", replay(job.claim(), service)
     job.begin()
     for step in range(1, KEEP_LAST + 2):
         job.save(step)
-        job.merge(step)
     yield "save", replay(job.save(KEEP_LAST + 2), service)
     yield "merge", replay(job.merge(KEEP_LAST + 2), service)
     job.claim()
     yield "begin", replay(job.begin(), service)
     found = job.discover()
     yield "discover", replay(found, service)
-    yield "prefetch", replay([(trace, size.world_size) for trace, _ in found], service)
+    yield "prefetch", replay([(trace, job.size.world_size) for trace, _ in found], service)
     yield "resume", replay(job.resume(), service)
 
 
@@ -100,7 +97,7 @@ def run(arguments):
     for world_size in arguments.ranks:
         size = Size(world_size, int(arguments.tb * 1e12), arguments.tensors, arguments.replicated)
         started = time.monotonic()
-        for name, replayed in measure(size, service):
+        for name, replayed in measure(SimulatedJob(size), service):
             report.rows.append(row_of(name, size, replayed, service))
             print(f"{world_size} ranks, {name}: done after {time.monotonic() - started:.0f} s", flush=True)
     return report

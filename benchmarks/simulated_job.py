@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import mmap
 import time
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 
@@ -19,7 +20,6 @@ from spot_plugins.config import SpotConfig
 from spot_plugins.eventlog.pusher_log import PusherLog
 from spot_plugins.eventlog.records import Record, TrainingBegan, body_of
 from spot_plugins.events import Committed, EventBus
-from spot_plugins.format.attempts import claim_attempt
 from spot_plugins.format.boxes import Box, ShardBoxes, whole
 from spot_plugins.format.commit import committed_steps, merge_manifests
 from spot_plugins.format.keys import StepId, blob_key, parse_rank_manifest_key, rank_manifest_key
@@ -28,7 +28,9 @@ from spot_plugins.push.frozen_watch import FrozenWatch
 from spot_plugins.push.messages import BlobImage, PushJob, PushSettings
 from spot_plugins.push.step_push import StepPush, Ways
 from spot_plugins.ranks import Gathered, Job
+from spot_plugins.resume.join import _claim
 from spot_plugins.resume.newest import load_newest
+from spot_plugins.resume.salvage import salvage
 from spot_plugins.save.layout import plan_layout
 from spot_plugins.state import Shard, encode
 from spot_plugins.state.live_tensor import LiveTensor
@@ -95,7 +97,7 @@ class SimulatedJob:
     def claim(self):
         """Claim an attempt on rank 0."""
         with self.store.recording() as trace:
-            self.attempt = claim_attempt(self.store, b"{}")
+            self.attempt = _claim(self.store, self.size.world_size)
         return [(trace, 1)]
 
     def begin(self):
@@ -116,11 +118,8 @@ class SimulatedJob:
 
     def merge(self, step):
         """Merge the manifests of *step* on rank 0, after all ranks have committed."""
-        with self.store.recording() as trace:
-            try:
-                assert merge_manifests(self.store, StepId(step, self.attempt), self.size.world_size)
-            except ManifestError:  # the copy would be too large
-                pass
+        with self.store.recording() as trace, suppress(ManifestError):  # the copy would be too large
+            assert merge_manifests(self.store, StepId(step, self.attempt), self.size.world_size)
         return [(trace, 1)]
 
     def discover(self):
@@ -204,7 +203,9 @@ class SimulatedJob:
         def want(name, shape):
             return None if self.size.is_replicated else shards[name.rpartition("/")[2]]
 
-        loaded = load_newest(self.store, None, "", Job(ranks, ranks), EventBus(print), want)
+        job = Job(ranks, ranks)
+        salvage(self.store, None, job, self.attempt, EventBus())
+        loaded = load_newest(self.store, None, "", job, EventBus(print), want)
         assert loaded.step_id == self.newest.step_id
 
     def _state(self, rank):
@@ -216,7 +217,9 @@ class SimulatedJob:
     def _zeros(self, num_bytes):
         """Return memory that is zero and takes no room, because nobody writes to it."""
         if len(self._memory) < num_bytes:
-            self._memory = memoryview(mmap.mmap(-1, num_bytes))
+            mapped = mmap.mmap(-1, num_bytes, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            mapped.madvise(mmap.MADV_HUGEPAGE)  # fewer page faults
+            self._memory = memoryview(mapped)
         return self._memory
 
     def _add_alike(self, prefix):
@@ -284,8 +287,5 @@ def _alike(manifest, rank, size):
         blobs=tuple(
             replace(blob, key=blob_key(manifest.step_id, rank, index)) for index, blob in enumerate(manifest.blobs)
         ),
-        tensors=tuple(
-            replace(each, offsets=(each.offsets[0] + moved, *each.offsets[1:]))
-            for each in manifest.tensors
-        ),
+        tensors=tuple(replace(each, offsets=(each.offsets[0] + moved, *each.offsets[1:])) for each in manifest.tensors),
     ).encode()

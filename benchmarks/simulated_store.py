@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from spot_plugins.store.base import ObjectInfo, scatter
+from spot_plugins.store.put_if_absent import ConditionalPuts
 
 PAGE_KEYS = 1000
 """Keys in one answer to a LIST of S3."""
@@ -41,6 +42,7 @@ class SimulatedStore:
     def __init__(self):
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, FRESH_BYTES)
         self._lock = threading.Lock()
+        self._conditional = ConditionalPuts()
         self._sizes = {}
         self._kept = {}
         self._sorted = []
@@ -59,7 +61,7 @@ class SimulatedStore:
             self.trace = before
 
     def add(self, sizes):
-        """Add objects without a request, given their sizes by key. :attr:`absent` makes their bytes if they are read."""
+        """Add objects without a request, given their sizes by key. :attr:`absent` has the bytes of those with JSON."""
         self._sizes |= sizes
         self._sorted = sorted(self._sizes)
 
@@ -81,11 +83,7 @@ class SimulatedStore:
                 self._kept[key] = bytes(data)
 
     def put_if_absent(self, key, data):
-        if key in self._sizes:
-            self._record("PUT", len(data))
-            return False
-        self.put(key, data)
-        return True
+        return self._conditional.put(key, lambda: self._create(key, data))
 
     def get(self, key):
         memory = bytearray(self._sizes[key])
@@ -120,6 +118,13 @@ class SimulatedStore:
                 del self._sorted[bisect_left(self._sorted, key)]
                 self._kept.pop(key, None)
                 self.absent.pop(key, None)
+
+    def _create(self, key, data):
+        if key in self._sizes:
+            self._record("PUT", len(data))
+            return False
+        self.put(key, data)
+        return True
 
     def _below(self, prefix):
         return self._sorted[bisect_left(self._sorted, prefix) : bisect_left(self._sorted, prefix + "\U0010ffff")]
