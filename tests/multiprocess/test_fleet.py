@@ -34,7 +34,12 @@ from spot_plugins.store import ObstoreStore, probe
 SERVICE = Service(
     latency_s=0.1, bytes_per_s=9e7, writes_per_s=3500, reads_per_s=5500, usd_per_write=5e-6, usd_per_read=4e-7
 )
-SIZES = [Size(8, 8 * 64 * 4096, 4), Size(16, 16 * 64 * 4096, 4), Size(8, 64 * 4096, 2, True), Size(16, 64 * 4096, 2, True)]
+SIZES = [
+    Size(8, 8 * 64 * 4096, 4),
+    Size(16, 16 * 64 * 4096, 4),
+    Size(8, 64 * 4096, 2, True),
+    Size(16, 64 * 4096, 2, True),
+]
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
