@@ -121,6 +121,11 @@ class SimulatedJob:
             self._add_alike(StepId(step, self.attempt).prefix)
         return groups + self._by_all(lambda rank: self._log(rank, Committed(step=step, num_bytes=1, push_s=1.0)))
 
+    def repeat(self, step, new_step):
+        """Add the objects of *new_step*, as if it had been saved as *step* was. Nothing of them can be read."""
+        old, new = (StepId(each, self.attempt).prefix for each in (step, new_step))
+        self.store.add({key.replace(old, new): num_bytes for key, num_bytes in self.store.sizes(old).items()})
+
     def merge(self, step):
         """Merge the manifests of *step* on rank 0, after all ranks have committed."""
         with self.store.recording() as trace, suppress(ManifestError):  # the copy would be too large
