@@ -6,8 +6,9 @@ ranks on a virtual clock, against a service with a latency, a speed per connecti
 
 - *prove*: at the start of an attempt every rank proves the store.
 - *claim*: rank 0 claims the number of the attempt.
-- *save*: every rank pushes its share, and rank 0 prunes the oldest step, when the store holds as many as it keeps.
-- *merge*: rank 0 copies the manifests of all ranks to one object.
+- *save*: every rank pushes its share and commits it.
+- *prune*: rank 0 removes the oldest step, because the store has as many as it keeps.
+- *merge*: rank 0 copies the manifests of all ranks to one object, unless they are too large together.
 - *begin*: every pusher process of a second attempt looks for frozen blobs, and begins its event log.
 - *discover*: the newest committed step is found.
 - *prefetch*: every rank finds it by itself, before the ranks know of each other.
@@ -48,6 +49,7 @@ def measure(job, service):
     for step in range(2, KEEP_LAST + 2):
         job.repeat(1, step)
     yield "save", replay(job.save(KEEP_LAST + 2), service)
+    yield "prune", replay(job.prune(), service)
     yield "merge", replay(job.merge(KEEP_LAST + 2), service)
     job.claim()
     yield "begin", replay(job.begin(), service)

@@ -92,6 +92,7 @@ class SimulatedJob:
         self._is_full = is_full
         self._logs = {}
         self._memory = memoryview(b"")
+        self._pruning = []
         self._made = {}
         self._making = threading.Lock()
 
@@ -112,14 +113,22 @@ class SimulatedJob:
         return groups
 
     def save(self, step):
-        """Push *step* on every rank. Rank 0 prunes after its commit."""
+        """Push *step* on every rank, until it is committed."""
         push = partial(self._push, step)
         if self.size.is_replicated:
             groups = [group for rank in range(self.size.world_size) for group in self._traced(push, rank, 1)]
         else:
             groups = self._by_all(push)
             self._add_alike(StepId(step, self.attempt).prefix)
+        first, num_ranks = groups[0]
+        end = 2 + max(number for number, each in enumerate(first) if each.kind == "PUT")  # it looks for a newer attempt
+        self._pruning = first[end:]
+        groups[0] = (first[:end], num_ranks)
         return groups + self._by_all(lambda rank: self._log(rank, Committed(step=step, num_bytes=1, push_s=1.0)))
+
+    def prune(self):
+        """Return what rank 0 has asked for to prune the oldest step, after its commit in the last save."""
+        return [(self._pruning, 1)]
 
     def repeat(self, step, new_step):
         """Add the objects of *new_step*, as if it had been saved as *step* was. Nothing of them can be read."""
@@ -197,7 +206,7 @@ class SimulatedJob:
 
     def _push(self, step, rank):
         document, live = self._state(rank)
-        layout = plan_layout(live, rank)
+        layout = plan_layout(live, rank, grows=True)  # as with obstore
         images = [BlobImage(buffer=0, offset=offset, num_bytes=size) for offset, size in layout.blobs]
         job = PushJob(step=step, blobs=tuple(images), tensors=layout.slices, state=document)
         memory = self._zeros(layout.num_bytes)

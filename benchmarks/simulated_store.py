@@ -67,20 +67,21 @@ class SimulatedStore:
 
     def sizes(self, prefix):
         """Return the sizes of the objects below *prefix* by key, without a request."""
-        return {key: self._sizes[key] for key in self._below(prefix)}
+        with self._lock:
+            return {key: self._sizes[key] for key in self._below(prefix)}
 
     def peek(self, key):
         """Return the bytes of a JSON object, without a request."""
         return self._kept[key]
 
     def put(self, key, data):
-        self._record("PUT", len(data))
         with self._lock:
             if key not in self._sizes:
                 insort(self._sorted, key)
             self._sizes[key] = len(data)
             if not key.endswith(".safetensors"):
                 self._kept[key] = bytes(data)
+        self._record("PUT", len(data))
 
     def put_if_absent(self, key, data):
         return self._conditional.put(key, lambda: self._create(key, data))

@@ -20,7 +20,6 @@ from benchmarks.fleet import measure
 from benchmarks.replay import Service, replay
 from benchmarks.simulated_job import KEEP_LAST, OWN, SEGMENT, SimulatedJob, Size
 from benchmarks.simulated_store import Request
-
 from spot_plugins.events import EventBus
 from spot_plugins.format.commit import committed_steps, merge_manifests
 from spot_plugins.format.keys import StepId
@@ -136,7 +135,7 @@ def test_a_server_gets_as_many_requests_as_the_simulation_counts(size, s3_server
         assert real.claim() == num_simulated(simulated.claim())
         simulated.begin()
         for step in range(1, KEEP_LAST + 3):
-            assert real.save(step) == num_simulated(simulated.save(step)), step
+            assert real.save(step) == num_simulated([*simulated.save(step), *simulated.prune()]), step
         assert real.merge(step) == num_simulated(simulated.merge(step))
         assert real.discover() == num_simulated(simulated.discover())
         assert real.resume() == num_simulated(simulated.resume())
