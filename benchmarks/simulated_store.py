@@ -9,6 +9,8 @@ from collections import Counter
 from contextlib import contextmanager
 from typing import NamedTuple
 
+import numpy as np
+
 from spot_plugins.store.base import ObjectInfo, scatter
 from spot_plugins.store.put_if_absent import ConditionalPuts
 
@@ -17,7 +19,7 @@ PAGE_KEYS = 1000
 
 
 FRESH_BYTES = 128 * 1024
-"""Size from which memory comes from the system, so that it is zero and takes no room before it is written."""
+"""Size from which memory mostly comes from the system, so that it is zero and takes no room before it is written."""
 
 _M_MMAP_THRESHOLD = -3  # of mallopt()
 
@@ -98,7 +100,7 @@ class SimulatedStore:
         if kept is not None:
             return scatter(kept[start:], targets)
         for target in targets:
-            if target.nbytes < FRESH_BYTES:
+            if np.frombuffer(target, np.uint8).any():  # memory that was used before
                 target[:] = bytes(target.nbytes)
         return count
 
