@@ -25,6 +25,7 @@ import time
 from .replay import Service, replay
 from .report import Column, Report
 from .simulated_job import KEEP_LAST, SimulatedJob, Size
+from .simulated_store import keep_memory_fresh
 
 COLUMNS = [
     Column("ranks", "ranks", "d"),
@@ -96,6 +97,7 @@ def run(arguments):
         usd_per_read=arguments.usd_per_1000_reads / 1000,
     )
     settings = {name: value for name, value in vars(arguments).items() if name not in ("verb", "out")}
+    keep_memory_fresh()
     report = Report("fleet", settings, COLUMNS)
     for world_size in arguments.ranks:
         size = Size(world_size, int(arguments.tb * 1e12), arguments.tensors, arguments.replicated)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import threading
 from bisect import bisect_left, insort
-from collections import Counter
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -18,10 +17,8 @@ PAGE_KEYS = 1000
 """Keys in one answer to a LIST of S3."""
 
 
-FRESH_BYTES = 128 * 1024
-"""Size from which memory mostly comes from the system, so that it is zero and takes no room before it is written."""
-
 _M_MMAP_THRESHOLD = -3  # of mallopt()
+_FRESH_BYTES = 128 * 1024  # the threshold of glibc, which it would raise with time
 
 
 class Request(NamedTuple):
@@ -34,15 +31,19 @@ class Request(NamedTuple):
     """The name of the thread that sent it, without its number."""
 
 
+def keep_memory_fresh():
+    """Let large memory come from the system each time, so that it is zero and takes no room before it is written."""
+    ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _FRESH_BYTES)
+
+
 class SimulatedStore:
     """
-    A store in which blobs are zeros that nobody holds. A reader brings new memory, which is zero already.
+    A store in which blobs are zeros that nobody holds. Memory of a reader that is zero already is not written.
 
     It answers at once. The seconds come from a replay of the requests, see :mod:`.replay`.
     """
 
     def __init__(self):
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, FRESH_BYTES)
         self._lock = threading.Lock()
         self._conditional = ConditionalPuts()
         self._sizes = {}
@@ -89,18 +90,20 @@ class SimulatedStore:
         return self._conditional.put(key, lambda: self._create(key, data))
 
     def get(self, key):
-        memory = bytearray(self._sizes[key])
+        memory = bytearray(self._sizes.get(key, 0))
         self.get_into(key, 0, [memoryview(memory)])
         return bytes(memory)
 
     def get_into(self, key, start, targets):
-        count = min(max(self._sizes[key] - start, 0), sum(target.nbytes for target in targets))
+        count = min(max(self._sizes.get(key, 0) - start, 0), sum(target.nbytes for target in targets))
         self._record("GET", count)
+        if key not in self._sizes:
+            raise KeyError(key)
         kept = self.absent[key]() if key in self.absent else self._kept.get(key)
         if kept is not None:
             return scatter(kept[start:], targets)
         for target in targets:
-            if np.frombuffer(target, np.uint8).any():  # memory that was used before
+            if target.nbytes and np.frombuffer(target, np.uint8).any():  # it was used before
                 target[:] = bytes(target.nbytes)
         return count
 
@@ -135,8 +138,3 @@ class SimulatedStore:
     def _record(self, kind, num_bytes):
         pool = threading.current_thread().name.partition("_")[0]
         self.trace.append(Request(kind, num_bytes, pool))
-
-
-def counts(trace):
-    """Return the number of requests of each kind in *trace*."""
-    return Counter(request.kind for request in trace)
