@@ -48,6 +48,9 @@ KEEP_LAST = SpotConfig(url="file:///run", every_steps=1).keep_last
 SEGMENT = "spot-segment"
 """The thread that puts the event log."""
 
+LOG_S = 300.0
+"""Longest wait for a put of the event log, which a thread of its own makes."""
+
 OWN = {"text": "x" * 2000}
 """The random streams, schedulers and positions of a rank, as large as those of a training."""
 
@@ -200,8 +203,11 @@ class SimulatedJob:
         """Record *entry*, with which the log is put, and wait for the put."""
         trace = self.store.trace
         num_puts = sum(each == "PUT" for each in map(_log_kind, trace))
+        deadline = time.monotonic() + LOG_S
         self._logs[rank].add([body_of(Record(0.0, 0.0, entry))])
         while sum(each == "PUT" for each in map(_log_kind, trace)) == num_puts:
+            if time.monotonic() > deadline:
+                raise TimeoutError(f"the event log of rank {rank} was not put within {LOG_S:.0f} s")
             time.sleep(0.0005)
 
     def _push(self, step, rank):
