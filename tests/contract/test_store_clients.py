@@ -465,3 +465,23 @@ def test_check_writable_lets_a_passing_failure_pass(store, proxy):
 
     with pytest.raises(StoreError):
         check_writable(store)
+
+
+def test_a_listing_asks_for_its_prefix_alone(s3_server):
+    """
+    Each of 1,100 ranks lists its own objects in a folder of all ranks. That is one page, and not both that there are.
+    """
+    url = f"{s3_server.create_bucket('pages')}/run"
+    with FaultProxy(s3_server.endpoint_url) as proxy:
+        store = ObstoreStore(url, s3_server.storage_options(endpoint_url=proxy.endpoint_url))
+        keys = [f"events/000001-{rank:05d}-000000.jsonl" for rank in range(1100)]
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(lambda key: store.put(key, b"x"), keys))
+
+        for rank in (0, 550, 1099):
+            before = proxy.num_requests
+            assert list(store.keys(f"events/000001-{rank:05d}-")) == [keys[rank]]
+            assert proxy.num_requests - before == 1, rank
+        before = proxy.num_requests
+        assert list(store.keys("events/")) == keys
+        assert proxy.num_requests - before >= 2

@@ -270,6 +270,23 @@ def small_disk(folder, num_bytes):
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
+def test_the_blobs_of_a_large_state_grow(start, monkeypatch):
+    """
+    A service takes money for each put, so a session on S3 has fewer and larger blobs for a state of many.
+    """
+    monkeypatch.setattr(layout, "MAX_BLOB_BYTES", 100_000)
+    monkeypatch.setattr(layout, "MAX_SLICE_BYTES", 50_000)
+    monkeypatch.setattr(layout, "NUM_LARGE_BLOBS", 2)
+    training = start()
+    training.run()
+    training.heard.wait(Committed, step=training.step)
+    sizes = [each.num_bytes for each in training.store.objects("steps/") if each.key.endswith(".safetensors")]
+    training.finish()
+
+    assert sum(sizes) > 4 * NUM_FLOATS > 400_000
+    assert len(sizes) <= 3
+
+
 def test_a_full_local_disk_is_told_and_cleaned_up(start, tmp_path, monkeypatch):
     """
     Two copies fit and a third does not: an event says that the disk is full, the step is committed from memory, no

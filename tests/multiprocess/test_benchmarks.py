@@ -52,6 +52,13 @@ RUNS = {
         {"spot_plugins board, 2 ranks", "all-reduce, 2 ranks", "empty call, 2 ranks"},
     ),
     "scale": (["--ranks", "4"], {"memory, 4 ranks", "S3, 4 ranks"}),
+    "fleet": (
+        ["--ranks", "4", "--tb", "1e-6", "--tensors", "4"],
+        {
+            f"{subject}, 4 ranks"
+            for subject in ("prove", "claim", "save", "prune", "merge", "begin", "discover", "prefetch", "resume")
+        },
+    ),
     "board": (["--ranks", "4", "--seconds", "0.5"], {"4 ranks"}),
     "interruptions": (
         ["--ranks", "1", "--cases", "step", "--steps", "40", "--step-ms", "1", "--evaluation", "20"],
@@ -65,12 +72,13 @@ FIGURES = {  # that spot_plugins has in each
     "restore": {"warm_s", "s3_s", "session_s", "warm_to_floor", "s3_to_floor"},
     "agree": {"quiet_median_us", "notice_median_s"},
     "scale": {"commit", "discover", "prune"},
+    "fleet": {"put", "seconds", "usd"},
     "board": {"share_of_core", "exchange_s"},
     "interruptions": {"codes", "leaves_s", "lost", "after"},
 }
 
 
-LONG = {"stall on two ranks", "overhead", "durable", "agree", "interruptions"}
+LONG = {"stall on two ranks", "overhead", "durable", "agree", "fleet", "interruptions"}
 """Runs that are left to the soak."""
 
 

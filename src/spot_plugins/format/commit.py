@@ -155,14 +155,18 @@ def merge_manifests(store: ObjectStore, step_id: StepId, world_size: int) -> boo
     """
     check_newest(store, step_id.attempt)
     keys = [rank_manifest_key(step_id, rank, world_size) for rank in range(world_size)]
-    if not set(keys).issubset(store.keys(step_id.prefix)):
+    sizes = {each.key: each.num_bytes for each in store.objects(step_id.prefix)}
+    if not sizes.keys() >= set(keys):
         return False
+    too_large = ManifestError(f"the manifests of {world_size} ranks have too many bytes for a copy")
+    if sum(sizes[key] for key in keys) > MAX_MANIFEST_BYTES:  # before they are read, which could take gigabytes
+        raise too_large
     merged = bytearray()
     with ThreadPoolExecutor(NUM_GETS, thread_name_prefix="spot-merge") as pool:
         # As many as are read at once have no more bytes than the copy. An error cancels what has not begun.
         for rank, data in enumerate(pool.map(lambda key: _get(store, key, MAX_MANIFEST_BYTES // NUM_GETS), keys)):
             merged += _decode(data, step_id, rank, world_size).encode()
             if len(merged) > MAX_MANIFEST_BYTES:
-                raise ManifestError(f"the manifests of {world_size} ranks have too many bytes for a copy")
+                raise too_large
     store.put(merged_manifest_key(step_id), bytes(merged))
     return True

@@ -13,7 +13,7 @@ from .commit import committed_steps
 from .kept import kept_ids
 from .keys import STEPS_PREFIX, StepId, parse_rank_manifest_key, parse_step_id
 
-NUM_DELETES: Final = 8  # concurrent requests
+NUM_DELETES: Final = 32  # concurrent requests: the next step is not pushed before rank 0 has deleted an old one
 
 
 def removable(

@@ -35,6 +35,8 @@ NUM_WRITES: Final = 2  # one is written while another one is forced to disk
 LOCAL_STEPS: Final = 2  # the newest may still be incomplete on another rank, so the one before stays
 STALL_S: Final = 60.0
 """Time without a finished blob after which the disk is given up."""
+SLOWEST_BYTES_PER_S: Final = 4 * 1024**2
+"""A disk that writes a blob at this speed is not given up, however large the blob is."""
 PRUNE_S: Final = 5.0
 """Longest wait for the removal of old copies after a step is written. The next step cannot be written before it."""
 
@@ -117,6 +119,7 @@ class LocalWrite:
         self._is_decided = False
         self._is_free = False
         self._progressed_at = time.monotonic()
+        self._stall_s = max(STALL_S, max(map(len, seals.images), default=0) / SLOWEST_BYTES_PER_S)
         self._work: Future[None] | None = None
         try:
             self._work = disk.begin(self._write)
@@ -144,13 +147,13 @@ class LocalWrite:
         reason = ""
         with self._changed:
             while not (self._work.done() or reason):
-                now, stalls_at = time.monotonic(), self._progressed_at + STALL_S
+                now, stalls_at = time.monotonic(), self._progressed_at + self._stall_s
                 if now >= stalls_at:
-                    reason = f"the local disk has finished no blob for {STALL_S:.0f} s"
+                    reason = f"the local disk has finished no blob for {self._stall_s:.0f} s"
                 elif now >= latest + self._prune_s or (self._is_free and spare_s is not None):
                     reason = "the local disk is slower than the store, which has the step"
                 else:
-                    # wait: STALL_S without a finished blob; the disk is given up
+                    # wait: _stall_s without a finished blob; the disk is given up
                     self._changed.wait(min(latest + self._prune_s, stalls_at) - now)
         if reason:
             self._decide(reason)

@@ -86,6 +86,7 @@ class BoardServer:
         self._clock = AwakeClock()
         self._waker, wakened = map(keep, socket.socketpair())
         self._closing = False
+        self._encoded: tuple[Found, bytes] | None = None  # the last answer, which all ranks get in an exchange
         self._selector = selectors.DefaultSelector()
         self._selector.register(listener, selectors.EVENT_READ)
         self._selector.register(wakened, selectors.EVENT_READ)
@@ -206,9 +207,7 @@ class BoardServer:
             case ["ask", int(number), str(name), int() | None as num_ranks, bool(waits)]:
 
                 def answer(found: Found) -> None:
-                    ranks, ended = json.dumps(list(found.texts)), json.dumps(found.ended)
-                    text = f"[{number},{ranks},[{','.join(found.texts.values())}],{ended}]"
-                    self._send(connection, framed(text.encode()))
+                    self._send(connection, framed(f"[{number},".encode() + self._encode(found)))
 
                 self._notes.ask(Question(name, num_ranks, answer), waits=waits)
             case ["bye"]:
@@ -217,6 +216,13 @@ class BoardServer:
                 self._notes.end(connection.rank, LEFT, is_lost=False)
             case _:
                 raise FrameError(f"a frame that is not known: {str(frame)[:80]}")
+
+    def _encode(self, found: Found) -> bytes:
+        """Return the answer *found* without its beginning, the number of the question."""
+        if self._encoded is None or self._encoded[0] is not found:
+            ranks, ended = json.dumps(list(found.texts)), json.dumps(found.ended)
+            self._encoded = found, f"{ranks},[{','.join(found.texts.values())}],{ended}]".encode()
+        return self._encoded[1]
 
     def _let_in(self, connection: Connection, secret: str, rank: int) -> None:
         if not hmac.compare_digest(secret.encode(), self._secret.encode()) or rank not in self._missing:

@@ -67,6 +67,8 @@ class Membership:
     """The limit for all work on the two directories."""
     attempt: int
     """Number of this attempt, counted from 1."""
+    takes_large_puts: bool = False
+    """True if the store takes large objects in one request, straight from memory."""
 
 
 def join_run(config: SpotConfig, job: Job, bus: EventBus, patience: Patience) -> tuple[Membership, Pusher]:
@@ -131,6 +133,7 @@ def _open(config: SpotConfig, job: Job, patience: Patience) -> Membership:
         scratch=scratch,
         disk=disk,
         attempt=0,
+        takes_large_puts=store.takes_large_puts,
     )
 
 

@@ -19,6 +19,8 @@ from ..state.dtypes import DTYPES
 from ..state.live_tensor import LiveTensor
 
 MAX_BLOB_BYTES: Final = 64 * 1024**2  # one whole-object put, no multipart upload to leave behind
+LARGE_BLOB_BYTES: Final = 1024**3  # S3 takes 5 GiB in one put, and a put that fails is repeated from its start
+NUM_LARGE_BLOBS: Final = 8  # as many as are put at a time, so that those in memory are never more than the state
 MAX_SLICE_BYTES: Final = 8 * 1024**2  # a rank that needs a single row reads and verifies this much
 EVERYWHERE_BYTES: Final = 64  # a counter of steps, say: not worth a look into another rank's manifest
 BLOB_ALIGNMENT: Final = 4096  # O_DIRECT and page-wise mapping of single blobs want it
@@ -86,13 +88,14 @@ def signature(tensors: Mapping[str, LiveTensor]) -> Hashable:
     return tuple((name, live.tensor.dtype, live.tensor.shape, live.boxes) for name, live in tensors.items())
 
 
-def plan_layout(tensors: Mapping[str, LiveTensor], rank: int) -> Layout:
+def plan_layout(tensors: Mapping[str, LiveTensor], rank: int, *, grows: bool = False) -> Layout:
     """
     Decide which slices *rank* stores, and their positions.
 
     Args:
         tensors: All that this rank holds, by name. All holders of a piece must have it under the same name.
         rank: This rank.
+        grows: Whether blobs grow with the state, because a service takes money and time for each.
 
     Returns:
         The layout. Over all ranks, the slices of a shared tensor cover it exactly once; but a tiny one is stored by
@@ -102,12 +105,13 @@ def plan_layout(tensors: Mapping[str, LiveTensor], rank: int) -> Layout:
     # safetensors allows no gaps: the widest types first, so that each tensor is aligned to its own type
     pieces = [cut for piece in pieces for cut in _split(piece)]
     pieces.sort(key=lambda piece: -piece.live.tensor.element_size())
+    max_bytes = _max_blob_bytes(sum(piece.num_bytes for piece in pieces)) if grows else MAX_BLOB_BYTES
     blobs: list[tuple[int, int]] = []
     headers: list[bytes] = []
     slices: list[TensorSlice] = []
     origins: list[Origin] = []
     end = 0
-    for group in _fill_blobs(pieces):
+    for group in _fill_blobs(pieces, max_bytes):
         header = _header(group)
         offset = -(-end // BLOB_ALIGNMENT) * BLOB_ALIGNMENT
         position = len(header)
@@ -167,12 +171,20 @@ def _split(piece: _Piece) -> Iterator[_Piece]:
         yield piece.rows(start, min(step, rows - start))
 
 
-def _fill_blobs(pieces: list[_Piece]) -> Iterator[list[_Piece]]:
+def _max_blob_bytes(num_bytes: int) -> int:
+    """Return the size of the blobs of a rank that stores *num_bytes*: small states have blobs of the smallest size."""
+    if num_bytes <= NUM_LARGE_BLOBS * MAX_BLOB_BYTES:
+        return MAX_BLOB_BYTES
+    # A blob may miss a slice to be full.
+    return min(num_bytes // NUM_LARGE_BLOBS + 2 * MAX_SLICE_BYTES, LARGE_BLOB_BYTES)
+
+
+def _fill_blobs(pieces: list[_Piece], max_bytes: int) -> Iterator[list[_Piece]]:
     group: list[_Piece] = []
     size = _HEADER_BYTES
     for piece in pieces:
         added = _entry_bytes(piece) + piece.num_bytes
-        if group and size + added > MAX_BLOB_BYTES:
+        if group and size + added > max_bytes:
             yield group
             group, size = [], _HEADER_BYTES
         group.append(piece)

@@ -41,6 +41,8 @@ class Saver:
         pusher: Gets the staged steps.
         bus: Gets the events.
         max_bytes: Most host memory that staged steps may take on this rank. None: room for two steps.
+        grows_blobs: Whether the blobs of a large state are larger. Those of frozen tensors, whose names are their
+            hashes, stay as they are.
     """
 
     def __init__(
@@ -50,6 +52,8 @@ class Saver:
         pusher: Pusher,
         bus: EventBus,
         max_bytes: int | None = None,
+        *,
+        grows_blobs: bool = False,
     ) -> None:
         self._parts = parts
         self._ranks = ranks
@@ -57,6 +61,7 @@ class Saver:
         self._bus = bus
         self._copier = Copier()
         self._buffers = Buffers(pusher, max_bytes, self._copier.do)
+        self._grows_blobs = grows_blobs
         self._overlaps = True
         self._layouts: dict[bool, tuple[Hashable, Layout]] = {}
         self._frozen_sets = FrozenSets()
@@ -214,6 +219,6 @@ class Saver:
         new = signature(live)
         known, layout = self._layouts.get(frozen, (None, None))
         if layout is None or new != known:
-            layout = plan_layout(live, self._ranks.rank)
+            layout = plan_layout(live, self._ranks.rank, grows=self._grows_blobs and not frozen)
             self._layouts[frozen] = new, layout
         return layout

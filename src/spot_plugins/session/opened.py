@@ -90,7 +90,7 @@ def join_and_build(
     with early:
         run, pusher = join_run(config, job, bus, Patience(lambda text: lines.say(text, logging.WARNING), early.wait))
     stack.callback(pusher.close)  # once more below, in the right order
-    saver = Saver(registry, job.ranks, pusher, bus, config.buffer_bytes)
+    saver = Saver(registry, job.ranks, pusher, bus, config.buffer_bytes, grows_blobs=run.takes_large_puts)
     fingerprints = recorder_of(run.scratch, run.disk, run.attempt, job, bus, pusher.file_way.share, live_folder(config))
     stack.callback(fingerprints.close)
     registry.add(PART, fingerprints)

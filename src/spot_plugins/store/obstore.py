@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from .base import ObjectInfo, scatter
@@ -117,22 +118,29 @@ class ObstoreStore:
         directory = prefix.rpartition("/")[0]
         if directory and not is_object_key(directory):
             return iter(())
-        import obstore
+        import obstore.store
 
         with as_store_errors("list", prefix, self._secrets):
             client = self._open().timed
             # obstore takes only whole folders as prefix, so the rest of the prefix is compared below.
             folder = "/".join(filter(None, (self._root, directory)))
-            start = self._path("")
+            start, first = self._path(""), self._path(prefix)
+            # A folder may have thousands of pages. Services that list in order are asked for those of the prefix alone.
+            is_ordered = isinstance(client, (obstore.store.S3Store, obstore.store.GCSStore))
+            rest = prefix.rpartition("/")[2]
+            offset = first[:-1] if is_ordered and len(rest) > 1 else None
             found = []
-            for page in obstore.list(client, prefix=folder or None):
-                for entry in page:
-                    path = entry["path"]
-                    # Consoles mark a folder by an empty object whose name ends in a slash. obstore drops the slash, so
-                    # an empty object counts only if it exists under the name without one.
-                    if path.startswith(start + prefix) and (entry["size"] or _exists(client, path)):
-                        key, modified_at = path.removeprefix(start), entry["last_modified"].timestamp()
-                        found.append(ObjectInfo(key, entry["size"], modified_at))
+            for entry in chain.from_iterable(obstore.list(client, prefix=folder or None, offset=offset)):
+                path = entry["path"]
+                # Consoles mark a folder by an empty object whose name ends in a slash. obstore drops the slash, so an
+                # empty object counts only if it exists under the name without one.
+                if path.startswith(first) and (entry["size"] or _exists(client, path)):
+                    key, modified_at = path.removeprefix(start), entry["last_modified"].timestamp()
+                    found.append(ObjectInfo(key, entry["size"], modified_at))
+                # Of the name in the folder, because some servers list "a/b" before "a-b".
+                name = path.removeprefix(first.removesuffix(rest)).partition("/")[0]
+                if is_ordered and rest and name > rest and not name.startswith(rest):
+                    break
             return iter(sorted(each for each in found if is_object_key(each.key)))
 
     def delete(self, key: str) -> None:

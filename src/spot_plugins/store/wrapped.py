@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from ..errors import StoreError
 from .base import ObjectInfo, ObjectStore
+from .obstore import ObstoreStore
 from .retry import Patience
 
 _T = TypeVar("_T")
@@ -67,6 +68,11 @@ class RenewedStore(Wrapped):
 
     def __repr__(self) -> str:
         return repr(self._store)
+
+    @property
+    def takes_large_puts(self) -> bool:
+        """True if a put of a large object is one request and makes no copy. Clients of fsspec cut and copy it."""
+        return isinstance(self._store, ObstoreStore)
 
     def _call(self, operation: Callable[[ObjectStore], _T]) -> _T:
         store = self._store

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
+import torch
 from hearing import DEADLINE_S, until
 from steps import numbers, save
 
@@ -92,6 +93,20 @@ def test_a_disk_that_hangs_is_given_up_though_the_store_is_down(monkeypatch):
 
     assert len(of(SaveAbandoned, told)) == 1
     assert "the local disk has finished no blob for " in of(LocalWriteFailed, told)[0].reason
+
+
+def test_a_large_blob_may_take_longer(monkeypatch):
+    """
+    A blob of a GiB is not given up after the time of one of 64 MiB.
+    """
+    monkeypatch.setattr(local_write, "STALL_S", 0.01)
+    monkeypatch.setattr(local_write, "SLOWEST_BYTES_PER_S", 4000)  # 2 s for the tensor below
+    monkeypatch.setattr(step_push.StepPush, "_retry", lambda self, action: action())
+    local = Gated()
+    told = save(1, Down(), local=local, state={"both": {}, "own": torch.zeros(2000)})
+    local.opened.set()
+
+    assert "the local disk has finished no blob for 2 s" in of(LocalWriteFailed, told)[0].reason
 
 
 def test_a_step_that_the_store_refused_is_still_written_to_the_disk(monkeypatch):

@@ -144,6 +144,23 @@ def test_the_notes_of_all_ranks_come_together(boards):
     assert early.result(DEADLINE_S) == boards[0][1].gather("all", 3) == expected
 
 
+def test_every_exchange_has_its_own_answer(boards):
+    """Though rank 0 makes the answer to all ranks once: of other names, of other numbers of ranks, and of one note."""
+    board = boards[0][0]
+    for rank in range(3):
+        board.post(f"all/{rank}", rank)
+        board.post(f"other/{rank}", 10 + rank)
+    board.post("all", "one")
+
+    for _ in range(2):
+        for each in map(boards[0].__getitem__, range(3)):
+            assert each.gather("all", 3) == ({0: 0, 1: 1, 2: 2}, None)
+            assert each.gather("other", 3) == ({0: 10, 1: 11, 2: 12}, None)
+            assert each.gather("other", 2) == ({0: 10, 1: 11}, None)
+            assert each.gather("all", 2) == ({0: 0, 1: 1}, None)
+            assert each.read("all") == "one"
+
+
 def test_notes_that_are_missing_are_named(boards):
     """The notes that are there are given."""
     boards[0][2].post("all/2", None)
