@@ -53,6 +53,7 @@ RUNS = {
     ),
     "scale": (["--ranks", "4"], {"memory, 4 ranks", "S3, 4 ranks"}),
     "board": (["--ranks", "4", "--seconds", "0.5"], {"4 ranks"}),
+    "position": (["--batches", "20"], {"skip, 0 workers", "skip, 2 workers", "fetch, 0 workers", "fetch, 2 workers"}),
     "interruptions": (
         ["--ranks", "1", "--cases", "step", "--steps", "40", "--step-ms", "1", "--evaluation", "20"],
         {"spot_plugins, 1 rank, SIGTERM in a step", "JIT checkpoint, 1 rank, SIGTERM in a step"},
@@ -66,11 +67,12 @@ FIGURES = {  # that spot_plugins has in each
     "agree": {"quiet_median_us", "notice_median_s"},
     "scale": {"commit", "discover", "prune"},
     "board": {"share_of_core", "exchange_s"},
+    "position": {"position_s", "first_batch_s", "cpu_s"},
     "interruptions": {"codes", "leaves_s", "lost", "after"},
 }
 
 
-LONG = {"stall on two ranks", "overhead", "durable", "agree", "interruptions"}
+LONG = {"stall on two ranks", "overhead", "durable", "agree", "position", "interruptions"}
 """Runs that are left to the soak."""
 
 

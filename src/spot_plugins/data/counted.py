@@ -37,19 +37,20 @@ class Counted(Replayed):
         self._passes_over = self._can_pass_over and (
             fast_forward == "skip" or (fast_forward == "auto" and self._is_fixed)
         )
+        self._num_passed = 0  # batches that the sampler is asked to pass over in this pass
 
     def begin(self, epoch: int, number: int) -> None:
         """Begin a pass, and record the order of its samples if a replay might yield another one."""
         loaded = self._loaded
         super().begin(epoch, number)
         self._at_ahead = None if loaded is None or self._before == 0 else loaded.get("at_ahead")
-        pass_over = max(self._before - num_fetched_anyhow(self._loader), 0) if self._passes_over else 0
-        if self._sampler is None and pass_over:
+        self._num_passed = max(self._before - num_fetched_anyhow(self._loader), 0) if self._passes_over else 0
+        if self._sampler is None and self._num_passed:
             self._sampler = recorded_sampler(self._loader)
         if self._sampler is None:
             return
         self._order = Order(lambda: self.note_fetch(0))
-        self._sampler.record(self._order if self._needs_record else None, pass_over=pass_over)
+        self._sampler.record(self._order if self._needs_record else None, pass_over=self._num_passed)
         if loaded is not None and self._before > 0 and not (self._is_other_job or self.ends_after(0)):
             self._order.expect(loaded.get("order"), self._tell_other_order)
 
@@ -133,11 +134,11 @@ class Counted(Replayed):
 
     def _difference(self) -> str | None:
         """Return what may differ because batches are passed over, or None if nothing can."""
-        if self._is_fixed:
+        if self._is_fixed or not self._num_passed:
             return None
         drawn = "random numbers drawn in the workers, and " if self._has_workers else ""
         return (
-            f"passing over {self._before} batches without fetching them, as fast_forward='skip' says. If a sample "
+            f"passing over {self._num_passed} batches without fetching them, as fast_forward='skip' says. If a sample "
             f"depends on more than its index, this differs from an uninterrupted training: {drawn}generators, "
             f"counters and other state of the data set, which begin anew"
         )
