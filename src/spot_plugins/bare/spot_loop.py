@@ -227,7 +227,8 @@ class SpotLoop(Loop):
 
         A loader is known by the order of these calls. With :func:`spot_plugins.data.elastic_loader` the position is
         exact on any number of processes. With torchdata's ``StatefulDataLoader`` it is exact on the same number. In any
-        other loader the batches that were trained on are fetched again and thrown away.
+        other loader the batches that were trained on are fetched again and thrown away, or passed over, as the setting
+        *fast_forward* says.
 
         Raises:
             ConfigError: The loader has no position that could be restored.

@@ -145,21 +145,24 @@ class Counted(Replayed):
 
     def _cost(self) -> str:
         """Return the price of fetching, and the ways to go to the position at once, which depend on the data."""
-        cost = f"fetching {self._before} batches again to find the position in the training data"
+        return f"fetching {self._before} batches again to find the position in the training data. {self._advice()}"
+
+    def _advice(self) -> str:
         if has_shuffle_buffer(getattr(self._plain, "dataset", None)):
             return (
-                f"{cost}. The state of a data set with a shuffle buffer lacks the content of the buffer. A torchdata "
-                f"StatefulDataLoader goes there at once if the data set shuffles its shards alone"
+                "The state of a data set with a shuffle buffer lacks the content of the buffer. A torchdata "
+                "StatefulDataLoader goes there at once if the data set shuffles its shards alone"
             )
         if streams(self._loader):
             return (
-                f"{cost}. A torchdata StatefulDataLoader over a data set with state_dict() and load_state_dict() goes "
-                f"there at once"
+                "A torchdata StatefulDataLoader over a data set with state_dict() and load_state_dict() goes there at "
+                "once"
             )
-        if self._can_pass_over:
-            same = "the same batches" if self._is_fixed else "the same batches if a sample depends on its index alone"
-            cost = f"{cost}. fast_forward='skip' (SPOT_FAST_FORWARD=skip) goes there at once, with {same}"
-        return f"{cost}. A loader from spot_plugins.data.elastic_loader goes there at once"
+        skip = (
+            "fast_forward='skip' (SPOT_FAST_FORWARD=skip) does not fetch them, and yields the same batches if a sample "
+            "depends on its index alone. "
+        )
+        return f"{skip if self._can_pass_over else ''}A loader from spot_plugins.data.elastic_loader goes there at once"
 
     def _batches_here(self, at: Mapping[str, Any], world_size: int) -> int:
         """Return the number of batches of this job that hold no more samples than were trained on."""
