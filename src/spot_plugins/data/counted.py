@@ -8,7 +8,7 @@ from typing import Any
 
 from ..config import FastForward
 from ..errors import ConfigError
-from .internals import has_shuffle_buffer
+from .internals import has_persistent_iterator, has_shuffle_buffer
 from .order import Order, needs_record, recorded_sampler
 from .passing import can_pass_over, depends_on_index_alone, num_fetched_anyhow
 from .price import Price
@@ -34,23 +34,26 @@ class Counted(Replayed):
         self._is_other_job = False  # the number of ranks or samples differs, so that the batches do too
         self._is_fixed = depends_on_index_alone(loader)
         self._can_pass_over = can_pass_over(loader)
-        self._passes_over = self._can_pass_over and (
-            fast_forward == "skip" or (fast_forward == "auto" and self._is_fixed)
+        self._may_pass_over = self._can_pass_over and fast_forward in (
+            ("auto", "skip") if self._is_fixed else ("skip",)
         )
-        self._num_passed = 0  # batches that the sampler is asked to pass over in this pass
+        self._passes_over = False
+        self._num_to_pass = 0  # batches that the sampler is asked to pass over in this pass
 
     def begin(self, epoch: int, number: int) -> None:
         """Begin a pass, and record the order of its samples if a replay might yield another one."""
         loaded = self._loaded
         super().begin(epoch, number)
         self._at_ahead = None if loaded is None or self._before == 0 else loaded.get("at_ahead")
-        self._num_passed = max(self._before - num_fetched_anyhow(self._loader), 0) if self._passes_over else 0
-        if self._sampler is None and self._num_passed:
+        # An iterator of persistent workers that exists by now has its sampler, and takes no other one.
+        self._passes_over = self._may_pass_over and not has_persistent_iterator(self._plain)
+        self._num_to_pass = max(self._before - num_fetched_anyhow(self._loader), 0) if self._passes_over else 0
+        if self._sampler is None and self._num_to_pass:
             self._sampler = recorded_sampler(self._loader)
         if self._sampler is None:
             return
         self._order = Order(lambda: self.note_fetch(0))
-        self._sampler.record(self._order if self._needs_record else None, pass_over=self._num_passed)
+        self._sampler.record(self._order if self._needs_record else None, pass_over=self._num_to_pass)
         if loaded is not None and self._before > 0 and not (self._is_other_job or self.ends_after(0)):
             self._order.expect(loaded.get("order"), self._tell_other_order)
 
@@ -63,8 +66,8 @@ class Counted(Replayed):
         return {**position, **{name: value for name, value in more.items() if value is not None}}
 
     def fetch_ahead(self, iterator: Iterator[Any], batches: int) -> Any:
-        """Fetch, and keep the streams of before if the data set may draw from them and did. Workers have their own."""
-        if self._has_workers or self._is_fixed:
+        """Fetch, and keep the streams of before if the batch ahead has drawn from them. Workers have their own."""
+        if self._has_workers or (self._is_fixed and not self._needs_record):
             return super().fetch_ahead(iterator, batches)
         before = raw_streams()
         batch = super().fetch_ahead(iterator, batches)
@@ -99,21 +102,20 @@ class Counted(Replayed):
 
     def _reach(self, iterator: Iterator[Any]) -> None:
         """Take from *iterator* what its sampler does not pass over of the batches before the position."""
-        num_done = self._num_passed_over()
-        price = Price(self._before)
-        while num_done < self._before:
+        num_fetched, price = 0, Price(self._before)
+        # An iterator of Accelerate lets the sampler begin at its first fetch.
+        while (num_done := num_fetched + self._num_passed_over()) < self._before:
             if self._at_ahead is not None and 0 < num_done == self._before - 1:
                 load_streams_state(self._at_ahead)
-            is_first = num_done == 0
             if next(iterator, MISSING) is MISSING:
-                num_done = max(num_done, self._num_passed_over())
                 raise ConfigError(
-                    f"the training loader ended after {num_done} batches, but {self._before} of this epoch "
-                    f"were trained on. Use the same data and batch size as before, or start a new run"
+                    f"the training loader ended after {num_fetched + self._num_passed_over()} batches, but "
+                    f"{self._before} of this epoch were trained on. Use the same data and batch size as before, or "
+                    f"start a new run"
                 )
-            num_done += 1 + (self._num_passed_over() if is_first else 0)
+            num_fetched += 1
             if not self._passes_over:
-                price.fetched(num_done)
+                price.fetched(num_fetched)
 
     def _num_passed_over(self) -> int:
         """Return the number of batches that the sampler has passed over, and let it begin if its iterator exists."""
@@ -134,11 +136,11 @@ class Counted(Replayed):
 
     def _difference(self) -> str | None:
         """Return what may differ because batches are passed over, or None if nothing can."""
-        if self._is_fixed or not self._num_passed:
+        if self._is_fixed or not self._num_to_pass:
             return None
         drawn = "random numbers drawn in the workers, and " if self._has_workers else ""
         return (
-            f"passing over {self._num_passed} batches without fetching them, as fast_forward='skip' says. If a sample "
+            f"passing over {self._num_to_pass} batches without fetching them, as fast_forward='skip' says. If a sample "
             f"depends on more than its index, this differs from an uninterrupted training: {drawn}generators, "
             f"counters and other state of the data set, which begin anew"
         )

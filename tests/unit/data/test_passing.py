@@ -397,6 +397,23 @@ def test_other_iterators_of_the_loader_are_not_touched():
     assert rest == beside[4:]
 
 
+def test_persistent_workers_that_exist_already_are_not_asked_to_pass_over():
+    """Their iterator has the sampler of the time when it was made. They fetch again, and a warning says so."""
+    make = lambda: WORKERS["persistent workers"](rows())  # noqa: E731
+    _, state = train(make, stop=(0, 3))
+    loader = make()
+    whole = [batch[0].tolist() for batch in loader]
+    position = LoaderPosition(loader, 1)
+    position.load_state_dict(state[0])
+    position.begin_epoch(0)
+    iterator = iter(loader)
+
+    with pytest.warns(UserWarning, match="fetching 3 batches again"):
+        position.fast_forward(iterator)
+
+    assert len(list(iterator)) == len(whole) - 3
+
+
 def test_an_order_that_depends_on_what_training_changes_is_told_here_too():
     """The weights are others than before, so other samples were passed over than were trained on."""
     make = lambda weights: DataLoader(rows(), batch_size=4, sampler=WeightedRandomSampler(weights, LENGTH))  # noqa: E731
