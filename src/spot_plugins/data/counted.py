@@ -13,7 +13,7 @@ from .order import Order, needs_record, recorded_sampler
 from .passing import can_pass_over, depends_on_index_alone, num_fetched_anyhow
 from .price import Price
 from .replayed import MISSING, Replayed, length_of
-from .rng import load_streams_state, raw_streams, same_streams, streams_state
+from .rng import are_at, load_streams_state, raw_streams, streams_state
 from .unwrap import num_samples, streams
 from .where import Where
 
@@ -73,7 +73,7 @@ class Counted(Replayed):
         batch = super().fetch_ahead(iterator, batches)
         # The first fetch also gets the first batch. A replay repeats it with the streams of the start of the epoch.
         is_first = self._before + batches == 0
-        self._at_ahead = None if is_first or same_streams(before, raw_streams()) else streams_state(before)
+        self._at_ahead = None if is_first or are_at(before) else streams_state(before)
         return batch
 
     def load(self, at: Mapping[str, Any], *, where: Where) -> None:
