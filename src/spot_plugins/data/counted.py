@@ -52,8 +52,11 @@ class Counted(Replayed):
             self._sampler = recorded_sampler(self._loader)
         if self._sampler is None:
             return
+        if not self._needs_record:
+            self._sampler.record(None, pass_over=self._num_to_pass)
+            return
         self._order = Order(lambda: self.note_fetch(0))
-        self._sampler.record(self._order if self._needs_record else None, pass_over=self._num_to_pass)
+        self._sampler.record(self._order, pass_over=self._num_to_pass)
         if loaded is not None and self._before > 0 and not (self._is_other_job or self.ends_after(0)):
             self._order.expect(loaded.get("order"), self._tell_other_order)
 

@@ -102,9 +102,8 @@ class RecordedSampler(Sampler[Any]):
         order, pass_over = pending or (None, 0)
         if order is not None:
             order.on_begin()
-        draws: Iterator[Any] = iter(
-            self._recorded
-        )  # only now, so that a sampler that draws in __iter__ draws after on_begin()
+        # Only now, so that a sampler that draws in __iter__ draws after on_begin().
+        draws: Iterator[Any] = iter(self._recorded)
         if order is not None:
             draws = map(order.add, draws)
         if pass_over:
