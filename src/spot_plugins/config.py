@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import numbers
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from datetime import timedelta
@@ -19,22 +18,17 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 
 from .errors import ConfigError
 from .locations import absolute_path, absolute_url
+from .locations import printable_url as printable_url
 
 OnNotice: TypeAlias = Literal["leave", "continue"]
 ElasticBatch: TypeAlias = Literal["keep", "scale"]
+FastForward: TypeAlias = Literal["auto", "fetch", "skip"]
 NoticeSources: TypeAlias = Literal["auto"] | Sequence[str]
 Seconds: TypeAlias = float | timedelta
 EverySeconds: TypeAlias = float | timedelta | Literal["auto"]
 
 DEFAULT_GRACE_S: Final = 30.0  # what torchrun, GCP, Azure and Kubernetes give by default
 KNOWN_SOURCES: Final = ("aws", "gcp", "azure", "slurm")
-
-_SECRET_IN_URL: Final = re.compile(r"(?<=://)[^/]*(?=@)|(?<=\?).*")
-
-
-def printable_url(url: str) -> str:
-    """Return *url* without its user, password and query: a signed URL carries its signature there."""
-    return _SECRET_IN_URL.sub("***", url)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -280,6 +274,15 @@ class SpotConfig:
     )
     """``keep`` changes the gradient accumulation where that divides. ``scale`` leaves it alone."""
 
+    fast_forward: FastForward = field(
+        default="auto",
+        metadata=_choice(get_args(FastForward)).described(
+            "After a resume, 'fetch' the batches that were trained on, 'skip' them, or 'auto': skip if exact."
+        ),
+    )
+    """``skip`` differs where a sample depends on more than its index: a warning says how. ``auto`` skips if the classes
+    of data set and collate function are known to depend on nothing else, and fetches otherwise."""
+
     storage_options: Mapping[str, Any] = field(
         default_factory=dict,
         metadata=_OPTIONS.described("Options of the fsspec file system, such as {'endpoint_url': ...}. Never printed."),
@@ -378,8 +381,7 @@ def from_environment(**settings: Any) -> SpotConfig:
 
     ``SPOT_EVERY_STEPS`` stands for *every_steps*, and so on for each setting but *storage_options*. A variable holds a
     number, a word of the setting, ``true`` or ``false``. ``SPOT_NOTICE_SOURCES`` holds ``auto``, ``none``, or names
-    with commas between them. A setting that is given, even as a default of the caller's own, is never overridden. A
-    setting that is None, and a variable that is empty, count as missing.
+    with commas between them. A given setting is never overridden. None and an empty variable count as missing.
 
     Raises:
         ConfigError: A variable does not parse, or a setting cannot work.

@@ -11,6 +11,12 @@ EXAMPLES: Final = "s3://bucket/run, gs://bucket/run, abfs://container/run, file:
 _LOCAL_SCHEMES: Final = ("file", "local", "")
 _UNEXPANDED: Final = re.compile(r"\$\w+|\$\{[^}]*\}|\$\([^)]*\)|\{[^{}/]*\}")
 _WORD_AND_COLON: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_SECRET_IN_URL: Final = re.compile(r"(?<=://)[^/]*(?=@)|(?<=\?).*")
+
+
+def printable_url(url: str) -> str:
+    """Return *url* without its user, password and query: a signed URL carries its signature there."""
+    return _SECRET_IN_URL.sub("***", url)
 
 
 def scheme_of(url: str) -> str:

@@ -463,6 +463,20 @@ def test_a_stream_whose_state_lacks_its_buffer_is_named_at_once(tmp_path):
         fit(tmp_path, lambda module: StatefulDataLoader(Buffered(40), batch_size=5), [], max_epochs=1)
 
 
+def test_batches_are_passed_over_if_the_setting_says_so(tmp_path, monkeypatch):
+    """Two loaders of different length, one of which begins again within the epoch."""
+    monkeypatch.setenv("SPOT_FAST_FORWARD", "skip")
+    asked, make = [], Numbers.__getitem__
+    monkeypatch.setattr(Numbers, "__getitem__", lambda self, index: asked.append(index) or make(self, index))
+
+    # Step 3 is the only one that is saved before the crash.
+    with pytest.warns(UserWarning, match=r"passing over [13] batches without fetching them"):
+        assert_same(tmp_path, lambda module: [plain(40), plain(10)], [4], how="kill", limit_val_batches=0)
+
+    batches_of_control, batches_before_crash, batches_after = 3 * 8, 5, 3 * 8 - 3
+    assert len(asked) == (batches_of_control + batches_before_crash + batches_after) * 10
+
+
 @pytest.mark.parametrize("data", [Stream, Kept, Evolving])
 @pytest.mark.parametrize("batch_size", [5, 30])
 def test_a_stream_whose_state_is_whole_is_not_named(data, batch_size, tmp_path):

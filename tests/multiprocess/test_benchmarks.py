@@ -60,6 +60,7 @@ RUNS = {
         },
     ),
     "board": (["--ranks", "4", "--seconds", "0.5"], {"4 ranks"}),
+    "position": (["--batches", "20"], {"skip, 0 workers", "skip, 2 workers", "fetch, 0 workers", "fetch, 2 workers"}),
     "interruptions": (
         ["--ranks", "1", "--cases", "step", "--steps", "40", "--step-ms", "1", "--evaluation", "20"],
         {"spot_plugins, 1 rank, SIGTERM in a step", "JIT checkpoint, 1 rank, SIGTERM in a step"},
@@ -74,11 +75,12 @@ FIGURES = {  # that spot_plugins has in each
     "scale": {"commit", "discover", "prune"},
     "fleet": {"put", "seconds", "usd"},
     "board": {"share_of_core", "exchange_s"},
+    "position": {"position_s", "first_batch_s", "cpu_s"},
     "interruptions": {"codes", "leaves_s", "lost", "after"},
 }
 
 
-LONG = {"stall on two ranks", "overhead", "durable", "agree", "fleet", "interruptions"}
+LONG = {"stall on two ranks", "overhead", "durable", "agree", "fleet", "position", "interruptions"}
 """Runs that are left to the soak."""
 
 

@@ -144,6 +144,7 @@ BAD = [
     ("buffer_bytes", 1e9, "1000000000.0", "a whole number"),
     ("buffer_bytes", "8GB", "'8GB'", "a whole number"),
     ("elastic_batch", "half", "'half'", "'keep' or 'scale'"),
+    ("fast_forward", "jump", "'jump'", "'auto' or 'fetch' or 'skip'"),
     ("elastic_batch", True, "True", "'keep' or 'scale'"),
     ("storage_options", None, "***", "must be a dict"),
     ("storage_options", "", "***", "must be a dict"),
@@ -218,6 +219,7 @@ VARIABLES = {
     "local_dir_survives": ("true", True),
     "buffer_bytes": ("1000000", 1_000_000),
     "elastic_batch": ("scale", "scale"),
+    "fast_forward": ("skip", "skip"),
 }
 
 
@@ -247,6 +249,7 @@ def test_a_variable_fills_in_and_never_overrides(name, monkeypatch):
         "notice_sources": "auto",
         "notice_file": "/mine",
         "elastic_batch": "keep",
+        "fast_forward": "auto",
     }.get(name, 3)
     monkeypatch.setenv(f"SPOT_{name.upper()}", text)
 

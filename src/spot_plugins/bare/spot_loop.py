@@ -11,7 +11,7 @@ from torch import nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from ..config import ElasticBatch, EverySeconds, NoticeSources, OnNotice, Seconds, from_environment
+from ..config import ElasticBatch, EverySeconds, FastForward, NoticeSources, OnNotice, Seconds, from_environment
 from ..errors import ConfigError
 from ..events import Subscriber, subscribers_of
 from ..loop import Loop
@@ -80,6 +80,7 @@ class SpotLoop(Loop):
         local_dir_survives: True if the next attempt finds the local disk again. A last save there then counts.
         buffer_bytes: Most bytes of host memory per rank for state on its way to the store. None: room for two states.
         elastic_batch: On another number of ranks: 'keep' the samples per step, or let them 'scale' with the ranks.
+        fast_forward: After a resume, 'fetch' the batches that were trained on, 'skip' them, or 'auto': skip if exact.
         storage_options: Options of the fsspec file system, such as {'endpoint_url': ...}. Never printed.
         on_event: Function that is called with every event of this rank, or a list of such functions.
         hooks: Old name of on_event, accepted until 1.0.
@@ -108,6 +109,7 @@ class SpotLoop(Loop):
         local_dir_survives: bool | None = None,
         buffer_bytes: int | None = None,
         elastic_batch: ElasticBatch | None = None,
+        fast_forward: FastForward | None = None,
         storage_options: Mapping[str, Any] | None = None,
         on_event: Subscriber | Sequence[Subscriber] = (),
         hooks: Sequence[Subscriber] | None = None,
@@ -130,6 +132,7 @@ class SpotLoop(Loop):
             local_dir_survives=local_dir_survives,
             buffer_bytes=buffer_bytes,
             elastic_batch=elastic_batch,
+            fast_forward=fast_forward,
             storage_options=storage_options,
         )
         self._plain = PlainPyTorch()
@@ -224,7 +227,8 @@ class SpotLoop(Loop):
 
         A loader is known by the order of these calls. With :func:`spot_plugins.data.elastic_loader` the position is
         exact on any number of processes. With torchdata's ``StatefulDataLoader`` it is exact on the same number. In any
-        other loader the batches that were trained on are fetched again and thrown away.
+        other loader the batches that were trained on are fetched again and thrown away, or passed over, as the setting
+        *fast_forward* says.
 
         Raises:
             ConfigError: The loader has no position that could be restored.

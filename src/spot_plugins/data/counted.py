@@ -1,4 +1,4 @@
-"""Positions in a loader that keeps none itself: its batches are counted, and fetched again after a resume."""
+"""Positions in a loader that keeps none itself: its batches are counted, and fetched again or passed over."""
 
 from __future__ import annotations
 
@@ -6,38 +6,57 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..config import FastForward
 from ..errors import ConfigError
-from .internals import has_shuffle_buffer
-from .order import Order, recorded_sampler
+from .internals import has_persistent_iterator, has_shuffle_buffer
+from .order import Order, needs_record, recorded_sampler
+from .passing import can_pass_over, depends_on_index_alone, num_fetched_anyhow
+from .price import Price
 from .replayed import MISSING, Replayed, length_of
-from .rng import load_streams_state, raw_streams, same_streams, streams_state
+from .rng import are_at, load_streams_state, raw_streams, streams_state
 from .unwrap import num_samples, streams
 from .where import Where
 
 
 class Counted(Replayed):
-    """Position that is reached again by fetching the batches that were trained on and throwing them away."""
+    """Position that is reached again by passing over the batches that were trained on, or by fetching them again."""
 
     kind = "counted"
 
-    def __init__(self, loader: Any, world_size: int) -> None:
+    def __init__(self, loader: Any, world_size: int, fast_forward: FastForward) -> None:
         super().__init__(loader, world_size)
         deals_out = world_size > 1 and hasattr(loader, "slice_fn")  # rank 0 alone reads, for all of them
-        self._sampler = None if deals_out else recorded_sampler(loader)
+        self._needs_record = needs_record(loader) and not deals_out
+        self._sampler = recorded_sampler(loader) if self._needs_record else None
         self._order = Order()
         self._has_workers = getattr(self._plain, "num_workers", 0) > 0
         self._at_ahead: dict[str, Any] | None = None  # streams before a fetch that went ahead and drew from them
         self._is_other_job = False  # the number of ranks or samples differs, so that the batches do too
+        self._is_fixed = depends_on_index_alone(loader)
+        self._can_pass_over = can_pass_over(loader)
+        self._may_pass_over = self._can_pass_over and fast_forward in (
+            ("auto", "skip") if self._is_fixed else ("skip",)
+        )
+        self._passes_over = False
+        self._num_to_pass = 0  # batches that the sampler is asked to pass over in this pass
 
     def begin(self, epoch: int, number: int) -> None:
         """Begin a pass, and record the order of its samples if a replay might yield another one."""
         loaded = self._loaded
         super().begin(epoch, number)
         self._at_ahead = None if loaded is None or self._before == 0 else loaded.get("at_ahead")
+        # An iterator of persistent workers that exists by now has its sampler, and takes no other one.
+        self._passes_over = self._may_pass_over and not has_persistent_iterator(self._plain)
+        self._num_to_pass = max(self._before - num_fetched_anyhow(self._loader), 0) if self._passes_over else 0
+        if self._sampler is None and self._num_to_pass:
+            self._sampler = recorded_sampler(self._loader)
         if self._sampler is None:
             return
+        if not self._needs_record:
+            self._sampler.record(None, pass_over=self._num_to_pass)
+            return
         self._order = Order(lambda: self.note_fetch(0))
-        self._sampler.record(self._order)
+        self._sampler.record(self._order, pass_over=self._num_to_pass)
         if loaded is not None and self._before > 0 and not (self._is_other_job or self.ends_after(0)):
             self._order.expect(loaded.get("order"), self._tell_other_order)
 
@@ -51,13 +70,13 @@ class Counted(Replayed):
 
     def fetch_ahead(self, iterator: Iterator[Any], batches: int) -> Any:
         """Fetch, and keep the streams of before if the batch ahead has drawn from them. Workers have their own."""
-        if self._has_workers:
+        if self._has_workers or (self._is_fixed and not self._needs_record):
             return super().fetch_ahead(iterator, batches)
         before = raw_streams()
         batch = super().fetch_ahead(iterator, batches)
         # The first fetch also gets the first batch. A replay repeats it with the streams of the start of the epoch.
         is_first = self._before + batches == 0
-        self._at_ahead = None if is_first or same_streams(before, raw_streams()) else streams_state(before)
+        self._at_ahead = None if is_first or are_at(before) else streams_state(before)
         return batch
 
     def load(self, at: Mapping[str, Any], *, where: Where) -> None:
@@ -74,35 +93,66 @@ class Counted(Replayed):
         super().load({**at, "batches": batches}, where=where)
 
     def fast_forward(self, iterator: Iterator[Any]) -> None:
-        """Throw away the first batches of *iterator*, then restore the streams that :meth:`begin` found."""
+        """Pass over the first batches of *iterator*, then restore the streams that :meth:`begin` found."""
         if self.interrupted is not None:
-            warnings.warn(
-                f"fetching {self._before} batches again to find the position in the training data. {self._advice()}",
-                stacklevel=3,
-            )
+            message = self._difference() if self._passes_over else self._cost()
+            if message is not None:
+                warnings.warn(message, stacklevel=3)
             if self._at_fetch is not None or self.is_disturbed:
                 load_streams_state(self._at_fetch or self.at_begin)
-            for number in range(self._before):
-                if self._at_ahead is not None and 0 < number == self._before - 1:
-                    load_streams_state(self._at_ahead)
-                if next(iterator, MISSING) is MISSING:
-                    raise ConfigError(
-                        f"the training loader ended after {number} batches, but {self._before} of this epoch "
-                        f"were trained on. Use the same data and batch size as before, or start a new run"
-                    )
+            self._reach(iterator)
         super().fast_forward(iterator)
 
+    def _reach(self, iterator: Iterator[Any]) -> None:
+        """Take from *iterator* what its sampler does not pass over of the batches before the position."""
+        num_fetched, price = 0, Price(self._before)
+        # An iterator of Accelerate lets the sampler begin at its first fetch.
+        while (num_done := num_fetched + self._num_passed_over()) < self._before:
+            if self._at_ahead is not None and 0 < num_done == self._before - 1:
+                load_streams_state(self._at_ahead)
+            if next(iterator, MISSING) is MISSING:
+                raise ConfigError(
+                    f"the training loader ended after {num_fetched + self._num_passed_over()} batches, but "
+                    f"{self._before} of this epoch were trained on. Use the same data and batch size as before, or "
+                    f"start a new run"
+                )
+            num_fetched += 1
+            if not self._passes_over:
+                price.fetched(num_fetched)
+
+    def _num_passed_over(self) -> int:
+        """Return the number of batches that the sampler has passed over, and let it begin if its iterator exists."""
+        if self._sampler is None:
+            return 0
+        self._sampler.begin()
+        return self._sampler.num_passed_over
+
     def _tell_other_order(self) -> None:
+        found = "passed over" if self._passes_over else "fetched again"
         warnings.warn(
-            "the batches that were fetched again are not those that were trained on, so some samples of this epoch "
-            "come twice or never. The order of the samples depends on something that training changes, "
-            "such as weights by loss. Let it depend on the seed and the epoch alone, or draw it at the begin of an "
-            "epoch and register it with a state_dict()",
+            f"the batches that were {found} are not those that were trained on, so some samples of this epoch "
+            f"come twice or never. The order of the samples depends on something that training changes, "
+            f"such as weights by loss. Let it depend on the seed and the epoch alone, or draw it at the begin of an "
+            f"epoch and register it with a state_dict()",
             stacklevel=2,
         )
 
+    def _difference(self) -> str | None:
+        """Return what may differ because batches are passed over, or None if nothing can."""
+        if self._is_fixed or not self._num_to_pass:
+            return None
+        drawn = "random numbers drawn in the workers, and " if self._has_workers else ""
+        return (
+            f"passing over {self._num_to_pass} batches without fetching them, as fast_forward='skip' says. If a sample "
+            f"depends on more than its index, this differs from an uninterrupted training: {drawn}generators, "
+            f"counters and other state of the data set, which begin anew"
+        )
+
+    def _cost(self) -> str:
+        """Return the price of fetching, and the ways to go to the position at once, which depend on the data."""
+        return f"fetching {self._before} batches again to find the position in the training data. {self._advice()}"
+
     def _advice(self) -> str:
-        """Return the way to go to the position at once, which depends on the data."""
         if has_shuffle_buffer(getattr(self._plain, "dataset", None)):
             return (
                 "The state of a data set with a shuffle buffer lacks the content of the buffer. A torchdata "
@@ -113,7 +163,11 @@ class Counted(Replayed):
                 "A torchdata StatefulDataLoader over a data set with state_dict() and load_state_dict() goes there at "
                 "once"
             )
-        return "A loader from spot_plugins.data.elastic_loader goes there at once"
+        skip = (
+            "fast_forward='skip' (SPOT_FAST_FORWARD=skip) does not fetch them, and yields the same batches if a sample "
+            "depends on its index alone. "
+        )
+        return f"{skip if self._can_pass_over else ''}A loader from spot_plugins.data.elastic_loader goes there at once"
 
     def _batches_here(self, at: Mapping[str, Any], world_size: int) -> int:
         """Return the number of batches of this job that hold no more samples than were trained on."""

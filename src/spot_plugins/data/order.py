@@ -1,9 +1,10 @@
-"""A checksum of the order in which a loader fetched its samples, to find out whether an epoch can be replayed."""
+"""The order in which a loader fetches its samples: a checksum of it, and a way to pass over its first part."""
 
 from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import Any, Final
 
 import xxhash
@@ -43,10 +44,13 @@ class Order:
             return None
         return {"drawn": self.num_drawn, "checksum": self._sum.hexdigest()}
 
-    def add(self, drawn: Any) -> None:
-        """Add the index of a sample, or the indices of a batch."""
-        if self._sum is None:
-            return
+    def add(self, drawn: Any) -> Any:
+        """Add the index of a sample, or the indices of a batch, and return it."""
+        if self._sum is not None:
+            self._add(drawn)
+        return drawn
+
+    def _add(self, drawn: Any) -> None:
         if (data := _bytes_of(drawn)) is None:
             self._sum = self._expected = None
             return
@@ -62,35 +66,56 @@ class RecordedSampler(Sampler[Any]):
     """
     A stand-in for the sampler that a loader fetches by. It adds to an :class:`Order` what one of its iterators yields.
 
-    It has all attributes of that sampler. Iterators that are made beside the pass of a position are not recorded.
+    It can also keep the first draws of that iterator to itself, so that the loader does not fetch them. It has all
+    attributes of the sampler. Iterators that are made beside the pass of a position yield what the sampler yields.
     """
 
     _recorded: Any
-    _order: Order | None
+    _pending: tuple[Order | None, int] | None
+    _last: _Draws | None
+    num_passed_over: int
 
     def __init__(self, sampler: Any) -> None:
-        self.__dict__["_recorded"] = sampler
-        self.__dict__["_order"] = None
+        self.__dict__.update(_recorded=sampler, _pending=None, _last=None, num_passed_over=0)
 
-    def record(self, order: Order) -> None:
-        """Add to *order* what the next iterator yields that is not only made. With workers torch makes two."""
-        self.__dict__["_order"] = order
+    def record(self, order: Order | None, *, pass_over: int = 0) -> None:
+        """
+        Prepare the next pass: the next iterator that is asked for a draw. With workers torch makes two.
+
+        Args:
+            order: Gets the draws of the pass. None: nobody does.
+            pass_over: Draws that the iterator does not yield. :attr:`num_passed_over` counts them.
+        """
+        self.__dict__.update(_pending=(order, pass_over), _last=None, num_passed_over=0)
+
+    def begin(self) -> None:
+        """Let the iterator that was made last begin the pass now, if it has not begun."""
+        if self._pending is not None and self._last is not None:
+            self._last.begin()
 
     def __iter__(self) -> Iterator[Any]:
-        order, self.__dict__["_order"] = self._order, None
+        self.__dict__["_last"] = draws = _Draws(self._draws)
+        return draws
+
+    def _draws(self) -> Iterator[Any]:
+        pending, self.__dict__["_pending"], self.__dict__["_last"] = self._pending, None, None
+        order, pass_over = pending or (None, 0)
         if order is not None:
             order.on_begin()
-        for drawn in self._recorded:  # only now, so that a sampler that draws in __iter__ draws after on_begin()
-            if order is not None:
-                order.add(drawn)
-            yield drawn
+        # Only now, so that a sampler that draws in __iter__ draws after on_begin().
+        draws: Iterator[Any] = iter(self._recorded)
+        if order is not None:
+            draws = map(order.add, draws)
+        if pass_over:
+            self.__dict__["num_passed_over"] = sum(1 for _ in islice(draws, pass_over))
+        return draws
 
     def __len__(self) -> int:
         return len(self._recorded)
 
     def __getattr__(self, name: str) -> Any:
         # Python calls this for missing names alone. Our own are missing while an instance is copied.
-        if name in ("_recorded", "_order"):
+        if name in RecordedSampler.__annotations__:
             raise AttributeError(name)
         return getattr(self._recorded, name)
 
@@ -98,16 +123,36 @@ class RecordedSampler(Sampler[Any]):
         setattr(self._recorded, name, value)
 
 
-def recorded_sampler(loader: Any) -> RecordedSampler | None:
-    """
-    Return the stand-in for the sampler of *loader*, which is put into its place.
+class _Draws(Iterator[Any]):
+    """An iterator that is made when it is asked for its first item."""
 
-    None if no record is needed. That is so for a stream, whose samples have no index, and for the samplers of torch
-    and Accelerate whose order depends on nothing but a seed, the epoch and the size of the data.
+    def __init__(self, make: Callable[[], Iterator[Any]]) -> None:
+        self._make = make
+        self._draws: Iterator[Any] | None = None
+
+    def begin(self) -> Iterator[Any]:
+        """Return the iterator, which is made now if it was not made before."""
+        if self._draws is None:
+            self._draws = self._make()
+        return self._draws
+
+    def __next__(self) -> Any:
+        return next(self.begin())
+
+
+def needs_record(loader: Any) -> bool:
     """
+    Return True if a replay of *loader* might fetch other samples than its first time.
+
+    That is not so for a stream, whose samples have no index, and for the samplers of torch and Accelerate whose order
+    depends on nothing but a seed, the epoch and the size of the data.
+    """
+    return isinstance(plain_loader(loader), DataLoader) and not streams(loader) and not _is_repeatable(loader)
+
+
+def recorded_sampler(loader: Any) -> RecordedSampler:
+    """Return the stand-in for the sampler of *loader*, a ``DataLoader``, which is put into its place."""
     plain = plain_loader(loader)
-    if not isinstance(plain, DataLoader) or streams(loader) or _is_repeatable(loader):
-        return None
     name = "sampler" if plain.batch_sampler is None else "batch_sampler"
     sampler = getattr(plain, name)
     if not isinstance(sampler, RecordedSampler):

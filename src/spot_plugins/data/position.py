@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
+from ..config import FastForward, checked
 from ..errors import ConfigError
 from .counted import Counted
 from .elastic import Elastic
@@ -26,7 +27,8 @@ class LoaderPosition:
     - ``stateful``: the loader has ``state_dict`` and ``load_state_dict``, as torchdata's ``StatefulDataLoader`` has,
       also inside Accelerate's. Its state is restored, on the same number of ranks and workers.
     - ``counted``: any other loader, and one over a Hugging Face stream with a shuffle buffer, whose state lacks the
-      content of the buffer. The batches that were trained on are fetched again and thrown away, after a
+      content of the buffer. The batches that were trained on are passed over at the sampler if that is known to yield
+      the same batches, or if *fast_forward* demands it. Otherwise they are fetched again and thrown away, after a
       warning that names their number.
 
     A host makes the position once, after it has wrapped the loader. For every epoch it then calls::
@@ -46,16 +48,18 @@ class LoaderPosition:
     those of the beginning of the epoch.
     """
 
-    def __init__(self, loader: Any, world_size: int) -> None:
+    def __init__(self, loader: Any, world_size: int, *, fast_forward: FastForward = "auto") -> None:
         """
         Inspect *loader* and give it random generators of its own.
 
         Args:
             loader: One loader, as the host iterates it.
             world_size: Ranks that read their share of it.
+            fast_forward: The way to the position in a ``counted`` loader, see :class:`~spot_plugins.config.SpotConfig`.
 
         Raises:
-            ConfigError: The loader holds an elastic sampler in a way that leaves its position unknown.
+            ConfigError: The loader holds an elastic sampler in a way that leaves its position unknown, or
+                *fast_forward* is none of its words.
         """
         self._world_size = world_size
         self._epoch = 0
@@ -63,7 +67,7 @@ class LoaderPosition:
         self._epoch_done = False
         self._ended = False
         self._loaded = False
-        self._kind = _kind_of(loader, world_size)
+        self._kind = _kind_of(loader, world_size, checked("fast_forward", fast_forward))
 
     @property
     def kind(self) -> str:
@@ -266,7 +270,7 @@ class PositionKind(Protocol):
         ...
 
 
-def _kind_of(loader: Any, world_size: int) -> PositionKind:
+def _kind_of(loader: Any, world_size: int, fast_forward: FastForward) -> PositionKind:
     elastic = next((found for found in samplers(loader) if isinstance(found, ElasticSampler)), None)
     if elastic is not None:
         return Elastic(loader, elastic, world_size)
@@ -274,4 +278,4 @@ def _kind_of(loader: Any, world_size: int) -> PositionKind:
     can_restore = hasattr(plain, "state_dict") and hasattr(plain, "load_state_dict")
     if can_restore and not has_shuffle_buffer(getattr(plain, "dataset", None)):
         return Stateful(loader, world_size)
-    return Counted(loader, world_size)
+    return Counted(loader, world_size, fast_forward)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..config import FastForward
 from .position import LoaderPosition
 
 
@@ -19,16 +20,17 @@ class TrackedLoader:
     The host calls :meth:`begin_epoch` once before it makes the first iterator of an epoch.
     """
 
-    def __init__(self, loader: Any, world_size: int) -> None:
+    def __init__(self, loader: Any, world_size: int, *, fast_forward: FastForward = "auto") -> None:
         """
         Inspect *loader*, see :class:`.LoaderPosition`.
 
         Args:
             loader: One loader, as the host iterates it.
             world_size: Ranks that read their share of it.
+            fast_forward: The way to the position, see :class:`.LoaderPosition`.
         """
         self.loader = loader
-        self.position = LoaderPosition(loader, world_size)
+        self.position = LoaderPosition(loader, world_size, fast_forward=fast_forward)
         self._epoch: int | None = None  # to be begun with the next iterator
         self._iterator: _CountedIterator | None = None
 

@@ -14,7 +14,7 @@ from lightning.pytorch.strategies import (
     SingleDeviceStrategy,
 )
 
-from ..config import ElasticBatch, EverySeconds, NoticeSources, OnNotice, Seconds, from_environment
+from ..config import ElasticBatch, EverySeconds, FastForward, NoticeSources, OnNotice, Seconds, from_environment
 from ..data import end_shielded_workers
 from ..errors import ConfigError, Preempted
 from ..events import Subscriber, subscribers_of
@@ -56,6 +56,7 @@ class SpotCheckpoint(Callback):
         local_dir_survives: True if the next attempt finds the local disk again. A last save there then counts.
         buffer_bytes: Most bytes of host memory per rank for state on its way to the store. None: room for two states.
         elastic_batch: On another number of ranks: 'keep' the samples per step, or let them 'scale' with the ranks.
+        fast_forward: After a resume, 'fetch' the batches that were trained on, 'skip' them, or 'auto': skip if exact.
         storage_options: Options of the fsspec file system, such as {'endpoint_url': ...}. Never printed.
         on_event: Function that is called with every event of this rank, or a list of such functions.
         hooks: Old name of on_event, accepted until 1.0.
@@ -81,6 +82,7 @@ class SpotCheckpoint(Callback):
         local_dir_survives: bool | None = None,
         buffer_bytes: int | None = None,
         elastic_batch: ElasticBatch | None = None,
+        fast_forward: FastForward | None = None,
         storage_options: Mapping[str, Any] | None = None,
         on_event: Subscriber | Sequence[Subscriber] = (),
         hooks: Sequence[Subscriber] | None = None,
@@ -100,6 +102,7 @@ class SpotCheckpoint(Callback):
             local_dir_survives=local_dir_survives,
             buffer_bytes=buffer_bytes,
             elastic_batch=elastic_batch,
+            fast_forward=fast_forward,
             storage_options=storage_options,
         )
         self._on_event = subscribers_of(on_event, hooks)
@@ -142,8 +145,7 @@ class SpotCheckpoint(Callback):
             on_event=(*self._on_event, scalars),
             host=host_of(trainer, pl_module, self._held),
         )
-        keep_batch = self._config.elastic_batch == "keep"
-        self._fit = Fit(trainer, session, scalars, self._config.url, keep_batch=keep_batch)
+        self._fit = Fit(trainer, session, scalars, self._config)
         session.open()
         self._fit.handle_signals()
 

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 
+from ..config import SpotConfig
 from ..data.internals import has_persistent_iterator
 from ..monitor.scalars import Scalars
 from ..session import SpotSession
@@ -24,7 +25,7 @@ from .steps import Steps
 class Fit:
     """One call of ``trainer.fit``. There is none in ``validate``, ``test`` and ``predict``."""
 
-    def __init__(self, trainer: Trainer, session: SpotSession, scalars: Scalars, url: str, *, keep_batch: bool) -> None:
+    def __init__(self, trainer: Trainer, session: SpotSession, scalars: Scalars, config: SpotConfig) -> None:
         """
         Prepare *trainer* before it builds anything.
 
@@ -32,18 +33,17 @@ class Fit:
             trainer: The trainer whose ``fit`` was called.
             session: New session of this process.
             scalars: Figures of the run for the loggers of the trainer, which watch the session.
-            url: URL of the run, for warnings.
-            keep_batch: Keep the number of batches per optimizer step if the number of ranks changes.
+            config: Settings of the run.
         """
         self.session = session
         self._trainer = trainer
         self._scalars = scalars
-        self._url = url
+        self._url = config.url
         self._best = BestFiles(trainer, session)
         self._num_batches = 0  # since the last step
         self._has_started = False
         self._steps = Steps(trainer)
-        self._parts = FitParts(trainer, session, self._best, self._steps, keep_batch=keep_batch)
+        self._parts = FitParts(trainer, session, self._best, self._steps, config)
         self._pauses = Pauses(trainer, session, self._steps)
         internals.stop_sigterm_broadcast(trainer)
 

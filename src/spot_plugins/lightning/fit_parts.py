@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from ..config import SpotConfig
 from ..session import SpotSession
 from ..state import ModelPart, Part, RngPart, register_optimizers
 from .attributes import AttributesPart
@@ -23,15 +24,15 @@ class FitParts:
     """The parts of one ``fit``."""
 
     def __init__(
-        self, trainer: Trainer, session: SpotSession, best: BestFiles, steps: Steps, *, keep_batch: bool
+        self, trainer: Trainer, session: SpotSession, best: BestFiles, steps: Steps, config: SpotConfig
     ) -> None:
         self._trainer = trainer
         self._session = session
         self._best = best
         self._steps = steps
         # Made now, because configure_optimizers() may ask for the number of steps, which makes the loaders.
-        self.position = PositionPart(trainer)
-        self.loops = LoopsPart(trainer, self.position, session.program, keep_batch=keep_batch)
+        self.position = PositionPart(trainer, config.fast_forward)
+        self.loops = LoopsPart(trainer, self.position, session.program, keep_batch=config.elastic_batch == "keep")
         self._rng = DeferredPart(RngPart())
         self._kept: list[KeptPart] = []
 

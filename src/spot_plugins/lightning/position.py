@@ -7,6 +7,7 @@ from typing import Any, cast
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import CombinedLoader
 
+from ..config import FastForward
 from ..data import ElasticSampler, TrackedLoader, samplers, shield_workers
 from ..data.rng import load_streams_state, streams_state
 from ..errors import ConfigError
@@ -28,8 +29,9 @@ class PositionPart:
     the one before that fetch. The random streams from before the fetch are saved with it.
     """
 
-    def __init__(self, trainer: Trainer) -> None:
+    def __init__(self, trainer: Trainer, fast_forward: FastForward) -> None:
         self._trainer = trainer
+        self._fast_forward = fast_forward
         self._combined: CombinedLoader | None = None
         self._loaders: list[TrackedLoader] = []
         self._restored: dict[str, Any] | None = None
@@ -120,7 +122,10 @@ class PositionPart:
         if self._combined is not None:
             loader_internals.restore_iterables(self._combined)
         self._combined = combined
-        self._loaders = [TrackedLoader(loader, self.num_replicas) for loader in loader_internals.loaders_of(combined)]
+        self._loaders = [
+            TrackedLoader(loader, self.num_replicas, fast_forward=self._fast_forward)
+            for loader in loader_internals.loaders_of(combined)
+        ]
         if self._restored is not None:
             states = self._restored["loaders"]
             if len(states) != len(self._loaders):

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Generator
 from typing import Any
 
-from ..data.rng import raw_streams, same_streams
+from ..data.rng import are_at, raw_streams
 from ..state import RngPart, ShardedPart
 
 
@@ -51,7 +51,7 @@ class StreamsPart(ShardedPart):
     @property
     def are_drawn_from(self) -> bool:
         """True if anything was drawn since the last :meth:`mark`, and nothing was restored."""
-        return self._mark is not None and not same_streams(self._mark, raw_streams())
+        return self._mark is not None and not are_at(self._mark)
 
 
 class Epochs:

@@ -51,7 +51,7 @@ class Loop:
         self._registered: list[Any] = []
         self._told = Told()
         self._streams = StreamsPart()
-        self._position = PositionPart(framework, self._streams, lambda: self._steps.are_done)
+        self._position = PositionPart(framework, self._streams, lambda: self._steps.are_done, config.fast_forward)
         host = Host(
             remedies=remedies,
             roots=framework.roots,

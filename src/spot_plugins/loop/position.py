@@ -8,6 +8,7 @@ from typing import Any, Final
 import torch
 from torch.utils.data import IterableDataset
 
+from ..config import FastForward
 from ..data import ElasticSampler, samplers, shield_workers
 from ..data.replayed import MISSING
 from ..data.unwrap import plain_loader
@@ -36,13 +37,17 @@ class PositionPart:
         framework: The framework under the loop.
         streams: The random streams of the process.
         is_over: Returns True once the training has done as many steps as it was asked for.
+        fast_forward: The way to the position in a plain loader, as the setting says.
     """
 
-    def __init__(self, framework: Framework, streams: StreamsPart, is_over: Callable[[], bool]) -> None:
+    def __init__(
+        self, framework: Framework, streams: StreamsPart, is_over: Callable[[], bool], fast_forward: FastForward
+    ) -> None:
         self.epochs = Epochs(streams, is_over)
         self._framework = framework
         self._streams = streams
         self._is_over = is_over
+        self._fast_forward = fast_forward
         self._tracked: dict[int, TrainingLoader] = {}
         self._lengths: dict[int, int | None] = {}  # batches that the present iterators yield, if known
         self._endless: dict[int, Generator[Any]] = {}  # iterators of loaders that are repeated
@@ -278,7 +283,7 @@ class PositionPart:
     def _track(self, index: int) -> TrainingLoader:
         if index not in self._tracked:
             loader = self._framework.loaders[index]
-            self._tracked[index] = TrainingLoader(loader, self._framework.world_size)
+            self._tracked[index] = TrainingLoader(loader, self._framework.world_size, self._fast_forward)
         return self._tracked[index]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from ..config import FastForward
 from ..data import LoaderPosition, shield_workers
 from ..data.replayed import MISSING
 from ..errors import ConfigError
@@ -18,9 +19,9 @@ class TrainingLoader:
     instead, and they do not depend on the epochs.
     """
 
-    def __init__(self, loader: Any, world_size: int) -> None:
+    def __init__(self, loader: Any, world_size: int, fast_forward: FastForward) -> None:
         self.loader = loader
-        self.position = LoaderPosition(loader, world_size)
+        self.position = LoaderPosition(loader, world_size, fast_forward=fast_forward)
         self.num_trained = 0
         """Batches of its epoch that were trained on, also by earlier processes."""
         self.begun_epoch: int | None = None

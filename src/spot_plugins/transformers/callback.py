@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback
 
-from ..config import ElasticBatch, EverySeconds, NoticeSources, OnNotice, Seconds, from_environment
+from ..config import ElasticBatch, EverySeconds, FastForward, NoticeSources, OnNotice, Seconds, from_environment
 from ..errors import ConfigError
 from ..events import Subscriber, subscribers_of
 from ..state.part import Part
@@ -57,6 +57,7 @@ class SpotTrainerCallback(TrainerCallback):  # type: ignore[misc]
         local_dir_survives: True if the next attempt finds the local disk again. A last save there then counts.
         buffer_bytes: Most bytes of host memory per rank for state on its way to the store. None: room for two states.
         elastic_batch: On another number of ranks: 'keep' the samples per step, or let them 'scale' with the ranks.
+        fast_forward: After a resume, 'fetch' the batches that were trained on, 'skip' them, or 'auto': skip if exact.
         storage_options: Options of the fsspec file system, such as {'endpoint_url': ...}. Never printed.
         on_event: Function that is called with every event of this rank, or a list of such functions.
         hooks: Old name of on_event, accepted until 1.0.
@@ -82,6 +83,7 @@ class SpotTrainerCallback(TrainerCallback):  # type: ignore[misc]
         local_dir_survives: bool | None = None,
         buffer_bytes: int | None = None,
         elastic_batch: ElasticBatch | None = None,
+        fast_forward: FastForward | None = None,
         storage_options: Mapping[str, Any] | None = None,
         on_event: Subscriber | Sequence[Subscriber] = (),
         hooks: Sequence[Subscriber] | None = None,
@@ -101,6 +103,7 @@ class SpotTrainerCallback(TrainerCallback):  # type: ignore[misc]
             "local_dir_survives": local_dir_survives,
             "buffer_bytes": buffer_bytes,
             "elastic_batch": elastic_batch,
+            "fast_forward": fast_forward,
             "storage_options": storage_options,
         }
         config = from_environment(**settings)

@@ -54,13 +54,14 @@ class StoppedError(Exception):
 class Job:
     """One process life of a small training at *url*."""
 
-    def __init__(self, url, *, accumulate=1, scaler=None, every_steps=1, prepare=True):
+    def __init__(self, url, *, accumulate=1, scaler=None, every_steps=1, prepare=True, **settings):
         for state in (AcceleratorState, PartialState, GradientState):
             state._reset_state()
         self.accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulate)
         self.accelerator.scaler = scaler
         self.events = []
-        self.spot = SpotHook(self.accelerator, url, every_steps=every_steps, on_event=[self.events.append])
+        settings |= {"every_steps": every_steps, "on_event": [self.events.append]}
+        self.spot = SpotHook(self.accelerator, url, **settings)
         torch.manual_seed(1)
         self.net, self.loader = nn.Linear(2, 1), elastic_loader([torch.ones(2)] * 4 * BATCHES, batch_size=4)
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=0.1)
@@ -273,7 +274,8 @@ def test_workers_of_a_loader_that_is_prepared_late_are_shielded_too(url):
 
 
 @pytest.mark.filterwarnings("ignore:the loop over spot.batches")  # the program leaves it to be stopped, and goes on
-def test_a_data_set_may_draw_from_the_global_stream_if_the_training_does_not(url):
+@pytest.mark.parametrize(("fast_forward", "told"), [("auto", "fetching . batches again"), ("skip", "passing over 1 ")])
+def test_a_data_set_may_draw_from_the_global_stream_if_the_training_does_not(fast_forward, told, url):
     """
     Any loader, no worker, no dropout: augmentation is repeated while the loader is wound forward, and goes on then.
     """
@@ -295,14 +297,14 @@ def test_a_data_set_may_draw_from_the_global_stream_if_the_training_does_not(url
         return seen
 
     def noisy_job(url):
-        job = Job(url, every_steps=100)
+        job = Job(url, every_steps=100, fast_forward=fast_forward)
         job.loader = job.accelerator.prepare(DataLoader(Noisy(), batch_size=2, shuffle=True))
         return job
 
     whole = train(noisy_job(url + "-whole"), None)
-    for num_steps in (2, BATCHES + 1):
+    for num_steps in (3, BATCHES + 3):
         first = train(noisy_job(f"{url}-{num_steps}"), num_steps)
-        with pytest.warns(UserWarning, match="fetching .* batches again"):
+        with pytest.warns(UserWarning, match=told):
             rest = train(noisy_job(f"{url}-{num_steps}"), None)
         assert first + rest == whole
 

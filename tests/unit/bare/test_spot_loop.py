@@ -253,6 +253,21 @@ def test_a_list_of_batches_has_a_position(url):
         assert Life(url, loader=batches).run() == [1, 1, 1]
 
 
+@pytest.mark.parametrize("is_variable", [False, True])
+def test_the_batches_that_were_trained_on_are_skipped_if_the_setting_says_so(is_variable, url, monkeypatch):
+    """As an argument and as a variable. No sample is made that was trained on."""
+    assert Life(url, loader=DataLoader(Points(10), batch_size=2)).run(stop_at=3) == [1, 1, 1]
+    if is_variable:
+        monkeypatch.setenv("SPOT_FAST_FORWARD", "skip")
+    loader = DataLoader(Points(10), batch_size=2)
+    life = Life(url, loader=loader, **({} if is_variable else {"fast_forward": "skip"}))
+
+    with pytest.warns(UserWarning, match="passing over 3 batches without fetching them"):
+        assert life.run() == [1, 1]
+
+    assert loader.dataset.num_drawn == 4
+
+
 def test_fewer_loaders_than_were_trained_on_are_refused(url):
     """A position that cannot be restored is no reason to begin anew without a word."""
     Life(url).run(stop_at=2)
