@@ -50,6 +50,7 @@ class ObstoreStore:
         netloc, _, self._root = path.partition("/")
         if self._root and not is_object_key(self._root):
             raise UnmappedOptionError("path in the URL")
+        self._is_unordered = netloc.endswith("--x-s3")  # a directory bucket of S3 Express One Zone
         self._set_up = read_options(scheme, netloc, storage_options or {})
         self._lock = threading.Lock()
         self._opened: _Clients | None = None
@@ -126,7 +127,7 @@ class ObstoreStore:
             folder = "/".join(filter(None, (self._root, directory)))
             start, first = self._path(""), self._path(prefix)
             # A folder may have thousands of pages. Services that list in order are asked for those of the prefix alone.
-            is_ordered = isinstance(client, (obstore.store.S3Store, obstore.store.GCSStore))
+            is_ordered = isinstance(client, (obstore.store.S3Store, obstore.store.GCSStore)) and not self._is_unordered
             rest = prefix.rpartition("/")[2]
             offset = first[:-1] if is_ordered and len(rest) > 1 else None
             found = []
