@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from hearing import next_pusher, pusher_pid, until, until_end_known
+from hearing import next_pusher, pusher_pid, until, until_end_known, until_pushers_end
 from launching import exit_codes, launch
 from shared_files import write_nothing, write_out
 from steps import Holder, state_of
@@ -40,6 +40,7 @@ def die(folder, **settings):
 def first_life(tmp_path_factory):
     folder = tmp_path_factory.mktemp("first")
     die(folder)
+    until_pushers_end()  # they still write the event log of an ended session
     return folder
 
 

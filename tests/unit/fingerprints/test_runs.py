@@ -6,6 +6,7 @@ import os
 import shutil
 
 import pytest
+from hearing import until_pushers_end
 from twice_train import CHANGED, run
 
 from spot_plugins.fingerprints import Difference, compare_runs, read
@@ -52,6 +53,7 @@ def test_what_is_not_there_is_an_error_that_says_so(urls, tmp_path):
 def test_only_the_manifest_of_the_step_and_rank_is_read(urls, tmp_path):
     """One that was copied over it is refused, and so is a file of a terabyte, most of it a hole."""
     copied = tmp_path / "run"
+    until_pushers_end()  # they still write the event log of an ended session
     shutil.copytree(urls[None], copied)
     newest, before = (StepId(step, 1).prefix + "rank-00000-of-00001.json" for step in (12, 5))
     shutil.copy(copied / before, copied / newest)

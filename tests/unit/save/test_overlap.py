@@ -19,7 +19,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
-from hearing import DEADLINE_S, Heard, pusher_pid, until, until_end_known, until_idle
+from hearing import DEADLINE_S, Heard, pusher_pid, until, until_end_known, until_idle, until_pushers_end
 from lightning.pytorch import Callback, LightningModule, Trainer
 from steps import Holder
 from torch import nn
@@ -615,6 +615,7 @@ class WaitForPush(Callback):
 
 def load_parts(url, step, model, optimizer):
     """Give model and optimizer what is stored of *step*: the newer ones are taken away."""
+    until_pushers_end()  # they still write the event log of an ended session
     work = url.parent / f"{url.name}-{step}"
     shutil.copytree(url, work)
     for folder in (work / "steps").iterdir():
