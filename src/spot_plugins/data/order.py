@@ -76,7 +76,7 @@ class RecordedSampler(Sampler[Any]):
     num_passed_over: int
 
     def __init__(self, sampler: Any) -> None:
-        self.__dict__.update(_recorded=sampler, _pending=None, _last=None, num_passed_over=0)
+        self.__dict__.update({"_recorded": sampler, "_pending": None, "_last": None, "num_passed_over": 0})
 
     def record(self, order: Order | None, *, pass_over: int = 0) -> None:
         """
@@ -86,7 +86,7 @@ class RecordedSampler(Sampler[Any]):
             order: Gets the draws of the pass. None: nobody does.
             pass_over: Draws that the iterator does not yield. :attr:`num_passed_over` counts them.
         """
-        self.__dict__.update(_pending=(order, pass_over), _last=None, num_passed_over=0)
+        self.__dict__.update({"_pending": (order, pass_over), "_last": None, "num_passed_over": 0})
 
     def begin(self) -> None:
         """Let the iterator that was made last begin the pass now, if it has not begun."""
