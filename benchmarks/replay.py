@@ -27,7 +27,7 @@ WRITES = ("PUT", "DELETE")
 
 @dataclass(frozen=True)
 class Service:
-    """What a service takes, and what it costs."""
+    """Limits and prices of a service."""
 
     latency_s: float
     """Time of a request without its bytes."""

@@ -149,7 +149,7 @@ def test_each_deployment_runs_spot_run_or_srun() -> None:
 
 @pytest.mark.parametrize("name", YAMLS)
 def test_its_grace_period_leaves_two_seconds(name: str) -> None:
-    """What is killed after N seconds plans with N - 2, and `spot run` with the 110 s that AWS leaves."""
+    """A process that is killed after N seconds plans with N - 2, and `spot run` with the 110 s that AWS leaves."""
     killed_after = ("terminationGracePeriodSeconds", "stop_grace_period")
     found = [str(each).rstrip("s") for key in killed_after for each in values_of(documents(name), key)]
     for seconds in found:
