@@ -34,8 +34,8 @@ class Counted(Replayed):
         self._is_other_job = False  # the number of ranks or samples differs, so that the batches do too
         self._is_fixed = depends_on_index_alone(loader)
         self._can_pass_over = can_pass_over(loader)
-        self._may_pass_over = self._can_pass_over and fast_forward in (
-            ("auto", "skip") if self._is_fixed else ("skip",)
+        self._may_pass_over = self._can_pass_over and (
+            fast_forward == "skip" or (fast_forward == "auto" and self._is_fixed)
         )
         self._passes_over = False
         self._num_to_pass = 0  # batches that the sampler is asked to pass over in this pass

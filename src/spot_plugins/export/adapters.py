@@ -31,7 +31,7 @@ def adapter_tensors(tensors: Sequence[Weight], config: Mapping[str, Any]) -> lis
         config: The content of ``adapter_config.json``.
 
     Raises:
-        ConfigError: Several adapters come into question, or *config* is that of another kind of adapter.
+        ConfigError: Several adapters come into question, or *config* describes another kind of adapter.
     """
     if config.get("peft_type") != "LORA":
         kind = config.get("peft_type")
@@ -56,7 +56,7 @@ def adapter_tensors(tensors: Sequence[Weight], config: Mapping[str, Any]) -> lis
 
 
 def _name_in_file(name: str, adapter: str) -> str | None:
-    """Return the name of a tensor without that of the adapter. None if it belongs to the base model."""
+    """Return the name of a tensor, less the name of the adapter. None if it belongs to the base model."""
     words = name.split(".")
     for index, (word, following) in enumerate(pairwise(words)):
         if following != adapter:

@@ -15,6 +15,7 @@ from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner import SavePlan
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from ..errors import ConfigError
 from ..resume.weights import KINDS, Weights, open_weights
 from .outputs import Exported, check_new, exported, new_folder
 from .stored_state import StoredState
@@ -80,7 +81,8 @@ class _Planner(DefaultSavePlanner):
         if not isinstance(value, torch.Tensor):
             return value
         tensor, read = next(self._read)
-        assert tensor is value, "torch writes tensors in another order than that of its plan"
+        if tensor is not value:  # another version of torch: the file would have the bytes of another tensor
+            raise ConfigError("this torch writes tensors in another order than it has planned: take another format")
         return read
 
 

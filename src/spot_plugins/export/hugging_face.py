@@ -46,7 +46,7 @@ def export_hugging_face(
     """
     Write the weights of a committed step to *out*, a folder for ``from_pretrained``.
 
-    A checkpoint holds no configuration, so that of the model is copied from the folder *config*. If that folder has an
+    A checkpoint holds no configuration, so the model's is copied from the folder *config*. If that folder has an
     ``adapter_config.json`` and the model has an adapter of LoRA, the adapter is written without its base model.
 
     Args:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from stored_models import WAYS, damage, save_model
 from torch import nn
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from spot_plugins.errors import ConfigError, CorruptCheckpointError
+from spot_plugins.export import distributed
 from spot_plugins.export.distributed import export_distributed
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
@@ -141,3 +145,20 @@ def test_nothing_is_left_if_it_fails(tmp_path):
         export_distributed(str(tmp_path / "forged"), tmp_path / "out")
 
     assert sorted(path.name for path in tmp_path.iterdir()) == ["complex", "forged", "run"]
+
+
+def test_a_torch_that_writes_in_another_order_is_refused(tmp_path, monkeypatch):
+    """The tensors are read ahead in the order of the plan, so each would get the bytes of another one."""
+
+    class Backwards(FileSystemWriter):
+        def write_data(self, plan, planner):
+            return super().write_data(replace(plan, items=plan.items[::-1]), planner)
+
+    trained = Training(1, num_steps=1)
+    save_model(tmp_path / "run", {"model": trained.model}, trained.optimizers)
+    monkeypatch.setattr(distributed, "FileSystemWriter", Backwards)
+
+    with pytest.raises(ConfigError, match="this torch writes tensors in another order than it has planned"):
+        export_distributed(str(tmp_path / "run"), tmp_path / "out")
+
+    assert not (tmp_path / "out").exists()
