@@ -489,3 +489,24 @@ def test_a_listing_asks_for_its_prefix_alone(bucket, pages, s3_server):
         before = proxy.num_requests
         assert list(store.keys("events/")) == keys
         assert proxy.num_requests - before >= 2
+
+
+def test_a_service_that_lists_in_no_order_hides_nothing(s3_server, monkeypatch):
+    """
+    Not even a step behind one that comes after it in order, or a training would begin anew in silence.
+    """
+    import obstore
+
+    def backwards(client, prefix=None, offset=None, plain=obstore.list):
+        entries = [entry for page in plain(client, prefix=prefix) for entry in page][::-1]
+        return [entries[start : start + 50] for start in range(0, len(entries), 50)]
+
+    store = ObstoreStore(f"{s3_server.create_bucket('backwards')}/run", s3_server.storage_options())
+    keys = [f"steps/{step:010d}-000001/rank" for step in range(120)]
+    for key in keys:
+        store.put(key, b"x")
+    monkeypatch.setattr(obstore, "list", backwards)
+
+    assert list(store.keys("steps/")) == keys
+    assert list(store.keys(f"steps/{7:010d}-")) == keys[7:8]
+    assert list(store.keys("steps/000000001")) == keys[10:20]

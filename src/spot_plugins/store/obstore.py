@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
-from itertools import chain
 from typing import TYPE_CHECKING, Any, Final
 
 from .base import ObjectInfo, scatter
@@ -123,15 +122,25 @@ class ObstoreStore:
 
         with as_store_errors("list", prefix, self._secrets):
             client = self._open().timed
-            # obstore takes only whole folders as prefix, so the rest of the prefix is compared below.
-            folder = "/".join(filter(None, (self._root, directory)))
-            start, first = self._path(""), self._path(prefix)
             # A folder may have thousands of pages. Services that list in order are asked for those of the prefix alone.
             is_ordered = isinstance(client, (obstore.store.S3Store, obstore.store.GCSStore)) and not self._is_unordered
-            rest = prefix.rpartition("/")[2]
-            offset = first[:-1] if is_ordered and len(rest) > 1 else None
-            found = []
-            for entry in chain.from_iterable(obstore.list(client, prefix=folder or None, offset=offset)):
+            if is_ordered and (found := self._list(prefix, is_ordered=True)) is not None:
+                return iter(found)
+            return iter(self._list(prefix, is_ordered=False) or ())
+
+    def _list(self, prefix: str, *, is_ordered: bool) -> list[ObjectInfo] | None:
+        """List the objects of *prefix*: if the service lists in order, a part alone. None: it does not list in order."""
+        import obstore
+
+        client = self._open().timed
+        # obstore takes only whole folders as prefix, so the rest of the prefix is compared below.
+        directory, _, rest = prefix.rpartition("/")
+        folder = "/".join(filter(None, (self._root, directory)))
+        start, first = self._path(""), self._path(prefix)
+        offset = first[:-1] if is_ordered and len(rest) > 1 else None
+        found, name = [], ""
+        for page in obstore.list(client, prefix=folder or None, offset=offset):
+            for entry in page:
                 path = entry["path"]
                 # Consoles mark a folder by an empty object whose name ends in a slash. obstore drops the slash, so an
                 # empty object counts only if it exists under the name without one.
@@ -139,10 +148,12 @@ class ObstoreStore:
                     key, modified_at = path.removeprefix(start), entry["last_modified"].timestamp()
                     found.append(ObjectInfo(key, entry["size"], modified_at))
                 # Of the name in the folder, because some servers list "a/b" before "a-b".
-                name = path.removeprefix(first.removesuffix(rest)).partition("/")[0]
-                if is_ordered and rest and name > rest and not name.startswith(rest):
-                    break
-            return iter(sorted(each for each in found if is_object_key(each.key)))
+                before, name = name, path.removeprefix(first.removesuffix(rest)).partition("/")[0]
+                if is_ordered and name < before:
+                    return None
+            if is_ordered and rest and name > rest and not name.startswith(rest):
+                break
+        return sorted(each for each in found if is_object_key(each.key))
 
     def delete(self, key: str) -> None:
         """Delete the object. Do nothing if it does not exist."""
