@@ -129,7 +129,7 @@ class ObstoreStore:
             return iter(self._list(prefix, is_ordered=False) or ())
 
     def _list(self, prefix: str, *, is_ordered: bool) -> list[ObjectInfo] | None:
-        """List the objects of *prefix*: if the service lists in order, a part alone. None: it does not list in order."""
+        """List the objects of *prefix*, from a part alone if the service is in order. None: it turned out not to be."""
         import obstore
 
         client = self._open().timed
