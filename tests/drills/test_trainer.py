@@ -6,7 +6,8 @@ import logging
 import shutil
 
 import pytest
-from trainer_lives import Interrupt, Life, assert_exact
+import torch
+from trainer_lives import Interrupt, Life, Numbers, assert_exact, masked
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
@@ -184,6 +185,47 @@ def test_a_longer_training(tmp_path):
     assert life.state()["model"].keys() == alone.state()["model"].keys()
     for name, value in alone.state()["model"].items():
         assert value.equal(life.state()["model"][name]), name
+
+
+class Sized(Numbers):
+    """Samples of 1 to 7 tokens. The length of an odd sample is drawn."""
+
+    def __getitem__(self, index):
+        length = 1 + (index * 5 % 7 if index % 2 == 0 else int(torch.randint(7, ())))
+        return super().__getitem__(index) | {"input_ids": [index] * length}
+
+
+def without_tokens(samples):
+    return masked([{name: value for name, value in each.items() if name != "input_ids"} for each in samples])
+
+
+def by_length(given):
+    """Let a trainer have samples of several lengths, which it groups."""
+    return given | {"train_dataset": Sized(21), "data_collator": without_tokens}
+
+
+GROUPED = {"train_sampling_strategy": "group_by_length", "change": by_length}
+
+
+@pytest.mark.parametrize("at", [7, LAST_OF_EPOCH])
+def test_samples_grouped_by_length(at, tmp_path):
+    """In a step of an odd number of batches, and at the end of an epoch."""
+    assert_exact(tmp_path, ("notice", "train", at), KILL, every_steps=1, gradient_accumulation_steps=3, **GROUPED)
+
+
+def test_other_lengths_are_refused(tmp_path):
+    """The position would mean other samples. Nothing is trained."""
+    make = lives_of(tmp_path, **GROUPED)
+    assert make(Interrupt("notice", "train", 5)).run() == "Preempted"
+
+    with pytest.raises(ConfigError, match=r"grouped=length-.*-2 differs from grouped=length-.*-2 in the checkpoint"):
+        make(change=lambda given: by_length(given) | {"train_dataset": Longer(21)}).run()
+
+
+class Longer(Sized):
+    def __getitem__(self, index):
+        sample = super().__getitem__(index)
+        return sample | {"input_ids": sample["input_ids"] * 2}
 
 
 def test_an_own_loader(tmp_path):

@@ -7,6 +7,7 @@ Must never break: a resumed training sees the samples that an uninterrupted trai
 Begin with: :mod:`.position`, then :mod:`.sampler`. :mod:`.internals` has all private names of torch.
 """
 
+from .grouped import GroupedByLength
 from .loader import elastic_loader
 from .position import LoaderPosition
 from .sampler import ElasticSampler
@@ -16,6 +17,7 @@ from .workers import end_shielded_workers, shield_workers
 
 __all__ = [
     "ElasticSampler",
+    "GroupedByLength",
     "LoaderPosition",
     "TrackedLoader",
     "elastic_loader",

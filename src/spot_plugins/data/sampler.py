@@ -10,6 +10,7 @@ import torch.distributed
 from torch.utils.data.distributed import DistributedSampler
 
 from ..errors import ConfigError
+from .grouped import GroupedByLength
 from .internals import accelerate_deals_out
 from .rng import mixed_seed
 
@@ -72,6 +73,8 @@ class ElasticSampler(DistributedSampler[int]):
         self.drop_last = drop_last
         self.epoch = 0
         self.consumed = 0
+        self.grouped: GroupedByLength | None = None
+        """Sorts the permutation by the lengths of the samples, if it is set."""
         self._replica: tuple[int, int] | None = None
         self._multiple_of = 1
         if num_replicas is not None and rank is not None:
@@ -157,27 +160,29 @@ class ElasticSampler(DistributedSampler[int]):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position of the next iteration and the settings that it depends on, as plain numbers."""
-        return {
+        state = {
             "seed": self.seed,
             "shuffle": self.shuffle,
             "num_samples": len(self.dataset),
             "epoch": self.epoch,
             "consumed": self.consumed,
         }
+        return state if self.grouped is None else state | {"grouped": self.grouped.name}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """
         Restore the position of the next iteration, on any number of replicas.
 
         Raises:
-            ConfigError: The position belongs to another order, because the seed, ``shuffle`` or the number of
-                samples was different.
+            ConfigError: The position belongs to another order, because the seed, ``shuffle``, the number of samples or
+                their lengths were different.
         """
         here = self.state_dict()
-        for name in ("seed", "shuffle", "num_samples"):
-            if state_dict[name] != here[name]:
+        for name in ("seed", "shuffle", "num_samples", "grouped"):
+            now, before = here.get(name), state_dict.get(name)
+            if now != before:
                 raise ConfigError(
-                    f"{name}={here[name]} differs from {name}={state_dict[name]} in the checkpoint, so the "
+                    f"{name}={now} differs from {name}={before} in the checkpoint, so the "
                     f"position saved there means other samples. Use the same data and settings as before, or "
                     f"start a new run"
                 )
@@ -202,4 +207,5 @@ class ElasticSampler(DistributedSampler[int]):
         if not self.shuffle:
             return torch.arange(len(self.dataset))
         generator = torch.Generator().manual_seed(mixed_seed(b"epoch order", self.seed, self.epoch))
-        return torch.randperm(len(self.dataset), generator=generator)
+        order = torch.randperm(len(self.dataset), generator=generator)
+        return order if self.grouped is None else self.grouped(order)

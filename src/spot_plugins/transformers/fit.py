@@ -68,7 +68,7 @@ class Fit:
         """
         found = self.hook.find_run(self._trainer.args)
         self.users_checkpoint = checkpoint or None
-        samples = self._samples_at_once * self._trainer.args.gradient_accumulation_steps
+        samples = self.samples_per_step
         if found is not None:
             step, samples = found
             if checkpoint:
@@ -150,6 +150,11 @@ class Fit:
         self._last_step = step
         self.part.place.updates += 1
         self.hook.after_step(stepped=True)
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples of one step over all ranks and batches."""
+        return self._samples_at_once * int(self._trainer.args.gradient_accumulation_steps)
 
     @property
     def _samples_at_once(self) -> int:

@@ -182,6 +182,12 @@ def batch_size(trainer: Trainer) -> int:
     return int(trainer._train_batch_size)
 
 
+def lengths_of_samples(trainer: Trainer) -> list[int]:
+    """Return the length of each training sample, as the trainer's own ``group_by_length`` finds it."""
+    lengths: list[int] = trainer._get_train_sampler(trainer.train_dataset).lengths
+    return lengths
+
+
 def dataset_and_collator(trainer: Trainer) -> tuple[Any, Any]:
     """Return the training data and the collator, without the columns that the model does not take."""
     from transformers.utils import is_datasets_available

@@ -3,48 +3,62 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 from torch.utils.data import IterableDataset
 from transformers import Trainer
 
 from ..accelerate.hook import SpotHook
-from ..data import elastic_loader
+from ..data import GroupedByLength, elastic_loader
+from ..data.rng import borrowed_streams, seed_streams
 from . import internals
+
+STRATEGIES: Final = ("random", "sequential", "group_by_length")
+"""The values of ``train_sampling_strategy`` whose order any number of ranks can continue."""
 
 
 def has_own_loader(trainer: Trainer) -> bool:
     """Return True if the program decides itself in which order the samples come."""
     args = trainer.args
-    if args.train_sampling_strategy not in ("random", "sequential") or isinstance(
-        trainer.train_dataset, IterableDataset
-    ):
+    if args.train_sampling_strategy not in STRATEGIES or isinstance(trainer.train_dataset, IterableDataset):
         return True
     own = type(trainer).__mro__[2]  # without the class that the callback has put before it, and ours
     names = internals.LOADER_METHODS
     return any(name in vars(trainer) or getattr(own, name) is not getattr(Trainer, name) for name in names)
 
 
-def elastic(trainer: Trainer) -> Any:
-    """Return the training loader that the trainer would make, with an order that any number of ranks can continue."""
+def elastic(trainer: Trainer, samples_per_step: int) -> Any:
+    """
+    Return the training loader that the trainer would make, with an order that any number of ranks can continue.
+
+    Args:
+        trainer: The trainer.
+        samples_per_step: Samples of one step over all ranks and batches, which ``group_by_length`` groups.
+    """
     args = trainer.args
     data, collate = internals.dataset_and_collator(trainer)
-    return trainer.accelerator.prepare(
-        elastic_loader(
-            data,
-            batch_size=internals.batch_size(trainer),
-            seed=args.seed if args.data_seed is None else args.data_seed,
-            shuffle=args.train_sampling_strategy == "random",
-            drop_last=args.dataloader_drop_last,
-            num_workers=args.dataloader_num_workers,
-            collate_fn=collate,
-            pin_memory=args.dataloader_pin_memory,
-            persistent_workers=args.dataloader_persistent_workers,
-            multiprocessing_context=args.dataloader_multiprocessing_context,
-            prefetch_factor=args.dataloader_prefetch_factor,
-            in_order=args.dataloader_in_order,
-        )
+    seed = args.seed if args.data_seed is None else args.data_seed
+    loader = elastic_loader(
+        data,
+        batch_size=internals.batch_size(trainer),
+        seed=seed,
+        shuffle=args.train_sampling_strategy != "sequential",
+        drop_last=args.dataloader_drop_last,
+        num_workers=args.dataloader_num_workers,
+        collate_fn=collate,
+        pin_memory=args.dataloader_pin_memory,
+        persistent_workers=args.dataloader_persistent_workers,
+        multiprocessing_context=args.dataloader_multiprocessing_context,
+        prefetch_factor=args.dataloader_prefetch_factor,
+        in_order=args.dataloader_in_order,
     )
+    if args.train_sampling_strategy == "group_by_length":
+        # Reading all samples may draw random numbers, which must be equal on all ranks and in all processes of the run.
+        with borrowed_streams():
+            seed_streams(b"lengths", seed)
+            lengths = internals.lengths_of_samples(trainer)
+        loader.sampler.grouped = GroupedByLength(lengths, samples_per_step)
+    return trainer.accelerator.prepare(loader)
 
 
 class EpochBatches:

@@ -34,7 +34,7 @@ class Overrides(Trainer):  # type: ignore[misc]
     def get_train_dataloader(self) -> Any:
         """Make the training loader. Its order can be continued on any number of ranks, unless it is the program's."""
         own = self._attached.fit is None or loaders.has_own_loader(self)
-        loader = super().get_train_dataloader() if own else loaders.elastic(self)
+        loader = super().get_train_dataloader() if own else loaders.elastic(self, self._fit.samples_per_step)
         if self._attached.fit is not None:
             self._fit.loader = loader
         return loader

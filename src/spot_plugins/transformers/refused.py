@@ -10,6 +10,7 @@ from transformers import Trainer
 
 from ..errors import ConfigError
 from . import internals
+from .loaders import STRATEGIES
 
 
 def refuse(trainer: Trainer, trial: Any) -> None:
@@ -64,10 +65,10 @@ def _reasons(trainer: Trainer, trial: Any) -> Iterator[str]:
             "split_batches=True makes the batches of a rank depend on the number of ranks, so a step could not keep "
             "its samples. Leave it out of accelerator_config"
         )
-    if args.train_sampling_strategy not in ("random", "sequential"):
+    if args.train_sampling_strategy not in STRATEGIES:
         yield (
             f"train_sampling_strategy={str(args.train_sampling_strategy)!r} is not supported yet, because its order "
-            f"depends on the batches of one process. Use 'random' or 'sequential'"
+            f"depends on the batches of one process. Use 'random', 'sequential' or 'group_by_length'"
         )
     if isinstance(trainer.train_dataset, IterableDataset):
         yield (

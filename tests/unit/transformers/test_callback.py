@@ -113,9 +113,9 @@ REFUSED = {
         {"accelerator_config": {"split_batches": True}},
         "split_batches=True makes the batches of a rank depend on the number of ranks",
     ),
-    "group_by_length": (
-        {"train_sampling_strategy": "group_by_length"},
-        "train_sampling_strategy='group_by_length' is not supported yet, because its order depends on the batches",
+    "batch_rebalance": (
+        {"train_sampling_strategy": "batch_rebalance"},
+        "train_sampling_strategy='batch_rebalance' is not supported yet, because its order depends on the batches",
     ),
     "stream": ({"data": Stream()}, "train_dataset=Stream is a stream"),
     "streaming": ({"data": streaming()}, "train_dataset=IterableDataset is a stream"),
