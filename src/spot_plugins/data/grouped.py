@@ -38,9 +38,9 @@ class GroupedByLength:
         """Return the samples of *permutation* in the order of this object."""
         if not len(permutation):
             return permutation
-        pieces = [
-            piece[self._lengths[piece].argsort(descending=True, stable=True)] for piece in permutation.split(self._size)
-        ]
+        starts = range(0, len(permutation), self._size)
+        pieces = [permutation[start : start + self._size] for start in starts]
+        pieces = [piece[self._lengths[piece].argsort(descending=True, stable=True)] for piece in pieces]
         order = torch.cat(pieces)
         first = int(self._lengths[order].argmax())
         order[[0, first]] = order[[first, 0]]

@@ -57,7 +57,8 @@ def elastic(trainer: Trainer, samples_per_step: int) -> Any:
         with borrowed_streams():
             seed_streams(b"lengths", seed)
             lengths = internals.lengths_of_samples(trainer)
-        loader.sampler.grouped = GroupedByLength(lengths, samples_per_step)
+        sampler: Any = loader.sampler
+        sampler.grouped = GroupedByLength(lengths, samples_per_step)
     return trainer.accelerator.prepare(loader)
 
 
