@@ -45,12 +45,15 @@ class Buckets:
         if self._order or sorted(order) != [*range(len(parameters))] or not self._can_rebuild(parameters):
             return
         self._order = [*order]
-        module, self._model.module = self._model.module, _Zeros([parameters[number] for number in order])
+        model = self._model
+        module, model.module = model.module, _Zeros([parameters[number] for number in order])
+        broadcasts, model.broadcast_buffers = model.broadcast_buffers, False  # DDP cannot broadcast none
         try:
             with torch.enable_grad():
-                self._model().backward()
+                DistributedDataParallel.forward(model).backward()  # past the hooks of the program
         finally:
-            self._model.module = module
+            model.module = module
+            model.broadcast_buffers = broadcasts
             for parameter in parameters:
                 parameter.grad = None
 

@@ -38,8 +38,13 @@ def judge_rest(control, lives):
     """Check the last of *lives* against *control*, if the first left no record because it was killed."""
     killed, last = lives
     assert (killed.end, killed.exit_code) == ("killed", -9)
-    assert last.end == "finished", (last.end, last.message)
     assert last.resumed_from is not None
+    judge_continued(control, last)
+
+
+def judge_continued(control, last):
+    """Check that *last* is what follows in *control* after the step that it has resumed from, to its end."""
+    assert last.end == "finished", (last.end, last.message)
     assert last.rows == control.rows[_row_after(control.rows, last.resumed_from) :]
     assert differences(last.final, control.final) == []
 
