@@ -28,9 +28,17 @@ class Buckets:
         self._order: list[int] = []
 
     def order(self) -> list[int]:
-        """Return the numbers of the parameters in the order of the rebuilt buckets. Empty if it is not known yet."""
-        if not self._order:
-            found = self._model._get_ddp_logging_data().get(ORDER, "")  # type: ignore[no-untyped-call]
+        """
+        Return the numbers of the parameters in the order of the rebuilt buckets. Empty before the first backward.
+
+        DDP rebuilds them with its second forward pass, and logs the order with its third. A step that is saved before
+        needs the order too, so they are rebuilt here. All ranks call this together.
+        """
+        model = self._model
+        if not self._order and (model.reducer._rebuild_buckets() or model._has_rebuilt_buckets):
+            model._has_rebuilt_buckets = True
+            model.logger.set_runtime_stats_and_log()  # type: ignore[union-attr]
+            found = model._get_ddp_logging_data().get(ORDER, "")  # type: ignore[no-untyped-call]
             self._order = [int(number) for number in found.replace(",", " ").split()]
         return self._order
 
@@ -50,7 +58,8 @@ class Buckets:
         broadcasts, model.broadcast_buffers = model.broadcast_buffers, False  # DDP cannot broadcast none
         try:
             with torch.enable_grad():
-                DistributedDataParallel.forward(model).backward()  # past the hooks of the program
+                forward = DistributedDataParallel.forward(model)  # type: ignore[no-untyped-call]  # past the program's hooks
+                forward.backward()
         finally:
             model.module = module
             model.broadcast_buffers = broadcasts

@@ -25,8 +25,15 @@ def _compare(rank):
     order of the buckets they are not.
     """
     first, part = _model(bucket_cap_mb=0.001)
-    expected = [_gradients(first, rank, step) for step in range(3)][-1]
+    assert "buckets" not in part.state_dict()
+    _gradients(first, rank, 0)
     state = part.state_dict()
+    expected = [_gradients(first, rank, step) for step in (1, 2)][-1]
+    assert part.state_dict()["buckets"] == state["buckets"]
+    passed, part = _model(bucket_cap_mb=0.001)
+    _gradients(passed, rank, 0)
+    _gradients(passed, rank, 1)
+    assert part.state_dict()["buckets"] == state["buckets"]
     assert state["buckets"] == ORDER
 
     resumed, part = _model(bucket_cap_mb=0.001)
