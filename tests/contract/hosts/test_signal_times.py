@@ -65,10 +65,12 @@ def test_a_signal_to_one_rank_at_any_moment(host, num_ranks, number, control, tm
     print(told[0])
     last = live_apart(host, program, tmp_path)
 
-    if codes[receiver] == -signal.SIGTERM:  # Python's own answer, before the session begins and after it has ended
-        assert last[0].rows == [] or not any(life.rows for life in lives), told
+    if last[0].rows == []:  # the end was stored, and a rank may leave for a signal that comes after that
+        assert set(codes) <= {0, 143, -signal.SIGTERM}, told
+    elif codes[receiver] == -signal.SIGTERM:  # Python's own answer, before the session begins
+        assert not any(life.rows for life in lives), told
     else:
-        assert codes in ([143] * num_ranks, [0] * num_ranks), told
+        assert codes == [143] * num_ranks, told
     situation = Situation(name="a notice", program=program, interruptions=(Interruption(rank=receiver),))
     for rank, alone in enumerate(controls):
         if {life.end for life in lives} == {"preempted"}:  # the signal has not come while the session closed
