@@ -20,6 +20,7 @@ from .output import errors_of, plain, print_json
 if TYPE_CHECKING:
     from ..drill.runner import Options
 
+_DEFAULT_NAMES: Final = ",".join(each.name for each in DEFAULT_FAULTS)
 _ENDS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -30,7 +31,7 @@ def drill(
     ],
     faults: Annotated[
         str, typer.Option(help=f"Faults to inject, with commas between them, of {', '.join(FAULTS)}.")
-    ] = ",".join(each.name for each in DEFAULT_FAULTS),
+    ] = _DEFAULT_NAMES,
     kills: Annotated[
         int | None, typer.Option(min=1, help="Number of faults, taken in turn.", show_default="each once")
     ] = None,
