@@ -35,7 +35,18 @@ API = {
     "spot_plugins.data": ["elastic_loader", "ElasticSampler", "LoaderPosition", "shield_workers"],
     "spot_plugins.state": ["ModelPart", "OptimizerPart", "RngPart"],
     "spot_plugins.testing": [
-        *("drill", "Signal", "KillRank", "Notice", "HostLoss", "StoreOutage", "Freeze", "Verdict"),
+        *(
+            "drill",
+            "Signal",
+            "KillRank",
+            "KillPusher",
+            "Notice",
+            "Reboot",
+            "HostLoss",
+            "StoreOutage",
+            "Freeze",
+            "Verdict",
+        ),
         "run_thread_ranks",
     ],
 }

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from .drill.faults import Fault, Freeze, HostLoss, KillRank, Notice, Signal, StoreOutage
+from .drill.faults import Fault, Freeze, HostLoss, KillPusher, KillRank, Notice, Reboot, Signal, StoreOutage
 from .drill.processes import clear
 from .drill.runner import Options, Runner, Tell
 from .drill.verdict import Verdict, judge
@@ -27,8 +27,10 @@ __all__ = [
     "Fault",
     "Freeze",
     "HostLoss",
+    "KillPusher",
     "KillRank",
     "Notice",
+    "Reboot",
     "Signal",
     "StoreOutage",
     "ThreadRanks",

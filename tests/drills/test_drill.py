@@ -18,7 +18,7 @@ from hearing import DEADLINE_S
 from launching import PROGRAMS, module_path
 
 from spot_plugins.errors import ConfigError
-from spot_plugins.testing import Freeze, HostLoss, KillRank, Notice, Signal, StoreOutage, drill
+from spot_plugins.testing import Freeze, HostLoss, KillPusher, KillRank, Notice, Reboot, Signal, StoreOutage, drill
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PLANTED = str(PROGRAMS / "planted.py")
@@ -189,6 +189,14 @@ def test_a_refusal_of_the_host_is_shown():
     verdict = drill(planted("late scheduler", 60), [Signal()])
     assert verdict.first_broken is not None, texts(verdict)
     assert verdict.first_broken.text.endswith("so they are neither restored nor saved. Prepare everything before")
+
+
+@pytest.mark.soak
+def test_a_training_survives_its_pusher_and_a_reboot():
+    """It continues with a new pusher process, and resumes from what was stored or kept."""
+    verdict = drill(planted("none", 200), [KillPusher(), Reboot(), KillPusher()])
+    assert verdict.is_kept, texts(verdict)
+    assert [each.exit_code for each in verdict.facts.rehearsal.lives] == [-signal.SIGKILL, 0], texts(verdict)
 
 
 @pytest.mark.soak

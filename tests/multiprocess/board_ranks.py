@@ -158,17 +158,29 @@ def outlive_a_machine(ranks, board):
 
 def listen_to_ourselves(ranks, board):
     """The board uses the loopback address alone. Anything else would show in the table of the kernel."""
-    Job(ranks, board).exchange("all have come", None)
+    job = Job(ranks, board)
+    job.exchange("all have come", None)
+    deadline = time.monotonic() + PATIENCE_S
+    while ranks.rank == 0:
+        used = addresses_of(LOGGED[0].args[1])
+        assert used <= {"0100007F"}, used
+        if used:
+            break
+        assert time.monotonic() < deadline, "the port is not in the table"
+    job.exchange("rank 0 has looked", None)  # until then the connection is there
+    board.close()
+
+
+def addresses_of(port):
+    """Return the own addresses at which this process uses *port*. A row may be missing while sockets come and go."""
     inodes = {os.readlink(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd") if fd_is_open(fd)}
-    addresses = []
+    addresses = set()
     for table in ("tcp", "tcp6"):
         with open(f"/proc/self/net/{table}") as file:
             rows = [line.split() for line in file.readlines()[1:]]
-        addresses += [row[1].rpartition(":") for row in rows if f"socket:[{row[9]}]" in inodes]
-    if ranks.rank == 0:
-        used = {address for address, _, port in addresses if int(port, 16) == LOGGED[0].args[1]}
-        assert used == {"0100007F"}, (used, addresses)
-    board.close()
+        own = [row[1].rpartition(":") for row in rows if f"socket:[{row[9]}]" in inodes]
+        addresses |= {address for address, _, number in own if int(number, 16) == port}
+    return addresses
 
 
 def fd_is_open(fd):

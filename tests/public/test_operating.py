@@ -69,6 +69,7 @@ NOT_MET: Final = {
     "bare/guarded.py": "the same",
     "lightning/guarded.py": "the same",
     "transformers/guarded.py": "the same",
+    "has left because of a notice": "the reason of a rank that leaves as well, and says that nothing was saved",
     "leave/phase.py": "a call in the wrong order, which is an error in the program",
     "notices/azure.py": "logged for those who ask for it: a service is asked again",
     "notices/gcp.py": "the same",

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from ..drill.faults import FAULTS, faults_of
+from ..drill.faults import DEFAULT_FAULTS, FAULTS, faults_of
 from .checks import seconds
 from .output import errors_of, plain, print_json
 
 if TYPE_CHECKING:
     from ..drill.runner import Options
 
+_DEFAULT_NAMES: Final = ",".join(each.name for each in DEFAULT_FAULTS)
 _ENDS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -28,7 +29,9 @@ def drill(
         list[str],
         typer.Argument(help="The training command, as you start it: python ..., torchrun ..., spot run -- ..."),
     ],
-    faults: Annotated[str, typer.Option(help="Faults to inject, with commas between them.")] = ",".join(FAULTS),
+    faults: Annotated[
+        str, typer.Option(help=f"Faults to inject, with commas between them, of {', '.join(FAULTS)}.")
+    ] = _DEFAULT_NAMES,
     kills: Annotated[
         int | None, typer.Option(min=1, help="Number of faults, taken in turn.", show_default="each once")
     ] = None,

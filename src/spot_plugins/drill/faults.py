@@ -12,7 +12,7 @@ import os
 import random
 import shutil
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
@@ -50,6 +50,11 @@ class Target(Protocol):
     @property
     def ranks(self) -> Mapping[int, int]:
         """Process ids of the ranks that run, by rank."""
+        ...
+
+    @property
+    def pushers(self) -> Sequence[int]:
+        """Process ids of the pusher processes that run."""
         ...
 
     @property
@@ -175,6 +180,31 @@ class Notice(_Plain):
 
 
 @dataclass(frozen=True, slots=True)
+class KillPusher(_Plain):
+    """A SIGKILL to one pusher process. Its rank starts another one, and training continues."""
+
+    name: str = "pusher-kill"
+    ends_training: bool = False
+
+    def begin(self, target: Target) -> str:
+        """Send it."""
+        os.kill(target.random.choice(target.pushers), signal.SIGKILL)
+        return "SIGKILL to a pusher process"
+
+
+@dataclass(frozen=True, slots=True)
+class Reboot(_Plain):
+    """The machine restarts without a notice: all processes are killed at once, pushers too. The local disk remains."""
+
+    name: str = "reboot"
+
+    def begin(self, target: Target) -> str:
+        """Kill everything."""
+        target.signal_all(signal.SIGKILL)
+        return "SIGKILL to all processes, and the local copies kept"
+
+
+@dataclass(frozen=True, slots=True)
 class HostLoss(_Plain):
     """The machine vanishes: all processes are killed at once, pushers too, and the local disk is gone."""
 
@@ -226,10 +256,18 @@ class Freeze(_Plain):
         target.signal_all(signal.SIGCONT)
 
 
-FAULTS: Final[Mapping[str, Fault]] = {
-    each.name: each for each in (Signal(), KillRank(), Notice(), HostLoss(), StoreOutage(), Freeze())
-}
-"""The faults of ``spot drill``, by name, in the order in which they are injected by default."""
+DEFAULT_FAULTS: Final[tuple[Fault, ...]] = (
+    Signal(),
+    KillRank(),
+    Notice(),
+    HostLoss(),
+    StoreOutage(),
+    Freeze(),
+)
+"""The faults of ``spot drill`` by default, in the order in which they are injected."""
+
+FAULTS: Final[Mapping[str, Fault]] = {each.name: each for each in (*DEFAULT_FAULTS, KillPusher(), Reboot())}
+"""All faults of ``spot drill``, by name."""
 
 
 def faults_of(text: str) -> tuple[Fault, ...]:

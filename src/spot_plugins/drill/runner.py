@@ -19,7 +19,7 @@ from ..eventlog.records import TrainingBegan
 from ..events import Leaving, NoticeReceived, NoticeSourcesFound
 from ..store import open_store
 from .command import with_ranks
-from .faults import FAULTS, Fault
+from .faults import DEFAULT_FAULTS, Fault
 from .lives import Injected, Life, LifeLog, Run
 from .plan import Pace, Planned, plan_of
 from .processes import described, is_pusher
@@ -55,7 +55,7 @@ Tell = Callable[[str], None]
 class Options:
     """The choices for one drill."""
 
-    faults: tuple[Fault, ...] = tuple(FAULTS.values())
+    faults: tuple[Fault, ...] = DEFAULT_FAULTS
     num_faults: int | None = None
     """Number of faults, which are taken from *faults* in turn. None: each once."""
     seed: int = 0

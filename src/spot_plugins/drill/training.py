@@ -19,7 +19,7 @@ from ..launch.drilled import FOLDER_VARIABLE, STEPS_VARIABLE, DrillFolder, Rank
 from ..launch.supervisor import end_with
 from ..store import open_local
 from .faults import store_directory
-from .processes import Processes
+from .processes import Processes, is_pusher
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1)
 """The signals of faults and notices. A shell that starts the drill in the background lets it ignore some of them."""
@@ -108,6 +108,11 @@ class Training:
         alive = self._place.processes.pids()
         known: list[Rank] = [each for each in self._place.folder.ranks() if each.attempt > self._since]
         return {each.rank: each.pid for each in known if each.pid in alive}
+
+    @property
+    def pushers(self) -> Sequence[int]:
+        """See :class:`~.faults.Target`."""
+        return sorted(pid for pid in self._place.processes.pids() if is_pusher(pid))
 
     @property
     def notice_file(self) -> Path:

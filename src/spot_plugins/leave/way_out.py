@@ -211,6 +211,7 @@ class WayOut:
         except (Preempted, BoardClosedError) as error:
             if isinstance(error, BoardClosedError) and not self._gets_notice():
                 raise
+            self._job.leave_early()
             self._end()
             raise Preempted(None) from None
 

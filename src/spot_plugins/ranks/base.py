@@ -34,6 +34,10 @@ class RankLostError(BoardClosedError):
         return f"rank {self.rank} {self.how}"
 
 
+class LeftOnNoticeError(RankLostError):
+    """A rank has left because of a notice, before training began. So there is nothing to save, and this rank leaves."""
+
+
 class Gathered(NamedTuple):
     """The notes of all ranks under one name."""
 

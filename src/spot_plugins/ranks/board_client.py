@@ -19,7 +19,7 @@ from typing import Any, Final, TypeVar
 
 from ..format.manifest import Json
 from ..machine.threads import start_thread
-from .base import BoardClosedError, RankLostError
+from .base import BoardClosedError, LeftOnNoticeError, RankLostError
 from .board_server import CLOSED, BoardServer
 from .frames import (
     BEAT,
@@ -33,7 +33,7 @@ from .frames import (
     keep,
     prepare,
 )
-from .notes import Answered, NoteBoard
+from .notes import LEFT_ON_NOTICE, Answered, NoteBoard
 
 logger = logging.getLogger(__name__)
 
@@ -200,7 +200,7 @@ class SocketBoard(NoteBoard):
     def _on_frame(self, frame: list[Any]) -> BoardClosedError | None:
         match frame:
             case ["end", str(reason)]:
-                return BoardClosedError(reason)
+                return LeftOnNoticeError(0, reason) if reason == LEFT_ON_NOTICE else BoardClosedError(reason)
             case [int(number), *answer]:
                 with self._lock:
                     asked = self._asked.pop(number, None)

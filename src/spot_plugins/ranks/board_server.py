@@ -31,7 +31,7 @@ from .frames import (
     keep,
     prepare,
 )
-from .notes import LEFT, Found, Notes, Question
+from .notes import LEFT, LEFT_ON_NOTICE, Found, Notes, Question
 
 logger = logging.getLogger(__name__)
 
@@ -102,7 +102,7 @@ class BoardServer:
         return theirs
 
     def close(self) -> None:
-        """End the board, as soon as the other ranks have said farewell, or after ``farewell_s``."""
+        """End the board, as soon as the other ranks have come and said farewell, or after ``farewell_s``."""
         self._closing = True
         with suppress(OSError):  # the thread has ended
             self._waker.send(b"\0")
@@ -115,8 +115,9 @@ class BoardServer:
         except Exception:  # the ranks learn that the board is lost when their connections close
             logger.exception("the board of the ranks ends, which is a bug")
         finally:
+            told = LEFT_ON_NOTICE if self._notes.has_early_end else "rank 0 has left, and the board with it"
             for connection in list(self._connections):
-                self._close(connection, "rank 0 has left, and the board with it")
+                self._close(connection, told)
             for key in list(self._selector.get_map().values()):
                 key.fileobj.close()  # type: ignore[union-attr]
             self._selector.close()
@@ -126,7 +127,7 @@ class BoardServer:
         closed_by: float | None = None
         look_at = self._clock.now()
         connected_by = look_at + self._limits.connect_s
-        while closed_by is None or (self._connections and self._clock.now() < closed_by):
+        while closed_by is None or ((self._connections or self._missing) and self._clock.now() < closed_by):
             # wait: tick_s; it looks for ranks that are silent
             ready = self._selector.select(self._limits.tick_s)
             now = self._clock.now()

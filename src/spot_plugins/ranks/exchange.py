@@ -6,13 +6,16 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final
 
+from ..errors import Preempted
 from ..format.manifest import Json
 from ..machine.threads import NoThreadError, start_thread
 from ..store import attentively
-from .base import Board, BoardClosedError, RankLostError, Ranks
+from .base import Board, BoardClosedError, LeftOnNoticeError, RankLostError, Ranks
+from .notes import EARLY_END
 
 EXCHANGE_S: Final = 6 * 3600.0  # longest wait for the other ranks, one of which may read hundreds of GB before
 MEETING_MARGIN_S: Final = 0.5  # seconds that the thread that waits for the others has after the deadline
@@ -51,6 +54,7 @@ class Job:
             limit_s: Longest wait for the other ranks. None: :data:`EXCHANGE_S`.
 
         Raises:
+            Preempted: A rank has called :meth:`leave_early`, and left.
             RankLostError: A rank has ended before it called this, or is silent.
             BoardClosedError: The board is lost or does not answer, or a rank does not call this in time.
         """
@@ -62,7 +66,7 @@ class Job:
         def give_and_take() -> list[Json]:
             self.board.post(f"{notes}/{self.rank}", value)
             given, missing = self.board.gather(notes, self.world_size, max(0.0, deadline - time.monotonic()))
-            if isinstance(missing, RankLostError):
+            if isinstance(missing, RankLostError) and not isinstance(missing, LeftOnNoticeError):
                 text = f"{missing.how}, so this rank cannot continue and ends, too. Look at the log of that rank"
                 raise RankLostError(missing.rank, text)
             if missing is not None:
@@ -75,8 +79,16 @@ class Job:
         done = attentively(give_and_take, self.wait, lambda: time.monotonic() > deadline + MEETING_MARGIN_S)
         if done is None:
             raise BoardClosedError(f"the board of rank 0 has not answered in the exchange of {name!r}")
-        # wait: at once; the exchange has ended
-        return done.result()
+        try:
+            # wait: at once; the exchange has ended
+            return done.result()
+        except LeftOnNoticeError:
+            raise Preempted(None) from None
+
+    def leave_early(self) -> None:
+        """Let the exchanges of the other ranks raise ``Preempted``. This rank leaves for a notice before training."""
+        with suppress(BoardClosedError):
+            self.board.post(EARLY_END, True)
 
     def meet(self, deadline: float, note: Json = None) -> Meeting:
         """

@@ -11,13 +11,19 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeAlias
 
 from ..format.manifest import Json
-from .base import BoardClosedError, Gathered, RankLostError
+from .base import BoardClosedError, Gathered, LeftOnNoticeError, RankLostError
 
 ANSWER_S: Final = 5.0
 """Longest wait in seconds for an answer that rank 0 can give at once."""
 
 LEFT: Final = "has left"
 """The end of a rank that said farewell."""
+
+LEFT_ON_NOTICE: Final = "has left because of a notice"
+"""The same, after a rank has posted :data:`EARLY_END`."""
+
+EARLY_END: Final = "early end"
+"""The note of a rank that leaves because of a notice, before training begins."""
 
 
 Ended: TypeAlias = "tuple[int, str]"
@@ -82,6 +88,11 @@ class Notes:
             for question in self._waiting.pop(name, ()):
                 self._look(question)
 
+    @property
+    def has_early_end(self) -> bool:
+        """True after a rank has posted :data:`EARLY_END`."""
+        return EARLY_END in self._texts
+
     def take_number(self, name: str) -> int:
         """See :class:`~.base.Board`."""
         self._numbers[name] += 1
@@ -89,6 +100,7 @@ class Notes:
 
     def end(self, rank: int, how: str, *, is_lost: bool) -> None:
         """Take note that *rank* has ended, and answer who waits for it. It *is_lost* unless it said farewell."""
+        how = LEFT_ON_NOTICE if how == LEFT and self.has_early_end else how
         self._ended.setdefault(rank, how)
         if is_lost and self._lost is None:
             self._lost = rank, how
@@ -161,5 +173,5 @@ class NoteBoard(ABC):
 
 def _missing(name: str, ended: Ended | None, timeout_s: float | None) -> BoardClosedError:
     if ended is not None:
-        return RankLostError(*ended)
+        return LeftOnNoticeError(*ended) if ended[1] == LEFT_ON_NOTICE else RankLostError(*ended)
     return BoardClosedError(f"nobody wrote {name!r} within {timeout_s} s")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ..agreement import Agreement, Group, Solo
 from ..clock import Clock
 from ..config import SpotConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, Preempted
 from ..eventlog.recorder import Recorder as EventRecorder
 from ..eventlog.watchers import Watched, Watcher, Watchers
 from ..events import EventBus
@@ -87,7 +87,7 @@ def join_and_build(
     early = EarlyNotices(config, bus, lines, phase)
     job = Job(ranks, ranks.open_board(), early.wait)
     stack.callback(job.board.close)
-    with early:
+    with leaving_early(job), early:
         run, pusher = join_run(config, job, bus, Patience(lambda text: lines.say(text, logging.WARNING), early.wait))
     stack.callback(pusher.close)  # once more below, in the right order
     saver = Saver(registry, job.ranks, pusher, bus, config.buffer_bytes, grows_blobs=run.takes_large_puts)
@@ -133,6 +133,16 @@ def join_and_build(
         stack.callback(close)
     opened = (job, lines, run, pusher, saver, saved_steps, measurements, agreement, listener, way_out, fingerprints)
     return Opened(*opened, keeper, watchers)
+
+
+@contextmanager
+def leaving_early(job: Job) -> Iterator[None]:
+    """Let the other ranks know if the block raises ``Preempted``."""
+    try:
+        yield
+    except Preempted:
+        job.leave_early()
+        raise
 
 
 @contextmanager

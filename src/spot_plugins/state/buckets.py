@@ -28,9 +28,17 @@ class Buckets:
         self._order: list[int] = []
 
     def order(self) -> list[int]:
-        """Return the numbers of the parameters in the order of the rebuilt buckets. Empty if it is not known yet."""
-        if not self._order:
-            found = self._model._get_ddp_logging_data().get(ORDER, "")  # type: ignore[no-untyped-call]
+        """
+        Return the numbers of the parameters in the order of the rebuilt buckets. Empty before the first backward.
+
+        DDP rebuilds them with its second forward pass, and logs the order with its third. A step that is saved before
+        needs the order too, so they are rebuilt here. All ranks call this together.
+        """
+        model = self._model
+        if not self._order and (model.reducer._rebuild_buckets() or model._has_rebuilt_buckets):
+            model._has_rebuilt_buckets = True
+            model.logger.set_runtime_stats_and_log()  # type: ignore[union-attr]
+            found = model._get_ddp_logging_data().get(ORDER, "")  # type: ignore[no-untyped-call]
             self._order = [int(number) for number in found.replace(",", " ").split()]
         return self._order
 
@@ -45,12 +53,16 @@ class Buckets:
         if self._order or sorted(order) != [*range(len(parameters))] or not self._can_rebuild(parameters):
             return
         self._order = [*order]
-        module, self._model.module = self._model.module, _Zeros([parameters[number] for number in order])
+        model = self._model
+        module, model.module = model.module, _Zeros([parameters[number] for number in order])
+        broadcasts, model.broadcast_buffers = model.broadcast_buffers, False  # DDP cannot broadcast none
         try:
             with torch.enable_grad():
-                self._model().backward()
+                forward = DistributedDataParallel.forward(model)  # type: ignore[no-untyped-call]  # past the program's hooks
+                forward.backward()
         finally:
-            self._model.module = module
+            model.module = module
+            model.broadcast_buffers = broadcasts
             for parameter in parameters:
                 parameter.grad = None
 

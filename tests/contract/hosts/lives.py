@@ -100,24 +100,32 @@ def listening(told):
 
 def live_apart(host, program, folder, interruption=None):
     """Run one life in a process of its own for each rank. Return their outcomes. A killed rank has no final state."""
-    ranks = range(program.num_ranks)
+    return outcomes(folder, start_apart(host, program, folder, interruption))
+
+
+def start_apart(host, program, folder, interruption=None):
+    """Start one life in a process of its own for each rank, and return the processes."""
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(program.num_ranks)}
     processes = []
-    for rank in ranks:
+    for rank in range(program.num_ranks):
         (folder / f"outcome-{rank}").unlink(missing_ok=True)
         environment = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank), "NODE_RANK": "0"}
         arguments = (host, program, str(folder), interruption, rank)
         output = folder / f"output-{rank}.txt"
         one = environment if program.num_ranks > 1 else {}
         processes.append(launch("contract.hosts.lives", arguments, environment=one, output=output))
-    codes = exit_codes(processes)
-    outcomes = []
-    for rank, code in zip(ranks, codes, strict=True):
+    return processes
+
+
+def outcomes(folder, processes):
+    """Wait until *processes* have ended, and return the outcome of each rank."""
+    found = []
+    for rank, code in enumerate(exit_codes(processes)):
         path = folder / f"outcome-{rank}"
         outcome = pickle.loads(path.read_bytes()) if path.exists() else Outcome(end="killed")
         outcome.exit_code = code
-        outcomes.append(outcome)
-    return outcomes
+        found.append(outcome)
+    return found
 
 
 def main(host, program, folder, interruption, rank):

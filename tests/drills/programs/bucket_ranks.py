@@ -10,6 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from spot_plugins.state import ModelPart
 
 NUM_RANKS = 3
+ORDER = [7, 6, 5, 4, 2, 3, 1, 0]  # in which the gradients become ready
 
 
 def main(what, rank, folder):
@@ -24,13 +25,23 @@ def _compare(rank):
     order of the buckets they are not.
     """
     first, part = _model(bucket_cap_mb=0.001)
-    expected = [_gradients(first, rank, step) for step in range(3)][-1]
+    assert "buckets" not in part.state_dict()
+    _gradients(first, rank, 0)
     state = part.state_dict()
-    assert state["buckets"] == [5, 4, 3, 2, 1, 0]
+    expected = [_gradients(first, rank, step) for step in (1, 2)][-1]
+    assert part.state_dict()["buckets"] == state["buckets"]
+    passed, part = _model(bucket_cap_mb=0.001)
+    _gradients(passed, rank, 0)
+    _gradients(passed, rank, 1)
+    assert part.state_dict()["buckets"] == state["buckets"]
+    assert state["buckets"] == ORDER
 
     resumed, part = _model(bucket_cap_mb=0.001)
+    hook = resumed.register_forward_pre_hook(_fail)
     part.load_state_dict(state)
     part.load_state_dict(state)
+    hook.remove()
+    assert resumed.module[1].num_batches_tracked == 3
     assert all(each.grad is None for each in resumed.parameters())
     assert part.state_dict()["buckets"] == state["buckets"]
     _assert_equal(_gradients(resumed, rank, 2), expected)
@@ -44,8 +55,8 @@ def _misfit(rank):
     """An order that does not fit, and a model whose hooks must not see zeros, are left alone."""
     for order, change in (
         ([0, 1], lambda model: None),
-        ([5, 4, 3, 2, 1, 0], lambda model: model.register_comm_hook(None, _hook)),
-        ([5, 4, 3, 2, 1, 0], lambda model: model.module[0].weight.register_hook(_fail)),
+        (ORDER, lambda model: model.register_comm_hook(None, _hook)),
+        (ORDER, lambda model: model.module[0].weight.register_hook(_fail)),
     ):
         model, part = _model()
         change(model)
@@ -53,13 +64,14 @@ def _misfit(rank):
         assert "buckets" not in part.state_dict()
     for settings in ({"find_unused_parameters": True}, {"static_graph": True}):
         model, part = _model(**settings)
-        part.load_state_dict({**part.state_dict(), "buckets": [5, 4, 3, 2, 1, 0]})
+        part.load_state_dict({**part.state_dict(), "buckets": ORDER})
         _gradients(model, rank, 0)
 
 
 def _model(**settings):
     torch.manual_seed(1)
-    net = nn.Sequential(nn.Linear(6, 40), nn.Tanh(), nn.Linear(40, 40), nn.Tanh(), nn.Linear(40, 3))
+    norm = nn.BatchNorm1d(40)  # it has buffers, which DDP broadcasts in each forward
+    net = nn.Sequential(nn.Linear(6, 40), norm, nn.Tanh(), nn.Linear(40, 40), nn.Tanh(), nn.Linear(40, 3))
     model = DistributedDataParallel(net, **settings)
     return model, ModelPart(model)
 
@@ -79,5 +91,5 @@ def _hook(state, bucket):
     raise AssertionError("no backward here")
 
 
-def _fail(gradient):
+def _fail(*arguments):
     raise AssertionError("no backward here")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hearing import DEADLINE_S, until
 
-from spot_plugins.drill.faults import Freeze, HostLoss, Notice, Signal, StoreOutage
+from spot_plugins.drill.faults import Freeze, HostLoss, KillPusher, Notice, Reboot, Signal, StoreOutage
 from spot_plugins.drill.processes import clear
 from spot_plugins.drill.training import Place, Training
 from spot_plugins.errors import StoreError
@@ -78,6 +78,35 @@ def test_a_host_that_is_lost_takes_its_local_disk_along(training):
     assert training.local_directory.exists()
     HostLoss().end(training)
     assert not training.local_directory.exists()
+
+
+def test_a_reboot_ends_all_processes_and_keeps_the_local_disk(training):
+    """So that the next start may resume from local copies."""
+    (training.local_directory / "run").mkdir(parents=True)
+    until(lambda: training._place.processes.pids(), "the command runs")
+    assert Reboot().begin(training) == "SIGKILL to all processes, and the local copies kept"
+    assert training.wait(DEADLINE_S)
+    Reboot().end(training)
+    assert training.exit_code() == -signal.SIGKILL
+    assert (training.local_directory / "run").exists()
+
+
+def test_only_a_pusher_is_killed(tmp_path):
+    """The command runs on. Without a pusher process there is nothing to kill, as the drill has to know."""
+    program = tmp_path / "program"
+    program.write_text("(exec -a spot_plugins.push.worker sleep 95) &\nwait\nsleep 94\n")
+    place = Place(tmp_path / "place")
+    training = Training(place, ["bash", str(program)], tmp_path / "output.txt", None, random.Random(0))
+    try:
+        until(lambda: training.pushers, "the pusher runs")
+        assert KillPusher().begin(training) == "SIGKILL to a pusher process"
+        until(lambda: not training.pushers, "the pusher is gone")
+        assert training.exit_code() is None
+        with pytest.raises(LookupError):
+            KillPusher().begin(training)
+    finally:
+        clear(place.folder.path)
+        training.wait(DEADLINE_S)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from spot_plugins.drill.faults import FAULTS, HostLoss, KillRank, Notice, Signal, faults_of
+from spot_plugins.drill.faults import DEFAULT_FAULTS, HostLoss, KillPusher, KillRank, Notice, Reboot, Signal, faults_of
 from spot_plugins.drill.plan import Pace, plan_of
 from spot_plugins.errors import ConfigError
 
@@ -20,8 +20,8 @@ def pace(last_step, step_s=1.0):
 @pytest.mark.parametrize("seed", range(20))
 def test_faults_come_in_turn_within_the_training(last_step, seed):
     """In their order, each later than the one before or with it, and none in the last second."""
-    planned = plan_of(list(FAULTS.values()), 7, pace(last_step), random.Random(seed))
-    assert Counter(each.fault.name for each in planned) == Counter([*FAULTS, "sigterm"])
+    planned = plan_of(DEFAULT_FAULTS, 7, pace(last_step), random.Random(seed))
+    assert Counter(each.fault.name for each in planned) == Counter([*(each.name for each in DEFAULT_FAULTS), "sigterm"])
     steps = [each.step for each in planned]
     assert steps == sorted(steps)
     assert steps[0] >= 1
@@ -43,5 +43,6 @@ def test_a_training_that_is_too_short_is_refused(last_step, step_s):
 
 def test_faults_are_named():
     assert faults_of("host-loss, sigterm") == (HostLoss(), Signal())
+    assert faults_of("pusher-kill,reboot") == (KillPusher(), Reboot())
     with pytest.raises(ConfigError, match=r"faults=sigterm,fire: .fire. is no fault\. Give some of sigterm,sigkill,"):
         faults_of("sigterm,fire")

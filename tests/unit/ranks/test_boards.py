@@ -13,7 +13,8 @@ from types import SimpleNamespace
 import pytest
 from hearing import DEADLINE_S, until
 
-from spot_plugins.ranks import BoardClosedError, MemoryBoard, RankLostError, frames
+from spot_plugins.errors import Preempted
+from spot_plugins.ranks import BoardClosedError, Job, MemoryBoard, RankLostError, frames
 from spot_plugins.ranks.board_client import SocketBoard, connect
 from spot_plugins.ranks.board_server import BoardServer
 from spot_plugins.ranks.frames import BEAT, Limits, frame_of
@@ -205,6 +206,37 @@ def test_a_rank_that_says_farewell_is_not_lost(boards):
     assert boards[1].gather("full", 3) == ({0: 0, 1: 1, 2: 2}, None)
     boards[0].post("later", 1)
     assert waits.result(DEADLINE_S) == 1
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("is_early", [True, False])
+def test_a_rank_that_leaves_for_a_notice_before_training_takes_the_others_along(is_early, rank, boards):
+    """One that waits in an exchange, and one that comes to it after the first one has left. Others say what is lost."""
+    (all_boards, _, leave) = boards
+    jobs = [Job(SimpleNamespace(rank=each, world_size=3), all_boards[each]) for each in range(3)]
+    waiting = in_thread(jobs[2].exchange, "joining", None)
+    until(lambda: waiting.running(), "the exchange has begun")
+    if is_early:
+        jobs[rank].leave_early()
+    leave(rank)
+
+    for found in (waiting, in_thread(jobs[(rank + 1) % 2].exchange, "joining", None)):
+        with pytest.raises(Preempted if is_early else BoardClosedError, match=None if is_early else "has left"):
+            found.result(DEADLINE_S)
+
+
+def test_a_rank_0_that_leaves_lets_the_others_connect(serve):
+    """So that they learn why it has left."""
+    served = serve(2)
+    Job(SimpleNamespace(rank=0, world_size=2), served.boards[0]).leave_early()
+    closing_0 = in_thread(served.boards[0].close)
+    until(lambda: served.server._closing, "the server ends")
+    time.sleep(0.1)  # a server that does not wait has ended by then
+    board = served.connect(1)
+    closing_0.result(DEADLINE_S)
+
+    with pytest.raises(Preempted):
+        Job(SimpleNamespace(rank=1, world_size=2), board).exchange("joining", None)
 
 
 def test_a_board_that_is_closed_takes_and_gives_nothing(boards):
@@ -424,6 +456,8 @@ def test_nobody_listens_once_all_ranks_are_connected(serve):
             served.stranger().close()
         except ConnectionRefusedError:
             return True
+        except ConnectionError:  # the port was closed before the server has taken this connection
+            return False
         return False
 
     until(is_refused, "the port is closed")
