@@ -190,6 +190,9 @@ def test_a_longer_training(tmp_path):
 class Sized(Numbers):
     """Samples of 1 to 7 tokens. The length of an odd sample is drawn."""
 
+    def __iter__(self):  # transformers asks each sample for its length
+        return map(self.__getitem__, range(self.length))
+
     def __getitem__(self, index):
         length = 1 + (index * 5 % 7 if index % 2 == 0 else int(torch.randint(7, ())))
         return super().__getitem__(index) | {"input_ids": [index] * length}

@@ -40,6 +40,7 @@ DRILLS = {
     "two ranks, killed": (PAIR, "SIGKILL", ["batch", 8], 5),
     "two ranks, in evaluation": (PAIR, "SIGTERM", ["val", 3], 8),
     "two ranks, accumulation": (PAIR | {"accumulate": 3}, "SIGTERM", ["batch", 8], 3),
+    "two ranks, grouped by length": (PAIR | {"sampling": "group_by_length"}, "SIGTERM", ["batch", 8], 8),
     "two ranks, FSDP2": (PAIR | {"wrapper": "fsdp2"}, "SIGTERM", ["batch", 8], 8),
     "two ranks, FSDP2, killed": (PAIR | {"wrapper": "fsdp2", "accumulate": 3}, "SIGKILL", ["batch", 17], 5),
 }
@@ -92,6 +93,7 @@ def rates_of(folder):
 CHANGES = {
     "2, 1, 2": ({}, [(2, 4), (1, 11), (2, None)]),
     "3, 2": ({"accumulate": 2}, [(3, 5), (2, None)]),
+    "grouped by length, 2, 1, 2": ({"sampling": "group_by_length"}, [(2, 4), (1, 11), (2, None)]),
     "FSDP2, 2, 1, 2": ({"wrapper": "fsdp2"}, [(2, 4), (1, 11), (2, None)]),
 }
 

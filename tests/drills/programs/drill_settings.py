@@ -42,6 +42,7 @@ class Settings:
     stop_at: int | None = None
     """Number of the batch in which Lightning is asked to stop."""
     accumulate: int = 1
+    sampling: str = "random"  # train_sampling_strategy of a Trainer
     scaler: bool = False
     validate: str = "epoch"
     """Place of the validation under Accelerate: after an ``epoch``, or in the ``head`` or ``body`` of the loop."""

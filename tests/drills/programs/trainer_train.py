@@ -21,7 +21,7 @@ from drill_settings import Settings
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 from training_pieces import Points, hexed
-from transformers import Trainer, TrainingArguments, set_seed
+from transformers import Trainer, TrainingArguments, default_data_collator, set_seed
 
 from spot_plugins.state import RngPart, encode
 from spot_plugins.transformers import SpotTrainerCallback
@@ -39,6 +39,22 @@ class Named(torch.utils.data.Dataset):
     def __getitem__(self, index):
         number, x, y = self.points[index]
         return {"number": number, "x": x, "labels": y}
+
+
+class Sized(Named):
+    """The same with tokens, of which some samples have more than others. No batch has them."""
+
+    def __iter__(self):  # a Trainer that groups samples asks each of them for its length
+        return map(self.__getitem__, range(len(self)))
+
+    def __getitem__(self, index):
+        return super().__getitem__(index) | {"input_ids": [index] * (1 + index * 5 % 7)}
+
+
+def without_tokens(samples):
+    return default_data_collator(
+        [{name: value for name, value in each.items() if name != "input_ids"} for each in samples]
+    )
 
 
 class Net(nn.Module):
@@ -83,6 +99,7 @@ class Training:
             eval_steps=4,
             logging_steps=3,
             save_strategy="no",
+            train_sampling_strategy=settings.sampling,
             learning_rate=1e-2,
             lr_scheduler_type="cosine",
             dataloader_num_workers=settings.workers,
@@ -101,8 +118,9 @@ class Training:
         self.trainer = Trainer(
             model=Net(self),
             args=arguments,
-            train_dataset=Named(Points(settings.samples, is_noisy=True)),
-            eval_dataset=Named(Points(17, seed=20)),
+            train_dataset=Sized(Points(settings.samples, is_noisy=True)),
+            eval_dataset=Sized(Points(17, seed=20)),
+            data_collator=without_tokens,
             callbacks=[self.spot],
         )
 
