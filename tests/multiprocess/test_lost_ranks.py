@@ -93,6 +93,20 @@ def test_a_sigterm_is_obeyed_while_another_rank_never_joins(start):
     assert "SIGTERM: leaving at once, because training has not begun" in said(ranks.output(0))
 
 
+@pytest.mark.parametrize("noticed", [0, 1])
+def test_a_sigterm_before_training_takes_the_other_ranks_along(noticed, start):
+    """They leave with 143 as well. Another code would say that the training has failed."""
+    ranks = start(3, "never_joins")
+    for rank in (0, 1):
+        ranks.until_at(rank)
+        until(lambda rank=rank: _takes_sigterm(ranks.processes[rank].pid), "signals are taken as notices")
+    ranks.processes[noticed].terminate()
+
+    assert ranks.end(0, 1) == [143, 143]
+    assert "SIGTERM: leaving at once, because training has not begun" in said(ranks.output(noticed))
+    assert "RankLostError" not in said(ranks.output(1 - noticed))
+
+
 def _takes_sigterm(pid):
     """Return whether the process has a handler for SIGTERM."""
     with open(f"/proc/{pid}/status") as file:
