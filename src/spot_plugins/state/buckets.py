@@ -55,7 +55,7 @@ class Buckets:
         self._order = [*order]
         model = self._model
         module, model.module = model.module, _Zeros([parameters[number] for number in order])
-        broadcasts, model.broadcast_buffers = model.broadcast_buffers, False  # DDP cannot broadcast none
+        broadcasts, model.broadcast_buffers = model.broadcast_buffers, False  # DDP fails if there are none
         try:
             with torch.enable_grad():
                 forward = DistributedDataParallel.forward(model)  # type: ignore[no-untyped-call]  # past the program's hooks
