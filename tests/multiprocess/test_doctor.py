@@ -13,6 +13,8 @@ import pytest
 from commands import SPOT, spot
 from hearing import DEADLINE_S, until
 
+from spot_plugins.doctor import launch_test
+
 BIN = Path(sys.executable).parent
 TORCHRUN = [str(BIN / "torchrun"), "--nproc-per-node", "2"]
 ACCELERATE = [str(BIN / "accelerate"), "launch"]
@@ -145,7 +147,7 @@ def test_an_unknown_launcher_is_refused(tmp_path):
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_an_end_from_outside_leaves_no_process(number, tmp_path):
     words = [*SPOT, "doctor", str(tmp_path / "run"), "--grace-seconds", "300", "--", sys.executable]
     process = subprocess.Popen(
@@ -160,4 +162,23 @@ def test_an_end_from_outside_leaves_no_process(number, tmp_path):
     os.kill(process.pid, number)
 
     assert process.wait(DEADLINE_S) != 0
+    assert_nothing_left(tmp_path)
+
+
+def test_an_end_while_the_launcher_starts_leaves_no_process(tmp_path, monkeypatch):
+    """Ctrl-C comes after the launcher runs, and before the rehearsal knows its process id."""
+
+    start, started = subprocess.Popen, []
+
+    def interrupted(*args, **options):
+        started.append(start(*args, **options))
+        until(rehearsed, "the launcher runs")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+
+    with pytest.raises(KeyboardInterrupt):
+        list(launch_test.look_at_launcher([sys.executable], grace_s=300))
+
+    started[0].wait(DEADLINE_S)
     assert_nothing_left(tmp_path)

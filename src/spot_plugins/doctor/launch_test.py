@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -83,6 +83,17 @@ class _Rehearsal:
 
     def __enter__(self) -> _Rehearsal:
         self._folder = Path(tempfile.mkdtemp(prefix="spot-doctor-"))
+        with ExitStack() as held:  # for Ctrl-C after the launcher has started, and before this process knows it
+            held.callback(shutil.rmtree, self._folder, ignore_errors=True)
+            # The kernel frees the lock when this process ends, however it ends. The processes leave then.
+            guard = held.enter_context((self._folder / rank_program.GUARD).open("w"))
+            # wait: none; no other process knows the file yet
+            fcntl.flock(guard, fcntl.LOCK_EX)
+            self._start()
+            self._held = held.pop_all()
+        return self
+
+    def _start(self) -> None:
         self._log = self._folder / "log"
         words = [*self._command, rank_program.__file__, str(self._folder), f"{self._grace_s:g}"]
         try:
@@ -91,9 +102,7 @@ class _Rehearsal:
                     words, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
                 )
         except OSError as error:
-            shutil.rmtree(self._folder, ignore_errors=True)
             raise ConfigError(f"the launcher {words[0]!r} cannot be executed: {error.strerror}") from error
-        return self
 
     def __exit__(self, *_: object) -> None:
         # The processes end as soon as their folder is gone, wherever they run and whoever has adopted them.
@@ -105,6 +114,7 @@ class _Rehearsal:
             os.killpg(self.process.pid, signal.SIGKILL)
         # wait: at once; the launcher was killed
         self.process.wait()
+        self._held.close()
         shutil.rmtree(gone, ignore_errors=True)
 
     @property

@@ -4,7 +4,8 @@ The program that :mod:`.launch_test` lets a launcher start, in place of a traini
 It writes into the folder of its first argument, in files with its process id: ``began-PID`` with what it knows of its
 rank, ``heard-PID`` with the name of the signal, and ``left-PID`` right before it leaves by itself. It holds a lock on
 the first of them as long as it lives. Its second argument is the grace period: it leaves shortly before the end of
-that, with the code of a training that was preempted. It leaves at once when the folder is gone.
+that, with the code of a training that was preempted. It leaves at once when the folder is gone, or when nobody holds
+the lock on ``GUARD`` in it any more, because the process that rehearses has ended.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Final, TextIO
 
+GUARD: Final = "guard"
 LOOK_S: Final = 0.2
 LONGEST_S: Final = 600.0
 """Seconds after which the program leaves in any case."""
@@ -41,8 +43,8 @@ def main() -> None:
     began = _write(folder, "began", json.dumps(facts))
     deadline = time.monotonic() + LONGEST_S
     has_heard = False
-    while time.monotonic() < deadline and folder.exists():
-        # wait: LOOK_S; it looks at the time, and whether the folder is still there
+    while time.monotonic() < deadline and _is_rehearsed(folder):
+        # wait: LOOK_S; it looks at the time, and whether the rehearsal goes on
         heard = signal.sigtimedwait(signals, LOOK_S)
         if heard is not None and not has_heard:
             has_heard = True
@@ -53,6 +55,19 @@ def main() -> None:
         _write(folder, "left", "").close()
     began.close()
     sys.exit(Preempted.EXIT_CODE if has_heard else 1)
+
+
+def _is_rehearsed(folder: Path) -> bool:
+    """Return whether the process that rehearses still runs, and still wants this one."""
+    try:
+        with (folder / GUARD).open() as file:
+            # wait: none; a lock that is held is an error
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except FileNotFoundError:
+        return False
+    return False
 
 
 def _write(folder: Path, kind: str, text: str) -> TextIO:
