@@ -28,6 +28,7 @@ from .state import Training
 
 COLUMNS = [
     Column("stall_s", "stall s", ratio=True),
+    Column("stall_us_per_tensor", "us/tensor", ".1f"),
     Column("lost_s", "lost s", ratio=True),
     Column("lost_interval_s", "+-"),
     Column("durable_s", "on disk s", ".2f", ratio=True),
@@ -43,6 +44,7 @@ COLUMNS = [
 
 def add_arguments(parser):
     parser.add_argument("--gb", type=float, default=1.0, help="size of the state in GB")
+    parser.add_argument("--tensors", type=int, help="tensors in the state, about; by default as a large model has")
     parser.add_argument("--ranks", type=int, default=1, help="processes, with DDP over gloo or NCCL")
     parser.add_argument("--saves", type=int, default=4, help="saves per way, at least")
     parser.add_argument("--steps", type=int, default=6, help="steps in a block, at least")
@@ -54,7 +56,7 @@ def add_arguments(parser):
 
 
 def run(arguments):
-    settings = {name: getattr(arguments, name) for name in ("gb", "ranks", "device", "steps")}
+    settings = {name: getattr(arguments, name) for name in ("gb", "tensors", "ranks", "device", "steps")}
     report = Report("stall", settings, COLUMNS)
     for number, name in enumerate(arguments.ways, start=1):
         reason = ways.why_not(name, arguments.device)
@@ -82,7 +84,9 @@ def _measure_one(name, arguments):
 def _train(name, folder, arguments):
     world_size = ranks.current()[1]
     kind = ways.find(name)
-    training = Training(arguments.gb, arguments.device, world_size=world_size, wrap=not kind.wraps)
+    training = Training(
+        arguments.gb, arguments.device, world_size=world_size, wrap=not kind.wraps, num_tensors=arguments.tensors
+    )
     before = None if kind.wraps else _quiet_peak(training)
     way = kind(training, folder)  # buffers and processes that it creates now count
     before = before or _quiet_peak(training)
@@ -127,8 +131,11 @@ class _Measurement:
         lost, cpu = _differences(quiet, saving)
         mean, interval = mean_and_interval(self._slowest(lost))
         cpu_s = sum(ranks.gather(statistics.fmean(cpu)))
+        stall_s = statistics.median(self._slowest([block.stall_s for block in saving]))
+        num_tensors = len(self.training.tensors())
         return {
-            "stall_s": statistics.median(self._slowest([block.stall_s for block in saving])),
+            "stall_s": stall_s,
+            "stall_us_per_tensor": stall_s / num_tensors * 1e6,
             "lost_s": mean,
             "lost_interval_s": interval,
             "lost_median_s": statistics.median(self._slowest(lost)),
@@ -142,6 +149,7 @@ class _Measurement:
             "step_before_s": alone.steps_s / alone.num_steps,
             "num_saves": len(saving),
             "state_gb": self.gb,
+            "num_tensors": num_tensors,
         }
 
     def _in_turn(self):

@@ -12,6 +12,7 @@ from torch import nn
 WIDTH = 768
 TOKENS = 64  # a step with 85 M parameters takes about 0.3 s on two cores
 BYTES_PER_PARAMETER = 12  # the weight and two moments of Adam, float32
+TENSORS_PER_BLOCK = 24  # six parameters, each with two moments and a counter of steps
 ADAPTER_ROWS = 32
 
 
@@ -42,18 +43,24 @@ class Adapted(nn.Module):
 
 class Training:
     """
-    A model and its AdamW optimizer, with a state of about *num_gb* GB (10^9 bytes).
+    A model and its AdamW optimizer, with a state of about *num_gb* GB (10^9 bytes) in about *num_tensors* tensors.
+
+    By default there are as many tensors as blocks of a common width have.
 
     On several ranks the model is wrapped in DDP, unless *wrap* is False, because some hosts wrap it themselves.
     """
 
-    def __init__(self, num_gb, device="cpu", *, world_size=1, frozen=False, wrap=True):
+    def __init__(self, num_gb, device="cpu", *, world_size=1, frozen=False, wrap=True, num_tensors=None):
         torch.manual_seed(0)
         num_parameters = num_gb * 1e9 / BYTES_PER_PARAMETER
         width = WIDTH
         while 2 * 8 * width * width > num_parameters and width > 32:
             width //= 2
-        blocks = [Block(width) for _ in range(max(1, round(num_parameters / (8 * width * width))))]
+        num_blocks = max(1, round(num_parameters / (8 * width * width)))
+        if num_tensors is not None:
+            num_blocks = max(1, round(num_tensors / TENSORS_PER_BLOCK))
+            width = max(1, round((num_parameters / (8 * num_blocks)) ** 0.5))
+        blocks = [Block(width) for _ in range(num_blocks)]
         if frozen:
             blocks = [Adapted(block, width) for block in blocks]
         self.device = torch.device(device)

@@ -10,6 +10,7 @@ from typing import Final
 
 from ..events import EventBus, Staged
 from ..format.manifest import Json
+from ..machine.collection import no_collection
 from ..push import FrozenUse, Pusher
 from ..ranks import Ranks
 from ..schedule import Trigger
@@ -216,9 +217,10 @@ class Saver:
 
     def _layout_of(self, live: dict[str, LiveTensor], *, frozen: bool) -> Layout:
         """Return the layout. Frozen tensors have their own, so that ranks agree on it whatever each of them stores."""
-        new = signature(live)
-        known, layout = self._layouts.get(frozen, (None, None))
-        if layout is None or new != known:
-            layout = plan_layout(live, self._ranks.rank, grows=self._grows_blobs and not frozen)
-            self._layouts[frozen] = new, layout
-        return layout
+        with no_collection():
+            new = signature(live)
+            known, layout = self._layouts.get(frozen, (None, None))
+            if layout is None or new != known:
+                layout = plan_layout(live, self._ranks.rank, grows=self._grows_blobs and not frozen)
+                self._layouts[frozen] = new, layout
+            return layout

@@ -10,6 +10,7 @@ from dataclasses import replace
 import torch
 
 from ..format.manifest import TensorSlice
+from ..machine.collection import no_collection
 from ..state.live_tensor import Changes, LiveTensor
 from .devices import DEVICES, Event, Stream
 from .layout import Layout, Origin
@@ -41,7 +42,7 @@ class Snapshot:
         for (offset, _), header in zip(layout.blobs, layout.headers, strict=True):
             ctypes.memmove(buffer.address + offset, header, len(header))
         devices = set()
-        with torch.no_grad():
+        with torch.no_grad(), no_collection():
             for piece, origin in _joined(layout, tensors):
                 start, tensor, changes = _piece(layout, tensors, piece, origin)
                 devices.add(tensor.device)

@@ -74,7 +74,7 @@ class Encoder:
 
     def _dict(self, value: dict[Any, Any], path: str) -> dict[str, Json]:
         keys = [*value]
-        if not all(type(key) is str and key[:1] != "$" for key in keys):
+        if [key for key in keys if type(key) is not str or key[:1] == "$"]:  # as a generator it takes twice as long
             return {"$dict": [self._pair(key, item, path) for key, item in value.items()]}
         body = {key: self._child(item, path, key) for key, item in value.items()}
         in_order = sorted(keys)
@@ -212,6 +212,8 @@ def _check(value: torch.Tensor, path: str) -> None:
 
 def segment(key: str) -> str:
     """Return *key* as it is written in the name of a tensor, between two slashes."""
+    if key.isalnum() and key.isascii():  # most keys, in a third of the time
+        return key
     if not key.isascii():  # half of a surrogate pair is a string in Python, but cannot be stored
         key = key.encode("utf-8", "backslashreplace").decode()
     return key.replace("%", "%25").replace("/", "%2F") or "%"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
-from typing import Any, Protocol
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import xxhash
@@ -12,14 +13,24 @@ from torch import nn
 
 from ..format.boxes import ShardBoxes, whole
 from ..format.manifest import Json
+from ..machine.collection import no_collection
 from .document import encode
 from .encoder import segment, segments
 from .live_tensor import KnownMemory, LiveTensor
 from .model import ModelPart
 from .optimizer import OptimizerPart
-from .part import Part, ShardedPart
+from .part import Part, ShardedPart, TensorPath
 from .scaler import as_sharded
 from .shard import Shard
+
+
+class _Place(NamedTuple):
+    """All that the name of a tensor says. Parts are never removed, so this stays true."""
+
+    part: ShardedPart
+    path: TensorPath
+    is_replicated: bool
+    """True if all ranks hold the tensor alike, unless it is spread over them."""
 
 
 class Registry:
@@ -34,6 +45,7 @@ class Registry:
         self._parts: dict[str, ShardedPart] = {}
         self._by_segment: dict[str, ShardedPart] = {}
         self._replicated: dict[str, set[str]] = {}
+        self._places: dict[str, _Place] = {}
         self.record: Callable[[Callable[[], dict[str, Any]]], dict[str, Any]] | None = None
         """Called with a function that takes the states of all parts. It returns these states. None: nobody listens."""
 
@@ -64,21 +76,18 @@ class Registry:
         Raises:
             UnsafeStateError: Something in the state has no pickle-free form.
         """
-        document, tensors = self._encode()
-        known = self._known_memory()
-        everybody = tuple(range(world_size))
-        live: dict[str, LiveTensor] = {}
-        for name, value in tensors.items():
-            first, *rest = segments(name)
-            boxes = None
-            if isinstance(value, Shard):
-                tensor, boxes = value.local, value.boxes
-            else:
-                tensor = value
-                if len(rest) > 1 and rest[0] in self._replicated[first]:
-                    shape = tuple(tensor.shape)
-                    boxes = ShardBoxes(shape, (whole(shape),), everybody)
-            live[name] = LiveTensor(tensor, boxes, self._by_segment[first].changes(tuple(rest), tensor, known))
+        with no_collection():
+            document, tensors = self._encode()
+            known = self._known_memory()
+            places = {name: self._places.get(name) or self._place_of(name) for name in tensors}
+            self._places = places  # without the names that are gone
+            live: dict[str, LiveTensor] = {}
+            for (name, value), (part, path, is_replicated) in zip(tensors.items(), places.values(), strict=True):
+                if isinstance(value, Shard):
+                    tensor, boxes = value.local, value.boxes
+                else:
+                    tensor, boxes = value, _all_of(value.shape, world_size) if is_replicated else None
+                live[name] = LiveTensor(tensor, boxes, part.changes(path, tensor, known))
         return document, live
 
     def alike(self, world_size: int) -> str:
@@ -121,6 +130,10 @@ class Registry:
     def _encode(self) -> tuple[Json, dict[str, torch.Tensor | Shard]]:
         return encode(self._states() if self.record is None else self.record(self._states))
 
+    def _place_of(self, name: str) -> _Place:
+        first, *rest = segments(name)
+        return _Place(self._by_segment[first], tuple(rest), len(rest) > 1 and rest[0] in self._replicated[first])
+
     def _states(self) -> dict[str, Any]:
         return {name: part.state_dict() for name, part in self._parts.items()}
 
@@ -131,6 +144,16 @@ class Registry:
             trained |= part.trained_memory()
             frozen |= part.frozen_memory()
         return KnownMemory(trained, frozen)
+
+
+@lru_cache(maxsize=10_000)  # called for every tensor in every save, while training waits
+def _all_of(shape: tuple[int, ...], world_size: int) -> ShardBoxes:
+    return ShardBoxes(tuple(shape), (whole(tuple(shape)),), _everybody(world_size))
+
+
+@lru_cache(maxsize=1)
+def _everybody(world_size: int) -> tuple[int, ...]:
+    return tuple(range(world_size))
 
 
 class Register(Protocol):
