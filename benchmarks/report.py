@@ -74,7 +74,9 @@ class Report:
         """Write JSON and a chart into *folder*, named after verb and settings. Return both paths."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        named = [f"{value}{name}" for name, value in self.settings.items() if name in ("gb", "ranks", "device")]
+        named = [
+            f"{value}{name}" for name, value in self.settings.items() if name in ("gb", "tensors", "ranks", "device")
+        ]
         stem = folder / "-".join([self.verb, *(name.replace("[", "").replace("]", "") for name in named)])
         document = {name: getattr(self, name) for name in ("verb", "settings", "machine", "rows", "not_run")}
         stem.with_name(stem.name + ".json").write_text(json.dumps(document, indent=1) + "\n")

@@ -57,6 +57,8 @@ def add_arguments(parser):
 
 def run(arguments):
     settings = {name: getattr(arguments, name) for name in ("gb", "tensors", "ranks", "device", "steps")}
+    if arguments.tensors is None:
+        del settings["tensors"]
     report = Report("stall", settings, COLUMNS)
     for number, name in enumerate(arguments.ways, start=1):
         reason = ways.why_not(name, arguments.device)

@@ -23,6 +23,10 @@ RUNS = {
         ["--gb", "0.002", "--ranks", "2", "--saves", "2", "--steps", "2", "--max-s", "0", "--ways", "spot_plugins"],
         {"spot_plugins"},
     ),
+    "stall of many tensors": (
+        ["--gb", "0.002", "--tensors", "480", "--saves", "2", "--steps", "2", "--max-s", "0", "--ways", "spot_plugins"],
+        {"spot_plugins"},
+    ),
     "overhead": (
         ["--steps", "10", "--saves", "2"],
         {
@@ -67,7 +71,17 @@ RUNS = {
     ),
 }
 FIGURES = {  # that spot_plugins has in each
-    "stall": {"stall_s", "lost_s", "lost_interval_s", "durable_s", "cpu_s_per_gb", "memory_ratio", "step_s"},
+    "stall": {
+        "stall_s",
+        "stall_us_per_tensor",
+        "num_tensors",
+        "lost_s",
+        "lost_interval_s",
+        "durable_s",
+        "cpu_s_per_gb",
+        "memory_ratio",
+        "step_s",
+    },
     "overhead": {"added_us", "interval_us"},
     "durable": {"local_s", "committed_s", "local_to_floor", "committed_to_floor"},
     "restore": {"warm_s", "s3_s", "session_s", "warm_to_floor", "s3_to_floor"},
@@ -80,7 +94,16 @@ FIGURES = {  # that spot_plugins has in each
 }
 
 
-LONG = {"stall on two ranks", "overhead", "durable", "agree", "fleet", "position", "interruptions"}
+LONG = {
+    "stall on two ranks",
+    "stall of many tensors",
+    "overhead",
+    "durable",
+    "agree",
+    "fleet",
+    "position",
+    "interruptions",
+}
 """Runs that are left to the soak."""
 
 
@@ -96,6 +119,8 @@ def test_a_benchmark_has_a_finite_figure_for_every_way_that_can_run(run, tmp_pat
     assert ended.returncode == 0, ended.stdout[-2000:] + ended.stderr[-3000:]
 
     document = json.loads(next(tmp_path.glob("*.json")).read_text())
+    if verb == "stall" and "tensors" in document["settings"]:
+        assert {row["num_tensors"] for row in document["rows"]} == {document["settings"]["tensors"]}
     assert next(tmp_path.glob("*.png")).read_bytes().startswith(b"\x89PNG")
     assert document["not_run"].keys() <= OPTIONAL | {"cold"}, document["not_run"]
     ways = {row["way"] for row in document["rows"]}

@@ -10,10 +10,10 @@ from typing import Final
 
 from ..events import EventBus, Staged
 from ..format.manifest import Json
-from ..machine.collection import no_collection
 from ..push import FrozenUse, Pusher
 from ..ranks import Ranks
 from ..schedule import Trigger
+from ..state.collection import no_collection
 from ..state.live_tensor import Changes, LiveTensor
 from ..state.registry import Registry
 from .buffers import Buffers

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 
 from ..format.manifest import TensorSlice
-from ..machine.collection import no_collection
+from ..state.collection import no_collection
 from ..state.live_tensor import Changes, LiveTensor
 from .devices import DEVICES, Event, Stream
 from .layout import Layout, Origin

@@ -13,7 +13,7 @@ from torch import nn
 
 from ..format.boxes import ShardBoxes, whole
 from ..format.manifest import Json
-from ..machine.collection import no_collection
+from .collection import no_collection
 from .document import encode
 from .encoder import segment, segments
 from .live_tensor import KnownMemory, LiveTensor
@@ -83,10 +83,13 @@ class Registry:
             self._places = places  # without the names that are gone
             live: dict[str, LiveTensor] = {}
             for (name, value), (part, path, is_replicated) in zip(tensors.items(), places.values(), strict=True):
+                boxes: ShardBoxes | None = None
                 if isinstance(value, Shard):
                     tensor, boxes = value.local, value.boxes
                 else:
-                    tensor, boxes = value, _all_of(value.shape, world_size) if is_replicated else None
+                    tensor = value
+                    if is_replicated:
+                        boxes = _all_of(tensor.shape, world_size)
                 live[name] = LiveTensor(tensor, boxes, part.changes(path, tensor, known))
         return document, live
 

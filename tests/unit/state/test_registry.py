@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 import torch
 from steps import Holder
 from torch import nn
 
-from spot_plugins.format.boxes import Box, ShardBoxes
+from spot_plugins.errors import UnsafeStateError
+from spot_plugins.format.boxes import Box, ShardBoxes, whole
 from spot_plugins.state import ModelPart, OptimizerPart, Shard, ShardedPart, register_model
 from spot_plugins.state.live_tensor import Changes
 from spot_plugins.state.model import LARGE_BYTES
@@ -83,6 +86,65 @@ def test_a_sharded_part_names_what_the_ranks_share_and_a_plain_one_has_it_named(
         "sharded/both/weight": ShardBoxes((2, 3), (Box((0, 0), (2, 3)),), (0, 1)),
         "plain/all%2Fof%25it/weight": ShardBoxes((4,), (Box((0,), (4,)),), (0, 1)),
     }
+
+
+def test_a_later_capture_has_nothing_of_the_one_before():
+    """
+    Names come, go and return, shapes and memory change, a part is added, the job grows: each capture says what is true.
+    """
+    both = {"weight": torch.ones(2, 3), "bias": torch.ones(3)}
+    registry = Registry()
+    registry.add("mine", Holder({"both": both}), ("both",))
+
+    def captured(world_size):
+        _, live = registry.capture(world_size)
+        return {name: (each.tensor.data_ptr(), each.boxes) for name, each in live.items()}
+
+    def expected(world_size):
+        return {
+            f"mine/both/{key}": (each.data_ptr(), ShardBoxes(tuple(each.shape), (whole(tuple(each.shape)),), ranks))
+            for key, each in both.items()
+            for ranks in [tuple(range(world_size))]
+        }
+
+    assert captured(1) == expected(1)
+    assert captured(2) == expected(2)
+
+    del both["weight"]
+    both["bias"] = torch.ones(4, dtype=torch.float64)
+    assert captured(1) == expected(1)
+
+    both["weight"], own = torch.ones(5), torch.ones(6)
+    registry.add("other", Holder({"both": {"weight": own}}))
+    assert captured(1) == expected(1) | {"other/both/weight": (own.data_ptr(), None)}
+
+
+@pytest.mark.parametrize("is_on", [True, False])
+def test_the_garbage_collector_pauses_while_a_state_is_captured(is_on):
+    """
+    Afterwards it is as it was, also if the state cannot be stored.
+    """
+    seen = []
+
+    class Seeing(Tensors):
+        def state_dict(self):
+            seen.append(gc.isenabled())
+            return super().state_dict()
+
+    part = Seeing({"a": torch.ones(1)})
+    registry = registry_of(mine=part)
+    was_on = gc.isenabled()
+    try:
+        gc.enable() if is_on else gc.disable()
+        registry.capture(1)
+        assert gc.isenabled() == is_on
+        part.state = {"a": object()}
+        with pytest.raises(UnsafeStateError):
+            registry.capture(1)
+        assert gc.isenabled() == is_on
+    finally:
+        gc.enable() if was_on else gc.disable()
+    assert seen == [False, False]
 
 
 def test_a_part_says_when_a_tensor_at_a_path_changes():
