@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import markets
 import pytest
 import typer
+import yaml
 from hearing import DEADLINE_S, until
 from markets import MarketServer
 from monitoring import promtool
@@ -242,3 +243,35 @@ def test_a_text_file_that_cannot_be_written_is_told(tmp_path, monkeypatch):
     done = run(*words)
     assert done.exit_code == 2
     assert "it needs the package prometheus_client: pip install" in done.output
+
+
+@pytest.mark.parametrize("tool", ["skypilot", "dstack"])
+def test_candidates_for_a_tool(tool, environ):
+    """Those below the price, in the tool's words, and nothing else on the stream; none below is code 1."""
+    given = ["--gpu", "h100", "--count", "8", "--emit", tool]
+    done = prices(*given, "--below", "2", environ=environ)
+    value = yaml.safe_load(done.stdout)
+
+    assert done.returncode == 0, done.stderr
+    if tool == "skypilot":
+        assert [each["infra"] for each in value["resources"]["ordered"]] == ["vast", "aws/eu-north-1/eu-north-1a"]
+    else:
+        assert (value["backends"], value["max_price"]) == (["vastai", "aws"], 14.4)
+    none = prices(*given, "--below", "0.5", environ=environ)
+    assert (none.returncode, none.stdout) == (1, "")
+    assert "spot prices: no offer costs less than $0.5 per GPU and hour\n" in none.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--emit", "slurm", "--count", "8"], "slurm is not one of skypilot, dstack"),
+        (["--emit", "dstack"], "it needs --count, the GPUs in one machine"),
+        (["--emit", "dstack", "--count", "8", "--json"], "it excludes --json and --watch"),
+    ],
+)
+def test_candidates_that_cannot_be_written(words, says, environ):
+    done = prices("--gpu", "h100", *words, environ=environ)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert says in " ".join(done.stderr.split())

@@ -53,6 +53,15 @@ def known_gpu(text: str) -> str:
     return name
 
 
+def _tool(value: str | None) -> str | None:
+    """Return *value*. Raise :exc:`typer.BadParameter` if it is not the name of a tool."""
+    from ..market.candidates import TOOLS
+
+    if value is not None and value not in TOOLS:
+        raise typer.BadParameter(f"{value} is not one of {', '.join(TOOLS)}")
+    return value
+
+
 def _directory(value: str | None) -> str | None:
     """Return *value*. Raise :exc:`typer.BadParameter` if no metrics could be written there."""
     if value is not None and not os.path.isdir(value):
@@ -71,6 +80,10 @@ def prices(
         float | None, typer.Option(help="Exit with 0 only if an offer costs less per GPU and hour.", callback=positive)
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON document.")] = False,
+    emit: Annotated[
+        str | None,
+        typer.Option(help="Print where to rent, for a file of skypilot or dstack.", callback=_tool, show_default=False),
+    ] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Use no answers of the last 10 minutes.")] = False,
     file: Annotated[
         str | None, typer.Option("--from", help="Read offers from a JSON or CSV file, and ask nobody.")
@@ -106,9 +119,11 @@ def prices(
     Example: spot prices --gpu h100 --count 8 --below 1.9
     """
     from ..market.base import Query  # not for every verb: they import clients of the web
+    from ..market.candidates import CandidatesError
     from ..market.question import Question
     from ..market.rows import RowsError
 
+    _check_emit(emit, count, as_json or watch is not None)
     needed = {"--upload": upload, "--step-seconds": step_seconds, "--restart-seconds": restart_seconds}
     figures = _figures(num_bytes, needed, every_seconds, interruptions_per_day)
     question = Question(Query(gpu, count), file, figures, below, typer.echo, _say)
@@ -117,15 +132,30 @@ def prices(
             _watch(question, watch, notify, as_json, textfile)
         if notify is not None:
             raise typer.BadParameter("it needs --watch SECONDS", param_hint="--notify")
-        question.ask(fresh=fresh, as_json=as_json)
+        question.ask(fresh=fresh, as_json=as_json, tool=emit)
         _write(question, textfile)
-    except RowsError as error:
+    except (RowsError, CandidatesError) as error:
         _say(str(error))
-        raise typer.Exit(2) from None
+        raise typer.Exit(2 if isinstance(error, RowsError) else NOT_BELOW) from None
+    raise typer.Exit(_code(question))
+
+
+def _check_emit(tool: str | None, count: int | None, has_other_form: bool) -> None:
+    """Raise :exc:`typer.BadParameter` if ``--emit`` is given and cannot be obeyed."""
+    if tool is None:
+        return
+    if has_other_form:
+        raise typer.BadParameter("it excludes --json and --watch", param_hint="--emit")
+    if count is None:
+        raise typer.BadParameter("it needs --count, the GPUs in one machine", param_hint="--emit")
+
+
+def _code(question: Question) -> int:
+    """Return the exit code that tells what was found."""
     if not question.has_answer:
-        raise typer.Exit(UNKNOWN)
-    is_found = question.best is not None if below is None else question.is_below
-    raise typer.Exit(0 if is_found else NOT_BELOW)
+        return UNKNOWN
+    is_found = question.best is not None if question.below is None else question.is_below
+    return 0 if is_found else NOT_BELOW
 
 
 def _figures(

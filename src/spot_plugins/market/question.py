@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import rows, table
+from . import candidates, rows, table
 from .ask import ask
 from .base import Offer, Query
 from .fields import now
@@ -39,12 +39,13 @@ class Question:
         """True if an offer costs less than :attr:`below`."""
         return self.best is not None and self.below is not None and self.best.per_gpu_hour < self.below
 
-    def ask(self, *, fresh: bool, as_json: bool, one_line: bool = False) -> None:
+    def ask(self, *, fresh: bool, as_json: bool, one_line: bool = False, tool: str | None = None) -> None:
         """
-        Ask, and print the answer.
+        Ask, and print the answer: a table, a document, a line, or a part of the file of a *tool* of :data:`.TOOLS`.
 
         Raises:
             RowsError: The file cannot be used.
+            CandidatesError: The tool could rent none of the offers.
         """
         offers, notes = self._answer(fresh)
         self.offers = offers
@@ -56,6 +57,12 @@ class Question:
         if as_json:
             document = table.document(offers, self.figures, notes, now())
             self.echo(json.dumps(document, indent=None if one_line else 2))
+        elif self.best is not None and tool is not None:
+            wanted = [each for each in offers if self.below is None or each.per_gpu_hour < self.below]
+            if not wanted:
+                self.tell(f"no offer costs less than ${self.below:g} per GPU and hour")
+            for line in candidates.TOOLS[tool](wanted, now(), self.tell) if wanted else ():
+                self.echo(line)
         elif self.best is None:
             self.tell(f"no offer of {self.query.count or 'any number of'} {self.query.gpu}")
         elif one_line:
