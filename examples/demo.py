@@ -6,8 +6,8 @@ alone. The other gets a SIGTERM in the middle of its second epoch, as a cloud se
 in the third epoch a SIGKILL, which nobody can answer. After each it is started again by the same command, on what
 counts as a new machine: the local disk of the old one is gone. In the end both must be equal, bit for bit.
 
-Needs a few minutes on two cores, and no network. Everything is left in demo-output/, the picture too. Exit code 0
-means that the trainings are equal.
+Needs a few minutes on two cores, and no network. Everything is left in demo-output/, with a picture and the page of
+``spot report``. Exit code 0 means that the trainings are equal.
 """
 
 from __future__ import annotations
@@ -250,12 +250,20 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def end_all() -> None:
-    """Kill what this demo has started: also the pushers, which have sessions of their own and outlive trainers."""
-    mark = f"SPOT_DEMO={os.getpid()}".encode()
+    """Kill what this demo has started."""
+    for pid in started():
+        with suppress(OSError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def started() -> list[int]:
+    """Return the processes of this demo: also the pushers, which have sessions of their own and outlive trainers."""
+    mark, found = f"SPOT_DEMO={os.getpid()}".encode(), []
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
             if mark in (entry / "environ").read_bytes().split(b"\0"):
-                os.kill(int(entry.name), signal.SIGKILL)
+                found.append(int(entry.name))
+    return found
 
 
 # ------------------------------------------------------------------------------------------------- the verdict
@@ -315,6 +323,19 @@ def print_report(plain: Run, preempted: Run, verdict: dict[str, bool]) -> None:
     )
     for question, answer in verdict.items():
         print(f"  {'yes' if answer else 'NO '}  {question}")
+
+
+def write_page(run: Run) -> Path:
+    """Keep the event log of *run*, and let ``spot report`` make a page of it. Return the page."""
+    log = WORK / run.name / "run" / "events"
+    deadline = time.monotonic() + 60
+    while started() and time.monotonic() < deadline:
+        time.sleep(POLL_S)  # a pusher stores the end of the log
+    fsspec.filesystem("s3").get(f"demo/{run.name}/events/", f"{log}/", recursive=True)
+    page = WORK / "report.html"
+    spot = Path(sys.executable).with_name("spot")
+    subprocess.run([spot, "report", log.parent, "--html", page], check=True, stdout=subprocess.DEVNULL)
+    return page
 
 
 def seconds(run: Run, kill: Kill, kind: str, name: str) -> str:
@@ -455,7 +476,7 @@ def train_and_compare() -> int:
     verdict = judge(plain, preempted)
     print_report(plain, preempted, verdict)
     draw(plain, preempted, all(verdict.values()), WORK / "timeline.png")
-    print(f"\npicture: {WORK / 'timeline.png'}")
+    print(f"\npicture: {WORK / 'timeline.png'}\nreport:  {write_page(preempted)}")
     return 0 if all(verdict.values()) else 1
 
 

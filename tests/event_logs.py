@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections import defaultdict
+
+import pytest
 
 from spot_plugins.eventlog.records import Record, encode
 from spot_plugins.format.keys import SegmentKey
 
+SPOT = [sys.executable, "-m", "spot_plugins.cli"]
 BEGAN_AT = 1_700_000_000.0
 
 
@@ -130,3 +135,16 @@ def end_of(ranks):
     if any(line["kind"] == "Leaving" for lines in ranks.values() for line in lines):
         return "left"
     return "failed" if any(end["error"] for end in ends) else "stopped"
+
+
+def agrees(folder, counted):
+    """Compare what ``spot report`` prints with figures that were *counted* from the raw lines."""
+    output = subprocess.run([*SPOT, "report", str(folder), "--json"], capture_output=True, text=True, check=True)
+    document = json.loads(output.stdout)
+    for name in ("goodput", "paid_s", "seconds"):
+        wanted = counted[name] if name != "seconds" else {**counted[name], "waiting": document["seconds"]["waiting"]}
+        assert document[name] == pytest.approx(wanted, rel=1e-9), name
+    assert (document["kept_steps"], document["lost_steps"]) == (counted["kept_steps"], counted["lost_steps"])
+    assert {each["number"]: each["how"] for each in document["attempts"]} == counted["ends"]
+    assert document["interruptions"]["count"] == counted["interruptions"]
+    assert document["version"] == 1

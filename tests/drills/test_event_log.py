@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
-import sys
 import time
 
 import pytest
-from event_logs import recount
+from event_logs import SPOT, agrees, recount
 from hearing import Heard, until, until_gone, until_pushers_end
 from launching import exit_codes, launch_ranks, printed
 from servers import S3Server
@@ -23,8 +21,6 @@ from spot_plugins.events import Committed
 from spot_plugins.monitor.figures import Prices, report_of
 from spot_plugins.session import SpotSession
 from spot_plugins.store import LocalStore, open_store
-
-SPOT = [sys.executable, "-m", "spot_plugins.cli"]
 
 
 def life(folder, number, **settings):
@@ -102,19 +98,6 @@ def test_losses_of_a_kill_and_of_a_notice(ranks, kills_pusher, tmp_path):
 
 def report(store):
     return report_of("run", read_event_log(store), Prices(), time.time())
-
-
-def agrees(folder, counted):
-    """Compare what ``spot report`` prints with figures that were *counted* from the raw lines."""
-    output = subprocess.run([*SPOT, "report", str(folder), "--json"], capture_output=True, text=True, check=True)
-    document = json.loads(output.stdout)
-    for name in ("goodput", "paid_s", "seconds"):
-        wanted = counted[name] if name != "seconds" else {**counted[name], "waiting": document["seconds"]["waiting"]}
-        assert document[name] == pytest.approx(wanted, rel=1e-9), name
-    assert (document["kept_steps"], document["lost_steps"]) == (counted["kept_steps"], counted["lost_steps"])
-    assert {each["number"]: each["how"] for each in document["attempts"]} == counted["ends"]
-    assert document["interruptions"]["count"] == counted["interruptions"]
-    assert document["version"] == 1
 
 
 @pytest.fixture
