@@ -49,7 +49,7 @@ define unpack
 	for each in $(2); do dpkg -x $${each}_*.deb . && rm $${each}_*.deb || exit 1; done
 endef
 
-.PHONY: prometheus slurm
+.PHONY: prometheus slurm chromium
 prometheus: $(venv)/share/prometheus/usr/bin/prometheus
 slurm: $(venv)/share/slurm/usr/sbin/slurmctld-wlm
 
@@ -58,6 +58,11 @@ $(venv)/share/prometheus/usr/bin/prometheus: | $(installed)
 
 $(venv)/share/slurm/usr/sbin/slurmctld-wlm: | $(installed)
 	$(call unpack,slurm,libhwloc15 libjson-c5 libnuma1 slurm-client slurm-wlm-basic-plugins slurmd slurmctld,the tests of SLURM need Debian)
+
+# A browser needs too many libraries to be unpacked.
+chromium:
+	@command -v chromium pdftotext >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get install -y -qq --no-install-recommends \
+		chromium fonts-dejavu-core poppler-utils >/dev/null; } || echo "the tests of pages need chromium and pdftotext in PATH"
 
 demo: setup  ## Preempt a real fine-tuning, resume it, compare it with one that was left alone
 	$(bin)/python examples/demo.py
@@ -94,7 +99,7 @@ bench: setup  ## What saves, restores and agreeing cost, beside others; figures 
 gpu: setup  ## The checks of the CUDA path on one GPU, under eight minutes; without a GPU a dry run with tiny states
 	$(bin)/python -m gpu --out gpu-output
 
-soak: setup prometheus slurm  ## The tests with real processes, SOAK_ROUNDS times; stops at the first failure
+soak: setup prometheus slurm chromium  ## The tests with real processes, SOAK_ROUNDS times; stops at the first failure
 	@for round in $$(seq $(SOAK_ROUNDS)); do \
 		echo "round $$round of $(SOAK_ROUNDS)"; \
 		$(bin)/python -m pytest -m 'not gpu' tests/unit/agreement tests/unit/resume/test_grammar.py tests/contract/hosts tests/multiprocess tests/drills || exit 1; \

@@ -17,6 +17,9 @@ MOST_BARS: Final = 200
 MOST_MARKS: Final = 300
 """Most saves of one attempt in the timeline."""
 
+LONG: Final = 34
+"""Characters that a cell of a table has in one line at most."""
+
 _STYLE: Final = """
 :root { color-scheme: light dark; --text: #1b1f24; --page: #fff; --line: #d0d7de; --faint: #57606a;
   --productive: #2da44e; --wasted: #cf222e; --startup: #8250df; --prep: #6e7781; --restore: #0969da;
@@ -33,12 +36,13 @@ h1 { font-size: 1.4rem; overflow-wrap: anywhere; } h2 { font-size: 1.1rem; margi
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .9rem; }
 th, td { text-align: left; padding: .25rem .75rem .25rem 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th, .long { white-space: normal; } th { vertical-align: bottom; } .long { min-width: 12rem; }
 .bar { display: grid; grid-template-columns: 3rem 1fr; align-items: center; gap: .5rem; margin: .15rem 0; }
 svg { display: block; width: 100%; height: 1.1rem; background: color-mix(in srgb, var(--line) 40%, transparent); }
 .key span { display: inline-block; margin-right: 1rem; } .key i { display: inline-block; width: .8rem; height: .8rem;
   margin-right: .3rem; vertical-align: -.05rem; }
 @media print { body { max-width: none; padding: 0; } h2, tr, .bar { break-inside: avoid; }
-  .scroll { overflow: visible; } table { font-size: .7rem; } }
+  .scroll { overflow: visible; } table { font-size: .7rem; } td { white-space: normal; } }
 """
 
 
@@ -71,8 +75,14 @@ def table_html(table: Table) -> str:
     """Return a table that scrolls if it is too wide."""
     first, *rows = table
     head = "".join(f"<th>{text_html(cell)}</th>" for cell in first)
-    lines = "".join(f"<tr>{''.join(f'<td>{text_html(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    lines = "".join(f"<tr>{''.join(map(_cell_html, row))}</tr>" for row in rows)
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+
+
+def _cell_html(text: str) -> str:
+    """Return a cell, which has several lines if the text is a longer one, such as the source of a notice."""
+    kind = ' class="long"' if len(text) > LONG else ""
+    return f"<td{kind}>{text_html(text)}</td>"
 
 
 def timeline_html(report: Report) -> list[str]:
