@@ -110,15 +110,33 @@ def lives_of(folder, **settings):
     return lambda interrupt=None, **more: Life(f"{folder}/run", folder / "output", interrupt, **(settings | more))
 
 
+def interrupted_with_best(folder):
+    """Interrupt a training whose best step is 3. Return the checkpoint of that step, and the life that continues."""
+    make = lives_of(folder, num_train_epochs=1, learning_rate=1.0, **BY_STEPS, **BEST)
+    assert make(Interrupt("notice", "train", 8)).run() == "Preempted"
+    return folder / "output/checkpoint-3", make(max_steps=8)
+
+
 def test_the_best_model_of_another_machine(tmp_path):
     """If its checkpoint is gone, a warning says so. The training ends all the same."""
-    make = lives_of(tmp_path, num_train_epochs=1, learning_rate=1.0, **BY_STEPS, **BEST)
-    assert make(Interrupt("notice", "train", 8)).run() == "Preempted"
-    shutil.rmtree(tmp_path / "output")
-    life = make(max_steps=8)
+    checkpoint, life = interrupted_with_best(tmp_path)
+    shutil.rmtree(checkpoint)
 
     with pytest.warns(UserWarning, match="the best checkpoint, .* of step 3, is not on this machine. Unless a later"):
         assert life.run() == "finished"
+
+
+def test_the_best_model_of_another_setting(tmp_path):
+    """FSDP writes other files. What cannot be loaded is not taken for loaded."""
+    checkpoint, life = interrupted_with_best(tmp_path)
+    (checkpoint / "model.safetensors").rename(checkpoint / "pytorch_model_fsdp.bin")
+
+    with pytest.warns(
+        UserWarning, match="of step 3, has no weights that this process can load, because it was written"
+    ):
+        assert life.run() == "finished"
+
+    assert life.trainer.state.best_model_checkpoint != str(checkpoint)
 
 
 @pytest.mark.filterwarnings("ignore:resume_from_checkpoint=.* stands in the middle of an epoch")

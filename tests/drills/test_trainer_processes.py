@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import sys
 from collections import Counter
@@ -144,3 +145,60 @@ def test_fsdp2_with_accelerate_launch(references, tmp_path):
 
     assert resumed_steps(tmp_path, 0) == [8]
     assert_same_training(tmp_path, references(settings), ranks=2)
+
+
+def fsdp2_best(state_dict_type, **more):
+    """Return the settings of a training with FSDP2 that ends with its best weights."""
+    wrapped = {"version": 2, "transformer_layer_cls_to_wrap": ["Linear"], "state_dict_type": state_dict_type}
+    best = {"save_strategy": "steps", "save_steps": 4, "load_best_model_at_end": True, "metric_for_best_model": "loss"}
+    return PAIR | {"wrapper": "fsdp2", "trainer": best | {"fsdp_config": wrapped} | more}
+
+
+# settings, signal, where it comes, the step whose weights are the best
+BEST = {
+    "whole, adapters": (
+        fsdp2_best("FULL_STATE_DICT", learning_rate=0.3) | {"lora": True},
+        "SIGTERM",
+        ["val", 4],
+        8,
+    ),
+    "sharded, adapters": (
+        fsdp2_best("SHARDED_STATE_DICT", learning_rate=0.3) | {"lora": True},
+        "SIGKILL",
+        ["batch", 13],
+        8,
+    ),
+    "sharded, the last step": (fsdp2_best("SHARDED_STATE_DICT"), "SIGTERM", ["batch", 8], 22),
+}
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("settings", "signal_name", "at", "best"), BEST.values(), ids=BEST)
+def test_the_best_model_with_fsdp2(settings, signal_name, at, best, references, tmp_path):
+    """The best weights are loaded at the end, and are those of a training that was left alone."""
+    reference = references(settings)
+    code = 143 if signal_name == "SIGTERM" else -signal.SIGKILL
+
+    train(tmp_path, {**settings, "signal": signal_name, "at": at}, expect=code)
+    train(tmp_path, settings, expect=0)
+
+    step, _, ends_as_best = torch.load(tmp_path / "final-0.pt", weights_only=False)["best"]
+    assert (step, ends_as_best) == (best, True)
+    assert_same_training(tmp_path, reference, ranks=2)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("lost", [0, 1])
+def test_the_best_model_of_a_lost_machine_with_fsdp2(lost, references, tmp_path):
+    """Rank 0 writes the weights. If its disk is lost, both ranks forget them and say so, and nothing hangs."""
+    settings = fsdp2_best("FULL_STATE_DICT", learning_rate=0.3) | {"output": "disk-{rank}"}
+    train(tmp_path, settings | {"signal": "SIGKILL", "at": ["batch", 13]}, expect=-signal.SIGKILL)
+    shutil.rmtree(tmp_path / f"disk-{lost}")
+
+    train(tmp_path, settings, expect=0)
+
+    said = [(tmp_path / f"output-{rank}.txt").read_text() for rank in range(2)]
+    assert ["is not on this machine. Unless a later step is better" in text for text in said] == [lost == 0, False]
+    assert ["is not on the machine of another rank. Unless" in text for text in said] == [False, lost == 0]
+    if lost == 1:
+        assert_same_training(tmp_path, references(settings), ranks=2)

@@ -40,12 +40,13 @@ class Recorded(SFTTrainer):
         return result
 
 
-def make(packing=False, **given):
+def make(packing=None, **given):
     """Return a trainer. The model and the data are those of language, the rest is that of the other drills."""
     numbers = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=64, pad_token_id=0, eos_token_id=1, bos_token_id=None, **numbers))
     common = {name: value for name, value in given["args"].to_dict().items() if name in USED}
-    common |= {"packing": packing, "packing_strategy": "wrapped"}
+    if packing:
+        common |= {"packing": True, "packing_strategy": packing}
     arguments = SFTConfig(max_length=12, bf16=False, use_cpu=True, report_to=[], disable_tqdm=True, **common)
     trainer = Recorded(
         model=model,
@@ -75,7 +76,10 @@ USED = {
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore:Cannot (locate|pickle)")
-@pytest.mark.parametrize("packing", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["plain", "packed"])
+@pytest.mark.filterwarnings("ignore:.*[Pp]adding-free")
+@pytest.mark.parametrize(
+    "packing", [None, *(pytest.param(strategy, marks=pytest.mark.soak) for strategy in ("wrapped", "bfd"))]
+)
 def test_fine_tuning_with_lora(packing, tmp_path):
     """A notice in a step and in an evaluation, and a kill. The tokens that were counted go on too."""
     lives = assert_exact(

@@ -113,6 +113,11 @@ class SpotTrainerCallback(TrainerCallback):  # type: ignore[misc]
                 "elastic_batch='scale' is not supported under a Trainer, whose schedule and max_steps count in steps. "
                 "Use 'keep'"
             )
+        if config.on_notice != "leave":
+            raise ConfigError(
+                "on_notice='continue' is not supported under a Trainer, whose ranks make each step together, so that "
+                "none can train on after another has left. Use 'leave'"
+            )
         self._attached = Attached(self, settings)
 
     @property

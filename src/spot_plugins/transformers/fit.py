@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
@@ -12,14 +11,11 @@ from ..errors import ConfigError
 from ..guard import warn
 from ..state.part import Part
 from . import internals
+from .best import check_best
 from .hook import PART, TrainerHook
 from .loaders import EpochBatches
 from .part import TrainerPart
 
-BEST: Final = (
-    "load_best_model_at_end=True: the best checkpoint, {path} of step {step}, is not on this machine. Unless a later "
-    "step is better, the training ends with the weights of its last step. Let output_dir be on a disk that survives"
-)
 OTHER_ORDER: Final = (
     "resume_from_checkpoint={checkpoint} stands in the middle of an epoch, and this run has an order of samples of its "
     "own. In this epoch some samples come twice or never"
@@ -102,7 +98,7 @@ class Fit:
                 warn(OTHER_ORDER.format(checkpoint=self.users_checkpoint))
                 self._begun, part.place.updates = start[0], start[1] // trainer.args.gradient_accumulation_steps
             return start
-        self._check_best()
+        check_best(trainer)
         self._continues_in = self._begun = progress.epoch
         return progress.epoch, part.place.updates * trainer.args.gradient_accumulation_steps
 
@@ -177,11 +173,3 @@ class Fit:
             f"gradient_accumulation_steps={samples // at_once}, not {before}: a step is made of {samples} samples, as "
             f"the run began"
         )
-
-    def _check_best(self) -> None:
-        """Say that the best checkpoint is missing, and forget it, as the trainer does."""
-        state = self._trainer.state
-        if state.best_model_checkpoint is not None and not os.path.isdir(state.best_model_checkpoint):
-            if self._trainer.args.load_best_model_at_end:
-                warn(BEST.format(path=state.best_model_checkpoint, step=state.best_global_step))
-            state.best_model_checkpoint = None

@@ -11,11 +11,15 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import torch
 import transformers.trainer
+import transformers.utils
+from accelerate.utils.constants import FSDP_MODEL_NAME
 from transformers import Trainer
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from ..data.internals import Library
 from ..errors import ConfigError
@@ -59,6 +63,7 @@ METHODS: Final[Mapping[str, tuple[str, ...]]] = {
         "learning_rate",
     ),
     "_evaluate": ("trial", "ignore_keys_for_eval", "skip_scheduler"),
+    "_save_checkpoint": ("model", "trial"),
     "_finalize_training": ("trial", "num_train_samples", "start_time"),
     "_get_dataloader": ("dataset", "description", "batch_size", "sampler_fn", "is_training", "dataloader_key"),
     "_get_train_sampler": ("train_dataset",),
@@ -88,6 +93,19 @@ LOSSES: Final = ("_total_loss_scalar", "_globalstep_last_logged", "_initial_glob
 
 OWN_LOOPS: Final = ("_inner_training_loop", "_run_epoch", "_maybe_log_save_evaluate")
 """Methods that a subclass overrides only if it has a training loop of its own."""
+
+WEIGHTS: Final = tuple(
+    getattr(transformers.utils, name)
+    for name in (
+        "WEIGHTS_NAME",
+        "SAFE_WEIGHTS_NAME",
+        "WEIGHTS_INDEX_NAME",
+        "SAFE_WEIGHTS_INDEX_NAME",
+        "ADAPTER_WEIGHTS_NAME",
+        "ADAPTER_SAFE_WEIGHTS_NAME",
+    )
+)
+"""Files with weights that a ``Trainer`` loads without FSDP."""
 
 TRL_METRICS: Final = ("_metrics", "_total_train_tokens")
 """Counters of the trainers of TRL."""
@@ -180,6 +198,34 @@ def loss_since_log(trainer: Trainer) -> Any:
 def batch_size(trainer: Trainer) -> int:
     """Return the samples of one batch of this rank."""
     return int(trainer._train_batch_size)
+
+
+def make_checkpoint_folder(trainer: Trainer) -> None:
+    """
+    Make the folder of the checkpoint that the trainer writes next.
+
+    Under FSDP the trainer looks whether the best checkpoint has a folder before all ranks have made it. Ranks that find
+    different answers hang at the end of the training, and ranks that find none load an older checkpoint.
+    """
+    name = f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}"
+    Path(trainer.args.output_dir, name).mkdir(parents=True, exist_ok=True)
+
+
+def all_ranks_write(trainer: Trainer) -> bool:
+    """Return False if rank 0 writes the weights of a checkpoint, from which all ranks get them."""
+    return bool(trainer.args.save_on_each_node or (trainer.is_fsdp_enabled and _is_sharded(trainer)))
+
+
+def has_weights(trainer: Trainer, checkpoint: Path) -> bool:
+    """Return True if *checkpoint* has weights that the trainer loads at the end of a training."""
+    names = WEIGHTS
+    if trainer.is_fsdp_enabled:
+        names = (f"{FSDP_MODEL_NAME}_0" if _is_sharded(trainer) else f"{FSDP_MODEL_NAME}.bin",)
+    return any((checkpoint / name).exists() for name in names)
+
+
+def _is_sharded(trainer: Trainer) -> bool:
+    return bool(trainer.accelerator.state.fsdp_plugin.state_dict_type.name == "SHARDED_STATE_DICT")
 
 
 def lengths_of_samples(trainer: Trainer) -> list[int]:

@@ -136,6 +136,12 @@ class Overrides(Trainer):  # type: ignore[misc]
             return {}
         return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
 
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Save, after every rank has a folder for it, because the trainer looks for the best checkpoint before that."""
+        if self.is_fsdp_enabled:
+            internals.make_checkpoint_folder(self)
+        super()._save_checkpoint(model, trial)
+
     def _finalize_training(self, trial: Any, num_train_samples: Any, start_time: Any) -> Any:
         """Store the last step before the best weights are loaded, because a longer training continues from the last."""
         self._fit.hook.finish()

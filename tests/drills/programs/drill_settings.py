@@ -29,7 +29,7 @@ class Settings:
     workers: int = 0
     persistent: bool = False
     trainer: dict[str, Any] = field(default_factory=dict)
-    """Arguments of Lightning's trainer."""
+    """Arguments of the host's trainer."""
     callbacks: list[str] = field(default_factory=list)
     """Names of further callbacks of Lightning."""
     manual: int = 0
@@ -43,6 +43,10 @@ class Settings:
     """Number of the batch in which Lightning is asked to stop."""
     accumulate: int = 1
     sampling: str = "random"  # train_sampling_strategy of a Trainer
+    output: str = "output"
+    """Folder of the checkpoints of a Trainer itself. ``{rank}`` in it is the rank, as if each had a disk of its own."""
+    lora: bool = False
+    """True if the model is frozen and has adapters."""
     scaler: bool = False
     validate: str = "epoch"
     """Place of the validation under Accelerate: after an ``epoch``, or in the ``head`` or ``body`` of the loop."""

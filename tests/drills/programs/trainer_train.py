@@ -72,6 +72,13 @@ class Net(nn.Module):
         return {"loss": loss, "logits": logits}
 
 
+def with_lora(model):
+    """Freeze *model* and put adapters beside its layers."""
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(model, LoraConfig(r=2, lora_dropout=0.1, target_modules=["layers.0", "layers.3"]))
+
+
 def fsdp2():
     """Return the arguments for FSDP2. On a CPU it takes persuasion, which is not for anything but tests."""
     state = PartialState(cpu=True)
@@ -89,34 +96,35 @@ class Training:
         torch.set_num_threads(1)
         set_seed(1)
         self.points = Counter()
-        arguments = TrainingArguments(
-            output_dir=str(settings.path / "output"),
-            per_device_train_batch_size=settings.batch,
-            per_device_eval_batch_size=5,
-            gradient_accumulation_steps=settings.accumulate,
-            num_train_epochs=settings.epochs,
-            eval_strategy="steps",
-            eval_steps=4,
-            logging_steps=3,
-            save_strategy="no",
-            train_sampling_strategy=settings.sampling,
-            learning_rate=1e-2,
-            lr_scheduler_type="cosine",
-            dataloader_num_workers=settings.workers,
-            dataloader_persistent_workers=settings.persistent,
-            remove_unused_columns=False,
-            label_names=["labels"],
-            report_to=[],
-            disable_tqdm=True,
-            use_cpu=True,
-            **(fsdp2() if settings.wrapper == "fsdp2" and settings.ranks > 1 else {}),
-        )
+        usual = {
+            "output_dir": str(settings.path / settings.output.format(rank=os.environ.get("RANK", 0))),
+            "per_device_train_batch_size": settings.batch,
+            "per_device_eval_batch_size": 5,
+            "gradient_accumulation_steps": settings.accumulate,
+            "num_train_epochs": settings.epochs,
+            "eval_strategy": "steps",
+            "eval_steps": 4,
+            "logging_steps": 3,
+            "save_strategy": "no",
+            "train_sampling_strategy": settings.sampling,
+            "learning_rate": 1e-2,
+            "lr_scheduler_type": "cosine",
+            "dataloader_num_workers": settings.workers,
+            "dataloader_persistent_workers": settings.persistent,
+            "remove_unused_columns": False,
+            "label_names": ["labels"],
+            "report_to": [],
+            "disable_tqdm": True,
+            "use_cpu": True,
+        }
+        wrapped = fsdp2() if settings.wrapper == "fsdp2" and settings.ranks > 1 else {}
+        arguments = TrainingArguments(**(usual | wrapped | settings.trainer))
         self.drill = Drill(settings, arguments.process_index, lambda: self.spot._attached.fit.hook._session)
         self.spot = SpotTrainerCallback(
             settings.run, every_steps=settings.every_steps, grace_seconds=20, on_event=[self.drill.on_event]
         )
         self.trainer = Trainer(
-            model=Net(self),
+            model=with_lora(Net(self)) if settings.lora else Net(self),
             args=arguments,
             train_dataset=Sized(Points(settings.samples, is_noisy=True)),
             eval_dataset=Sized(Points(17, seed=20)),
@@ -141,6 +149,9 @@ class Training:
     def run(self):
         self.trainer.train()
         trainer = self.trainer
+        ends_as_best = (
+            trainer.args.load_best_model_at_end and trainer.state.best_metric == trainer.evaluate()["eval_loss"]
+        )
         history = [
             {name: value for name, value in each.items() if "_per_second" not in name and "runtime" not in name}
             for each in trainer.state.log_history
@@ -157,12 +168,14 @@ class Training:
             "rng": encode(RngPart().state_dict()),
             "log": history,
             "step": trainer.state.global_step,
+            "best": [trainer.state.best_global_step, trainer.state.best_metric, ends_as_best],
         }
         torch.save(final, self.settings.path / f"final-{self.drill.rank}.pt")
 
 
 def main(settings):
     warnings.simplefilter("ignore")
+    warnings.filterwarnings("default", "load_best_model_at_end")
     Training(settings).run()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import datasets
 import pytest
 import torch
@@ -166,3 +168,18 @@ def test_scaling_batches_are_refused(tmp_path):
     """The schedule of a trainer counts in steps."""
     with pytest.raises(ConfigError, match="elastic_batch='scale' is not supported under a Trainer"):
         spot(tmp_path, elastic_batch="scale")
+
+
+def test_to_train_on_alone_is_refused(tmp_path):
+    """A rank that stays would wait in a collective for those that have left."""
+    with pytest.raises(ConfigError, match="on_notice='continue' is not supported under a Trainer, whose ranks make"):
+        spot(tmp_path, on_notice="continue")
+
+
+def test_signals_are_the_programs_until_training_begins(tmp_path):
+    """A SIGTERM while data and model are loaded ends the process at once, because nothing would act on it."""
+    before = signal.getsignal(signal.SIGTERM)
+    make(tmp_path, callbacks=[spot(tmp_path)])
+
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.set_wakeup_fd(-1) == -1
