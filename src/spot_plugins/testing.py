@@ -17,13 +17,26 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from .drill.faults import Fault, Freeze, HostLoss, KillPusher, KillRank, Notice, Reboot, Signal, StoreOutage
+from .drill.faults import (
+    EmptyNotice,
+    Fault,
+    Freeze,
+    HostLoss,
+    KillPusher,
+    KillRank,
+    Notice,
+    Reboot,
+    Signal,
+    StoreOutage,
+    TwoSignals,
+)
 from .drill.processes import clear
 from .drill.runner import Options, Runner, Tell
 from .drill.verdict import Verdict, judge
 from .ranks import Board, MemoryBoard
 
 __all__ = [
+    "EmptyNotice",
     "Fault",
     "Freeze",
     "HostLoss",
@@ -34,6 +47,7 @@ __all__ = [
     "Signal",
     "StoreOutage",
     "ThreadRanks",
+    "TwoSignals",
     "Verdict",
     "drill",
     "run_thread_ranks",

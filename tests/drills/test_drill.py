@@ -18,7 +18,19 @@ from hearing import DEADLINE_S
 from launching import PROGRAMS, module_path
 
 from spot_plugins.errors import ConfigError
-from spot_plugins.testing import Freeze, HostLoss, KillPusher, KillRank, Notice, Reboot, Signal, StoreOutage, drill
+from spot_plugins.testing import (
+    EmptyNotice,
+    Freeze,
+    HostLoss,
+    KillPusher,
+    KillRank,
+    Notice,
+    Reboot,
+    Signal,
+    StoreOutage,
+    TwoSignals,
+    drill,
+)
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PLANTED = str(PROGRAMS / "planted.py")
@@ -197,6 +209,25 @@ def test_a_training_survives_its_pusher_and_a_reboot():
     verdict = drill(planted("none", 200), [KillPusher(), Reboot(), KillPusher()])
     assert verdict.is_kept, texts(verdict)
     assert [each.exit_code for each in verdict.facts.rehearsal.lives] == [-signal.SIGKILL, 0], texts(verdict)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("launcher", [[], [*TORCHRUN, "--nproc-per-node", "2"]], ids=["python", "torchrun"])
+def test_a_second_signal_costs_nothing(launcher):
+    """Whichever it is, and at whichever moment of leaving it comes."""
+    faults = [TwoSignals(second=number) for number in (signal.SIGTERM, signal.SIGINT)] * 2
+    verdict = drill([*launcher, *planted("none", 300)[1 if launcher else 0 :]], faults)
+    assert verdict.is_kept, texts(verdict)
+    told = [each.ending.told for each in verdict.facts.rehearsal.lives[:-1]]
+    assert any("and SIG" in each for each in told), told
+
+
+@pytest.mark.soak
+def test_a_training_leaves_after_a_notice_though_nobody_takes_the_machine():
+    """It has to, because the notice may be true. Its exit code lets a scheduler start it again."""
+    verdict = drill(planted("none", 400), [EmptyNotice()], seed=1)  # which draws an early step
+    assert verdict.is_kept, texts(verdict)
+    assert [each.exit_code for each in verdict.facts.rehearsal.lives] == [143, 0], texts(verdict)
 
 
 @pytest.mark.soak

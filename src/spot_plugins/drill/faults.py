@@ -28,6 +28,10 @@ PAUSE_S: Final = 5.0
 OUTAGE_ERROR: Final = "(ELOOP)"
 """Text that is in each message on the refusals of a store outage."""
 
+SECOND_S: Final = 3.0
+"""Longest time in seconds from a signal to a second one. Shorter times are drawn too, so that it comes at any moment of
+leaving."""
+
 READ_S: Final = 2.0
 """Seconds until a training has read a notice file, which it looks for each second."""
 
@@ -76,6 +80,10 @@ class Target(Protocol):
         """Send a signal to all processes of the training, pushers included."""
         ...
 
+    def wait(self, timeout_s: float) -> bool:
+        """Wait for the end of the command. Return whether it has ended."""
+        ...
+
 
 class Fault(Protocol):
     """A fault. Its fields are properties, so that a frozen value has them."""
@@ -96,12 +104,17 @@ class Fault(Protocol):
         ...
 
     @property
+    def takes_machine(self) -> bool:
+        """True if the machine is taken after a notice, so that what still runs is killed and has not hung."""
+        ...
+
+    @property
     def lasts_s(self) -> float:
         """Seconds from begin to end of a fault that the training survives."""
         ...
 
     def limit_s(self, target: Target) -> float:
-        """Return the seconds until everything is killed, for a fault that leaves time to save."""
+        """Return the seconds that the training has to save, for a fault that leaves time."""
         ...
 
     def begin(self, target: Target) -> str:
@@ -120,6 +133,7 @@ class _Plain:
     name: str
     ends_training: bool = True
     is_notice: bool = False
+    takes_machine: bool = True
     lasts_s: float = 0.0
 
     def limit_s(self, target: Target) -> float:
@@ -142,6 +156,27 @@ class Signal(_Plain):
         """Send it."""
         os.kill(target.command, self.number)
         return f"{self.number.name} to the command"
+
+
+@dataclass(frozen=True, slots=True)
+class TwoSignals(_Plain):
+    """A SIGTERM to the command, and a second signal while the training leaves. It must not leave any sooner."""
+
+    name: str = "two-signals"
+    is_notice: bool = True
+    second: signal.Signals | None = None
+    """The second signal. None: SIGTERM or SIGINT is drawn."""
+
+    def begin(self, target: Target) -> str:
+        """Send both, unless the command ends in between."""
+        second = self.second or target.random.choice((signal.SIGTERM, signal.SIGINT))
+        after_s = target.random.uniform(0, min(SECOND_S, target.grace_s / 2))
+        os.kill(target.command, signal.SIGTERM)
+        # wait: SECOND_S; the second signal is sent
+        if target.wait(after_s):
+            return f"SIGTERM to the command, which had ended before a second signal {after_s:.1f} s later"
+        os.kill(target.command, second)
+        return f"SIGTERM to the command, and {second.name} {after_s:.1f} s later"
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +212,18 @@ class Notice(_Plain):
         unfinished.write_text(json.dumps({"grace_seconds": target.notice_s}))
         unfinished.replace(target.notice_file)
         return f"a notice that the machine is taken in {target.notice_s:.0f} s"
+
+
+@dataclass(frozen=True, slots=True)
+class EmptyNotice(Notice):
+    """A notice of a cloud after which the machine is not taken. The training leaves by itself all the same."""
+
+    name: str = "notice-only"
+    takes_machine: bool = False
+
+    def begin(self, target: Target) -> str:
+        """Write the notice file."""
+        return f"{Notice.begin(self, target)}, and nobody takes it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +313,9 @@ DEFAULT_FAULTS: Final[tuple[Fault, ...]] = (
 )
 """The faults of ``spot drill`` by default, in the order in which they are injected."""
 
-FAULTS: Final[Mapping[str, Fault]] = {each.name: each for each in (*DEFAULT_FAULTS, KillPusher(), Reboot())}
+FAULTS: Final[Mapping[str, Fault]] = {
+    each.name: each for each in (*DEFAULT_FAULTS, KillPusher(), Reboot(), TwoSignals(), EmptyNotice())
+}
 """All faults of ``spot drill``, by name."""
 
 

@@ -177,6 +177,8 @@ class Runner:
         training.grace_s = pace.grace_s
         training.notice_s = min(pace.grace_s, max(LEAST_NOTICE_S, rest_s / 2))
         limit_s = fault.limit_s(training) if fault.is_notice else LEAVE_S
+        if fault.is_notice and not fault.takes_machine:
+            limit_s += LEAVE_S
         at = time.monotonic()
         try:
             told = fault.begin(training)
@@ -193,9 +195,7 @@ class Runner:
         while not training.wait(POLL_S):
             training.last_step()  # before newer steps take the place of the oldest ones
             if time.monotonic() > injected.at + injected.limit_s:
-                if (
-                    not injected.fault.is_notice
-                ):  # otherwise it is the end of the machine, and is judged by what was lost
+                if not _takes_machine(injected):  # else it is judged by what was lost
                     life.problems.append(f"the command hung for {injected.limit_s:.0f} s after {injected.told}")
                 place.processes.kill()
                 break
@@ -206,7 +206,7 @@ class Runner:
     def _settle(self, place: Place, training: Training, life: Life) -> None:
         """Wait until all processes are gone, and kill those that take too long."""
         ended = life.ended_at = life.ended_at or time.monotonic()
-        notice = life.ending if life.ending is not None and life.ending.fault.is_notice else None
+        notice = life.ending if life.ending is not None and _takes_machine(life.ending) else None
         pushers_until = ended + PUSHER_S if notice is None else max(ended, notice.at + notice.limit_s)
         while pids := place.processes.pids():
             now = time.monotonic()
@@ -278,6 +278,11 @@ class _Watch:
             self._training.signal_all(signal.SIGKILL)
             has_ended = True
         return not has_ended
+
+
+def _takes_machine(injected: Injected) -> bool:
+    """Return whether the machine is taken after the limit of the fault."""
+    return injected.fault.is_notice and injected.fault.takes_machine
 
 
 def _is_over(life: Life, pace: Pace) -> bool:

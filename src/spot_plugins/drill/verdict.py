@@ -105,7 +105,7 @@ def _of_ending(
 ) -> Iterator[Promise]:
     name = f"{injected.fault.name} after step {injected.step}"
     problems, text = list(life.problems), f"{injected.told}; all were gone after {life.gone_at - injected.at:.1f} s"
-    if injected.fault.is_notice and life.exit_code is None:
+    if injected.fault.is_notice and injected.fault.takes_machine and life.exit_code is None:
         text = f"{injected.told}; all was killed {injected.limit_s:.0f} s later, and the last step was stored before"
         if not life.log.has_left:
             problems.append(f"the training had not ended {injected.limit_s:.0f} s after {injected.told}")
