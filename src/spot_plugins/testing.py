@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import TypeVar
 
 from .drill.faults import (
+    Corruption,
     EmptyNotice,
-    Fault,
     Freeze,
     HostLoss,
+    KillLauncher,
     KillPusher,
     KillRank,
     Notice,
@@ -32,14 +33,17 @@ from .drill.faults import (
 )
 from .drill.processes import clear
 from .drill.runner import Options, Runner, Tell
+from .drill.target import Fault
 from .drill.verdict import Verdict, judge
 from .ranks import Board, MemoryBoard
 
 __all__ = [
+    "Corruption",
     "EmptyNotice",
     "Fault",
     "Freeze",
     "HostLoss",
+    "KillLauncher",
     "KillPusher",
     "KillRank",
     "Notice",

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -19,9 +20,11 @@ from launching import PROGRAMS, module_path
 
 from spot_plugins.errors import ConfigError
 from spot_plugins.testing import (
+    Corruption,
     EmptyNotice,
     Freeze,
     HostLoss,
+    KillLauncher,
     KillPusher,
     KillRank,
     Notice,
@@ -228,6 +231,29 @@ def test_a_training_leaves_after_a_notice_though_nobody_takes_the_machine():
     verdict = drill(planted("none", 400), [EmptyNotice()], seed=1)  # which draws an early step
     assert verdict.is_kept, texts(verdict)
     assert [each.exit_code for each in verdict.facts.rehearsal.lives] == [143, 0], texts(verdict)
+
+
+@pytest.mark.soak
+def test_damage_in_the_store_costs_the_newest_step_alone():
+    """Whichever object it is, the next start says so and resumes from the step before."""
+    verdict = drill(planted("none", 300), [Corruption()] * 3, seed=1)
+    assert verdict.is_kept, texts(verdict)
+    seen = [each.text for each in verdict.promises if each.name.endswith("the damaged step is not used")]
+    assert len(seen) == 3, texts(verdict)
+    lives = verdict.facts.rehearsal.lives
+    for life, following in pairwise(lives):
+        assert following.log.start_step == life.ending.committed < life.ending.damaged, texts(verdict)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("supervised", [True, False], ids=["spot run", "torchrun alone"])
+def test_ranks_end_without_their_launcher(supervised):
+    """If spot run is before it. Those that train on are told."""
+    command = [*TORCHRUN, "--nproc-per-node", "2", *planted("none", 150)[1:]]
+    verdict = drill([*SPOT, "run", "--", *command] if supervised else command, [KillLauncher()])
+    assert verdict.is_kept == supervised, texts(verdict)
+    if not supervised:
+        assert "s after the command" in verdict.first_broken.text, texts(verdict)
 
 
 @pytest.mark.soak

@@ -1,5 +1,5 @@
 """
-Faults as values. Each can be begun and ended on a :class:`Target`, the training that it hits.
+Faults as values. Each can be begun and ended on a :class:`~.target.Target`, the training that it hits.
 
 ``spot drill --faults`` knows those of :data:`FAULTS` by their names. Tests may build others, such as a SIGKILL to a
 certain rank.
@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from ..errors import ConfigError
+from ..format.commit import committed_steps, read_manifest
+from ..format.keys import rank_manifest_key
+from .target import Fault, Target
 
 OUTAGE_S: Final = 5.0
 """Seconds for which the store refuses everything."""
@@ -29,101 +31,10 @@ OUTAGE_ERROR: Final = "(ELOOP)"
 """Text that is in each message on the refusals of a store outage."""
 
 SECOND_S: Final = 3.0
-"""Longest time in seconds from a signal to a second one. Shorter times are drawn too, so that it comes at any moment of
-leaving."""
+"""Longest time in seconds from a signal to a second one. Most times that are drawn are much shorter."""
 
 READ_S: Final = 2.0
 """Seconds until a training has read a notice file, which it looks for each second."""
-
-
-class Target(Protocol):
-    """A training that runs, as far as a fault touches it."""
-
-    random: random.Random
-    """The source of all choices."""
-    grace_s: float
-    """Seconds from a signal until everything is killed."""
-    notice_s: float
-    """Seconds from a notice until everything is killed."""
-
-    @property
-    def command(self) -> int:
-        """Process id of the command."""
-        ...
-
-    @property
-    def ranks(self) -> Mapping[int, int]:
-        """Process ids of the ranks that run, by rank."""
-        ...
-
-    @property
-    def pushers(self) -> Sequence[int]:
-        """Process ids of the pusher processes that run."""
-        ...
-
-    @property
-    def notice_file(self) -> Path:
-        """The file whose appearance is a notice."""
-        ...
-
-    @property
-    def local_directory(self) -> Path:
-        """The directory of all local copies."""
-        ...
-
-    @property
-    def store_link(self) -> Path:
-        """The symbolic link through which the training reaches its store."""
-        ...
-
-    def signal_all(self, number: signal.Signals) -> None:
-        """Send a signal to all processes of the training, pushers included."""
-        ...
-
-    def wait(self, timeout_s: float) -> bool:
-        """Wait for the end of the command. Return whether it has ended."""
-        ...
-
-
-class Fault(Protocol):
-    """A fault. Its fields are properties, so that a frozen value has them."""
-
-    @property
-    def name(self) -> str:
-        """Name of the fault, as in ``--faults``."""
-        ...
-
-    @property
-    def ends_training(self) -> bool:
-        """True if the processes end because of it."""
-        ...
-
-    @property
-    def is_notice(self) -> bool:
-        """True if the training has time to save, so that no step may be lost."""
-        ...
-
-    @property
-    def takes_machine(self) -> bool:
-        """True if the machine is taken after a notice, so that what still runs is killed and has not hung."""
-        ...
-
-    @property
-    def lasts_s(self) -> float:
-        """Seconds from begin to end of a fault that the training survives."""
-        ...
-
-    def limit_s(self, target: Target) -> float:
-        """Return the seconds that the training has to save, for a fault that leaves time."""
-        ...
-
-    def begin(self, target: Target) -> str:
-        """Inject the fault. Return what was done, for people."""
-        ...
-
-    def end(self, target: Target) -> None:
-        """Take it back after :attr:`lasts_s`, or after all processes have ended."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +45,8 @@ class _Plain:
     ends_training: bool = True
     is_notice: bool = False
     takes_machine: bool = True
+    kills_launcher: bool = False
+    damages_newest: bool = False
     lasts_s: float = 0.0
 
     def limit_s(self, target: Target) -> float:
@@ -170,7 +83,8 @@ class TwoSignals(_Plain):
     def begin(self, target: Target) -> str:
         """Send both, unless the command ends in between."""
         second = self.second or target.random.choice((signal.SIGTERM, signal.SIGINT))
-        after_s = target.random.uniform(0, min(SECOND_S, target.grace_s / 2))
+        # Small models are saved in tenths of a second, and the interpreter may need seconds to end.
+        after_s = min(SECOND_S, target.grace_s / 2) * target.random.random() ** 3
         os.kill(target.command, signal.SIGTERM)
         # wait: SECOND_S; the second signal is sent
         if target.wait(after_s):
@@ -193,6 +107,19 @@ class KillRank(_Plain):
         rank = target.random.choice(sorted(ranks)) if self.rank is None else self.rank
         os.kill(ranks[rank], signal.SIGKILL)
         return f"SIGKILL to rank {rank}"
+
+
+@dataclass(frozen=True, slots=True)
+class KillLauncher(_Plain):
+    """A SIGKILL to the command, which is a launcher. Its ranks must not train on, because nobody would end them."""
+
+    name: str = "agent-kill"
+    kills_launcher: bool = True
+
+    def begin(self, target: Target) -> str:
+        """Send it."""
+        os.kill(target.command, signal.SIGKILL)
+        return "SIGKILL to the launcher, and to none of its ranks"
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +195,31 @@ class HostLoss(_Plain):
 
 
 @dataclass(frozen=True, slots=True)
+class Corruption(HostLoss):
+    """The loss of a host, after which an object of the newest step has changed in the store."""
+
+    name: str = "corruption"
+    damages_newest: bool = True
+
+    def begin(self, target: Target) -> str:
+        """Kill everything, and invert the second half of an object that rank 0 has stored."""
+        if len(committed_steps(target.store)) < 2:
+            raise LookupError("nothing could be resumed from without the newest step, so it is too early")
+        HostLoss.begin(self, target)
+        store = target.store
+        newest = committed_steps(store)[0]
+        step_id, world_size = newest.step_id, newest.world_size
+        blobs = read_manifest(store, step_id, 0, world_size).blobs
+        # Frozen blobs are not below the step, because older steps need them too.
+        keys = [blob.key for blob in blobs if blob.key.startswith(step_id.prefix)]
+        key = target.random.choice([rank_manifest_key(step_id, 0, world_size), *keys])
+        data = store.get(key)
+        half = len(data) // 2
+        store.put(key, data[:half] + bytes(255 - byte for byte in data[half:]))
+        return f"SIGKILL to all processes, the local copies removed, and {key} changed in the store"
+
+
+@dataclass(frozen=True, slots=True)
 class StoreOutage(_Plain):
     """The store refuses everything for a while. Training continues."""
 
@@ -313,9 +265,16 @@ DEFAULT_FAULTS: Final[tuple[Fault, ...]] = (
 )
 """The faults of ``spot drill`` by default, in the order in which they are injected."""
 
-FAULTS: Final[Mapping[str, Fault]] = {
-    each.name: each for each in (*DEFAULT_FAULTS, KillPusher(), Reboot(), TwoSignals(), EmptyNotice())
-}
+_OTHERS: Final[tuple[Fault, ...]] = (
+    KillPusher(),
+    Reboot(),
+    TwoSignals(),
+    EmptyNotice(),
+    Corruption(),
+    KillLauncher(),
+)
+
+FAULTS: Final[Mapping[str, Fault]] = {each.name: each for each in (*DEFAULT_FAULTS, *_OTHERS)}
 """All faults of ``spot drill``, by name."""
 
 

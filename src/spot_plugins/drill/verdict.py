@@ -137,6 +137,18 @@ def _of_ending(
     elif start < least:
         text += f". Step {least} was in the store"
     yield Promise(f"{name}: nothing that was saved is lost", start >= least, text)
+    if injected.damaged is not None:
+        yield _of_damage(f"{name}: the damaged step is not used", injected.damaged, injected.committed, following)
+
+
+def _of_damage(name: str, damaged: int, intact: int, following: Life) -> Promise:
+    """Judge whether the next start has seen that the step *damaged* is damaged. *intact* is the step before."""
+    reason = following.log.rejected.get(damaged)
+    if (following.log.start_step or 0) > intact:
+        return Promise(name, False, f"resumed from step {following.log.start_step}, though its bytes have changed")
+    if reason is None:
+        return Promise(name, False, f"no session has said that step {damaged} is damaged")
+    return Promise(name, True, reason)
 
 
 def _of_survived(life: Life, injected: Injected, figure: FaultFigures) -> Promise:

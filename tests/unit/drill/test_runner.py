@@ -10,7 +10,7 @@ import pytest
 from hearing import until
 
 from spot_plugins.drill import runner
-from spot_plugins.drill.faults import EmptyNotice, HostLoss, KillRank, Notice, Signal
+from spot_plugins.drill.faults import EmptyNotice, HostLoss, KillLauncher, KillRank, Notice, Signal
 from spot_plugins.drill.processes import Processes, clear
 from spot_plugins.drill.runner import Options, Runner
 from spot_plugins.drill.verdict import judge
@@ -172,6 +172,12 @@ def test_a_training_without_a_step_is_told(folder):
     """Its run is finished, or its loader is empty."""
     facts = run(stand_in("begin()"), folder)
     assert broken(facts) == {"the control comes to its end": "no step was done, so there is nothing to interrupt"}
+
+
+def test_a_launcher_is_looked_for_before_anything_runs(folder):
+    """Otherwise the control would be run for nothing."""
+    with pytest.raises(ConfigError, match="no launcher that could be killed"):
+        Runner(["no-such-program"], Options(faults=(Signal(), KillLauncher())), folder, print).run()
 
 
 def test_a_command_with_several_runs_is_refused(folder):
