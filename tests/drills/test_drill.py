@@ -249,10 +249,13 @@ def test_damage_in_the_store_costs_the_newest_step_alone():
 @pytest.mark.parametrize("supervised", [True, False], ids=["spot run", "torchrun alone"])
 def test_ranks_end_without_their_launcher(supervised):
     """If spot run is before it. Those that train on are told."""
-    command = [*TORCHRUN, "--nproc-per-node", "2", *planted("none", 150)[1:]]
-    verdict = drill([*SPOT, "run", "--", *command] if supervised else command, [KillLauncher()])
-    assert verdict.is_kept == supervised, texts(verdict)
-    if not supervised:
+    command = [*TORCHRUN, "--nproc-per-node", "2", *planted("none", 400)[1:]]
+    if supervised:
+        verdict = drill([*SPOT, "run", "--", *command], [KillLauncher()], max_steps=150)
+        assert verdict.is_kept, texts(verdict)
+    else:
+        verdict = drill(command, [KillLauncher()], grace_seconds=1, seed=1)  # which draws an early step
+        assert not verdict.is_kept, texts(verdict)
         assert "s after the command" in verdict.first_broken.text, texts(verdict)
 
 

@@ -204,7 +204,7 @@ class Corruption(HostLoss):
     def begin(self, target: Target) -> str:
         """Kill everything, and invert the second half of an object that rank 0 has stored."""
         if len(committed_steps(target.store)) < 2:
-            raise LookupError("nothing could be resumed from without the newest step, so it is too early")
+            raise LookupError  # it is too early, because there would be no step to fall back on
         HostLoss.begin(self, target)
         store = target.store
         newest = committed_steps(store)[0]
