@@ -127,10 +127,10 @@ def test_a_launcher_that_does_not_see_the_end_of_its_rank_is_killed(folder, monk
 def test_a_training_that_waits_to_be_taken_is_told(folder, monkeypatch):
     """After a notice that nobody follows up, it would be paid for and do nothing."""
     monkeypatch.setattr(runner, "LEAST_NOTICE_S", 0.2)
-    monkeypatch.setattr(runner, "LEAVE_S", 0.2)
+    monkeypatch.setattr(runner, "LEAVE_S", 1.0)
     facts = run(stand_in("train(begin(), 120 if is_control else 600)"), folder, EmptyNotice(), grace_s=0.2)
     assert facts.rehearsal.lives[0].exit_code is None
-    assert broken(facts)["all processes end in time"].startswith("the command hung for 2 s after a notice")
+    assert broken(facts)["all processes end in time"].startswith("the command hung for 3 s after a notice")
 
 
 def test_an_exit_code_of_0_is_no_way_to_leave(folder):
