@@ -17,16 +17,33 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from .drill.faults import Fault, Freeze, HostLoss, KillPusher, KillRank, Notice, Reboot, Signal, StoreOutage
+from .drill.faults import (
+    Corruption,
+    EmptyNotice,
+    Freeze,
+    HostLoss,
+    KillLauncher,
+    KillPusher,
+    KillRank,
+    Notice,
+    Reboot,
+    Signal,
+    StoreOutage,
+    TwoSignals,
+)
 from .drill.processes import clear
 from .drill.runner import Options, Runner, Tell
+from .drill.target import Fault
 from .drill.verdict import Verdict, judge
 from .ranks import Board, MemoryBoard
 
 __all__ = [
+    "Corruption",
+    "EmptyNotice",
     "Fault",
     "Freeze",
     "HostLoss",
+    "KillLauncher",
     "KillPusher",
     "KillRank",
     "Notice",
@@ -34,6 +51,7 @@ __all__ = [
     "Signal",
     "StoreOutage",
     "ThreadRanks",
+    "TwoSignals",
     "Verdict",
     "drill",
     "run_thread_ranks",

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -18,7 +19,21 @@ from hearing import DEADLINE_S
 from launching import PROGRAMS, module_path
 
 from spot_plugins.errors import ConfigError
-from spot_plugins.testing import Freeze, HostLoss, KillPusher, KillRank, Notice, Reboot, Signal, StoreOutage, drill
+from spot_plugins.testing import (
+    Corruption,
+    EmptyNotice,
+    Freeze,
+    HostLoss,
+    KillLauncher,
+    KillPusher,
+    KillRank,
+    Notice,
+    Reboot,
+    Signal,
+    StoreOutage,
+    TwoSignals,
+    drill,
+)
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PLANTED = str(PROGRAMS / "planted.py")
@@ -197,6 +212,51 @@ def test_a_training_survives_its_pusher_and_a_reboot():
     verdict = drill(planted("none", 200), [KillPusher(), Reboot(), KillPusher()])
     assert verdict.is_kept, texts(verdict)
     assert [each.exit_code for each in verdict.facts.rehearsal.lives] == [-signal.SIGKILL, 0], texts(verdict)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("launcher", [[], [*TORCHRUN, "--nproc-per-node", "2"]], ids=["python", "torchrun"])
+def test_a_second_signal_costs_nothing(launcher):
+    """Whichever it is, and at whichever moment of leaving it comes."""
+    faults = [TwoSignals(second=number) for number in (signal.SIGTERM, signal.SIGINT)] * 2
+    verdict = drill([*launcher, *planted("none", 300)[1 if launcher else 0 :]], faults)
+    assert verdict.is_kept, texts(verdict)
+    told = [each.ending.told for each in verdict.facts.rehearsal.lives[:-1]]
+    assert any("and SIG" in each for each in told), told
+
+
+@pytest.mark.soak
+def test_a_training_leaves_after_a_notice_though_nobody_takes_the_machine():
+    """It has to, because the notice may be true. Its exit code lets a scheduler start it again."""
+    verdict = drill(planted("none", 400), [EmptyNotice()], seed=1)  # which draws an early step
+    assert verdict.is_kept, texts(verdict)
+    assert [each.exit_code for each in verdict.facts.rehearsal.lives] == [143, 0], texts(verdict)
+
+
+@pytest.mark.soak
+def test_damage_in_the_store_costs_the_newest_step_alone():
+    """Whichever object it is, the next start says so and resumes from the step before."""
+    verdict = drill(planted("none", 300), [Corruption()] * 3, seed=1)
+    assert verdict.is_kept, texts(verdict)
+    seen = [each.text for each in verdict.promises if each.name.endswith("the damaged step is not used")]
+    assert len(seen) == 3, texts(verdict)
+    lives = verdict.facts.rehearsal.lives
+    for life, following in pairwise(lives):
+        assert following.log.start_step == life.ending.committed < life.ending.damaged, texts(verdict)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("supervised", [True, False], ids=["spot run", "torchrun alone"])
+def test_ranks_end_without_their_launcher(supervised):
+    """If spot run is before it. Those that train on are told."""
+    command = [*TORCHRUN, "--nproc-per-node", "2", *planted("none", 400)[1:]]
+    if supervised:
+        verdict = drill([*SPOT, "run", "--", *command], [KillLauncher()], max_steps=150)
+        assert verdict.is_kept, texts(verdict)
+    else:
+        verdict = drill(command, [KillLauncher()], grace_seconds=1, seed=1)  # which draws an early step
+        assert not verdict.is_kept, texts(verdict)
+        assert "s after the command" in verdict.first_broken.text, texts(verdict)
 
 
 @pytest.mark.soak

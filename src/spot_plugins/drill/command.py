@@ -43,10 +43,26 @@ def with_ranks(command: Sequence[str], num_ranks: int) -> tuple[str, ...]:
 
 def gives_143(command: Sequence[str]) -> bool:
     """Return whether the exit code of *command* is that of its ranks, which is 143 after a notice."""
+    return _is_spot_run(command) or (Path(command[0]).name.startswith("python") and _launcher(command) is None)
+
+
+def check_launcher(command: Sequence[str]) -> None:
+    """
+    Check that *command* starts its ranks as processes of their own.
+
+    Raises:
+        ConfigError: No launcher is known in it.
+    """
+    if not _is_spot_run(command) and _launcher(command) is None:
+        raise ConfigError(
+            "faults=agent-kill: the command has no launcher that could be killed. Begin it with torchrun, accelerate "
+            "launch or spot run --, or leave agent-kill away"
+        )
+
+
+def _is_spot_run(command: Sequence[str]) -> bool:
     names = [Path(word).name for word in command]
-    if names[:2] == ["spot", "run"] or "spot_plugins.cli" in names:
-        return True
-    return names[0].startswith("python") and _launcher(command) is None
+    return names[:2] == ["spot", "run"] or "spot_plugins.cli" in names
 
 
 def _launcher(command: Sequence[str]) -> tuple[int, tuple[str, str]] | None:

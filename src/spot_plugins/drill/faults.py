@@ -1,5 +1,5 @@
 """
-Faults as values. Each can be begun and ended on a :class:`Target`, the training that it hits.
+Faults as values. Each can be begun and ended on a :class:`~.target.Target`, the training that it hits.
 
 ``spot drill --faults`` knows those of :data:`FAULTS` by their names. Tests may build others, such as a SIGKILL to a
 certain rank.
@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import shutil
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final
 
 from ..errors import ConfigError
+from ..format.commit import committed_steps, read_manifest
+from ..format.keys import rank_manifest_key
+from .target import Fault, Target
 
 OUTAGE_S: Final = 5.0
 """Seconds for which the store refuses everything."""
@@ -28,89 +30,11 @@ PAUSE_S: Final = 5.0
 OUTAGE_ERROR: Final = "(ELOOP)"
 """Text that is in each message on the refusals of a store outage."""
 
+SECOND_S: Final = 3.0
+"""Longest time in seconds from a signal to a second one. Most times that are drawn are much shorter."""
+
 READ_S: Final = 2.0
 """Seconds until a training has read a notice file, which it looks for each second."""
-
-
-class Target(Protocol):
-    """A training that runs, as far as a fault touches it."""
-
-    random: random.Random
-    """The source of all choices."""
-    grace_s: float
-    """Seconds from a signal until everything is killed."""
-    notice_s: float
-    """Seconds from a notice until everything is killed."""
-
-    @property
-    def command(self) -> int:
-        """Process id of the command."""
-        ...
-
-    @property
-    def ranks(self) -> Mapping[int, int]:
-        """Process ids of the ranks that run, by rank."""
-        ...
-
-    @property
-    def pushers(self) -> Sequence[int]:
-        """Process ids of the pusher processes that run."""
-        ...
-
-    @property
-    def notice_file(self) -> Path:
-        """The file whose appearance is a notice."""
-        ...
-
-    @property
-    def local_directory(self) -> Path:
-        """The directory of all local copies."""
-        ...
-
-    @property
-    def store_link(self) -> Path:
-        """The symbolic link through which the training reaches its store."""
-        ...
-
-    def signal_all(self, number: signal.Signals) -> None:
-        """Send a signal to all processes of the training, pushers included."""
-        ...
-
-
-class Fault(Protocol):
-    """A fault. Its fields are properties, so that a frozen value has them."""
-
-    @property
-    def name(self) -> str:
-        """Name of the fault, as in ``--faults``."""
-        ...
-
-    @property
-    def ends_training(self) -> bool:
-        """True if the processes end because of it."""
-        ...
-
-    @property
-    def is_notice(self) -> bool:
-        """True if the training has time to save, so that no step may be lost."""
-        ...
-
-    @property
-    def lasts_s(self) -> float:
-        """Seconds from begin to end of a fault that the training survives."""
-        ...
-
-    def limit_s(self, target: Target) -> float:
-        """Return the seconds until everything is killed, for a fault that leaves time to save."""
-        ...
-
-    def begin(self, target: Target) -> str:
-        """Inject the fault. Return what was done, for people."""
-        ...
-
-    def end(self, target: Target) -> None:
-        """Take it back after :attr:`lasts_s`, or after all processes have ended."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +44,9 @@ class _Plain:
     name: str
     ends_training: bool = True
     is_notice: bool = False
+    takes_machine: bool = True
+    kills_launcher: bool = False
+    damages_newest: bool = False
     lasts_s: float = 0.0
 
     def limit_s(self, target: Target) -> float:
@@ -145,6 +72,28 @@ class Signal(_Plain):
 
 
 @dataclass(frozen=True, slots=True)
+class TwoSignals(_Plain):
+    """A SIGTERM to the command, and a second signal while the training leaves. It must not leave any sooner."""
+
+    name: str = "two-signals"
+    is_notice: bool = True
+    second: signal.Signals | None = None
+    """The second signal. None: SIGTERM or SIGINT is drawn."""
+
+    def begin(self, target: Target) -> str:
+        """Send both, unless the command ends in between."""
+        second = self.second or target.random.choice((signal.SIGTERM, signal.SIGINT))
+        # Small models are saved in tenths of a second, and the interpreter may need seconds to end.
+        after_s = min(SECOND_S, target.grace_s / 2) * target.random.random() ** 3
+        os.kill(target.command, signal.SIGTERM)
+        # wait: SECOND_S; the second signal is sent
+        if target.wait(after_s):
+            return f"SIGTERM to the command, which had ended before a second signal {after_s:.1f} s later"
+        os.kill(target.command, second)
+        return f"SIGTERM to the command, and {second.name} {after_s:.1f} s later"
+
+
+@dataclass(frozen=True, slots=True)
 class KillRank(_Plain):
     """A SIGKILL to one rank, as when memory runs out. The pusher of the rank and the other ranks continue."""
 
@@ -158,6 +107,19 @@ class KillRank(_Plain):
         rank = target.random.choice(sorted(ranks)) if self.rank is None else self.rank
         os.kill(ranks[rank], signal.SIGKILL)
         return f"SIGKILL to rank {rank}"
+
+
+@dataclass(frozen=True, slots=True)
+class KillLauncher(_Plain):
+    """A SIGKILL to the command, which is a launcher. Its ranks must not train on, because nobody would end them."""
+
+    name: str = "agent-kill"
+    kills_launcher: bool = True
+
+    def begin(self, target: Target) -> str:
+        """Send it."""
+        os.kill(target.command, signal.SIGKILL)
+        return "SIGKILL to the launcher, and to none of its ranks"
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +139,18 @@ class Notice(_Plain):
         unfinished.write_text(json.dumps({"grace_seconds": target.notice_s}))
         unfinished.replace(target.notice_file)
         return f"a notice that the machine is taken in {target.notice_s:.0f} s"
+
+
+@dataclass(frozen=True, slots=True)
+class EmptyNotice(Notice):
+    """A notice of a cloud after which the machine is not taken. The training leaves by itself all the same."""
+
+    name: str = "notice-only"
+    takes_machine: bool = False
+
+    def begin(self, target: Target) -> str:
+        """Write the notice file."""
+        return f"{Notice.begin(self, target)}, and nobody takes it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +192,31 @@ class HostLoss(_Plain):
     def end(self, target: Target) -> None:
         """Remove what was on the local disk."""
         shutil.rmtree(target.local_directory, ignore_errors=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Corruption(HostLoss):
+    """The loss of a host, after which an object of the newest step has changed in the store."""
+
+    name: str = "corruption"
+    damages_newest: bool = True
+
+    def begin(self, target: Target) -> str:
+        """Kill everything, and invert the second half of an object that rank 0 has stored."""
+        if len(committed_steps(target.store)) < 2:
+            raise LookupError  # it is too early, because there would be no step to fall back on
+        HostLoss.begin(self, target)
+        store = target.store
+        newest = committed_steps(store)[0]
+        step_id, world_size = newest.step_id, newest.world_size
+        blobs = read_manifest(store, step_id, 0, world_size).blobs
+        # Frozen blobs are not below the step, because older steps need them too.
+        keys = [blob.key for blob in blobs if blob.key.startswith(step_id.prefix)]
+        key = target.random.choice([rank_manifest_key(step_id, 0, world_size), *keys])
+        data = store.get(key)
+        half = len(data) // 2
+        store.put(key, data[:half] + bytes(255 - byte for byte in data[half:]))
+        return f"SIGKILL to all processes, the local copies removed, and {key} changed in the store"
 
 
 @dataclass(frozen=True, slots=True)
@@ -266,7 +265,16 @@ DEFAULT_FAULTS: Final[tuple[Fault, ...]] = (
 )
 """The faults of ``spot drill`` by default, in the order in which they are injected."""
 
-FAULTS: Final[Mapping[str, Fault]] = {each.name: each for each in (*DEFAULT_FAULTS, KillPusher(), Reboot())}
+_OTHERS: Final[tuple[Fault, ...]] = (
+    KillPusher(),
+    Reboot(),
+    TwoSignals(),
+    EmptyNotice(),
+    Corruption(),
+    KillLauncher(),
+)
+
+FAULTS: Final[Mapping[str, Fault]] = {each.name: each for each in (*DEFAULT_FAULTS, *_OTHERS)}
 """All faults of ``spot drill``, by name."""
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..fingerprints.record import StepRecord
 from ..fingerprints.ring import RingId
-from .faults import Fault
+from .target import Fault
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,7 +23,9 @@ class Injected:
     step: int
     """The last step that was seen before it."""
     committed: int
-    """The newest step in the store before it. 0 if there was none."""
+    """The newest step in the store before it that is intact. 0 if there was none."""
+    damaged: int | None = None
+    """The step whose bytes in the store it has changed."""
     limit_s: float
     """Seconds after which the machine was taken."""
 
@@ -36,6 +38,8 @@ class LifeLog:
     """The step after which it trained, 0 on a first run. None if it trained nothing."""
     has_notice: bool = False
     """True if a session has received a notice or a signal."""
+    rejected: Mapping[int, str] = field(default_factory=dict)
+    """Steps that are damaged, with the reasons."""
     has_left: bool = False
     """True if a session was about to end because of it, with its last step stored."""
 
@@ -55,7 +59,7 @@ class Life:
     """Time at which the last process was gone."""
     exit_code: int | None = None
     """Negative for a signal. None if it was killed because it hung or the machine was taken."""
-    log: LifeLog = LifeLog()
+    log: LifeLog = field(default_factory=LifeLog)
     records: dict[RingId, Mapping[int, StepRecord]] = field(default_factory=dict)
     """The fingerprints of its steps, by attempt and rank."""
     reached_at: dict[int, float] = field(default_factory=dict)

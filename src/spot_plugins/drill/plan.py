@@ -10,7 +10,7 @@ from math import ceil
 from typing import Final
 
 from ..errors import ConfigError
-from .faults import Fault
+from .target import Fault
 
 END_S: Final = 1.0
 """Seconds before the end of the training in which no fault is planned, because it would come too late."""

@@ -16,13 +16,14 @@ from ..config import DEFAULT_GRACE_S
 from ..errors import ConfigError
 from ..eventlog.reading import read_event_log
 from ..eventlog.records import TrainingBegan
-from ..events import Leaving, NoticeReceived, NoticeSourcesFound
+from ..events import CheckpointRejected, Leaving, NoticeReceived, NoticeSourcesFound
 from ..store import open_store
-from .command import with_ranks
-from .faults import DEFAULT_FAULTS, Fault
+from .command import check_launcher, with_ranks
+from .faults import DEFAULT_FAULTS
 from .lives import Injected, Life, LifeLog, Run
 from .plan import Pace, Planned, plan_of
 from .processes import described, is_pusher
+from .target import Fault
 from .training import Place, Training
 
 POLL_S: Final = 0.02
@@ -108,6 +109,8 @@ class Runner:
         """
         options = self._options
         commands = [with_ranks(self._command, number) for number in options.ranks] or [self._command]
+        if any(fault.kills_launcher for fault in options.faults):
+            check_launcher(self._command)
         place = Place(self._folder / "control")
         self._tell("the control: the training, left alone")
         life = self._live(place, 1, commands[0], deque(), CONTROL_STALL_S)
@@ -172,18 +175,25 @@ class Runner:
 
     def _inject(self, place: Place, training: Training, life: Life, fault: Fault, pace: Pace) -> Injected | None:
         """Inject *fault*. Return None if there is nothing left that it could hit."""
-        step, committed = training.last_step(), place.committed()
+        step, damaged = training.last_step(), None
+        committed = next(iter(place.committed()), 0)
         rest_s = (pace.last_step - step) * pace.step_s
         training.grace_s = pace.grace_s
         training.notice_s = min(pace.grace_s, max(LEAST_NOTICE_S, rest_s / 2))
         limit_s = fault.limit_s(training) if fault.is_notice else LEAVE_S
+        if fault.is_notice and not fault.takes_machine:
+            limit_s += LEAVE_S
         at = time.monotonic()
         try:
             told = fault.begin(training)
         except (ProcessLookupError, LookupError):
             return None
         self._tell(f"step {step}: {told}")
-        injected = Injected(fault=fault, told=told, at=at, step=step, committed=committed, limit_s=limit_s)
+        if fault.damages_newest:
+            damaged, committed, *_ = [*place.committed(), 0]
+        injected = Injected(
+            fault=fault, told=told, at=at, step=step, committed=committed, damaged=damaged, limit_s=limit_s
+        )
         life.injected.append(injected)
         return injected
 
@@ -193,9 +203,7 @@ class Runner:
         while not training.wait(POLL_S):
             training.last_step()  # before newer steps take the place of the oldest ones
             if time.monotonic() > injected.at + injected.limit_s:
-                if (
-                    not injected.fault.is_notice
-                ):  # otherwise it is the end of the machine, and is judged by what was lost
+                if not _takes_machine(injected):  # else it is judged by what was lost
                     life.problems.append(f"the command hung for {injected.limit_s:.0f} s after {injected.told}")
                 place.processes.kill()
                 break
@@ -206,12 +214,14 @@ class Runner:
     def _settle(self, place: Place, training: Training, life: Life) -> None:
         """Wait until all processes are gone, and kill those that take too long."""
         ended = life.ended_at = life.ended_at or time.monotonic()
-        notice = life.ending if life.ending is not None and life.ending.fault.is_notice else None
+        notice = life.ending if life.ending is not None and _takes_machine(life.ending) else None
         pushers_until = ended + PUSHER_S if notice is None else max(ended, notice.at + notice.limit_s)
+        is_orphaned = life.ending is not None and life.ending.fault.kills_launcher
+        orphan_s = ORPHAN_S + (training.grace_s if is_orphaned else 0)
         while pids := place.processes.pids():
             now = time.monotonic()
-            if late := [pid for pid in pids if now > ended + ORPHAN_S and not is_pusher(pid)]:
-                life.problems += [f"{described(pid)} still ran {ORPHAN_S:.0f} s after the command" for pid in late]
+            if late := [pid for pid in pids if now > ended + orphan_s and not is_pusher(pid)]:
+                life.problems += [f"{described(pid)} still ran {orphan_s:.0f} s after the command" for pid in late]
             if late or now > pushers_until:
                 if notice is None and not late:
                     life.problems.append(f"a pusher process still ran {PUSHER_S:.0f} s after the command")
@@ -280,6 +290,11 @@ class _Watch:
         return not has_ended
 
 
+def _takes_machine(injected: Injected) -> bool:
+    """Return whether the machine is taken after the limit of the fault."""
+    return injected.fault.is_notice and injected.fault.takes_machine
+
+
 def _is_over(life: Life, pace: Pace) -> bool:
     """Return whether the training came to its end in spite of the last fault."""
     return life.exit_code == 0 and life.reached_step >= pace.last_step
@@ -287,7 +302,7 @@ def _is_over(life: Life, pace: Pace) -> bool:
 
 def _log_of(place: Place, since: int) -> LifeLog:
     """Return the facts that the event log has on the attempts after *since*."""
-    start_step, has_notice, has_left = None, False, False
+    start_step, has_notice, has_left, rejected = None, False, False, dict[int, str]()
     for name in place.names()[-1:]:
         for log in read_event_log(open_store(place.url(name))).ranks:
             for entry in [record.entry for record in log.records] if log.attempt > since else []:
@@ -295,9 +310,11 @@ def _log_of(place: Place, since: int) -> LifeLog:
                     start_step = entry.step or 0
                 elif isinstance(entry, NoticeReceived) and entry.kind != "soft":
                     has_notice = True
+                elif isinstance(entry, CheckpointRejected):
+                    rejected[entry.step] = entry.reason
                 elif isinstance(entry, Leaving):
                     has_left |= entry.durable
-    return LifeLog(start_step=start_step, has_notice=has_notice, has_left=has_left)
+    return LifeLog(start_step=start_step, has_notice=has_notice, has_left=has_left, rejected=rejected)
 
 
 def _told_end(life: Life) -> str:

@@ -17,7 +17,7 @@ from ..format.attempts import newest_attempt
 from ..format.commit import committed_steps
 from ..launch.drilled import FOLDER_VARIABLE, STEPS_VARIABLE, DrillFolder, Rank
 from ..launch.supervisor import end_with
-from ..store import open_local
+from ..store import ObjectStore, open_local
 from .faults import store_directory
 from .processes import Processes, is_pusher
 
@@ -50,21 +50,22 @@ class Place:
         """Return the URL of a run, which does not lead through the link."""
         return f"file://{store_directory(self.store_link) / name}"
 
-    def committed(self) -> int:
-        """Return the newest committed step of the newest run, 0 if there is none."""
-        names = self.names()
-        steps = committed_steps(open_local(str(store_directory(self.store_link) / names[-1]))) if names else []
-        return steps[0].step_id.step if steps else 0
+    def store(self) -> ObjectStore:
+        """Return the store of the newest run. Raise LookupError if there is none."""
+        return open_local(str(store_directory(self.store_link) / self.names()[-1]))
+
+    def committed(self) -> list[int]:
+        """Return the committed steps of the newest run, the newest first."""
+        return [each.step_id.step for each in committed_steps(self.store())] if self.names() else []
 
     def newest_attempt(self) -> int:
         """Return the number of the newest attempt, 0 if there is none."""
-        names = self.names()
-        return newest_attempt(open_local(str(store_directory(self.store_link) / names[-1]))) if names else 0
+        return newest_attempt(self.store()) if self.names() else 0
 
 
 class Training:
     """
-    The processes of one life. It is the :class:`~.faults.Target` of faults.
+    The processes of one life. It is the :class:`~.target.Target` of faults.
 
     Args:
         place: The folder of the training.
@@ -99,38 +100,43 @@ class Training:
 
     @property
     def command(self) -> int:
-        """See :class:`~.faults.Target`."""
+        """See :class:`~.target.Target`."""
         return self._process.pid
 
     @property
     def ranks(self) -> Mapping[int, int]:
-        """See :class:`~.faults.Target`."""
+        """See :class:`~.target.Target`."""
         alive = self._place.processes.pids()
         known: list[Rank] = [each for each in self._place.folder.ranks() if each.attempt > self._since]
         return {each.rank: each.pid for each in known if each.pid in alive}
 
     @property
     def pushers(self) -> Sequence[int]:
-        """See :class:`~.faults.Target`."""
+        """See :class:`~.target.Target`."""
         return sorted(pid for pid in self._place.processes.pids() if is_pusher(pid))
 
     @property
     def notice_file(self) -> Path:
-        """See :class:`~.faults.Target`."""
+        """See :class:`~.target.Target`."""
         return self._place.folder.notice
 
     @property
     def local_directory(self) -> Path:
-        """See :class:`~.faults.Target`."""
+        """See :class:`~.target.Target`."""
         return self._place.local_directory
 
     @property
     def store_link(self) -> Path:
-        """See :class:`~.faults.Target`."""
+        """See :class:`~.target.Target`."""
         return self._place.store_link
 
+    @property
+    def store(self) -> ObjectStore:
+        """See :class:`~.target.Target`."""
+        return self._place.store()
+
     def signal_all(self, number: signal.Signals) -> None:
-        """See :class:`~.faults.Target`."""
+        """See :class:`~.target.Target`."""
         if number is signal.SIGKILL:
             self._place.processes.kill()  # also those that are started meanwhile
         else:

@@ -105,7 +105,7 @@ def _of_ending(
 ) -> Iterator[Promise]:
     name = f"{injected.fault.name} after step {injected.step}"
     problems, text = list(life.problems), f"{injected.told}; all were gone after {life.gone_at - injected.at:.1f} s"
-    if injected.fault.is_notice and life.exit_code is None:
+    if injected.fault.is_notice and injected.fault.takes_machine and life.exit_code is None:
         text = f"{injected.told}; all was killed {injected.limit_s:.0f} s later, and the last step was stored before"
         if not life.log.has_left:
             problems.append(f"the training had not ended {injected.limit_s:.0f} s after {injected.told}")
@@ -137,6 +137,18 @@ def _of_ending(
     elif start < least:
         text += f". Step {least} was in the store"
     yield Promise(f"{name}: nothing that was saved is lost", start >= least, text)
+    if injected.damaged is not None:
+        yield _of_damage(f"{name}: the damaged step is not used", injected.damaged, injected.committed, following)
+
+
+def _of_damage(name: str, damaged: int, intact: int, following: Life) -> Promise:
+    """Judge whether the next start has seen that the step *damaged* is damaged. *intact* is the step before."""
+    reason = following.log.rejected.get(damaged)
+    if (following.log.start_step or 0) > intact:
+        return Promise(name, False, f"resumed from step {following.log.start_step}, though its bytes have changed")
+    if reason is None:
+        return Promise(name, False, f"no session has said that step {damaged} is damaged")
+    return Promise(name, True, reason)
 
 
 def _of_survived(life: Life, injected: Injected, figure: FaultFigures) -> Promise:

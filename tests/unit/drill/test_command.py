@@ -6,7 +6,7 @@ import shlex
 
 import pytest
 
-from spot_plugins.drill.command import gives_143, with_ranks
+from spot_plugins.drill.command import check_launcher, gives_143, with_ranks
 from spot_plugins.errors import ConfigError
 
 CHANGED = [
@@ -55,3 +55,15 @@ def test_a_command_without_a_launcher_is_refused(command):
 def test_the_code_143_is_expected_where_it_arrives(command, expected):
     """Launchers have codes of their own, which spot run replaces."""
     assert gives_143(shlex.split(command)) is expected
+
+
+@pytest.mark.parametrize("command", ["python train.py", "bash train.sh"])
+def test_a_command_without_a_launcher_has_none_to_kill(command):
+    """Its own process is a rank."""
+    with pytest.raises(ConfigError, match="faults=agent-kill: the command has no launcher that could be killed"):
+        check_launcher(shlex.split(command))
+
+
+@pytest.mark.parametrize("command", ["torchrun train.py", "accelerate launch train.py", "spot run -- python train.py"])
+def test_a_command_with_a_launcher_can_lose_it(command):
+    check_launcher(shlex.split(command))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import signal
 import time
@@ -9,13 +10,28 @@ from pathlib import Path
 
 import pytest
 from hearing import DEADLINE_S, until
+from steps import load, save
 
-from spot_plugins.drill.faults import Freeze, HostLoss, KillPusher, Notice, Reboot, Signal, StoreOutage
+from spot_plugins.drill import faults
+from spot_plugins.drill.faults import (
+    Corruption,
+    EmptyNotice,
+    Freeze,
+    HostLoss,
+    KillLauncher,
+    KillPusher,
+    Notice,
+    Reboot,
+    Signal,
+    StoreOutage,
+    TwoSignals,
+)
 from spot_plugins.drill.processes import clear
 from spot_plugins.drill.training import Place, Training
 from spot_plugins.errors import StoreError
+from spot_plugins.format.keys import StepId
 from spot_plugins.notices.file import FileSource
-from spot_plugins.store import open_local
+from spot_plugins.store import MemoryStore, open_local
 
 
 @pytest.fixture
@@ -66,6 +82,124 @@ def test_a_notice_is_one_that_a_training_understands(training):
     announced = source.poll()
     assert announced is not None
     assert before + 11 < announced.deadline <= time.monotonic() + 12
+
+
+def test_a_notice_after_which_nobody_takes_the_machine_is_the_same_notice(training):
+    source = FileSource(str(training.notice_file), grace_s=99)
+    training.notice_s = 12.0
+    assert EmptyNotice().begin(training) == "a notice that the machine is taken in 12 s, and nobody takes it"
+    assert source.poll() is not None
+
+
+class Command:
+    """A command that gets signals, and ends so many seconds after the first."""
+
+    command, grace_s = 77, 30.0
+
+    def __init__(self, seed, ends_after_s=math.inf):
+        self.random = random.Random(seed)
+        self.got = []
+        self._ends_after_s = ends_after_s
+
+    def kill(self, pid, number):
+        assert pid == self.command
+        self.got.append(number)
+
+    def wait(self, timeout_s):
+        self.got.append(timeout_s)
+        return timeout_s >= self._ends_after_s
+
+
+@pytest.fixture
+def command(monkeypatch):
+    def make(*arguments):
+        made = Command(*arguments)
+        monkeypatch.setattr(faults.os, "kill", made.kill)
+        return made
+
+    return make
+
+
+def test_a_second_signal_comes_soon_after_the_first(command):
+    """Both kinds are drawn, at times of up to three seconds."""
+    drawn = []
+    for seed in range(30):
+        target = command(seed)
+        told = TwoSignals().begin(target)
+        first, after_s, second = target.got
+        assert first == signal.SIGTERM
+        assert told == f"SIGTERM to the command, and {second.name} {after_s:.1f} s later"
+        drawn.append((second, after_s))
+    assert {second for second, _ in drawn} == {signal.SIGTERM, signal.SIGINT}
+    assert 0 <= min(after_s for _, after_s in drawn) < 0.05
+    assert 1.0 < max(after_s for _, after_s in drawn) <= 3.0
+
+
+def test_the_launcher_alone_is_killed(command):
+    target = command(0)
+    assert KillLauncher().begin(target) == "SIGKILL to the launcher, and to none of its ranks"
+    assert target.got == [signal.SIGKILL]
+
+
+def test_a_second_signal_comes_before_the_machine_is_taken(command):
+    target = command(0)
+    target.grace_s = 0.1
+    TwoSignals(second=signal.SIGINT).begin(target)
+    assert target.got[1] <= 0.05
+    assert target.got[2] == signal.SIGINT
+
+
+def test_a_command_that_has_ended_gets_no_second_signal(command):
+    """The drill does not say that it got one."""
+    target = command(0, 0.0)
+    told = TwoSignals().begin(target)
+    assert told.startswith("SIGTERM to the command, which had ended before a second signal ")
+    assert len(target.got) == 2
+
+
+class Lost:
+    """A training with a store of its own, whose processes are killed."""
+
+    def __init__(self, seed, steps):
+        self.random = random.Random(seed)
+        self.store = MemoryStore()
+        self.got = []
+        for step in steps:
+            save(step, self.store)
+        self.before = {key: self.store.get(key) for key in self.store.keys("")}
+
+    def signal_all(self, number):
+        self.got.append(number)
+
+    @property
+    def changed(self):
+        return {key for key, data in self.before.items() if self.store.get(key) != data}
+
+
+def test_one_object_of_the_newest_step_changes():
+    """Its size does not. Blobs and manifests are drawn, and a reader takes the step before."""
+    drawn = set()
+    for seed in range(12):
+        target = Lost(seed, [1, 2, 3])
+        told = Corruption().begin(target)
+        [key] = target.changed
+        assert told == f"SIGKILL to all processes, the local copies removed, and {key} changed in the store"
+        assert key.startswith(StepId(3, 1).prefix)
+        assert len(target.store.get(key)) == len(target.before[key])
+        assert target.got == [signal.SIGKILL]
+        assert load(target.store).step_id == StepId(2, 1)
+        drawn.add(key.rpartition("/")[2])
+    assert drawn == {"r00000-b0000.safetensors", "rank-00000-of-00001.json"}
+
+
+@pytest.mark.parametrize("steps", [[], [1]])
+def test_nothing_is_damaged_before_there_is_a_step_to_fall_back_on(steps):
+    """And nothing is killed, so that it can come later."""
+    target = Lost(0, steps)
+    with pytest.raises(LookupError):
+        Corruption().begin(target)
+    assert target.got == []
+    assert target.changed == set()
 
 
 def test_a_host_that_is_lost_takes_its_local_disk_along(training):

@@ -7,7 +7,20 @@ from collections import Counter
 
 import pytest
 
-from spot_plugins.drill.faults import DEFAULT_FAULTS, HostLoss, KillPusher, KillRank, Notice, Reboot, Signal, faults_of
+from spot_plugins.drill.faults import (
+    DEFAULT_FAULTS,
+    Corruption,
+    EmptyNotice,
+    HostLoss,
+    KillLauncher,
+    KillPusher,
+    KillRank,
+    Notice,
+    Reboot,
+    Signal,
+    TwoSignals,
+    faults_of,
+)
 from spot_plugins.drill.plan import Pace, plan_of
 from spot_plugins.errors import ConfigError
 
@@ -44,5 +57,11 @@ def test_a_training_that_is_too_short_is_refused(last_step, step_s):
 def test_faults_are_named():
     assert faults_of("host-loss, sigterm") == (HostLoss(), Signal())
     assert faults_of("pusher-kill,reboot") == (KillPusher(), Reboot())
+    assert faults_of("two-signals,notice-only,corruption,agent-kill") == (
+        TwoSignals(),
+        EmptyNotice(),
+        Corruption(),
+        KillLauncher(),
+    )
     with pytest.raises(ConfigError, match=r"faults=sigterm,fire: .fire. is no fault\. Give some of sigterm,sigkill,"):
         faults_of("sigterm,fire")

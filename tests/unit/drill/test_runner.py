@@ -10,7 +10,7 @@ import pytest
 from hearing import until
 
 from spot_plugins.drill import runner
-from spot_plugins.drill.faults import HostLoss, KillRank, Notice, Signal
+from spot_plugins.drill.faults import EmptyNotice, HostLoss, KillLauncher, KillRank, Notice, Signal
 from spot_plugins.drill.processes import Processes, clear
 from spot_plugins.drill.runner import Options, Runner
 from spot_plugins.drill.verdict import judge
@@ -124,6 +124,15 @@ def test_a_launcher_that_does_not_see_the_end_of_its_rank_is_killed(folder, monk
     assert broken(facts)["all processes end in time"] == "the command hung for 0 s after SIGKILL to rank 0"
 
 
+def test_a_training_that_waits_to_be_taken_is_told(folder, monkeypatch):
+    """After a notice that nobody follows up, it would be paid for and do nothing."""
+    monkeypatch.setattr(runner, "LEAST_NOTICE_S", 0.2)
+    monkeypatch.setattr(runner, "LEAVE_S", 1.0)
+    facts = run(stand_in("train(begin(), 120 if is_control else 600)"), folder, EmptyNotice(), grace_s=0.2)
+    assert facts.rehearsal.lives[0].exit_code is None
+    assert broken(facts)["all processes end in time"].startswith("the command hung for 3 s after a notice")
+
+
 def test_an_exit_code_of_0_is_no_way_to_leave(folder):
     """No scheduler would start the training again."""
     program = "signal.signal(signal.SIGTERM, lambda *_: os._exit(0))\ntrain(begin(), 150)"
@@ -163,6 +172,12 @@ def test_a_training_without_a_step_is_told(folder):
     """Its run is finished, or its loader is empty."""
     facts = run(stand_in("begin()"), folder)
     assert broken(facts) == {"the control comes to its end": "no step was done, so there is nothing to interrupt"}
+
+
+def test_a_launcher_is_looked_for_before_anything_runs(folder):
+    """Otherwise the control would be run for nothing."""
+    with pytest.raises(ConfigError, match="no launcher that could be killed"):
+        Runner(["no-such-program"], Options(faults=(Signal(), KillLauncher())), folder, print).run()
 
 
 def test_a_command_with_several_runs_is_refused(folder):
