@@ -124,6 +124,7 @@ def test_a_launcher_that_does_not_see_the_end_of_its_rank_is_killed(folder, monk
     assert broken(facts)["all processes end in time"] == "the command hung for 0 s after SIGKILL to rank 0"
 
 
+@pytest.mark.soak
 def test_a_training_that_waits_to_be_taken_is_told(folder, monkeypatch):
     """After a notice that nobody follows up, it would be paid for and do nothing."""
     monkeypatch.setattr(runner, "LEAST_NOTICE_S", 0.2)
