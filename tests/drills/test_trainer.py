@@ -205,6 +205,17 @@ def test_a_longer_training(tmp_path):
         assert value.equal(life.state()["model"][name]), name
 
 
+def test_a_training_that_is_shorter_now(tmp_path):
+    """No step is made if the saved one is the last of the program or later. The loop of transformers would make one."""
+    make = lives_of(tmp_path, lr_scheduler_type="constant")
+    assert make(Interrupt("notice", "train", 5)).run() == "Preempted"
+
+    life = make(max_steps=4)
+
+    assert life.run() == "finished"
+    assert (life.trainer.state.global_step, life.trace) == (5, {})
+
+
 class Sized(Numbers):
     """Samples of 1 to 7 tokens. The length of an odd sample is drawn."""
 

@@ -120,6 +120,8 @@ class TrainerPart:
         # A training that its last step has ended goes on if the program has more steps now.
         if state["max_steps"] <= trainer.state.global_step < trainer.state.max_steps:
             self.place.stops_training = False
+        elif trainer.state.global_step >= trainer.state.max_steps:
+            self.place.stops_training = True  # the program has fewer steps now, and the loop would make one more
         self.is_loaded = True
 
     def restore_counters(self) -> None:
