@@ -14,7 +14,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test quick legs lint bench gpu soak fuzz docs clean
+.PHONY: help setup demo test quick legs lint bench gpu soak fuzz docs dist clean
 
 help:  ## Show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1 \t\2/p' $(MAKEFILE_LIST) | expand -t 16
@@ -111,6 +111,9 @@ fuzz: setup  ## Fuzz the reader of checkpoints with atheris for FUZZ_S seconds; 
 docs: setup  ## Make docs/reference from the sources, build docs/ into site/; a broken link is an error
 	$(bin)/python docs/generate.py
 	$(bin)/mkdocs build --strict
+
+dist: setup  ## Build wheel and sdist into dist/, and try the wheel in a clean environment
+	tests/dist.sh $(bin)/python
 
 clean:  ## Remove .venv and everything that was built
 	rm -rf $(venv) .venv-legs build dist site demo-output benchmark-output gpu-output .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
