@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import ctypes
 import fcntl
 import mmap
 import os
@@ -56,17 +56,14 @@ def test_the_bytes_are_those_of_the_memory(size, first, folder, memory):
 
 
 def is_cached(path):
-    """Return True if the first page of a file is in the page cache."""
-    file = os.open(path, os.O_RDONLY)
-    try:
-        os.preadv(file, [bytearray(1)], 0, os.RWF_NOWAIT)
-    except OSError as error:
-        if error.errno == errno.EAGAIN:
-            return False
-        raise
-    finally:
-        os.close(file)
-    return True
+    """Return True if the first page of a file is in the page cache. Nothing is read, which could bring it there."""
+    with open(path, "r+b") as file, mmap.mmap(file.fileno(), mmap.PAGESIZE) as mapped:
+        first = ctypes.c_char.from_buffer(mapped)
+        found = (ctypes.c_ubyte * 1)()
+        failed = ctypes.CDLL(None, use_errno=True).mincore(ctypes.byref(first), ctypes.c_size_t(mmap.PAGESIZE), found)
+        del first
+        assert not failed, os.strerror(ctypes.get_errno())
+    return bool(found[0] & 1)
 
 
 def test_blobs_go_past_the_page_cache(tmp_path, memory):
