@@ -614,7 +614,7 @@ def test_sessions_one_after_another_leave_nothing(tmp_path):
     A notebook that opens many sessions in one process: each resumes from the one before, and all descriptors, threads
     and processes are gone in the end.
     """
-    before, pids = num_fds(), []
+    before, pids, earlier = num_fds(), [], set(threading.enumerate())
     for life in range(1, 4):
         with session_at(tmp_path) as (session, heard):
             session.handle_signals()
@@ -627,7 +627,9 @@ def test_sessions_one_after_another_leave_nothing(tmp_path):
     for pid in pids:
         until_gone(pid)
     assert num_fds() <= before
-    until(lambda: not [t for t in threading.enumerate() if t.name.startswith("spot-")], "all threads have ended")
+    until(
+        lambda: not {each for each in threading.enumerate() if each.name.startswith("spot-")} - earlier, "threads end"
+    )
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 

@@ -171,13 +171,17 @@ class Buffers:
         Raises:
             ConfigError: The machine has too little memory for them.
         """
+        sizes = {self.active: num_bytes + ROOM_BYTES}
+        if num_frozen_bytes:
+            sizes[self.frozen] = num_frozen_bytes + ROOM_BYTES
         try:
-            check_available(num_bytes + num_frozen_bytes)
+            check_available(sum(sizes.values()))
         except MemoryError as error:
             raise ConfigError(str(error)) from None
-        self.active.make(num_bytes + ROOM_BYTES)
-        if num_frozen_bytes:
-            self.frozen.make(num_frozen_bytes + ROOM_BYTES)
+        except OSError:  # no descriptor is left for a look at the memory
+            return
+        for pool, size in sizes.items():
+            pool.make(size)
 
     def take(self, num_bytes: int, *, deadline: float, make_by: float) -> SharedBuffer:
         """

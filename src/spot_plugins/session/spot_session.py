@@ -289,11 +289,9 @@ class SpotSession(KeepsSteps):
             self._is_prepared = True
             it.measurements.on_prepared(it.saver.prepare())
         decision = it.agreement.at_boundary(step)
-        if decision is None:
-            pass
-        elif decision.leaves:
+        if decision is not None and decision.leaves:
             it.way_out.leave(step)
-        else:
+        elif decision is not None:
             self._save(step, decision.trigger)
         if self._guard.after_step():
             it.measurements.on_interlude()
