@@ -4,31 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any
 
 from ..events import Committed, Staged, WrittenLocally
 
-COPY_BYTES_PER_S: Final = 0.5e9
-"""
-Assumed speed of the first copy to host memory.
-
-It needs fresh memory, which one thread of a slow machine gets at 2 GB/s.
-"""
-
 
 class SaveSpeeds:
-    """
-    The latest measured size and speeds of a save, and estimates until one is measured.
+    """The latest measured size and speeds of a save."""
 
-    Args:
-        put_bytes_per_s: An estimate for the store. None if there is none.
-    """
-
-    num_bytes: int | None = None
-    """An estimate for the size of a save. None if there is none."""
-
-    def __init__(self, put_bytes_per_s: float | None = None) -> None:
-        self._put_bytes_per_s = put_bytes_per_s
+    def __init__(self) -> None:
         self._staged: Staged | None = None
         self._disk_bytes_per_s: float | None = None
         self._store_bytes_per_s: float | None = None
@@ -54,16 +38,15 @@ class SaveSpeeds:
         self._store_bytes_per_s = speed
 
     def fields(self) -> Mapping[str, Any]:
-        """Return the fields of :class:`~.plan.Situation` that are measured or estimated here."""
-        staged, speed = self._staged, self._store_bytes_per_s
+        """Return the fields of :class:`~.plan.Situation` that are measured here."""
+        staged = self._staged
         return {
-            "num_bytes": self.num_bytes if staged is None else staged.num_bytes,
+            "num_bytes": None if staged is None else staged.num_bytes,
             "stall_s": 0.0 if staged is None else staged.stall_s,
-            "stage_bytes_per_s": COPY_BYTES_PER_S if staged is None else staged.num_bytes / max(staged.copy_s, 1e-9),
+            "stage_bytes_per_s": None if staged is None else staged.num_bytes / max(staged.copy_s, 1e-9),
             "disk_bytes_per_s": self._disk_bytes_per_s,
-            "store_bytes_per_s": speed or self._put_bytes_per_s,
+            "store_bytes_per_s": self._store_bytes_per_s,
             "commit_s": self._commit_s,
-            "is_estimated": staged is None or not speed,
         }
 
 

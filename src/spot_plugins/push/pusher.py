@@ -67,15 +67,12 @@ class Pusher:
         self.is_finished = False
         """True if the training has ended and its end is stored. Then the process removes default local copies."""
 
-    def prove(self, wait: Callable[[float], None]) -> float | None:
+    def prove(self, wait: Callable[[float], None]) -> None:
         """
         Let the process put, get, list and delete an object in the store, once. It is started if it does not run.
 
         Args:
             wait: Waits for a number of seconds. It may raise, to end the wait for the answer.
-
-        Returns:
-            Bytes per second of a put of the process. None if that is unknown.
 
         Raises:
             ConfigError: The store cannot be used by the process, or the machine has no room for the process.
@@ -97,9 +94,6 @@ class Pusher:
                 raise ConfigError(text)
             case {"StoreError": fields}:
                 raise StoreError(*fields)
-            case {"put_bytes_per_s": float(speed)}:
-                return speed
-        return None
 
     def begin(self, attempt: int) -> None:
         """Give the number of the attempt, which is claimed now, to this process and to later ones."""

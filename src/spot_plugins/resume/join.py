@@ -69,8 +69,6 @@ class Membership:
     """Number of this attempt, counted from 1."""
     takes_large_puts: bool = False
     """True if the store takes large objects in one request, straight from memory."""
-    put_bytes_per_s: float | None = None
-    """Speed of a put of this rank at the start. None if it is unknown."""
 
 
 def join_run(config: SpotConfig, job: Job, bus: EventBus, patience: Patience) -> tuple[Membership, Pusher]:
@@ -98,8 +96,7 @@ def join_run(config: SpotConfig, job: Job, bus: EventBus, patience: Patience) ->
                 run = _open(config, job, patience)
                 pusher = Pusher(_push_settings(config, run, job), bus)
                 stack.callback(pusher.close)
-                speed = _finally_refused(run, lambda: patience(lambda: pusher.prove(patience.wait)))
-                run = replace(run, put_bytes_per_s=speed)
+                _finally_refused(run, lambda: patience(lambda: pusher.prove(patience.wait)))
             except (ConfigError, StoreError) as error:
                 refusal = _note(error)
             _raise_refusals(job.exchange(_JOINING, refusal, JOIN_S))

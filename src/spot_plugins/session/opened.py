@@ -95,7 +95,7 @@ def join_and_build(
     stack.callback(fingerprints.close)
     registry.add(PART, fingerprints)
     saved_steps = SavedSteps(saver, pusher, config.grace_s)
-    measurements = Measurements(config.local_dir_survives, bus, run.put_bytes_per_s)
+    measurements = Measurements(config.local_dir_survives, bus)
     pacer = _pacer(config, run, job, clock, bus)
     participant = TrainingParticipant(saver, pusher, measurements, bus)
     early.agreement = agreement = _agreement(job, pacer, participant)

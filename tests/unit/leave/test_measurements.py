@@ -197,104 +197,20 @@ def test_a_training_that_is_done_in_time_ends_well(world_size, tmp_path):
     assert numbers(LocalStore(str(tmp_path / "run")))[0] == 9
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
-def test_a_notice_in_the_first_step_is_trained_through(world_size, tmp_path, clock):
+def test_without_a_measured_save_it_leaves_at_once(tmp_path):
     """
-    Nothing is measured yet: by estimates there is time for a first save, which is made at once, and for a last one.
-    """
-
-    def on_step(session, rank, step, heard):
-        for staged in heard.of(Staged):  # while a push is in flight, no step passes
-            heard.wait(Committed, step=staged.step)
-        if rank == 0:
-            clock.now += 2.0
-        if rank == 0 and step == 1:
-            announce(session, 120.0)
-
-    lives = train(tmp_path, world_size, on_step, every_steps=10**6)
-
-    [(step, heard), *others] = lives
-    assert all(other[0] == step for other in others)
-    assert step > 25, "most of the time is used"
-    assert heard.of(Leaving)[0].durable
-    assert numbers(LocalStore(str(tmp_path / "run")))[0] == step
-    saves = [event.step for event in heard.of(Staged, trigger="notice")]
-    assert len(saves) == 2
-    assert saves[0] < step / 2 < saves[1]
-    plans = heard.of(LastSecondsPlanned)
-    [first] = [plan for plan in plans if plan.save_first]
-    assert (first.choice, first.is_promised) == ("train_on", False)
-    assert first.store_bytes_per_s > 0
-    assert plans[-1].choice == "save"
-
-
-def test_without_a_measured_save_a_short_notice_makes_it_leave_at_once(tmp_path, caplog):
-    """
-    An estimate is not worth the few seconds: the save is made at once, tried, and not promised.
+    Nobody knows how long a save takes: it is made at once, tried, and not promised.
     """
 
     def on_step(session, rank, step, heard):
         if step == 5:
-            announce(session, 50.0)
+            announce(session, 100.0)
 
     [(step, heard)] = train(tmp_path, 1, on_step, every_steps=10**6)
 
     assert step == 5
-    assert heard.of(Leaving)[0].durable
     [plan] = heard.of(LastSecondsPlanned)
-    assert (plan.choice, plan.is_promised) == ("save", False)
-    assert "no save was measured yet. By an estimate one takes 0 s, and " in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("speed", "num_bytes", "left_s", "act", "told"),
-    [
-        (100 * MB, 1000 * MB, 120.0, "save", ""),
-        (17 * MB, 1000 * MB, 120.0, "leave", "By an estimate one takes 61 s, and 120 s are left, so training leaves"),
-        (5 * MB, 1000 * MB, 120.0, "leave", "By an estimate one takes 202 s, and 120 s are left"),
-        (100 * MB, 1000 * MB, 59.0, "leave", "It continues only if that is time for two saves, and at least 60 s"),
-        (None, 1000 * MB, 120.0, "leave", "By an estimate one takes an unknown time, and 120 s are left"),
-        (100 * MB, None, 120.0, "leave", "By an estimate one takes an unknown time"),
-    ],
-)
-def test_before_the_first_save_the_size_and_the_first_put_are_an_estimate(
-    speed, num_bytes, left_s, act, told, clock, caplog
-):
-    """
-    1 GB to memory is assumed to take 2 s. If two saves do not fit, training leaves, and says why.
-    """
-    known = Measurements(False, EventBus(), speed)
-    if num_bytes is not None:
-        known.on_prepared(num_bytes)
-    known.on_step()
-
-    assert known.decide(1, Notice("cloud", clock.now + left_s, at_once=False), 2) == act
-    assert told in caplog.text
-    assert bool(told) == ("no save was measured yet" in caplog.text)
-
-
-def test_before_the_first_step_there_is_nothing_to_leave_with(clock, caplog):
-    """
-    The size of a save is known after that step.
-    """
-    known = Measurements(False, EventBus(), 100 * MB)
-    notice = Notice("cloud", clock.now + 120.0, at_once=False)
-    assert known.decide(0, notice, 2) == "train"
-    clock.now += 100.0
-    assert known.decide(0, notice, 2) == "leave"
-
-
-def test_measured_speeds_take_the_place_of_estimates(clock):
-    known = Measurements(False, EventBus(), 100 * MB)
-    known.on_prepared(1000 * MB)
-    assert known.figures()["is_estimated"]
-    known.on_event(Staged(step=1, trigger="notice", num_bytes=2000 * MB, stall_s=0.001, copy_s=2.0))
-    assert known.figures()["is_estimated"]
-    assert known.figures()["in_flight_s"] == pytest.approx(20.0)
-    known.on_event(Committed(step=1, num_bytes=2000 * MB, push_s=10.0, put_bytes_per_s=200 * MB))
-    now = known.figures()
-    assert not now["is_estimated"]
-    assert (now["num_bytes"], now["stage_bytes_per_s"], now["store_bytes_per_s"]) == (2000 * MB, 1000 * MB, 200 * MB)
+    assert (plan.choice, plan.is_promised, plan.num_bytes) == ("save", False, None)
 
 
 @pytest.fixture
@@ -456,7 +372,6 @@ def test_of_several_ranks_the_worst_in_each_respect_counts():
 
     assert slowest([one, other]) == slowest([other, one]) == other
     assert slowest([one]) == one
-    assert slowest([one, replace(one, is_estimated=True)]).is_estimated
     blind = replace(one, step_s=None, num_bytes=None, stage_bytes_per_s=None, store_bytes_per_s=None)
     assert slowest([one, blind]) == blind
     no_disk = slowest([one, replace(one, disk_bytes_per_s=None)])
