@@ -138,6 +138,21 @@ def test_no_descriptor_left_of_the_real_limit(tmp_path):
     assert [event.step for event in heard.of(SaveAbandoned)] == [1]
 
 
+def test_no_descriptor_left_at_a_step_that_is_not_saved(tmp_path):
+    """The first buffers are not begun then, and the first save makes them."""
+    heard = Heard()
+    with _session(tmp_path, heard, every_steps=2) as session:
+        session.resume()
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            session.after_step(1)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        session.after_step(2)
+        heard.wait(Committed, step=2)
+
+
 @pytest.mark.parametrize("code", [errno.ENOSYS, errno.EPERM])
 def test_a_sandbox_without_memfd_saves_all_the_same(code, tmp_path, monkeypatch):
     """Old seccomp profiles refuse memfd. Memory without a name in /dev/shm takes its place."""
