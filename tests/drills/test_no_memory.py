@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import uuid
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -121,17 +121,24 @@ def test_a_training_whose_end_finds_no_memory_does_not_end_well(call, tmp_path, 
             session.finish(1)
 
 
+@contextmanager
+def _no_descriptor():
+    """Let the process have no free descriptor."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def test_no_descriptor_left_of_the_real_limit(tmp_path):
     """The limit of the process is reached for the first saves, and raised again."""
     heard = Heard()
     with _session(tmp_path, heard) as session:
         session.resume()
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
-        try:
+        with _no_descriptor():
             session.after_step(1)
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         session.after_step(2)
         heard.wait(Committed, step=2)
 
@@ -143,12 +150,8 @@ def test_no_descriptor_left_at_a_step_that_is_not_saved(tmp_path):
     heard = Heard()
     with _session(tmp_path, heard, every_steps=2) as session:
         session.resume()
-        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
-        try:
+        with _no_descriptor():
             session.after_step(1)
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         session.after_step(2)
         heard.wait(Committed, step=2)
 
@@ -209,7 +212,8 @@ def limited_group():
 def test_a_cgroup_that_is_too_small_is_an_error_and_kills_nothing(limited_group, tmp_path):
     """The kernel would kill the training at its first save, and again after each restart."""
     command = [sys.executable, "-c", LIMITED, str(tmp_path), str(limited_group)]
-    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    environ = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # the program uses helpers of tests
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, env=environ)
 
     assert ended.returncode == 3, ended.stderr[-2000:]
     assert "needs 101 MiB of host memory" in ended.stdout
