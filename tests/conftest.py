@@ -23,13 +23,13 @@ hypothesis.settings.load_profile("spot")
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is marked
 def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
-    """Leave one case of each sampled test and a sixth of the others, always the same ones. Mark the rest soak."""
+    """Leave one case of each sampled test and a twelfth of the others, always the same ones. Mark the rest soak."""
     for (_, name), group in groupby(items, key=lambda item: (item.path, item.originalname)):
         cases = [item for item in group if item.get_closest_marker("soak") is None]
         if cases and cases[0].get_closest_marker("sampled"):
             always = cases[crc32(name.encode()) % len(cases)]
             for item in cases:
-                if item is not always and crc32(item.name.encode()) % 6:
+                if item is not always and crc32(item.name.encode()) % 12:
                     item.add_marker(pytest.mark.soak)
 
 
