@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,13 +17,13 @@ import torch
 from commands import SPOT, spot
 from hearing import DEADLINE_S, until
 from sandbox import in_user_namespace
-from servers import S3Server
+from servers import FaultProxy, S3Server
 from steps import Holder, assert_whole, numbers, save
 
 from spot_plugins.cli import main
 from spot_plugins.format.attempts import claim_attempt
 from spot_plugins.format.commit import merge_manifests
-from spot_plugins.format.keys import VERIFIED_KEY, StepId, rank_manifest_key
+from spot_plugins.format.keys import VERIFIED_KEY, StepId, blob_key, rank_manifest_key
 from spot_plugins.state.registry import Registry
 from spot_plugins.store import open_store
 from spot_plugins.upkeep.tensors import TensorId, open_step
@@ -266,6 +267,59 @@ def test_no_other_verb_needs_permission_to_delete(place, tmp_path):
     assert place.store.get(VERIFIED_KEY)
     assert out.exists()
     assert verify(place.copy).is_good
+
+
+KILLED = """
+import os, signal, sys, time
+from pathlib import Path
+from spot_plugins.cli import main
+from spot_plugins.upkeep import known_good, verify
+
+known_good.SETTLED_S = 0.0
+key, cache = sys.argv.pop(1), Path(os.environ["XDG_CACHE_HOME"])
+read_blob = verify.read_blob
+
+def read(store, named):
+    if named.blob.key == key:
+        while sum(each.read_bytes().count(b"]") for each in cache.rglob("*.jsonl")) < 3:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return read_blob(store, named)
+
+verify.read_blob = read
+main()
+"""
+
+
+@pytest.mark.soak
+def test_a_verification_that_is_killed_is_continued(place, tmp_path, monkeypatch):
+    """The next one asks the store for the rest alone, and says so. The one after asks for all."""
+    with ExitStack() as stack:
+        proxy = None
+        if place.bucket is not None:
+            proxy = stack.enter_context(FaultProxy(os.environ["AWS_ENDPOINT_URL"]))
+            monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint_url)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+        def run(key):
+            before = (proxy.num_requests, proxy.num_returned) if proxy else (0, 0)
+            words = [sys.executable, "-c", KILLED, key, "verify", place.url, "--all", "--json"]
+            done = subprocess.run(words, capture_output=True, text=True, timeout=DEADLINE_S)
+            return done, (proxy.num_requests - before[0], proxy.num_returned - before[1]) if proxy else before
+
+        killed, _ = run(blob_key(StepId(2, 1), 1, 0))  # the fourth
+        continued, rest = run("none")
+        whole, everything = run("none")
+
+    assert killed.returncode == -signal.SIGKILL, killed
+    steps = json.loads(continued.stdout)["steps"]
+    blobs = {key: len(data) for key, data in place.objects().items() if key.endswith(".safetensors")}
+    sizes = [blobs[blob_key(StepId(step, 1), rank, 0)] for step, rank in ((3, 0), (3, 1), (2, 0))]
+    assert [each["num_bytes_before"] for each in steps] == [sum(sizes[:2]), sizes[2], 0]
+    assert [each["num_bytes_before"] for each in json.loads(whole.stdout)["steps"]] == [0, 0, 0]
+    if proxy is not None:
+        assert everything[0] - rest[0] == 3
+        assert everything[1] - rest[1] > sum(sizes)
 
 
 WRITES = """
