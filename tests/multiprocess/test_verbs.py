@@ -17,7 +17,7 @@ import torch
 from commands import SPOT, spot
 from hearing import DEADLINE_S, until
 from sandbox import in_user_namespace
-from servers import FaultProxy, S3Server
+from servers import S3Server
 from steps import Holder, assert_whole, numbers, save
 
 from spot_plugins.cli import main
@@ -26,6 +26,7 @@ from spot_plugins.format.commit import merge_manifests
 from spot_plugins.format.keys import VERIFIED_KEY, StepId, blob_key, rank_manifest_key
 from spot_plugins.state.registry import Registry
 from spot_plugins.store import open_store
+from spot_plugins.testing import FaultProxy
 from spot_plugins.upkeep.tensors import TensorId, open_step
 from spot_plugins.upkeep.verify import verify
 
