@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from steps import save
 
 from spot_plugins.format.attempts import claim_attempt
+from spot_plugins.format.keys import StepId, rank_manifest_key
+from spot_plugins.format.manifest import RankManifest
 from spot_plugins.store import LocalStore
 from spot_plugins.upkeep import known_good
 from spot_plugins.upkeep import verify as module
@@ -125,6 +128,21 @@ def test_damage_that_came_after_is_found(change, run, read):
     result = verify(str(run), every=True)
 
     assert [len(each.damages) for each in result.steps] == [RANKS, RANKS]
+
+
+def test_another_manifest_for_a_blob_is_a_reason_to_read_it(run, read):
+    """Somebody has signed that it has fewer tensors than when it was read."""
+    interrupted(run, 2 * RANKS, every=True)
+    key = rank_manifest_key(StepId(2, 1), 1, RANKS)
+    manifest = RankManifest.decode((run / key).read_bytes())
+    (run / key).write_bytes(replace(manifest, tensors=manifest.tensors[1:]).encode())
+
+    newest = verify(str(run), every=True).steps[0]
+
+    blob = manifest.blobs[0].key
+    assert (blob, "has changed since it was written: its hash differs") in [
+        (each.key, each.reason) for each in newest.damages
+    ]
 
 
 def test_what_changes_without_a_put_is_found_by_the_next_whole_verification(run, read):
