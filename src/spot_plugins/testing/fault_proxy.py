@@ -165,7 +165,7 @@ class FaultProxy:
             message: The sentence of the service. Empty: the name of the status.
 
         Raises:
-            ValueError: *status* is none.
+            ValueError: *status* is no status of HTTP.
         """
         if status not in {each.value for each in HTTPStatus}:
             raise ValueError(f"status={status} is no status of HTTP: give one such as 503")
