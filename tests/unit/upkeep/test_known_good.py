@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from steps import save
 
+from spot_plugins.cli import verify as command
 from spot_plugins.format.attempts import claim_attempt
 from spot_plugins.format.keys import StepId, rank_manifest_key
 from spot_plugins.format.manifest import RankManifest
@@ -102,6 +103,17 @@ def test_what_was_read_before_an_interruption_is_not_read_again(num_blobs, run, 
     read.clear()
     assert sum(each.num_bytes_before for each in verify(str(run), every=True).steps) == 0
     assert sorted(read) == blobs(run)
+
+
+def test_the_user_reads_how_much_was_read_before(run, read, capsys):
+    """Of each step."""
+    interrupted(run, RANKS, every=True)
+
+    command.verify(str(run), every=True)
+
+    newest, older = capsys.readouterr().out.splitlines()
+    assert newest.endswith(" of them read before")
+    assert "read before" not in older
 
 
 def flip_last_bit(path):
