@@ -48,6 +48,7 @@ API = {
             "Verdict",
         ),
         "run_thread_ranks",
+        "FaultProxy",
     ],
 }
 LOOP = [("spot_plugins.loop.loop", "Loop")]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from dataclasses import dataclass
 
-from servers import FaultProxy
+from spot_plugins.testing import FaultProxy
 
 MAX_STEPS = 80  # of a life, before its signal
 MAX_FAULT_S = 4.0

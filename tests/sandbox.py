@@ -1,11 +1,15 @@
-"""A real filter of system calls, as sandboxes have them, for a command."""
+"""What sandboxes do to a command: a real filter of system calls, and a user namespace."""
 
 from __future__ import annotations
 
 import errno
 import platform
+import shutil
 import struct
+import subprocess
 import sys
+
+import pytest
 
 _LOAD, _EQUAL, _ANSWER = 0x20, 0x15, 0x06
 _REFUSE, _ALLOW = 0x00050000 | errno.EPERM, 0x7FFF0000
@@ -27,3 +31,11 @@ def without(call, words, *, first_argument=None):
     script += "done = libc.prctl(38, 1, 0, 0, 0) or libc.prctl(22, 2, ctypes.c_char_p(head)); "
     script += f"assert not done, ctypes.get_errno(); os.execv({words[0]!r}, {words!r})"
     return [sys.executable, "-c", script]
+
+
+def in_user_namespace(words, *flags):
+    """Return *words*, a command, as one in a user namespace of its own, where permissions bind even root."""
+    unshare = shutil.which("unshare")
+    if unshare is None or subprocess.run([unshare, "--user", *flags, "true"], capture_output=True).returncode:
+        pytest.skip("this machine allows no user namespaces")
+    return [unshare, "--user", *flags, *words]

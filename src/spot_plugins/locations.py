@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from pathlib import Path
 from typing import Final
 
 EXAMPLES: Final = "s3://bucket/run, gs://bucket/run, abfs://container/run, file:///data/run or a plain path"
@@ -27,6 +28,17 @@ def scheme_of(url: str) -> str:
 def is_local(url: str) -> bool:
     """Return whether *url* is a directory of this machine: a plain path, ``file://`` or ``local://``."""
     return scheme_of(url) in _LOCAL_SCHEMES
+
+
+def cache_folder() -> Path:
+    """
+    Return this user's folder for what can be made again, as the XDG base directory specification says.
+
+    Raises:
+        RuntimeError: There is no home directory.
+    """
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "spot_plugins"
 
 
 def absolute_url(url: str) -> str:

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import fsspec
 import pytest
 from clouds import CLIENTS, options_for
-from servers import FaultProxy
 
 from spot_plugins.store import FsspecStore, LocalStore, MemoryStore, ObjectStore, ObstoreStore, open_store
+from spot_plugins.testing import FaultProxy
 
 MIB = 1024**2
 DEADLINE_S = 300

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 import pytest
 from clouds import CLIENTS, options_for
-from servers import FaultProxy
 from steps import load, save
 
 from spot_plugins.errors import ConfigError, StoreError
 from spot_plugins.events import CheckpointRejected
 from spot_plugins.store import ObjectStore, ObstoreStore, check_writable, patiently
+from spot_plugins.testing import FaultProxy
 
 MIB = 1024**2
 DEADLINE_S = 300

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-import shutil
 import socket
 import struct
 import subprocess
@@ -20,6 +19,7 @@ import pytest
 import torch
 from botocore.exceptions import ClientError
 from fsspec.implementations.local import LocalFileSystem
+from sandbox import in_user_namespace
 
 from spot_plugins import SpotConfig, SpotSession, prefetch
 from spot_plugins.config import from_environment
@@ -627,10 +627,7 @@ def test_a_directory_without_write_permission_says_so(tmp_path):
 
 def in_namespace(program, root, *flags):
     """Run *program* with *root* as its argument in a user namespace. Return the lines that it printed."""
-    unshare = shutil.which("unshare")
-    if unshare is None or subprocess.run([unshare, "--user", *flags, "true"], capture_output=True).returncode:
-        pytest.skip("this machine allows no user namespaces")
-    return run_python(program, str(root), wrapper=(unshare, "--user", *flags)).splitlines()
+    return run_python(program, str(root), wrapper=in_user_namespace([], *flags)).splitlines()
 
 
 def run_python(program, *args, wrapper=()):

@@ -21,11 +21,12 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import obstore
 import pytest
 from hearing import DEADLINE_S
-from servers import HOST, FaultProxy
+from servers import HOST
 
 from spot_plugins.errors import ConfigError, StoreError
 from spot_plugins.store import FsspecStore, ObstoreStore, aws_config, check_writable, open_store
 from spot_plugins.store.obstore_options import UnmappedOptionError, read_options
+from spot_plugins.testing import FaultProxy
 
 MIB = 1024**2
 NOWHERE = f"http://{HOST}:9"

@@ -13,13 +13,14 @@ import pytest
 from clouds import options_for
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from servers import HOST, FaultProxy
+from servers import HOST
 
 from spot_plugins import SpotConfig, prefetch
 from spot_plugins.errors import ConfigError, StoreError
 from spot_plugins.push.messages import PushSettings
 from spot_plugins.store import FsspecStore, ObstoreStore, adlfs, gcsfs, open_store
 from spot_plugins.store.redaction import Secrets
+from spot_plugins.testing import FaultProxy
 
 DEADLINE_S = 300
 KEY_ID, TOKEN = "ASIAIOSFODNN7EXAMPLE", "IQoJb3JpZ2luX2VjEXAMPLE//token+of+a+session=="

@@ -8,13 +8,13 @@ import pytest
 import torch
 from clouds import CLIENTS, options_for
 from hearing import Heard, pusher_pid, until, until_gone
-from servers import FaultProxy
 from steps import Holder, assert_same, assert_whole, load, numbers
 
 from spot_plugins.config import SpotConfig
 from spot_plugins.events import Committed, PushFailing
 from spot_plugins.session import SpotSession
 from spot_plugins.store import open_store
+from spot_plugins.testing import FaultProxy
 
 NUM_FLOATS = 300_000  # 1.2 MB
 FAULTS = {

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 from hearing import Heard
-from servers import FaultProxy
 from steps import Holder, assert_same
 
 import spot_plugins
@@ -21,7 +20,7 @@ from spot_plugins.events import Committed, Resumed
 from spot_plugins.resume import prefetch
 from spot_plugins.session import SpotSession
 from spot_plugins.store import LocalStore
-from spot_plugins.testing import run_thread_ranks
+from spot_plugins.testing import FaultProxy, run_thread_ranks
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,6 @@ from hearing import (
     until_idle,
 )
 from launching import exit_codes, launch
-from servers import FaultProxy
 from steps import Holder, assert_same, load, numbers, state_of
 
 from spot_plugins.config import SpotConfig
@@ -44,6 +43,7 @@ from spot_plugins.push.priority import NICENESS
 from spot_plugins.save.buffers import MAX_BUFFERS
 from spot_plugins.session import SpotSession
 from spot_plugins.store import LocalStore, open_store
+from spot_plugins.testing import FaultProxy
 
 
 @pytest.fixture(scope="module")

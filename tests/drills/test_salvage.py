@@ -10,11 +10,11 @@ import uuid
 import pytest
 from hearing import is_zombie, said, until
 from launching import exit_codes, launch_ranks, printed, train
-from servers import FaultProxy
 from steps import assert_same, load_on_all, numbers, state_of
 
 from spot_plugins.format.keys import StepId, merged_manifest_key
 from spot_plugins.store import open_store
+from spot_plugins.testing import FaultProxy
 
 
 @pytest.fixture(scope="module")

@@ -20,13 +20,13 @@ from exactness import events_of, samples_by_step
 from hearing import said, until
 from launching import exit_codes, launch_ranks, printed
 from remains import Remains
-from servers import FaultProxy
 from steps import assert_whole, numbers
 from torch import nn
 from training_pieces import Points
 
 from spot_plugins.data import ElasticSampler
 from spot_plugins.store import open_store
+from spot_plugins.testing import FaultProxy
 
 # Another one each time. The test's name ends with it. Given as SOAK_SEED it draws the same lives again.
 SEED = int(os.environ.get("SOAK_SEED", time.time_ns() % 1_000_000))

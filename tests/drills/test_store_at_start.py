@@ -14,7 +14,7 @@ import pytest
 from hearing import Heard, said, until
 from launching import exit_codes, launch_ranks, printed
 from metadata import AwsServer
-from servers import FaultProxy, S3Server
+from servers import S3Server
 from steps import Holder, numbers, state_of
 
 from spot_plugins.config import SpotConfig
@@ -22,6 +22,7 @@ from spot_plugins.errors import ConfigError, StoreError
 from spot_plugins.events import Committed, PushFailing
 from spot_plugins.session import SpotSession
 from spot_plugins.store import open_store, retry
+from spot_plugins.testing import FaultProxy
 
 S3FS = {"default_fill_cache": False}  # an option that only s3fs knows, so that it is taken
 both_clients = pytest.mark.parametrize("client_options", [{}, S3FS], ids=["obstore", "s3fs"])

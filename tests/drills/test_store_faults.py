@@ -16,7 +16,6 @@ import psutil
 import pytest
 import torch
 from hearing import DEADLINE_S, Heard, pusher_pid, until, until_gone, until_idle
-from servers import FaultProxy
 from steps import Holder, assert_same, assert_whole, load, numbers
 
 from spot_plugins.config import SpotConfig
@@ -33,6 +32,7 @@ from spot_plugins.events import (
 from spot_plugins.save import layout
 from spot_plugins.session import SpotSession
 from spot_plugins.store import LocalStore, open_store, retry
+from spot_plugins.testing import FaultProxy
 
 NUM_FLOATS = 300_000  # 1.2 MB
 QUICK = {"connect_timeout": 1, "read_timeout": 1}

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from servers import FaultProxy
 from steps import URL, Holder, ThreadRank, save
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -29,6 +28,7 @@ from spot_plugins.resume.newest import load_newest
 from spot_plugins.resume.salvage import salvage
 from spot_plugins.state.registry import Registry
 from spot_plugins.store import ObstoreStore, probe
+from spot_plugins.testing import FaultProxy
 
 SERVICE = Service(
     latency_s=0.1, bytes_per_s=9e7, writes_per_s=3500, reads_per_s=5500, usd_per_write=5e-6, usd_per_read=4e-7

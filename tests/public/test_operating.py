@@ -112,6 +112,8 @@ NOT_MET: Final = {
     ", or a loader from": "the end of another message",
     ", which takes any": "the end of another message",
     "training ends at once": "within the line on a training that was told to stop",
+    "\0, says the proxy": "an answer of FaultProxy to a client",
+    "HTTP/1.1 \0": "the same",
 }
 """Modules, and beginnings of texts, that are no messages or have no row of their own, with the reason."""
 

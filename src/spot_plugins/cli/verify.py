@@ -24,7 +24,8 @@ def verify(
     Read every byte of a committed step of the run at URL, and compare it with its hash.
 
     The exit code is 0 if all is good, and 1 if something is damaged. After a good verification the run has a note with
-    the time, verified.json. A training may write meanwhile: a step that it prunes is gone, not damaged.
+    the time, verified.json. A training may write meanwhile: a step that it prunes is gone, not damaged. If it is
+    interrupted, run it again: what it has read is not read again, unless it was put since.
 
     Example: spot verify s3://bucket/run-7 --all
     """
@@ -49,7 +50,8 @@ def _print(result: Verification) -> None:
         if each.is_gone:
             typer.echo(f"{name}: gone, a training pruned it meanwhile")
         elif not each.damages:
-            typer.echo(f"{name}: good, {each.num_objects} objects, {size(each.num_bytes)}")
+            before = f", {size(each.num_bytes_before)} of them read before" if each.num_bytes_before else ""
+            typer.echo(f"{name}: good, {each.num_objects} objects, {size(each.num_bytes)}{before}")
         for damage in each.damages:
             typer.echo(f"{name}: damaged: {plain(f'{damage.key} {damage.reason}')}")
     if any(each.damages for each in result.steps):
@@ -70,6 +72,7 @@ def _document(result: Verification) -> dict[str, Any]:
             "state": "gone" if each.is_gone else "damaged" if each.damages else "good",
             "num_objects": each.num_objects,
             "num_bytes": each.num_bytes,
+            "num_bytes_before": each.num_bytes_before,
             "damages": [{"key": damage.key, "reason": damage.reason} for damage in each.damages],
         }
         for each in result.steps

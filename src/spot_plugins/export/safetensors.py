@@ -43,6 +43,7 @@ def export_weights(
     Raises:
         ConfigError: There is no such step, model or module, or *out* cannot be written.
         CorruptCheckpointError, IncompatibleCheckpointError: The step cannot be read.
+        SpotError: A training has pruned the step meanwhile.
         StoreError: The store does not answer.
     """
     check_new(out)

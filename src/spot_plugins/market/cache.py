@@ -10,6 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from ..locations import cache_folder
 from . import fields
 from .base import Answer, Query
 from .rows import VERSION, document_of, offer_of
@@ -21,9 +22,8 @@ _MAX_BYTES: Final = 16 * 1024**2
 
 
 def folder() -> Path:
-    """Return the folder of the cache, as the XDG base directory specification says."""
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "spot_plugins" / "prices"
+    """Return the folder of the cache."""
+    return cache_folder() / "prices"
 
 
 def load(provider: str, query: Query) -> Answer | None:

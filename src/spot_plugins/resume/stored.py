@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import ConfigError, CorruptCheckpointError, IncompatibleCheckpointError
+from ..errors import ConfigError, CorruptCheckpointError, IncompatibleCheckpointError, SpotError
 from ..format.attempts import read_claim
 from ..format.commit import CommittedStep, committed_steps
 from ..format.kept import kept_steps
@@ -64,7 +65,7 @@ def stored_steps(url: str, storage_options: Mapping[str, Any] | None = None) -> 
         owners[mark.step_id].append(mark.owner)
     steps = patiently(lambda: committed_steps(store))
     starts = {attempt: _start_of(store, attempt) for attempt in {each.step_id.attempt for each in steps}}
-    return [
+    found = [
         StoredStep(
             step=each.step_id.step,
             attempt=each.step_id.attempt,
@@ -75,6 +76,10 @@ def stored_steps(url: str, storage_options: Mapping[str, Any] | None = None) -> 
         )
         for each in steps
     ]
+    if all(each.num_bytes is not None for each in found):
+        return found
+    left = {each.step_id for each in patiently(lambda: committed_steps(store))}
+    return [each for each in found if each.num_bytes is not None or StepId(each.step, each.attempt) in left]
 
 
 def choose_step(store: ObjectStore, step: int | None = None, *, kept: bool = False) -> CommittedStep:
@@ -102,6 +107,24 @@ def choose_step(store: ObjectStore, step: int | None = None, *, kept: bool = Fal
     if not there or (step is not None and step not in there):
         raise ConfigError(f"step={step} is not among the {kind} steps, which are: {listed}")
     return found[0] if step is None else next(each for each in found if each.step_id.step == step)
+
+
+@contextmanager
+def no_damage_if_pruned(store: ObjectStore, step_id: StepId) -> Iterator[None]:
+    """
+    Say of a step that a training prunes while the ``with`` block reads it that it is gone, and not that it is damaged.
+
+    Raises:
+        SpotError: The block found damage in a step that is not committed any more.
+    """
+    try:
+        yield
+    except CorruptCheckpointError:
+        if any(each.step_id == step_id for each in patiently(lambda: committed_steps(store))):
+            raise
+        raise SpotError(
+            f"step {step_id.step} was pruned while it was read. Run it again, or give a step that is kept"
+        ) from None
 
 
 def _num_bytes(store: ObjectStore, committed: CommittedStep) -> int | None:

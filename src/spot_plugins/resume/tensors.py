@@ -35,6 +35,7 @@ def load_weights(
     Raises:
         ConfigError: There is no such step or model.
         CorruptCheckpointError, IncompatibleCheckpointError: The step cannot be read.
+        SpotError: A training has pruned the step meanwhile.
         StoreError: The store does not answer.
     """
     return tensors_of(open_weights(url, step, kept=kept, part=part, storage_options=storage_options))

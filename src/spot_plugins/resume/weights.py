@@ -26,7 +26,7 @@ from ..format.manifest import Json, RankManifest, TensorSlice
 from ..store import ObjectStore, patiently
 from .manifests import manifests_of
 from .plausible import ITEM_BYTES, UNCHECKED_BYTES, find_nonsense
-from .stored import choose_step, open_run
+from .stored import choose_step, no_damage_if_pruned, open_run
 
 if TYPE_CHECKING:
     import numpy as np
@@ -107,6 +107,7 @@ class Weights:
 
         Raises:
             CorruptCheckpointError: Bytes are damaged or missing.
+            SpotError: A training has pruned the step meanwhile.
             StoreError: The store does not answer.
         """
         with ThreadPoolExecutor(NUM_GETS, thread_name_prefix="spot-get") as pool:
@@ -115,8 +116,10 @@ class Weights:
             while reads:
                 weight, joined = reads.pop(0)
                 reads += [(each, pool.submit(self._read, each)) for each in islice(left, 1)]
-                # wait: until the client of the store gives up; the caller gets an error
-                yield weight, joined.result()
+                with no_damage_if_pruned(self._store, self.step_id):
+                    # wait: until the client of the store gives up; the caller gets an error
+                    image = joined.result()
+                yield weight, image
 
     def weight(self, name: str, stored: str) -> Weight:
         """Return the tensor *stored* of rank 0 or of all ranks, which may be of another part, under the name *name*."""
@@ -215,7 +218,9 @@ def open_weights(
     """Return the weights of a committed step, which are read later. See ``export_weights``."""
     store = open_run(url, storage_options)
     committed = choose_step(store, step, kept=kept)
-    return Weights(store, committed.step_id, manifests_of(store, committed), part, module)
+    with no_damage_if_pruned(store, committed.step_id):
+        manifests = manifests_of(store, committed)
+    return Weights(store, committed.step_id, manifests, part, module)
 
 
 def _choose_part(manifests: list[RankManifest], part: str | None) -> str:

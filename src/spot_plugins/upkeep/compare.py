@@ -13,7 +13,7 @@ from ..format.commit import NUM_GETS
 from ..format.keys import StepId
 from ..format.manifest import Json
 from ..resume.plausible import ITEM_BYTES
-from ..resume.stored import open_run
+from ..resume.stored import no_damage_if_pruned, open_run
 from ..resume.weights import Weight, read_weight
 from .blobs import Room
 from .tensors import StepTensors, TensorId, open_step
@@ -82,6 +82,7 @@ def compare(
     Raises:
         ConfigError: One of the steps is not there.
         CorruptCheckpointError, IncompatibleCheckpointError: One of the steps cannot be read.
+        SpotError: A training has pruned one of the steps meanwhile.
         StoreError: The store does not answer.
     """
     store = open_run(url, storage_options)
@@ -130,7 +131,11 @@ def _tensor_difference(name: TensorId, one: StepTensors, other: StepTensors) -> 
         return TensorDifference(name=name, before=texts[0], after=texts[1])
     if _hashes(before) == _hashes(after):
         return None
-    images = [read_weight(each.store, each.committed.step_id.step, each.tensors[name]) for each in (one, other)]
+    images = []
+    for each in (one, other):
+        step_id = each.committed.step_id
+        with no_damage_if_pruned(each.store, step_id):
+            images.append(read_weight(each.store, step_id.step, each.tensors[name]))
     num_items, max_abs = _distance(images[0], images[1], before.dtype)
     if not num_items:
         return None

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from ..format.boxes import Box
 from ..format.commit import CommittedStep
 from ..format.manifest import RankManifest, TensorSlice
-from ..resume.stored import choose_step, open_run
+from ..resume.stored import choose_step, no_damage_if_pruned, open_run
 from ..resume.weights import Weight
 from ..store import ObjectStore
 from .blobs import whole_manifests
@@ -51,10 +51,12 @@ def open_step(store: ObjectStore, step: int) -> StepTensors:
     Raises:
         ConfigError: There is no such step.
         CorruptCheckpointError, IncompatibleCheckpointError: A manifest cannot be read.
+        SpotError: A training has pruned the step meanwhile.
         StoreError: The store does not answer.
     """
     committed = choose_step(store, step)
-    manifests = whole_manifests(store, committed)
+    with no_damage_if_pruned(store, committed.step_id):
+        manifests = whole_manifests(store, committed)
     pieces: defaultdict[TensorId, dict[Box, tuple[RankManifest, TensorSlice]]] = defaultdict(dict)
     for manifest in manifests:
         for piece in manifest.tensors:

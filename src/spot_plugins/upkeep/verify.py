@@ -1,12 +1,14 @@
-"""The verification of stored steps: every byte is read and compared with its hash."""
+"""The verification of stored steps: every byte is read and compared with its hash, and an interruption costs little."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from functools import partial
+from itertools import chain
 from typing import Any, Final, TypeAlias
 
 from ..errors import ConfigError, StoreError
@@ -14,8 +16,9 @@ from ..format.commit import NUM_GETS, CommittedStep, committed_steps
 from ..format.keys import FROZEN_PREFIX, VERIFIED_KEY, StepId, merged_manifest_key
 from ..format.manifest import MAX_MANIFEST_BYTES, RankManifest, canonical_json, decode_merged
 from ..resume.stored import choose_step, open_run
-from ..store import ObjectStore, get_at_most, patiently
+from ..store import ObjectInfo, ObjectStore, get_at_most, patiently
 from .blobs import Damage, NamedBlob, Room, blobs_of, read_blob, read_manifests
+from .known_good import KnownGood, settled
 
 MAX_TRIES: Final = 3  # a training may prune the newest step while it is verified
 
@@ -30,7 +33,9 @@ class VerifiedStep:
     step_id: StepId
     num_objects: int
     num_bytes: int
-    """Bytes of the blobs that were read for this step, without those that were read for one before."""
+    """Bytes of the blobs that were verified for this step, without those that were verified for one before."""
+    num_bytes_before: int
+    """Those of them that an interrupted verification had read."""
     damages: tuple[Damage, ...]
     is_gone: bool
     """True if the step was pruned while it was verified. Then it has no damages."""
@@ -64,6 +69,9 @@ def verify(
     """
     Read every byte of committed steps and compare it with its hash. If all are good, store a note with the time.
 
+    If the last call with the same *url*, *step* and *every* on this machine was interrupted, it is continued: blobs
+    that it has found good are not read again, unless they were put since. See :class:`.known_good.KnownGood`.
+
     Args:
         url: URL of the run.
         step: Number of a committed step. None: the newest.
@@ -79,13 +87,15 @@ def verify(
     if every and step is not None:
         raise ConfigError(f"step={step} and all steps cannot both be verified: give one of the two")
     store = open_run(url, storage_options)
+    known = KnownGood(url, (step, every, sorted((storage_options or {}).items())))
     found: list[VerifiedStep] = []
     for _ in range(1 if step is not None or every else MAX_TRIES):
         chosen = patiently(lambda: committed_steps(store)) if every else [choose_step(store, step)]
-        verifier = _Verifier(store, report)
+        verifier = _Verifier(store, known, report)
         found = [verifier.verify(each) for each in chosen]
         if not all(each.is_gone for each in found):
             break
+    known.forget()
     result = Verification(
         steps=tuple(found),
         verified_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -115,8 +125,9 @@ def _note(result: Verification) -> bytes:
 class _Verifier:
     """Verifies steps one after the other. Frozen blobs, which many steps name, are read once."""
 
-    def __init__(self, store: ObjectStore, report: Report) -> None:
+    def __init__(self, store: ObjectStore, known: KnownGood, report: Report) -> None:
         self._store = store
+        self._known = known
         self._report = report
         self._room = Room()
         self._frozen: dict[NamedBlob, str | None] = {}
@@ -128,13 +139,18 @@ class _Verifier:
         if not damages and (damage := self._damage_of_copy(committed, manifests)) is not None:
             damages.append(damage)
         blobs = [each for each in blobs_of(manifests) if each not in self._frozen]
+        self._frozen |= {each: None for each in blobs if each.blob.key.startswith(FROZEN_PREFIX)}
+        there = self._settled(step_id, blobs)
+        left = [each for each in blobs if not self._known.has(each, there.get(each.blob.key))]
         total = sum(each.blob.num_bytes for each in blobs)
-        done = 0
+        done = num_bytes_before = total - sum(each.blob.num_bytes for each in left)
         with ThreadPoolExecutor(NUM_GETS, thread_name_prefix="spot-get") as pool:
-            for each, reason in zip(blobs, pool.map(self._read, blobs), strict=True):
-                if each.blob.key.startswith(FROZEN_PREFIX):
+            for each, reason in zip(left, pool.map(self._read, left), strict=True):
+                if reason is None:
+                    self._known.add(each, there.get(each.blob.key))
+                elif each in self._frozen:
                     self._frozen[each] = reason
-                elif reason is not None:
+                else:
                     damages.append(Damage(step_id=step_id, key=each.blob.key, reason=reason))
                 done += each.blob.num_bytes
                 self._report(step_id.step, done, total)
@@ -147,9 +163,17 @@ class _Verifier:
             step_id=step_id,
             num_objects=len(manifests) + len(blobs),
             num_bytes=total,
+            num_bytes_before=num_bytes_before,
             damages=() if is_gone else tuple(damages),
             is_gone=is_gone,
         )
+
+    def _settled(self, step_id: StepId, blobs: list[NamedBlob]) -> Mapping[str, ObjectInfo]:
+        """Return the objects of *blobs* by key, without those that were put just now."""
+        listed_at = time.time()
+        prefixes = {FROZEN_PREFIX if each in self._frozen else step_id.prefix for each in blobs}
+        listings = [patiently(partial(_objects, self._store, each)) for each in prefixes]
+        return settled(chain.from_iterable(listings), listed_at)
 
     def _read(self, named: NamedBlob) -> str | None:
         with self._room.take(named.blob.num_bytes):
@@ -168,3 +192,7 @@ class _Verifier:
         if merged == manifests:
             return None
         return Damage(step_id=committed.step_id, key=key, reason="is no copy of the manifests of the ranks")
+
+
+def _objects(store: ObjectStore, prefix: str) -> list[ObjectInfo]:
+    return list(store.objects(prefix))

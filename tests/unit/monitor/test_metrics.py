@@ -19,7 +19,6 @@ from hearing import Heard, until, until_gone, until_idle, until_pushers_end
 from monitoring import get, promtool
 from ports import free_port
 from prometheus_client import generate_latest
-from servers import FaultProxy
 from steps import Holder, numbers, state_of
 
 from spot_plugins import events
@@ -36,7 +35,7 @@ from spot_plugins.monitor.instruments import NAMES, OF_THE_RUN
 from spot_plugins.monitor.prometheus import Metrics
 from spot_plugins.session import SpotSession
 from spot_plugins.store import LocalStore, MemoryStore
-from spot_plugins.testing import run_thread_ranks
+from spot_plugins.testing import FaultProxy, run_thread_ranks
 
 
 @pytest.fixture(autouse=True)
