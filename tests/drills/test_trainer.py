@@ -120,6 +120,16 @@ def test_early_stopping_and_the_best_model(interrupt, loses_output, tmp_path):
     assert kept == [alone.trainer.state.best_global_step], "the others are released"
 
 
+@pytest.mark.soak
+def test_the_best_checkpoint_of_an_earlier_step(tmp_path):
+    """Every other evaluation has no checkpoint. The trainer then loads the best one that it has written."""
+    settings = {"num_train_epochs": 6, "learning_rate": 0.05} | BY_STEPS | BEST | {"save_steps": 6}
+    alone, *_ = assert_exact(tmp_path, ("notice", "train", 53), loses_output=True, every_steps=2, **settings)
+
+    state = alone.trainer.state
+    assert not state.best_model_checkpoint.endswith(f"-{state.best_global_step}")
+
+
 def lives_of(folder, **settings):
     """Return a function that makes lives of one run in *folder*."""
     return lambda interrupt=None, **more: Life(f"{folder}/run", folder / "output", interrupt, **(settings | more))

@@ -103,10 +103,14 @@ class BestStep:
             return None
         return OTHER if Path(path).is_dir() else GONE
 
+    def _step(self) -> int | None:
+        """Return the step of the best checkpoint. A later step may have a better metric and no checkpoint."""
+        return internals.step_of_checkpoint(self._trainer.state.best_model_checkpoint or "")
+
     def _folder(self) -> Path | None:
-        """Return the folder of the best step in the present ``output_dir``. The path in the store is not believed."""
-        step = self._trainer.state.best_global_step
-        return internals.checkpoint_folder(self._trainer, step) if type(step) is int else None
+        """Return the folder of the best checkpoint in the present ``output_dir``, whatever path the run names."""
+        step = self._step()
+        return None if step is None else internals.checkpoint_folder(self._trainer, step)
 
     def _look_again(self) -> None:
         """Let the trainer use the folder that was written, which may be in another ``output_dir`` than before."""
@@ -116,8 +120,8 @@ class BestStep:
 
     def _write(self) -> str | None:
         """Write the weights of the best step as the trainer would. Return the problem if that fails."""
-        folder, step = self._folder(), self._trainer.state.best_global_step
-        if folder is None or folder.exists():
+        folder, step = self._folder(), self._step()
+        if folder is None or step is None or folder.exists():
             return None
         unfinished = folder.with_name(f"unfinished-{folder.name}-{os.getpid()}")
         try:

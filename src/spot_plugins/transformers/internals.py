@@ -8,6 +8,7 @@ signatures are pinned here. No other module of this package touches a private na
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -214,6 +215,12 @@ def make_checkpoint_folder(trainer: Trainer) -> None:
 def checkpoint_folder(trainer: Trainer, step: int) -> Path:
     """Return the folder of the checkpoint that the trainer writes at *step*."""
     return Path(trainer.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{step}")
+
+
+def step_of_checkpoint(path: str) -> int | None:
+    """Return the step of the checkpoint at *path*, which the trainer has named, or None if the name is another one."""
+    found = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-([0-9]+)", Path(path).name)
+    return None if found is None else int(found[1])
 
 
 def save_weights(trainer: Trainer, folder: Path, state: Mapping[str, Any]) -> None:
