@@ -182,7 +182,9 @@ def test_the_best_model_that_no_step_has(tmp_path):
     for kept in (tmp_path / "run/steps").glob("0000000003-*"):
         remove(kept)
 
-    with pytest.warns(UserWarning, match="is not on this machine and cannot be written again: step=3 is not among the"):
+    with pytest.warns(
+        UserWarning, match="is not on this machine, and the run does not give its weights: step=3 is not among the"
+    ):
         assert life.run() == "finished"
 
     assert life.trainer.state.best_model_checkpoint is None

@@ -16,7 +16,6 @@ from accelerate.utils import gather_object
 from transformers import Trainer
 
 from ..accelerate.internals import models
-from ..errors import ConfigError
 from ..format.keys import FROZEN_PREFIX
 from ..guard import warn
 from ..resume.tensors import tensor_of
@@ -34,7 +33,7 @@ BEST: Final = (
     "FSDP and its state_dict_type as they were"
 )
 GONE: Final = "is not on this machine"
-NOT_WRITTEN: Final = "is not on this machine and cannot be written again: {error}"
+NOT_WRITTEN: Final = "is not on this machine, and the run does not give its weights: {error}"
 OTHER: Final = "has no weights that this process can load, because it was written with another setting of FSDP"
 OF_OTHERS: Final = "is not on the machine of another rank"
 
@@ -145,13 +144,12 @@ class BestStep:
         model = self._trainer.model
         prepared = [plain_module(each) for each in models(self._trainer.accelerator)]
         weights = self._hook.keeper.weights_of(step, f"model-{prepared.index(plain_module(model))}")
-        trained = {clean_name(name) for name, each in model.named_parameters() if each.requires_grad}
-        frozen = {clean_name(name) for name, _ in model.named_parameters()} - trained
+        frozen = {clean_name(name) for name, each in model.named_parameters() if not each.requires_grad}
         wanted = [each for each in weights.tensors if each.name not in frozen or not _is_frozen(each)]
-        if missing := sorted(trained - {each.name for each in wanted}):
-            raise ConfigError(f"step {step} has no {missing[0]}, so its model is another one")
-        read = {weight.name: tensor_of(weight, image) for weight, image in weights.read(wanted)}
-        return {name: read.get(clean_name(name), value) for name, value in model.state_dict().items()}
+        read: dict[str, Any] = {weight.name: tensor_of(weight, image) for weight, image in weights.read(wanted)}
+        unread = frozen.union(weights.left_out) - read.keys()
+        live = {clean_name(name): (name, value) for name, value in model.state_dict().items()}
+        return {name: value if clean in unread else read[clean] for clean, (name, value) in live.items()}
 
 
 def _is_frozen(weight: Weight) -> bool:
