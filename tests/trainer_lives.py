@@ -10,7 +10,7 @@ import threading
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from contract.hosts.lives import differences
-from hearing import until
+from hearing import remove, until
 from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments, set_seed
 
@@ -174,11 +174,12 @@ def without_times(log):
     return {name: value for name, value in log.items() if not name.endswith(TIMES) and not name.startswith(FIGURES)}
 
 
-def assert_exact(folder, *interrupts, arguments=None, **settings):
+def assert_exact(folder, *interrupts, arguments=None, loses_output=False, **settings):
     """
     Interrupt a training as each of *interrupts* says, let it end, and compare it with one that was left alone.
 
-    *arguments* are those of ``train()``, in every life. Return the lives: the one that was left alone, and all others.
+    *arguments* are those of ``train()``, in every life. With *loses_output* each life is on a machine without the
+    output of those before. Return the lives: the one that was left alone, and all others.
     """
     torch.set_num_threads(1)
     alone = Life(f"{folder}/control", folder / "output-control", **settings)
@@ -189,6 +190,8 @@ def assert_exact(folder, *interrupts, arguments=None, **settings):
         lives.append(life)
         expected = {"notice": "Preempted", "kill": "Killed"}[each[0]] if each else "finished"
         assert life.run(**(arguments or {})) == expected
+        if loses_output and each:
+            remove(folder / "output")
         for key in trace.keys() & life.trace.keys():
             assert trace[key] == life.trace[key], key
         trace |= life.trace

@@ -10,7 +10,7 @@ from launching import exit_codes, launch
 from ports import free_port
 
 PAGE = (Path(__file__).parents[2] / "docs/tutorials/bare.md").read_text()
-TRAIN, TENSOR_PARALLEL, FABRIC = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+TRAIN, TENSOR_PARALLEL, FABRIC, SHARDED = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 DDP = "    model = DistributedDataParallel(model)\n"
 LOADER = "elastic_loader(dataset, batch_size=32, seed=7)"
 
@@ -72,6 +72,29 @@ def test_two_ranks_leave_together_and_one_continues_with_as_many_samples_per_ste
     said = "gradient_accumulation_steps=2 on 1 processes: an optimizer step is made of 2 batches, as before"
     assert said in printed(tmp_path)
     assert "step 125 is stored" in printed(tmp_path) or "step 100," in printed(tmp_path)
+
+
+MODULE = "model, optimizer = fabric.setup(model, torch.optim.AdamW(model.parameters(), lr=1e-3))\n"
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("block", [MODULE, SHARDED], ids=["setup", "setup_module"])
+def test_two_ranks_of_fabric_continue_with_the_losses_of_ones_left_alone(block, tmp_path):
+    """DDP on two ranks, of which one is preempted. Both ways to set the model up."""
+    assert MODULE in FABRIC
+    code = FABRIC.replace("devices=1", 'devices=2, strategy="ddp"').replace(MODULE, block)
+    alone, taken = tmp_path / "alone", tmp_path / "taken"
+    alone.mkdir()
+    taken.mkdir()
+
+    assert start(code, alone, ranks=2) == [0, 0], printed(alone)[-3000:]
+    assert start(code, taken, step=50, ranks=2) == [143, 143], printed(taken)[-3000:]
+    assert start(code, taken, ranks=2) == [0, 0], printed(taken)[-3000:]
+
+    for rank in range(2):
+        lines = [re.findall(r"^step .*", printed(folder, rank), re.MULTILINE) for folder in (alone, taken)]
+        assert lines[0] == lines[1]
+        assert len(lines[0]) == 2
 
 
 def test_ranks_that_share_each_sample_continue(tmp_path):

@@ -1,4 +1,4 @@
-"""Trainings that come back on another number of ranks, or sharded in another way, under both hosts."""
+"""Trainings that come back on another number of ranks, or sharded in another way, under all hosts."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def orders(samples):
 
 pytestmark = pytest.mark.sampled
 
-HOSTS = ["lightning", "accelerate", pytest.param("bare", marks=pytest.mark.soak)]
+HOSTS = ["lightning", "accelerate", *(pytest.param(host, marks=pytest.mark.soak) for host in ("bare", "fabric"))]
 WRAPPERS = ["ddp", "fsdp1", "fsdp2"]
 # 4 ranks, then 3, 4 again, 1, and 2 to the end; each but the last is preempted in mid-epoch
 LIVES = [(4, 4), (3, 9), (4, 14), (1, 30), (2, None)]
@@ -117,6 +117,7 @@ def test_it_is_said_when_the_global_batch_cannot_be_kept(host, tmp_path):
         *product(["lightning", "accelerate"], ["fsdp1", "fsdp2"]),
         pytest.param("bare", "fsdp1", marks=pytest.mark.soak),
         ("bare", "fsdp2"),
+        *(pytest.param("fabric", wrapper, marks=pytest.mark.soak) for wrapper in WRAPPERS),
     ],
 )
 def test_a_sharded_training_goes_on_bit_for_bit(host, wrapper, tmp_path):
@@ -136,7 +137,7 @@ def test_a_sharded_training_goes_on_bit_for_bit(host, wrapper, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "host", ["accelerate", *(pytest.param(host, marks=pytest.mark.soak) for host in ("lightning", "bare"))]
+    "host", ["accelerate", *(pytest.param(host, marks=pytest.mark.soak) for host in ("lightning", "bare", "fabric"))]
 )
 def test_ddp_on_three_ranks_goes_on_bit_for_bit(host, tmp_path):
     """
@@ -166,7 +167,7 @@ def test_ddp_gets_its_buckets_back(what, tmp_path):
     assert exit_codes(ranks) == [0, 0, 0], [output.read_text()[-3000:] for output in outputs]
 
 
-@pytest.mark.parametrize("host", ["lightning", "bare"])
+@pytest.mark.parametrize("host", ["lightning", "bare", pytest.param("fabric", marks=pytest.mark.soak)])
 def test_ranks_that_share_each_sample_go_on_bit_for_bit(host, tmp_path):
     """
     Tensor parallelism: both ranks see every sample, as one replica, and go on with the next.

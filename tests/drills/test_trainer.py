@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import logging
-import shutil
+import re
 
 import pytest
 import torch
+from contract.hosts.lives import differences
+from hearing import remove, until_pushers_end
+from safetensors.torch import load_file
 from trainer_lives import Interrupt, Life, Numbers, assert_exact, masked
 from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from spot_plugins.errors import ConfigError
+from spot_plugins.resume.stored import stored_steps
 
 pytestmark = pytest.mark.sampled
 
@@ -88,21 +92,47 @@ def test_a_callback_with_a_state(at, tmp_path):
     assert_exact(tmp_path, ("notice", "train", at), change=change, num_train_epochs=3, **BY_STEPS)
 
 
+@pytest.mark.parametrize("loses_output", [False, True], ids=["same machine", "other machines"])
 @pytest.mark.parametrize(
     "interrupt",
     [("notice", "evaluate", 14), ("notice", "train", 17), ("kill", "train", 14)],
     ids=["evaluation", "step", "kill"],
 )
-def test_early_stopping_and_the_best_model(interrupt, tmp_path):
-    """The patience, the best metric and the best checkpoint continue, and the same weights are loaded at the end."""
+def test_early_stopping_and_the_best_model(interrupt, loses_output, tmp_path):
+    """
+    The patience, the best metric and the best checkpoint continue, and the same weights are loaded at the end.
+
+    On another machine the run writes the weights again, from the step that it has kept.
+    """
 
     def change(given):
         return given | {"callbacks": [EarlyStoppingCallback(2), *given["callbacks"]]}
 
     settings = {"num_train_epochs": 8, "learning_rate": 0.05} | BY_STEPS | BEST
-    alone, *_ = assert_exact(tmp_path, interrupt, change=change, every_steps=2, **settings)
+    alone, *_, last = assert_exact(
+        tmp_path, interrupt, change=change, loses_output=loses_output, every_steps=2, **settings
+    )
 
     assert alone.trainer.state.global_step < 88, "it must have stopped early"
+    assert alone.trainer.state.best_global_step < alone.trainer.state.global_step - 3, "its weights are loaded"
+    assert last.trainer.state.best_model_checkpoint.startswith(str(tmp_path / "output"))
+    until_pushers_end()
+    kept = [each.step for each in stored_steps(str(tmp_path / "run")) if each.kept_by]
+    assert kept == [alone.trainer.state.best_global_step], "the others are released"
+
+
+@pytest.mark.soak
+def test_the_best_checkpoint_of_an_earlier_step(tmp_path, caplog):
+    """Every other evaluation has no checkpoint, so a step without one may be better. The written one is kept."""
+    settings = {"num_train_epochs": 6, "learning_rate": 0.05} | BY_STEPS | BEST | {"save_steps": 6}
+    with caplog.at_level(logging.INFO, logger="spot_plugins"):
+        alone, *_ = assert_exact(tmp_path, ("notice", "train", 53), loses_output=True, every_steps=2, **settings)
+
+    losses = {each["step"]: each["eval_loss"] for each in alone.trainer.state.log_history if "eval_loss" in each}
+    best = min((step for step in losses if step <= 53), key=losses.get)
+    (written,) = re.findall(r"checkpoint-(\d+) was on another machine", caplog.text)
+    assert best % 6 == 3, "this training does not tell the two apart"
+    assert int(written) < best
 
 
 def lives_of(folder, **settings):
@@ -117,13 +147,48 @@ def interrupted_with_best(folder):
     return folder / "output/checkpoint-3", make(max_steps=8)
 
 
-def test_the_best_model_of_another_machine(tmp_path):
-    """If its checkpoint is gone, a warning says so. The training ends all the same."""
+def test_the_best_model_of_another_machine(tmp_path, caplog):
+    """The weights of its step are written again, as the trainer wrote them, and a line says so."""
     checkpoint, life = interrupted_with_best(tmp_path)
-    shutil.rmtree(checkpoint)
+    expected = load_file(checkpoint / "model.safetensors")
+    remove(checkpoint)
 
-    with pytest.warns(UserWarning, match="the best checkpoint, .* of step 3, is not on this machine. Unless a later"):
+    with caplog.at_level(logging.INFO, logger="spot_plugins"):
         assert life.run() == "finished"
+
+    assert f"{checkpoint} was on another machine, and its weights are written again, from step 3" in caplog.text
+    assert differences(load_file(checkpoint / "model.safetensors"), expected) == []
+    assert differences(dict(life.trainer.model.state_dict()), expected) == []
+    assert life.trainer.state.best_model_checkpoint == str(checkpoint)
+
+
+def test_the_best_model_in_another_output_dir(tmp_path):
+    """It is written to the folder that the program names now."""
+    checkpoint, life = interrupted_with_best(tmp_path)
+    expected = load_file(checkpoint / "model.safetensors")
+    remove(checkpoint)
+    life.trainer.args.output_dir = str(tmp_path / "new")
+
+    assert life.run() == "finished"
+
+    assert life.trainer.state.best_model_checkpoint == str(tmp_path / "new/checkpoint-3")
+    assert differences(dict(life.trainer.model.state_dict()), expected) == []
+
+
+def test_the_best_model_that_no_step_has(tmp_path):
+    """If its checkpoint and its step are gone, a warning says so. The training ends all the same."""
+    checkpoint, life = interrupted_with_best(tmp_path)
+    remove(checkpoint)
+    for kept in (tmp_path / "run/steps").glob("0000000003-*"):
+        remove(kept)
+
+    with pytest.warns(
+        UserWarning, match="is not on this machine, and the run does not give its weights: step=3 is not among the"
+    ):
+        assert life.run() == "finished"
+
+    assert life.trainer.state.best_model_checkpoint is None
+    assert not checkpoint.exists()
 
 
 def test_the_best_model_of_another_setting(tmp_path):

@@ -14,6 +14,7 @@ import launching
 import pytest
 import torch
 from exactness import References, assert_same_fingerprints, assert_same_training, resumed_steps
+from hearing import remove
 from launching import PROGRAMS, exit_codes, launch_ranks, start
 from ports import free_port
 
@@ -144,6 +145,33 @@ def test_fsdp2_with_accelerate_launch(references, tmp_path):
     assert launch() == 0, (tmp_path / "output.txt").read_text()[-3000:]
 
     assert resumed_steps(tmp_path, 0) == [8]
+    assert_same_training(tmp_path, references(settings), ranks=2)
+
+
+BEST_OF_STEPS = {
+    "save_strategy": "steps",
+    "save_steps": 4,
+    "load_best_model_at_end": True,
+    "metric_for_best_model": "loss",
+    "learning_rate": 0.3,
+}
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("lora", [False, True], ids=["whole", "adapters"])
+def test_the_best_model_of_a_lost_machine(lora, references, tmp_path):
+    """Rank 0 writes the weights of the best step again, from the run, and both ranks load them at the end."""
+    settings = PAIR | {"lora": lora, "trainer": BEST_OF_STEPS}
+    train(tmp_path, settings | {"signal": "SIGTERM", "at": ["batch", 19]}, expect=143)
+    remove(tmp_path / "output")
+
+    train(tmp_path, settings, expect=0)
+
+    said = "was on another machine, and its weights are written again, from step"
+    assert [said in (tmp_path / f"output-{rank}.txt").read_text() for rank in range(2)] == [True, False]
+    step, _, ends_as_best = torch.load(tmp_path / "final-0.pt", weights_only=False)["best"]
+    assert step < 19
+    assert ends_as_best
     assert_same_training(tmp_path, references(settings), ranks=2)
 
 

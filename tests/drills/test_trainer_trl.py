@@ -6,20 +6,12 @@ from functools import partial
 
 import pytest
 import torch
+from contract.hosts.sft_host import tokenizer
 from datasets import Dataset
 from peft import LoraConfig
-from tokenizers import Tokenizer, models, pre_tokenizers
 from trainer_lives import assert_exact
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM
 from trl import SFTConfig, SFTTrainer
-
-WORDS = ["<pad>", "<eos>", "<unk>", *(f"w{number}" for number in range(61))]
-
-
-def tokenizer():
-    words = Tokenizer(models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.Whitespace()
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>")
 
 
 def texts(number):
@@ -53,7 +45,7 @@ def make(packing=None, **given):
         args=arguments,
         train_dataset=texts(42 if packing else 21),
         eval_dataset=texts(5),
-        processing_class=tokenizer(),
+        processing_class=tokenizer(64),
         callbacks=given["callbacks"],
         peft_config=LoraConfig(r=2, lora_dropout=0.1, target_modules=["q_proj", "v_proj"]),
     )

@@ -8,6 +8,7 @@ from typing import Any, Final, cast
 
 from ..errors import StoreError
 from ..events import Committed, Event, EventBus, KeepFailed, Kept, Released, SaveAbandoned, SharesCounted
+from ..format.commit import CommittedStep
 from ..format.kept import KeptStep, kept_steps
 from ..leave.phase import Phase, PhaseTracker
 from ..leave.way_out import WayOut
@@ -15,7 +16,9 @@ from ..push import Pusher
 from ..push.messages import KeepRequest
 from ..ranks import Job, SingleRank
 from ..resume.join import Membership
+from ..resume.manifests import manifests_of
 from ..resume.stored import choose_step
+from ..resume.weights import Weights
 from ..save import SavedSteps
 from ..store import patiently
 
@@ -154,10 +157,28 @@ class Keeper:
         """
         from ..resume.reader import StepReader  # the import takes half a second, which is not always needed
 
+        store, committed = self._run.store, self._committed(step)
+        return StepReader(store, self._run.local, committed, SingleRank(), lambda name, shape: None).read().state
+
+    def weights_of(self, step: int, part: str) -> Weights:
+        """
+        Return the weights of a model in a committed step, which are read later. A kept step is preferred.
+
+        Args:
+            step: The step.
+            part: The name of the model in the state.
+
+        Raises:
+            ConfigError: The store does not have the step, or the step does not have the model.
+            CorruptCheckpointError, IncompatibleCheckpointError, StoreError: It cannot be read.
+        """
+        store, committed = self._run.store, self._committed(step)
+        return Weights(store, committed.step_id, manifests_of(store, committed), part)
+
+    def _committed(self, step: int) -> CommittedStep:
         store = self._run.store
         marked = {mark.step_id for mark in patiently(lambda: list(kept_steps(store))) if mark.is_committed}
-        committed = choose_step(store, step, kept=any(each.step == step for each in marked))
-        return StepReader(store, self._run.local, committed, SingleRank(), lambda name, shape: None).read().state
+        return choose_step(store, step, kept=any(each.step == step for each in marked))
 
     def release(self, step: int, owner: str) -> None:
         """Let *step* be pruned like any other, unless another owner keeps it."""

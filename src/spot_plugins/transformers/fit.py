@@ -11,7 +11,7 @@ from ..errors import ConfigError
 from ..guard import warn
 from ..state.part import Part
 from . import internals
-from .best import check_best
+from .best import BestStep
 from .hook import PART, TrainerHook
 from .loaders import EpochBatches
 from .part import TrainerPart
@@ -27,6 +27,7 @@ class Fit:
 
     def __init__(self, trainer: Trainer, hook: TrainerHook, registered: Iterable[tuple[str, Part]]) -> None:
         self.hook = hook
+        self.best = BestStep(trainer, hook)
         self.loader: Any = None
         """The prepared training loader."""
         self.prepared: Any = None
@@ -98,7 +99,7 @@ class Fit:
                 warn(OTHER_ORDER.format(checkpoint=self.users_checkpoint))
                 self._begun, part.place.updates = start[0], start[1] // trainer.args.gradient_accumulation_steps
             return start
-        check_best(trainer)
+        self.best.restore()
         self._continues_in = self._begun = progress.epoch
         return progress.epoch, part.place.updates * trainer.args.gradient_accumulation_steps
 

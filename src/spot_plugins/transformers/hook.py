@@ -10,6 +10,7 @@ from transformers import TrainingArguments
 
 from ..accelerate.hook import SpotHook
 from ..loop.handouts import FOOT
+from ..session.keeper import Keeper
 from . import guarded
 
 PART = "trainer"
@@ -29,6 +30,11 @@ class TrainerHook(SpotHook):
         super().__init__(accelerator, **settings)
         self._keep_batch = False  # this setting is for a loop that accumulates with Accelerate
         self._told.never(FOOT)  # the trainer tests at the head of a resumed epoch what it tests at the foot of a step
+
+    @property
+    def keeper(self) -> Keeper:
+        """The kept steps of the run."""
+        return self._session.keeper
 
     def find_run(self, args: TrainingArguments) -> tuple[int, int] | None:
         """

@@ -8,6 +8,7 @@ signatures are pinned here. No other module of this package touches a private na
 from __future__ import annotations
 
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -64,6 +65,7 @@ METHODS: Final[Mapping[str, tuple[str, ...]]] = {
     ),
     "_evaluate": ("trial", "ignore_keys_for_eval", "skip_scheduler"),
     "_save_checkpoint": ("model", "trial"),
+    "_save": ("output_dir", "state_dict"),
     "_finalize_training": ("trial", "num_train_samples", "start_time"),
     "_get_dataloader": ("dataset", "description", "batch_size", "sampler_fn", "is_training", "dataloader_key"),
     "_get_train_sampler": ("train_dataset",),
@@ -207,8 +209,23 @@ def make_checkpoint_folder(trainer: Trainer) -> None:
     Under FSDP the trainer looks whether the best checkpoint has a folder before all ranks have made it. Ranks that find
     different answers hang at the end of the training, and ranks that find none load an older checkpoint.
     """
-    name = f"{PREFIX_CHECKPOINT_DIR}-{trainer.state.global_step}"
-    Path(trainer.args.output_dir, name).mkdir(parents=True, exist_ok=True)
+    checkpoint_folder(trainer, trainer.state.global_step).mkdir(parents=True, exist_ok=True)
+
+
+def checkpoint_folder(trainer: Trainer, step: int) -> Path:
+    """Return the folder of the checkpoint that the trainer writes at *step*."""
+    return Path(trainer.args.output_dir, f"{PREFIX_CHECKPOINT_DIR}-{step}")
+
+
+def step_of_checkpoint(path: str) -> int | None:
+    """Return the step of the checkpoint at *path*, which the trainer has named, or None if the name is another one."""
+    found = re.fullmatch(rf"{PREFIX_CHECKPOINT_DIR}-([0-9]+)", Path(path).name)
+    return None if found is None else int(found[1])
+
+
+def save_weights(trainer: Trainer, folder: Path, state: Mapping[str, Any]) -> None:
+    """Write *state*, that of the whole model, to *folder* as the trainer writes the weights of its checkpoints."""
+    trainer._save(str(folder), state_dict=dict(state))
 
 
 def all_ranks_write(trainer: Trainer) -> bool:

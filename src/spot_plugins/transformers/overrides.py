@@ -117,6 +117,7 @@ class Overrides(Trainer):  # type: ignore[misc]
         is_due = fit.hold_back() or is_due  # a callback may ask for more when it sees the log
         fit.after_log()
         if is_due:
+            fit.best.hold()
             with fit.hook.pause():
                 fit.release()
                 super()._maybe_log_save_evaluate(tr_loss, grad_norm, *of_eval, learning_rate=learning_rate)
@@ -137,10 +138,16 @@ class Overrides(Trainer):  # type: ignore[misc]
         return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        """Save, after every rank has a folder for it, because the trainer looks for the best checkpoint before that."""
+        """
+        Save, and keep the step in the run if it is the best.
+
+        Every rank has a folder before, because the trainer looks for the best checkpoint before all ranks make one.
+        """
         if self.is_fsdp_enabled:
             internals.make_checkpoint_folder(self)
         super()._save_checkpoint(model, trial)
+        if self._attached.fit is not None:
+            self._attached.fit.best.keep()
 
     def _finalize_training(self, trial: Any, num_train_samples: Any, start_time: Any) -> Any:
         """Store the last step before the best weights are loaded, because a longer training continues from the last."""

@@ -17,12 +17,15 @@ from ports import free_port
 
 from spot_plugins.errors import Preempted, SpotError
 
-HOSTS = ("bare", "lightning", "accelerate", *(("trainer",) if sys.version_info >= (3, 11) else ()))
+HOSTS = ("bare", "lightning", "accelerate", *(("trainer", "sft") if sys.version_info >= (3, 11) else ()))
 """
 Each is a module ``NAME_host`` with ``train(program, url, probe)``, which returns the final state.
 
-transformers 5.23, which the Trainer needs, has no release on Python 3.10.
+transformers 5.23, which both trainers need, has no release on Python 3.10.
 """
+
+TRAINERS = ("trainer", "sft")
+"""Those of transformers: its own Trainer, and TRL's SFTTrainer."""
 
 NOT_OURS = (
     "does not have many workers",
@@ -32,13 +35,14 @@ NOT_OURS = (
     "set_vital",
     "GPU available",
     "lr_scheduler.step()",
+    "`gradient_checkpointing` is deprecated",
 )
 """Words of warnings that the hosts and torch give in any training."""
 
 
 def has(host, program):
     """Return True if there are such programs of *host*. A Trainer has one loader and one optimizer."""
-    if host != "trainer":
+    if host not in TRAINERS:
         return True
     is_one = program.num_loaders == len(program.optimizers) == 1
     return is_one and program.loader != "stateful" and program.schedule != "epoch"

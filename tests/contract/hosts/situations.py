@@ -156,7 +156,7 @@ CHANGES = [
         changed={"batch_size": 8},
         num_samples=32,
         expected="samples",
-        unknown_to=("trainer",),  # it keeps the samples per step, so it refuses: see test_another_batch_size
+        unknown_to=("trainer", "sft"),  # they keep the samples per step, so they refuse: see test_another_batch_size
     ),
     situation(
         "larger batches in the second epoch",
@@ -164,7 +164,7 @@ CHANGES = [
         changed={"batch_size": 8},
         num_samples=32,
         expected="samples",
-        unknown_to=("trainer",),
+        unknown_to=("trainer", "sft"),
     ),
     situation("smaller batches", notice(number=3), changed={"batch_size": 2}, expected="samples"),
     situation(

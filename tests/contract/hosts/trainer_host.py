@@ -27,8 +27,8 @@ class Places(TrainerCallback):
         self.probe.come_to("epoch end")
 
 
-class Own(Trainer):
-    """A trainer with a loss of its own, which tells the probe what it does."""
+class Probed:
+    """A trainer that tells the probe what it does."""
 
     def __init__(self, program, probe, **kwargs):
         super().__init__(**kwargs)
@@ -36,23 +36,37 @@ class Own(Trainer):
         self.probe = probe
         self.num_validated = 0
 
+    def numbers_of(self, inputs):
+        """Return the numbers of the samples in a batch."""
+        return inputs["number"]
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        batch = (inputs["number"], inputs["x"], inputs["labels"])
+        self.probe.come_to("batch" if model.training else "validation")
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss = result[0] if return_outputs else result
         epoch, step = int(self.state.epoch), self.state.global_step
         if model.training:
-            self.probe.come_to("batch")
-            loss = training.loss_of(model, batch)
-            self.probe.trained(epoch, step, batch[0], training.rates([self.optimizer]), loss)
+            self.probe.trained(epoch, step, self.numbers_of(inputs), training.rates([self.optimizer]), loss)
         else:
-            self.probe.come_to("validation")
-            loss = training.loss_of(model, batch)
             self.probe.validated(epoch, step, self.num_validated, loss)
             self.num_validated += 1
-        return (loss, {"loss": loss}) if return_outputs else loss
+        return result
 
     def evaluate(self, *args, **kwargs):
         self.num_validated = 0
         return super().evaluate(*args, **kwargs)
+
+
+class WithLoss(Trainer):
+    """A trainer with a loss of its own."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        loss = training.loss_of(model, (inputs["number"], inputs["x"], inputs["labels"]))
+        return (loss, {"loss": loss}) if return_outputs else loss
+
+
+class Own(Probed, WithLoss):
+    """Tells the probe what it does."""
 
 
 class OwnLoader(Own):
@@ -65,45 +79,51 @@ class OwnLoader(Own):
         )
 
 
+def forget_accelerators():
+    """Forget what all accelerators of this process share. A new process has none."""
+    for state in (AcceleratorState, PartialState, GradientState):
+        state._reset_state()
+
+
+def arguments_of(program, output, make=TrainingArguments, **more):
+    """Return the arguments of *program*, of the class *make*, with those of this class alone."""
+    is_plateau, by_steps = program.schedule == "plateau", isinstance(program.validate, int)
+    return make(
+        output,
+        num_train_epochs=program.num_epochs,
+        per_device_train_batch_size=program.batch_size,
+        per_device_eval_batch_size=4,
+        gradient_accumulation_steps=program.accumulate,
+        learning_rate=program.lr,
+        lr_scheduler_type="reduce_lr_on_plateau" if is_plateau else "constant",
+        lr_scheduler_kwargs={"patience": 0, "threshold": 1.0, "factor": 0.5} if is_plateau else None,
+        metric_for_best_model="loss",
+        eval_strategy={"never": "no", "epoch": "epoch"}.get(program.validate, "steps"),
+        eval_steps=program.validate if by_steps else None,
+        data_seed=program.data_seed,
+        dataloader_num_workers=program.num_workers,
+        save_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=True,
+        **more,
+    )
+
+
 def train(program, url, probe):
     """Train *program* at *url* and return its final state."""
-    for state in (AcceleratorState, PartialState, GradientState):  # a new process has none
-        state._reset_state()
+    forget_accelerators()
     set_seed(1)
     spot = probe.host = SpotTrainerCallback(url, every_steps=program.every_steps, on_event=probe.on_event)
     net = training.Net(program.width)
     optimizers = training.make_optimizers(program, net)
     schedulers = training.make_schedulers(program, optimizers)
-    by_steps = isinstance(program.validate, int)
     with TemporaryDirectory() as output:
-        arguments = TrainingArguments(
-            output,
-            num_train_epochs=program.num_epochs,
-            per_device_train_batch_size=program.batch_size,
-            per_device_eval_batch_size=4,
-            gradient_accumulation_steps=program.accumulate,
-            learning_rate=program.lr,
-            lr_scheduler_type="reduce_lr_on_plateau" if program.schedule == "plateau" else "constant",
-            lr_scheduler_kwargs={"patience": 0, "threshold": 1.0, "factor": 0.5}
-            if program.schedule == "plateau"
-            else None,
-            metric_for_best_model="loss",
-            eval_strategy={"never": "no", "epoch": "epoch"}.get(program.validate, "steps"),
-            eval_steps=program.validate if by_steps else None,
-            data_seed=program.data_seed,
-            dataloader_num_workers=program.num_workers,
-            save_strategy="no",
-            remove_unused_columns=False,
-            label_names=["labels"],
-            report_to=[],
-            disable_tqdm=True,
-            use_cpu=True,
-        )
         trainer = (Own if program.loader == "elastic" else OwnLoader)(
             program,
             probe,
             model=net,
-            args=arguments,
+            args=arguments_of(program, output, remove_unused_columns=False, label_names=["labels"]),
             train_dataset=Points(program.num_samples, seed=program.data_seed, is_noisy=program.is_noisy),
             eval_dataset=Points(12, seed=3),
             data_collator=collate,

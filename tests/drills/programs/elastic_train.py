@@ -15,12 +15,16 @@ import signal
 import sys
 import warnings
 from dataclasses import asdict, replace
+from functools import partial
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedType
 from drill_settings import Settings
+from lightning.fabric import Fabric
+from lightning.fabric.strategies import FSDPStrategy as FabricFSDPStrategy
+from lightning.fabric.strategies import ModelParallelStrategy as FabricModelParallelStrategy
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
@@ -264,12 +268,17 @@ def spread(model, settings):
 
 
 def bare(settings):
-    """Make a step of the schedule for each batch of each rank that an optimizer step is made of."""
     if settings.ranks > 1:
         dist.init_process_group("gloo")
-    rank = int(os.environ.get("RANK", 0))
     model = spread(net(settings), settings)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    loop(settings, model, optimizer, torch.Tensor.backward)
+    write_final(settings, int(os.environ.get("RANK", 0)), model, optimizer)
+
+
+def loop(settings, model, optimizer, backward):
+    """Make a step of the schedule for each batch of each rank that an optimizer step is made of."""
+    rank = int(os.environ.get("RANK", 0))
     scheduler = schedule_of(optimizer)
     loader = loader_of(settings)
     if settings.wrapper == "tp":  # all ranks train on the same samples
@@ -285,7 +294,7 @@ def bare(settings):
                 preempt(settings, rank, step)
                 loss = nn.functional.cross_entropy(model(x), y)
                 record(settings, rank, epoch, step, index, loss, optimizer)
-                (loss / spot.gradient_accumulation_steps).backward()
+                backward(loss / spot.gradient_accumulation_steps)
                 num_waiting += 1
                 if spot.sync_gradients:
                     optimizer.step()
@@ -294,14 +303,52 @@ def bare(settings):
                         scheduler.step()
                     num_waiting = 0
                 spot.after_step()
-        write_final(settings, rank, model, optimizer)
+
+
+# Lightning Fabric, in the same loop
+
+
+class CpuFabricFSDPStrategy(FabricFSDPStrategy):
+    """Fabric's refuses a CPU. Not for anything but tests."""
+
+    def setup_module(self, module):
+        return FullyShardedDataParallel(module, device_id=self.root_device, **self._fsdp_kwargs)
+
+
+def shard(model, mesh):
+    """Shard *model* as Fabric asks for it."""
+    fully_shard(model[2], mesh=mesh["data_parallel"])
+    return fully_shard(model, mesh=mesh["data_parallel"])
+
+
+def share(model, mesh):
+    """Share each layer of *model* between the ranks."""
+    return parallelize_module(model, mesh["tensor_parallel"], {"0": ColwiseParallel(), "2": RowwiseParallel()})
+
+
+def fabric(settings):
+    """Wrap the model before its optimizer is made, as FSDP needs it."""
+    parallel = partial(FabricModelParallelStrategy, process_group_backend="gloo")
+    strategies = {
+        "ddp": lambda: "ddp",
+        "fsdp1": lambda: CpuFabricFSDPStrategy(auto_wrap_policy=ModuleWrapPolicy({nn.Linear})),
+        "fsdp2": lambda: parallel(shard, data_parallel_size=settings.ranks, tensor_parallel_size=1),
+        "tp": lambda: parallel(share, data_parallel_size=1, tensor_parallel_size=settings.ranks),
+    }
+    strategy = strategies[settings.wrapper]() if settings.ranks > 1 else "auto"
+    fabric = Fabric(accelerator="cpu", devices=settings.ranks, strategy=strategy)
+    fabric.launch()
+    model = fabric.setup_module(net(settings))
+    optimizer = fabric.setup_optimizers(torch.optim.AdamW(model.parameters(), lr=1e-2))
+    loop(settings, model, optimizer, fabric.backward)
+    write_final(settings, fabric.global_rank, model._forward_module, optimizer.optimizer)
 
 
 def main(settings):
     warnings.simplefilter("ignore")
     warnings.filterwarnings("always", message="an optimizer step")
     torch.set_num_threads(1)
-    {"lightning": lightning, "accelerate": accelerate, "bare": bare}[settings.host](settings)
+    {"lightning": lightning, "accelerate": accelerate, "bare": bare, "fabric": fabric}[settings.host](settings)
 
 
 if __name__ == "__main__":
