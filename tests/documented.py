@@ -54,7 +54,6 @@ NOT_RUN = {
     ("README.md", "pip install"): INSTALLS,
     ("README.md", "make demo"): "runs all tests; `make demo` is drills/test_demo.py",
     ("docs/commands/drill.md", "0 6 1"): "is for cron, and sends mail",
-    ("docs/howto/accelerate.md", "--multi_gpu"): "needs 8 GPUs",
     ("docs/howto/aws.md", "aws ec2"): NEEDS_CLOUD,
     ("docs/howto/gcp.md", "gcloud"): NEEDS_CLOUD,
     ("docs/howto/index.md", "SPOT_NOTICE_FILE"): TYPED,
@@ -67,7 +66,6 @@ NOT_RUN = {
     ("docs/prices.md", "--watch"): "never ends; multiprocess/test_prices.py",
     ("docs/quickstart.md", "pip install"): INSTALLS,
     ("docs/tutorials/accelerate.md", "pip install"): INSTALLS,
-    ("docs/tutorials/accelerate.md", "--multi_gpu"): "needs 8 GPUs",
     ("docs/tutorials/bare.md", "pip install"): INSTALLS,
     ("docs/tutorials/trainer.md", "pip install"): INSTALLS,
 }

@@ -105,7 +105,8 @@ assert steps_of("s3://bucket/run-7")[0] == 60
 << class Classifier
 class Changed(Classifier, Model):
     pass
-trainer = Trainer(max_epochs=4, callbacks=[SpotCheckpoint("s3://bucket/run-7", every_steps=100)])
+spot = SpotCheckpoint("s3://bucket/run-7", every_steps=100)
+trainer = Trainer(max_epochs=4, callbacks=[spot])
 trainer.fit(Changed(), elastic_loader(dataset, batch_size=32, seed=7))
 assert [group["lr"] for group in trainer.optimizers[0].param_groups] == [1e-4]
 """,
@@ -151,6 +152,7 @@ from spot_plugins.config import SpotConfig
 from spot_plugins.session import SpotSession
 batches_per_step = 1
 for name in ("run-7", "run-7-uninterrupted"):
+    torch.manual_seed(7)
     model = nn.Linear(4, 1)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3 if name == "run-7" else 2e-3)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=60)
@@ -159,7 +161,7 @@ for name in ("run-7", "run-7-uninterrupted"):
         session.resume()
         epoch = 0
         for step in range(1, 21):
-            num_batches, batch = step, (torch.randn(2, 4), torch.randn(2, 1))
+            num_batches, batch = step, dataset[:32]
             as_before()
             << session.after_step(
         session.finish(20)
@@ -326,9 +328,10 @@ Path("train.py").write_text(
 """
 """The program reads its settings, as every training does."""
 
-LAUNCH_PAGES = ["aws", "azure", "gcp", "lambda", "lightning", "spot-run", "torchrun"]
+LAUNCH_PAGES = ["accelerate", "aws", "azure", "gcp", "lambda", "lightning", "spot-run", "torchrun"]
 LAUNCH_SCENES = [
     *[Scene(page=f"docs/howto/{name}.md", program=LAUNCHED) for name in LAUNCH_PAGES],
+    Scene(page="docs/tutorials/accelerate.md", program=LAUNCHED),
     Scene(page="docs/notices.md", program=LAUNCHED.replace("spot run", "spot run --grace-seconds 110")),
 ]
 
@@ -336,55 +339,48 @@ TRAINING = """
 import os
 import torch
 from torch import nn
-from torch.utils.data import TensorDataset
-from spot_plugins.bare import SpotLoop
-from spot_plugins.data import elastic_loader
-def train(url, last, keep=0, keep_last=3, signal=None, at=0, model=None):
+from spot_plugins.config import SpotConfig
+from spot_plugins.session import SpotSession
+def train(url, last, keep=0, keep_last=3, signal=None, at=0):
     torch.manual_seed(7)
-    x = torch.randn(640, 64)
-    dataset = TensorDataset(x, x[:, :10])
-    model = model or nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10))
+    inputs = torch.randn(32, 64)
+    model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    with SpotLoop(url, every_steps=100, keep_last=keep_last) as spot:
-        spot.register_model(model, optimizer)
-        loader = spot.register_loader(elastic_loader(dataset, batch_size=32, seed=7))
-        spot.resume()
-        for epoch in spot.epochs(99, max_steps=last):
-            for inputs, targets in spot.batches(loader):
-                nn.functional.mse_loss(model(inputs), targets).backward()
-                optimizer.step()
-                optimizer.zero_grad()
-                spot.after_step()
-                if spot.progress.step == keep:
-                    spot.keep()
-                if spot.progress.step == at:
-                    os.kill(os.getpid(), signal)
+    with SpotSession(SpotConfig(url=url, every_steps=100, keep_last=keep_last)) as session:
+        session.register_model(model, [optimizer])
+        for step in range((session.resume() or 0) + 1, last + 1):
+            nn.functional.mse_loss(model(inputs), inputs[:, :10]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            session.after_step(step)
+            if step == keep:
+                session.keep(step)
+            if step == at:
+                os.kill(os.getpid(), signal)
+        session.finish(last)
 """
 
 RUN = f"""
-import os
-import shutil
-import signal
-import subprocess
-import sys
+from multiprocessing import get_context
 from pathlib import Path
-sys.path.insert(0, os.getcwd())
-Path("training.py").write_text({TRAINING!r})
-def attempt(arguments):
-    code = f"from signal import *; from training import train; train({{arguments}})"
-    return subprocess.run([sys.executable, "-c", code]).returncode
+from signal import SIGKILL, SIGTERM
+{TRAINING}
+def attempt(*arguments, **settings):
+    process = get_context("fork").Process(target=train, args=arguments, kwargs=settings)  # torch is loaded already
+    process.start()
+    process.join()
 def damage(run, step, change):
     (blob,) = Path(run, "steps").glob(f"{{step:010}}-*/*.safetensors")
     blob.write_bytes(change(blob.read_bytes()))
 """
-"""What the training is whose run most commands look at. Each attempt is a process."""
+"""The training whose run most commands look at, and its attempts, each of which is a process."""
 
 COMMAND_SCENES = [
     Scene(
         page="docs/commands/cp.md",
         program=f"""{RUN}
-attempt("'spot-run/first', 500")
-attempt("'spot-run/first', 700")
+attempt("spot-run/first", 500)
+attempt("spot-run/first", 700)
 << put 2 objects
 << 2 were there
 """,
@@ -392,8 +388,8 @@ attempt("'spot-run/first', 700")
     Scene(
         page="docs/commands/ls.md",
         program=f"""{RUN}
-attempt("'spot-run/first', 500, keep=200")
-attempt("'spot-run/first', 700")
+attempt("spot-run/first", 500, keep=200)
+attempt("spot-run/first", 700)
 bash("spot verify spot-run/first")
 damage("spot-run/first", 200, lambda data: data[:100_000])
 next(Path("spot-run/first/steps").glob("0000000500-*/rank-*")).unlink()
@@ -403,7 +399,7 @@ next(Path("spot-run/first/steps").glob("0000000500-*/rank-*")).unlink()
     Scene(
         page="docs/commands/ls.md",
         program=f"""{RUN}
-attempt("'s3://bucket/run-7', 100")
+attempt("s3://bucket/run-7", 100)
 << jq
 """,
         needs="jq",
@@ -411,16 +407,16 @@ attempt("'s3://bucket/run-7', 100")
     Scene(
         page="docs/commands/prune.md",
         program=f"""{RUN}
-attempt("'spot-run/first', 500")
-attempt("'spot-run/first', 700")
+attempt("spot-run/first", 500)
+attempt("spot-run/first", 700)
 << --keep-last 1
 """,
     ),
     Scene(
         page="docs/commands/show.md",
         program=f"""{RUN}
-attempt("'spot-run/first', 500")
-attempt("'spot-run/first', 700")
+attempt("spot-run/first", 500)
+attempt("spot-run/first", 700)
 << --step 700
 << --diff
 """,
@@ -428,42 +424,40 @@ attempt("'spot-run/first', 700")
     Scene(
         page="docs/commands/verify.md",
         program=f"""{RUN}
-attempt("'spot-run/first', 500, keep=200")
-attempt("'spot-run/first', 700")
+attempt("spot-run/first", 500, keep=200)
+attempt("spot-run/first", 700)
 << spot-run/first
-attempt("'spot-run/second', 500, keep=200")
-attempt("'spot-run/second', 700, keep_last=2")
+attempt("spot-run/second", 500, keep=200)
+attempt("spot-run/second", 700, keep_last=2)
 damage("spot-run/second", 600, lambda data: data[:-1] + b"?")
 damage("spot-run/second", 200, lambda data: data[:100_000])
 << spot-run/second
-attempt("'s3://bucket/run-7', 100")
+attempt("s3://bucket/run-7", 100)
 << mail
 """,
     ),
     Scene(
         page="docs/commands/watch.md",
         program=f"""{RUN}
-attempt("'spot-run/first', 700, signal=SIGTERM, at=598")
-attempt("'spot-run/first', 1000")
+attempt("spot-run/first", 700, signal=SIGTERM, at=598)
+attempt("spot-run/first", 1000)
 def console(block):
     shown, printed = lines_of(block)
     assert printed == shown[-1:], printed
 << --spot-price
-attempt("'s3://bucket/run-7', 100")
+attempt("s3://bucket/run-7", 100)
 << final.safetensors
 """,
     ),
     Scene(
         page="docs/commands/export.md",
         program=f"""{RUN}
-import training
 from lightning.pytorch import LightningModule, Trainer
 from peft import LoraConfig, PeftModel, get_peft_model
 from stored_models import save_model
-from torch import nn, optim
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from spot_plugins.lightning import SpotCheckpoint
-attempt("'spot-run/first', 700")
+attempt("spot-run/first", 700)
 << final.safetensors
 config = LlamaConfig(vocab_size=13, hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2)
 base = LlamaForCausalLM(config)
@@ -481,7 +475,7 @@ wanted, base = adapted.state_dict(), model
 assert all(each.equal(wanted[name]) for name, each in model.state_dict().items())
 << --format dcp
 model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10))
-optimizer = optim.AdamW(model.parameters())
+optimizer = torch.optim.AdamW(model.parameters())
 << dcp.load
 assert optimizer.state[model[0].weight]["step"] == 700
 {MODULE}
@@ -520,9 +514,9 @@ test_my_training_survives()
     Scene(
         page="docs/howto/report.md",
         program=f"""{RUN}
-attempt("'spot-run/first', 2400, signal=SIGKILL, at=1064")
-attempt("'spot-run/first', 2400, signal=SIGTERM, at=1802")
-attempt("'spot-run/first', 2400")
+attempt("spot-run/first", 2400, signal=SIGKILL, at=1064)
+attempt("spot-run/first", 2400, signal=SIGTERM, at=1802)
+attempt("spot-run/first", 2400)
 def console(block):
     shown, printed = (lines[: lines.index("What to change")] for lines in lines_of(block))
     assert printed == shown, printed
@@ -532,7 +526,7 @@ def console(block):
     Scene(
         page="docs/plan.md",
         program=f"""{RUN}
-attempt("'s3://bucket/run-7', 100")
+attempt("s3://bucket/run-7", 100)
 << --next
 """,
         says="spot",
@@ -543,7 +537,6 @@ attempt("'s3://bucket/run-7', 100")
 import os
 from pathlib import Path
 from markets import MarketServer
-del os.environ["AWS_ENDPOINT_URL"]
 with MarketServer(Path()) as server:
     os.environ.update(server.environ())
     << $/GPU-H    $/H

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -18,13 +19,13 @@ TESTS = Path(__file__).parents[1]
 
 def environment(folder, server):
     """That of a user with credentials for the only bucket, whose programs see these tests."""
-    own = ("SPOT_", "AWS_")
+    given = {name: value for name, value in os.environ.items() if not name.startswith(("SPOT_", "AWS_"))}
+    if server:
+        given["AWS_ENDPOINT_URL"] = server.endpoint_url
+        given["AWS_ACCESS_KEY_ID"] = server.key
+        given["AWS_SECRET_ACCESS_KEY"] = server.SECRET
     return {
-        **{name: value for name, value in os.environ.items() if not name.startswith(own)},
-        "AWS_ENDPOINT_URL": server.endpoint_url,
-        "AWS_ACCESS_KEY_ID": server.key,
-        "AWS_SECRET_ACCESS_KEY": server.SECRET,
-        "AWS_REGION": "us-east-1",
+        **given,
         "COLUMNS": "200",
         "HF_HUB_OFFLINE": "1",
         "HOME": str(folder),
@@ -46,8 +47,9 @@ def test_the_blocks_work_as_written(scene, tmp_path):
     program.write_text(scene.code())
     folder = tmp_path / "me"
     folder.mkdir()
-    with S3Server() as server:
-        server.create_bucket("bucket")
+    with S3Server() if "s3://" in program.read_text() else nullcontext() as server:
+        if server:
+            server.create_bucket("bucket")
         for number in range(scene.num_runs):
             output = tmp_path / f"output-{number}"
             with output.open("w") as stream:
