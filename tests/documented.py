@@ -164,7 +164,7 @@ def lines_of(block: str) -> tuple[list[str], list[str]]:
 
 def figureless(line: str) -> str:
     """Return *line* with ``#`` for each number, date, hash, duration and size, and one blank for several."""
-    line = re.sub(r'"[0-9a-f]{16}"|\d[\d.,:TZ+-]*(?: (?:B|kB|MB|GB|ms|s|min|h)\b,?)?', "#", line)
+    line = re.sub(r'"[0-9a-f]{16}"|\d[\d.,:TZ+-]*(?:e-\d+)?(?: (?:B|kB|MB|GB|ms|s|min|h)\b,?)?', "#", line)
     return " ".join(line.split())
 
 

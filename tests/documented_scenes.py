@@ -174,24 +174,46 @@ for name in ("run-7", "run-7-uninterrupted"):
         program=f"""{MODULE}
 from lightning.pytorch import Trainer
 from spot_plugins.data import elastic_loader
-generator = torch.Generator()
 << basicConfig
 << PushFailing
-<< SimpleNamespace
 trainer = Trainer(max_epochs=1, callbacks=[spot])
 trainer.fit(model, elastic_loader(dataset, batch_size=32, seed=7))
 """,
         says="step 20 stored after ",
     ),
     Scene(
+        page="docs/operating.md",
+        program=f"""{TORCH}
+from spot_plugins.bare import SpotLoop
+from spot_plugins.data import elastic_loader
+generator = torch.Generator().manual_seed(7)
+first = generator.get_state()
+with SpotLoop("run", every_steps=10) as spot:
+    spot.register_model(model, optimizer, scheduler)
+    loader = spot.register_loader(elastic_loader(dataset, batch_size=32, seed=7))
+    << SimpleNamespace
+    spot.resume()
+    assert (spot.progress.step == 0) == torch.equal(generator.get_state(), first)
+    for epoch in spot.epochs(1):
+        for batch in spot.batches(loader):
+            torch.rand(1, generator=generator)
+            as_before()
+            spot.after_step()
+""",
+        says="resumed from step 20",
+        num_runs=2,
+    ),
+    Scene(
         page="docs/howto/monitoring.md",
         program=f"""{MODULE}
 from urllib.request import urlopen
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from spot_plugins.data import elastic_loader
 << SpotCheckpoint
-Trainer(max_epochs=1, callbacks=[callback]).fit(model, elastic_loader(dataset, batch_size=32, seed=7))
-print(urlopen("http://127.0.0.1:9477/metrics").read().decode())
+class Scrape(Callback):
+    def on_train_epoch_end(self, *_):
+        print(urlopen("http://127.0.0.1:9477/metrics").read().decode())
+Trainer(max_epochs=1, callbacks=[callback, Scrape()]).fit(model, elastic_loader(dataset, batch_size=32, seed=7))
 """,
         says="spot_",
     ),
