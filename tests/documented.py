@@ -24,6 +24,7 @@ LEFT_OUT = re.compile(r"^( *)\.\.\.(?=$|  #)", re.MULTILINE)
 ELSEWHERE = {
     ("README.md", "spot drill"): "drills/test_drill.py",
     ("docs/commands/drill.md", "$ spot drill"): "drills/test_drill.py",
+    ("docs/commands/export.md", "dcp.load"): "unit/export/test_moving_in.py",
     ("docs/commands/import.md", ""): "unit/export/test_moving_in.py",
     ("docs/concepts/sharding.md", "torchrun"): "drills/test_bare_tutorial.py",
     ("docs/format.md", ""): "public/test_documented_code.py",
@@ -50,6 +51,8 @@ NEEDS_CLOUD = "needs the tools and an account of a cloud"
 NEEDS_CLUSTER = "needs a cluster"
 TYPED = "a person waits between its lines; drills/test_notices.py has such notices"
 
+NO_SCENE = "has no scene yet"
+
 NOT_RUN = {
     ("README.md", "pip install"): INSTALLS,
     ("README.md", "make demo"): "runs all tests; `make demo` is drills/test_demo.py",
@@ -68,6 +71,32 @@ NOT_RUN = {
     ("docs/tutorials/accelerate.md", "pip install"): INSTALLS,
     ("docs/tutorials/bare.md", "pip install"): INSTALLS,
     ("docs/tutorials/trainer.md", "pip install"): INSTALLS,
+    ("docs/howto/resumed-lightning.md", "fold in range(5)"): NO_SCENE,
+    ("docs/howto/resumed-lightning.md", "class Model"): NO_SCENE,
+    ("docs/howto/resumed-lightning.md", "import ModelCheckpoint"): NO_SCENE,
+    ("docs/howto/resumed-lightning.md", "LightningCLI"): NO_SCENE,
+    ("docs/howto/torchrun-rescale.md", "TCPStore"): NO_SCENE,
+    ("docs/commands/export.md", "final.safetensors"): NO_SCENE,
+    ("docs/commands/export.md", "--config base"): NO_SCENE,
+    ("docs/commands/export.md", '"final")'): NO_SCENE,
+    ("docs/commands/export.md", "--config lora-config"): NO_SCENE,
+    ("docs/commands/export.md", '"adapter")'): NO_SCENE,
+    ("docs/commands/export.md", "--format dcp"): NO_SCENE,
+    ("docs/commands/export.md", "--format lightning"): NO_SCENE,
+    ("docs/commands/doctor.md", "--params 100M"): NO_SCENE,
+    ("docs/commands/doctor.md", "accelerate launch"): NO_SCENE,
+    ("docs/commands/drill.md", "test_my_training_survives"): NO_SCENE,
+    ("docs/howto/report.md", "spot report"): NO_SCENE,
+    ("docs/prices.md", "$/GPU-H    $/H"): NO_SCENE,
+    ("docs/prices.md", "--bytes"): NO_SCENE,
+    ("docs/prices.md", "--emit skypilot"): NO_SCENE,
+    ("docs/quickstart.md", "sleep 15"): NO_SCENE,
+    ("docs/quickstart.md", "step 300,"): NO_SCENE,
+    ("docs/quickstart.md", "nothing is left"): NO_SCENE,
+    ("docs/quickstart.md", "sed -i s"): NO_SCENE,
+    ("docs/quickstart.md", "sleep 7"): NO_SCENE,
+    ("docs/quickstart.md", "find"): NO_SCENE,
+    ("docs/quickstart.md", "spot show"): NO_SCENE,
 }
 """Page, words of its block and why no test runs it."""
 

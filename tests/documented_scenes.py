@@ -298,47 +298,6 @@ assert steps_of("s3://bucket/run-7")[0] == 40
         says="resumed from step 40",
         num_runs=2,
     ),
-    Scene(
-        page="docs/howto/resumed-lightning.md",
-        program=f"""{MODULE}
-import sys
-from lightning.pytorch import Trainer
-from spot_plugins.data import elastic_loader
-from spot_plugins.lightning import SpotCheckpoint
-Plain = Model
-def model_of(fold):
-    return Plain()
-def loader_of(fold):
-    return elastic_loader(dataset, batch_size=320, seed=fold)
-<< fold in range(5)
-assert [steps_of(f"s3://bucket/run-7/fold-{{fold}}")[0] for fold in range(5)] == [20] * 5
-<< class Model
-class Model(Model):
-    def __init__(self):
-        super().__init__()
-        self.layer = nn.Linear(4, 1)
-    validation_step, configure_optimizers = Plain.validation_step, Plain.configure_optimizers
-    def train_dataloader(self):
-        return loader_of(0)
-    def val_dataloader(self):
-        return DataLoader(dataset, batch_size=320)
-<< import ModelCheckpoint
-callbacks = [best, SpotCheckpoint("s3://bucket/noise", every_steps=1)]
-model = Model()
-Trainer(max_epochs=3, callbacks=callbacks).fit(model)
-print(len(model.losses), "losses")
-sys.argv = ["train.py", "fit", "--trainer.max_epochs=1"]
-<< LightningCLI
-""",
-        instead="loss = (self.layer(batch[0]) + shift - batch[1]).square().mean()",
-        says="6 losses",
-        num_runs=2,
-    ),
-    Scene(
-        page="docs/howto/torchrun-rescale.md",
-        program="<< TCPStore\nassert store.port == 29400\n",
-        says="the rendezvous is open",
-    ),
 ]
 
 LAUNCHED = """
@@ -472,123 +431,12 @@ attempt("s3://bucket/run-7", 100)
 """,
     ),
     Scene(
-        page="docs/commands/export.md",
-        program=f"""{RUN}
-from lightning.pytorch import LightningModule, Trainer
-from peft import LoraConfig, PeftModel, get_peft_model
-from stored_models import save_model
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
-from spot_plugins.lightning import SpotCheckpoint
-attempt("spot-run/first", 700)
-<< final.safetensors
-config = LlamaConfig(vocab_size=13, hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2)
-base = LlamaForCausalLM(config)
-config.save_pretrained("base")
-save_model("spot-run/llama", {{"model": base}}, step=1200)
-<< --config base
-<< "final")
-assert all(each.equal(base.state_dict()[name]) for name, each in model.state_dict().items())
-adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
-adapted.peft_config["default"].save_pretrained("lora-config")
-save_model("spot-run/lora", {{"model": adapted}}, step=300)
-wanted, base = adapted.state_dict(), model
-<< --config lora-config
-<< "adapter")
-assert all(each.equal(wanted[name]) for name, each in model.state_dict().items())
-<< --format dcp
-model = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 10))
-optimizer = torch.optim.AdamW(model.parameters())
-<< dcp.load
-assert optimizer.state[model[0].weight]["step"] == 700
-{MODULE}
-Trainer(max_epochs=1, callbacks=[SpotCheckpoint("spot-run/lightning", every_steps=9)]).fit(
-    model, DataLoader(dataset, batch_size=32)
-)
-<< --format lightning
-""",
-    ),
-    Scene(
-        page="docs/commands/doctor.md",
-        program="""
-import os
-from servers import FaultProxy, S3Server
-server = S3Server()
-server.endpoint_url = os.environ["AWS_ENDPOINT_URL"]
-server.create_bucket("runs")
-proxy = FaultProxy(server.endpoint_url).__enter__()
-os.environ["AWS_ENDPOINT_URL"] = proxy.endpoint_url
-proxy.slow(2_000_000)
-<< --params 100M
-<< accelerate launch
-proxy.__exit__(None, None, None)
-""",
-    ),
-    Scene(
-        page="docs/commands/drill.md",
-        program="""
-from pathlib import Path
-from documented import block_of
-Path("train.py").write_text(block_of("docs/quickstart.md", "class Regression").text)
-<< test_my_training_survives
-test_my_training_survives()
-""",
-    ),
-    Scene(
-        page="docs/howto/report.md",
-        program=f"""{RUN}
-attempt("spot-run/first", 2400, signal=SIGKILL, at=1064)
-attempt("spot-run/first", 2400, signal=SIGTERM, at=1802)
-attempt("spot-run/first", 2400)
-def console(block):
-    shown, printed = (lines[: lines.index("What to change")] for lines in lines_of(block))
-    assert printed == shown, printed
-<< spot report
-""",
-    ),
-    Scene(
         page="docs/plan.md",
         program=f"""{RUN}
 attempt("s3://bucket/run-7", 100)
 << --next
 """,
         says="spot",
-    ),
-    Scene(
-        page="docs/prices.md",
-        program="""
-import os
-from pathlib import Path
-from markets import MarketServer
-with MarketServer(Path()) as server:
-    os.environ.update(server.environ())
-    << $/GPU-H    $/H
-    << --bytes
-    << --emit skypilot
-""",
-    ),
-    Scene(
-        page="docs/quickstart.md",
-        program="""
-from pathlib import Path
-from documented import block_of
-Path("train.py").write_text(block_of("docs/quickstart.md", "class Regression").text)
-look = console
-def console(block):
-    for pause, step in (("sleep 15", "first/steps/0000000200"), ("sleep 7", "third/steps/0000000100")):
-        block = block.replace(pause, f"until ls spot-run/{step}-*/rank* 2> /dev/null >&2; do sleep 0.1; done")
-    shown, printed = lines_of(block)
-    ours = ("spot_plugins:", "step ", "exit code", "`Trainer.fit`", "wrote ")
-    compare(shown, [line for line in printed if line.startswith(ours)])
-<< sleep 15
-<< step 300,
-<< nothing is left
-<< sed -i s
-<< sleep 7
-Path("/tmp/notice").unlink()
-console = look
-<< find
-<< spot show
-""",
     ),
 ]
 
