@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 RECIPES = [*sorted(ROOT.glob("examples/[!d]*.py")), *sorted(ROOT.glob("examples/*/train.py"))]
 CONFIGURATIONS = sorted(ROOT.glob("examples/*/*.yaml"))
 READMES = sorted(ROOT.glob("examples/*/README.md"))
+PLANS = [*READMES, ROOT / "docs/plan.md"]
 
 
 def read_as_documented(folder, monkeypatch):
@@ -90,8 +91,8 @@ def test_every_recipe_has_a_readme_and_is_found():
     assert [name for name in folders if f"`examples/{name}`" not in page] == []
 
 
-@pytest.mark.parametrize("readme", READMES, ids=lambda path: path.parent.name)
-def test_the_plan_of_a_recipe_is_the_output_of_its_command(readme):
+@pytest.mark.parametrize("readme", PLANS, ids=lambda path: path.parent.name)
+def test_the_plan_of_a_page_is_the_output_of_its_command(readme):
     """``spot plan`` with the documented options prints the documented figures."""
     (block,) = re.findall(r"^```console\n\$ (spot plan.*?)^```", readme.read_text(), re.MULTILINE | re.DOTALL)
     command, _, output = block.replace("\\\n", "").partition("\n")

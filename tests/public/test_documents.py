@@ -6,15 +6,20 @@ import ast
 import importlib
 import importlib.util
 import re
+import shlex
 import subprocess
 from dataclasses import fields
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 import yaml
+from documented import CODE, ELSEWHERE, FENCED, NOT_RUN, Block, blocks_of, is_listed
+from documented_scenes import SCENES
 
-from spot_plugins import errors, events
+from spot_plugins import cli, errors, events
 from spot_plugins.config import SpotConfig
 from spot_plugins.launch.drilled import FOLDER_VARIABLE, STEPS_VARIABLE
 from spot_plugins.leave.phase import Phase
@@ -22,6 +27,9 @@ from spot_plugins.notices.surroundings import _PROVIDERS
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+READMES = sorted([*ROOT.glob("examples/*/*.md"), *ROOT.glob("deploy/*.md")])
+# The change log has commands of earlier versions.
+PAGES = [str(path.relative_to(ROOT)) for path in (*DOCUMENTS, *READMES) if path.name != "CHANGELOG.md"]
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
@@ -73,6 +81,67 @@ def test_a_script_in_it_is_one(path: Path) -> None:
         subprocess.run(["bash", "-n"], input=block, text=True, check=True)
     for block in YAML_BLOCK.findall(path.read_text()):
         assert yaml.safe_load(block)
+
+
+def test_every_block_is_run_or_says_why_not() -> None:
+    """A block that nothing runs is wrong sooner or later: add it to a scene, or to one table of documented.py."""
+    in_scenes = {block for scene in SCENES for block in scene.blocks()}
+    blocks = [block for page in PAGES for block in blocks_of(page) if block.language in CODE]
+    for block in blocks:
+        tables = [block in in_scenes, is_listed(block, ELSEWHERE), is_listed(block, NOT_RUN)]
+        assert sum(tables) == 1, f"{block.page}: {tables}\n{block.text}"
+
+    for table in (ELSEWHERE, NOT_RUN):
+        for entry in table:
+            assert any(is_listed(block, {entry: ""}) for block in blocks), entry
+    assert [test for test in ELSEWHERE.values() if not (ROOT / "tests" / test).exists()] == []
+
+
+def test_every_scene_is_a_program() -> None:
+    """`make soak` runs it. This finds blocks that do not fit into their places."""
+    for scene in SCENES:
+        compile(scene.code(), scene.page, "exec")
+
+
+COMMAND = re.compile(r"(?:^ *|\$ |- |run: |; |&& |bin/)(?=(spot [a-z]+(?: .*)?$))", re.MULTILINE)
+INLINE = re.compile(r"`spot ([a-z]+)((?: [^`:]+)?)`")
+
+
+@pytest.fixture
+def verbs(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The parser of each verb, from the real command line."""
+    apps: list[typer.Typer] = []
+    monkeypatch.setattr(typer.Typer, "__call__", lambda app, **_: apps.append(app))
+    monkeypatch.setenv("SPOT_NOTICE_FILE", "notice")  # as the pages export it
+    cli.main()
+    return dict(typer.main.get_command(apps[0]).commands)  # type: ignore[attr-defined]
+
+
+def commands_in(block: Block) -> list[list[str]]:
+    """Return the words of each ``spot VERB ...`` in *block*."""
+    found = []
+    for line in COMMAND.findall(block.text.replace("\\\n", " ")):
+        lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+        lexer.whitespace_split = True
+        found.append(list(takewhile(lambda word: not set(word) <= set("();<>|&"), lexer)))
+    return found
+
+
+def test_every_command_in_the_documents_is_taken(verbs: dict[str, Any], tmp_path: Path) -> None:
+    """The parser of the command line takes the commands of all blocks, and knows the options of those in a text."""
+    commands = [words for page in PAGES for block in blocks_of(page) for words in commands_in(block)]
+    assert len(commands) > 60
+    for _, verb, *words in (words for words in commands if words[1] in verbs):
+        print("spot", verb, *words)  # pytest shows the last one, the one that is refused
+        verbs[verb].make_context(verb, [str(tmp_path) if word.startswith("/var/lib/") else word for word in words])
+
+    for page in PAGES:
+        for verb, words in INLINE.findall(FENCED.sub("", (ROOT / page).read_text())):
+            if (page, verb) == ("docs/commands/import.md", "import"):  # it says that there is no such verb
+                continue
+            known = {option for each in verbs[verb].params for option in each.opts} | {"--help"}
+            options = [word for word in words.split(" -- ")[0].split() if word.startswith("--") and word != "--"]
+            assert [option for option in options if option not in known] == [], f"{page}: spot {verb}{words}"
 
 
 @each_document
