@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from typing import Any, Final
-from weakref import WeakKeyDictionary
 
 import torch
 
 from .rng import mixed_seed
 from .unwrap import plain_loader, samplers
 
-_SEEDS: Final[WeakKeyDictionary[torch.Generator, int]] = WeakKeyDictionary()
-"""The seed that each generator of this module stands for. Lightning may set one loader up several times."""
+_SEEDS: Final[dict[int, int]] = {}
+"""
+The seed of a loader from which each seed of a generator was mixed. Lightning may set one loader up several times.
+
+The key is no generator, because torch 2.6 has no weak references to generators.
+"""
 
 
 class LoaderGenerators:
@@ -38,7 +41,7 @@ class LoaderGenerators:
             shared = getattr(loader, "synchronized_generator", None)
             if shared is None or holder.generator is not shared:
                 holder.generator = torch.Generator()
-                _SEEDS[holder.generator] = seed
+                _mix(holder.generator, seed)
 
     def begin(self, epoch: int, number: int = 0) -> None:
         """Seed all generators for the pass *number* over the loader in *epoch*, counted from 0."""
@@ -46,8 +49,14 @@ class LoaderGenerators:
         for index, (holder, seed) in enumerate(zip(self._holders, self.seeds, strict=True)):
             if hasattr(holder, "initial_seed"):
                 holder.initial_seed = seed
-            _SEEDS[holder.generator] = seed
-            holder.generator.manual_seed(mixed_seed(b"loader", seed, *which, index))
+            _mix(holder.generator, seed, *which, index)
+
+
+def _mix(generator: torch.Generator, seed: int, *which: int) -> None:
+    """Seed *generator* for what *which* tells, and remember that it stands for *seed*."""
+    mixed = mixed_seed(b"loader", seed, *which)
+    _SEEDS[mixed] = seed
+    generator.manual_seed(mixed)
 
 
 def _seed_of(holder: Any) -> int:
@@ -56,4 +65,5 @@ def _seed_of(holder: Any) -> int:
     if hasattr(holder, "initial_seed"):
         return int(holder.initial_seed)
     generator: torch.Generator = torch.default_generator if holder.generator is None else holder.generator
-    return _SEEDS.get(generator, generator.initial_seed())
+    initial = generator.initial_seed()
+    return _SEEDS.get(initial, initial)
