@@ -99,6 +99,7 @@ class Fit:
                 self._begun, part.place.updates = start[0], start[1] // trainer.args.gradient_accumulation_steps
             return start
         check_best(trainer)
+        part.resume_trackers()
         self._continues_in = self._begun = progress.epoch
         return progress.epoch, part.place.updates * trainer.args.gradient_accumulation_steps
 

@@ -1,0 +1,155 @@
+"""
+Private names of the callbacks that transformers has for TensorBoard, W&B and MLflow.
+
+Checked against transformers 5.23 with tensorboard 2.21, wandb 0.31 and mlflow 3.17. No other module of this package
+touches a private name of these callbacks.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from copy import copy
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from transformers import Trainer
+from transformers.integrations import MLflowCallback, TensorBoardCallback, WandbCallback
+
+from .internals import TRANSFORMERS
+
+
+class Tracker(NamedTuple):
+    """A kind of tracker."""
+
+    kind: type[Any]
+    """The class of its callback."""
+
+    attributes: tuple[str, ...]
+    """Attributes of the callback that this module uses."""
+
+    run: Callable[[Trainer, Any], str | None]
+    """Return the name of the run that the callback logs to. None: it has none that another process could continue."""
+
+    resume: Callable[[Trainer, Any, str, int], None]
+    """Let the callback continue a run, with what this process logs from a step on. Raises what the tracker raises."""
+
+
+def trackers(trainer: Trainer) -> Iterator[tuple[str, Tracker, Any]]:
+    """Yield the name, the kind and the callback of each tracker that this rank reports to. Only one rank has any."""
+    if not trainer.is_world_process_zero():
+        return
+    for callback in trainer.callback_handler.callbacks:
+        for name, tracker in TRACKERS.items():
+            if isinstance(callback, tracker.kind):
+                TRANSFORMERS.require(tracker.kind.__name__, callback, tracker.attributes)
+                yield name, tracker, callback
+
+
+def _folder(trainer: Trainer, callback: Any) -> str | None:
+    """Return the folder below ``output_dir``, which may be elsewhere in the next process."""
+    if callback.tb_writer is None or callback.logging_dir is None:
+        return None
+    folder = os.path.relpath(callback.logging_dir, trainer.args.output_dir)
+    return None if folder.startswith(os.pardir) else folder
+
+
+def _resume_folder(trainer: Trainer, callback: Any, folder: str, step: int) -> None:
+    """
+    Write into *folder*, unless the program has chosen another one.
+
+    What the folder has of *step* and later steps counts no more. What the history of the trainer has of them is written
+    again. If there is nothing in the folder, all that the history has is written.
+    """
+    if callback.tb_writer is not None:
+        return
+    callback.logging_dir = callback.logging_dir or os.path.join(trainer.args.output_dir, folder)
+    if not any(Path(callback.logging_dir).glob("events.out.tfevents.*")):
+        step = 0
+    callback.tb_writer = callback._SummaryWriter(log_dir=callback.logging_dir, purge_step=step)
+    _log_history(trainer, callback, step)
+
+
+def _log_history(trainer: Trainer, callback: Any, step: int) -> None:
+    """Log again what the history of the trainer has from *step* on."""
+    for entry in trainer.state.log_history:
+        if entry["step"] >= step:
+            state = copy(trainer.state)
+            state.global_step = entry["step"]
+            logs = {name: value for name, value in entry.items() if name != "step"}
+            callback.on_log(trainer.args, state, trainer.control, logs=logs)
+
+
+def _wandb_run(trainer: Trainer, callback: Any) -> str | None:
+    run = callback._wandb.run
+    return None if run is None else run.id
+
+
+def _resume_wandb(trainer: Trainer, callback: Any, run: str, step: int) -> None:
+    """Begin the run as the callback would, which takes the one that there is. A run of the program counts more."""
+    if callback._wandb.run is None and "WANDB_RUN_ID" not in os.environ:
+        project = os.getenv("WANDB_PROJECT", "huggingface")
+        callback._wandb.init(project=project, name=trainer.args.run_name, id=run, resume="allow")
+
+
+MLFLOW_RUN: Final = "MLFLOW_RUN_ID"
+"""Variable of the run that MLflow continues."""
+
+
+def _mlflow_run(trainer: Trainer, callback: Any) -> str | None:
+    run = callback._ml_flow.active_run()
+    return None if run is None else run.info.run_id
+
+
+def _resume_mlflow(trainer: Trainer, callback: Any, run: str, step: int) -> None:
+    """
+    Begin *run*, and leave out what it has already. A run of the program counts more.
+
+    MLflow logs in a thread of its own, so a killed process may have logged less than it has stored.
+    """
+    mlflow = callback._ml_flow
+    if mlflow.active_run() is not None or MLFLOW_RUN in os.environ:
+        return
+    os.environ[MLFLOW_RUN] = run
+    try:
+        callback.setup(trainer.args, trainer.state, trainer.model)
+    finally:
+        os.environ.pop(MLFLOW_RUN, None)
+    client = mlflow.MlflowClient()
+    names = [name for name in client.get_run(run).data.metrics if not name.startswith("system/")]
+    known = {name: {each.step for each in client.get_metric_history(run, name)} for name in names}
+    callback.on_log = partial(_log_unknown, type(callback).on_log, callback, known)
+    _log_history(trainer, callback, 0)
+
+
+def _log_unknown(
+    on_log: Callable[..., None],
+    callback: Any,
+    known: Mapping[str, set[int]],
+    args: Any,
+    state: Any,
+    control: Any,
+    logs: Mapping[str, Any],
+    **kwargs: Any,
+) -> None:
+    """Log what MLflow does not have of this step."""
+    unknown = {name: value for name, value in logs.items() if state.global_step not in known.get(_of_mlflow(name), ())}
+    if unknown:
+        on_log(callback, args, state, control, logs=unknown, **kwargs)
+
+
+def _of_mlflow(name: str) -> str:
+    """Return *name* as the callback changes it for MLflow."""
+    return re.sub(r"[^0-9A-Za-z_\-\.\ :/]", "_", name)
+
+
+TRACKERS: Final = {
+    "tensorboard": Tracker(
+        TensorBoardCallback, ("logging_dir", "tb_writer", "_SummaryWriter"), _folder, _resume_folder
+    ),
+    "wandb": Tracker(WandbCallback, ("_wandb",), _wandb_run, _resume_wandb),
+    "mlflow": Tracker(MLflowCallback, ("_ml_flow", "setup"), _mlflow_run, _resume_mlflow),
+}
+"""The trackers that a resumed process continues, by their names in ``report_to``."""
