@@ -7,9 +7,14 @@ Lightning: `pip install tensorboard wandb mlflow-skinny`.
 
 from __future__ import annotations
 
+import json
+import os
+import struct
 import sys
+from collections import defaultdict
 
 import pytest
+import trainer_lives
 from exactness import assert_same_training, resumed_steps
 from launching import PROGRAMS, start
 
@@ -17,6 +22,9 @@ pytestmark = pytest.mark.soak
 
 TIMES = ("_runtime", "_per_second", "_preparation_time")
 """Ends of the names of what a log has and no two trainings have in common."""
+
+TIME = {"_runtime": 0, "_timestamp": 0}
+"""What W&B adds to a row."""
 
 LIVES = [(["batch", 7], "SIGKILL", -9), (["val", 6], "SIGTERM", 143), (None, None, 0)]
 """
@@ -30,15 +38,31 @@ def train(folder, tracker, lives, **settings):
     folder.mkdir(exist_ok=True)
     arguments = {"report_to": [tracker], "logging_steps": 1, "eval_strategy": "steps", "eval_steps": 4}
     settings = {"samples": 21, "batch": 2, "epochs": 2, "every_steps": 4, "trainer": arguments} | settings
+    places = {"WANDB_MODE": "offline", "WANDB_DIR": str(folder), **mlflow_in(folder)}
     for at, signal, code in lives:
         command = [sys.executable, str(PROGRAMS / "trainer_train.py")]
-        process = start(command, folder, settings | {"at": at, "signal": signal})
+        process = start(command, folder, settings | {"at": at, "signal": signal}, places)
         assert process.wait(240) == code, (folder / "output.txt").read_text()[-3000:]
 
 
 def without_own(curves):
     """Return *curves* without those that differ in any two trainings."""
     return {name: curve for name, curve in curves.items() if not name.endswith(TIMES) and "spot/" not in name}
+
+
+def assert_continued(tmp_path, tracker, curves):
+    """Check that the only run of an interrupted training has the *curves* of one that was left alone. Return these."""
+    alone, interrupted = tmp_path / "alone", tmp_path / "interrupted"
+    train(alone, tracker, LIVES[-1:])
+    train(interrupted, tracker, LIVES)
+
+    assert resumed_steps(interrupted, 0) == [4, 8]
+    assert_same_training(interrupted, alone, 1)
+    expected = without_own(curves(alone))
+    [loss] = (curve for name, curve in expected.items() if name in ("loss", "train/loss"))
+    assert [step for step, _ in loss] == list(range(1, 23))
+    assert without_own(curves(interrupted)) == expected
+    return expected
 
 
 def tensorboard_curves(folder):
@@ -52,28 +76,119 @@ def tensorboard_curves(folder):
 
 
 def test_tensorboard(tmp_path):
-    """One folder, the curves of a training that was left alone. They are whole, too, if the folder was lost."""
+    """All is in one folder. If it was lost with its disk, another process writes it whole."""
     pytest.importorskip("tensorboard")
-    alone, interrupted, lost = (tmp_path / name for name in ("alone", "interrupted", "lost"))
-    train(alone, "tensorboard", LIVES[-1:])
-    train(interrupted, "tensorboard", LIVES)
-    train(lost, "tensorboard", LIVES[:1], output="first")
+    expected = assert_continued(tmp_path, "tensorboard", tensorboard_curves)
+    lost = tmp_path / "lost"
+    train(lost, "tensorboard", LIVES[:1], output="lost")
     train(lost, "tensorboard", LIVES[2:])
 
-    assert resumed_steps(interrupted, 0) == [4, 8]
-    assert_same_training(interrupted, alone, 1)
-    expected = without_own(tensorboard_curves(alone))
-    assert [step for step, _ in expected["train/loss"]] == list(range(1, 23))
-    assert without_own(tensorboard_curves(interrupted)) == expected
     assert without_own(tensorboard_curves(lost)) == expected
+    assert os.listdir(lost / "output/runs") == os.listdir(lost / "lost/runs"), "it has the same name"
+
+
+def wandb_records(path):
+    """Yield the records of a file of W&B, which is a log of LevelDB: blocks, and in them pieces of records."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    block, at, record = 32768, 7, b""
+    content = path.read_bytes()
+    while at + 7 <= len(content):
+        if block - at % block < 7:
+            at += block - at % block
+            continue
+        _, length, kind = struct.unpack_from("<IHB", content, at)
+        record += content[at + 7 : at + 7 + length]
+        at += 7 + length
+        if kind in (1, 4):  # whole, or the last piece
+            yield Record.FromString(record)
+            record = b""
+
+
+def wandb_curves(folder):
+    """Return what W&B gets of the only run in *folder*: a list of steps and values by name. A row counts by number."""
+    rows, runs = {}, set()
+    for path in sorted(folder.glob("wandb/offline-run-*/run-*.wandb")):
+        for record in wandb_records(path):
+            if record.HasField("run"):
+                runs.add(record.run.run_id)
+            if record.HasField("history"):
+                row = {item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
+                known = rows.setdefault(row.pop("_step"), row)
+                assert {**without_own(known), **TIME} == {**without_own(row), **TIME}, "the same number, the same row"
+    assert len(runs) == 1
+    curves = defaultdict(list)
+    for number in sorted(rows):
+        for name in rows[number].keys() - TIME.keys():
+            curves[name].append((rows[number]["train/global_step"], rows[number][name]))
+    return curves
+
+
+def test_wandb(tmp_path):
+    """Each process has a file of its own, of one run. A step that was lost has the same number in the next file."""
+    pytest.importorskip("wandb")
+    assert_continued(tmp_path, "wandb", wandb_curves)
+
+
+def mlflow_in(folder):
+    return {"MLFLOW_TRACKING_URI": f"file://{folder}/mlflow", "MLFLOW_ALLOW_FILE_STORE": "true"}
 
 
 def mlflow_curves(folder):
-    """Return what the only run in *folder* has: a list of steps and values by name."""
+    """Return what the only run in *folder* has: steps and values by name. The trainer logs an epoch twice in a step."""
     from mlflow import MlflowClient
 
-    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    client = MlflowClient(f"file://{folder}/mlflow")
     [run] = client.search_runs(["0"])
     assert run.info.status == "FINISHED"
-    curves = {name: client.get_metric_history(run.info.run_id, name) for name in run.data.metrics}
-    return {name: sorted((each.step, each.value) for each in curve) for name, curve in curves.items()}
+    curves = {
+        name: [(each.step, each.value) for each in client.get_metric_history(run.info.run_id, name)]
+        for name in run.data.metrics
+    }
+    return {name: sorted(set(curve) if name == "epoch" else curve) for name, curve in curves.items()}
+
+
+def test_mlflow(tmp_path, monkeypatch):
+    """There is one run."""
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    assert_continued(tmp_path, "mlflow", mlflow_curves)
+
+
+def test_a_run_that_is_lost(tmp_path, monkeypatch):
+    """The runs of MLflow were on the disk of another machine. A warning has both runs, and the training continues."""
+    mlflow = pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    for name, interrupt in (("first", trainer_lives.Interrupt("notice", "train", 5)), ("second", None)):
+        mlflow.set_tracking_uri(f"file://{tmp_path}/{name}")
+        life = trainer_lives.Life(str(tmp_path / "run"), tmp_path / "output", interrupt, report_to=["mlflow"])
+        if interrupt is None:
+            with pytest.warns(UserWarning, match="this process logs to run .* and not to run .*, because .*not found"):
+                life.run()
+        else:
+            life.run()
+            mlflow.end_run()
+
+    assert life.spot.resumed_from == 5
+    assert life.trainer.state.global_step == 22
+    [run] = mlflow.MlflowClient().search_runs(["0"])
+    assert run.data.metrics["loss"] > 0
+
+
+def test_a_run_that_the_program_begins(tmp_path, monkeypatch):
+    """It counts more than the one of before."""
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    for name, interrupt in (("first", trainer_lives.Interrupt("notice", "train", 5)), ("second", None)):
+        with wandb.init(id=name):
+            life = trainer_lives.Life(str(tmp_path / "run"), tmp_path / "output", interrupt, report_to=["wandb"])
+            if interrupt is None:
+                expected = (
+                    "report_to='wandb': this process logs to run second and not to run first, because the program"
+                )
+                with pytest.warns(UserWarning, match=expected):
+                    life.run()
+            else:
+                life.run()
+
+    assert life.spot.resumed_from == 5

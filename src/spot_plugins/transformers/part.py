@@ -84,7 +84,7 @@ class TrainerPart:
         self._trainer = trainer
         self._samples_per_step = samples_per_step
         self._counters: dict[str, Any] = {}
-        self._tracked: dict[str, str] = {}
+        self._tracked: dict[str, dict[str, Any]] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state. Log and callbacks are JSON, as in the checkpoints of the trainer itself."""
@@ -104,7 +104,7 @@ class TrainerPart:
             "counters": internals.loss_counters(trainer),
             "place": {each.name: _plain(getattr(place, each.name)) for each in dataclasses.fields(place)},
             "max_steps": trainer.state.max_steps,
-            "trackers": self.trackers.runs,
+            "trackers": self.trackers.state(),
             SAMPLES: self._samples_per_step,
         }
 

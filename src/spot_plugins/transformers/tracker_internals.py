@@ -30,11 +30,11 @@ class Tracker(NamedTuple):
     attributes: tuple[str, ...]
     """Attributes of the callback that this module uses."""
 
-    run: Callable[[Trainer, Any], str | None]
-    """Return the name of the run that the callback logs to. None: it has none that another process could continue."""
+    state: Callable[[Trainer, Any], dict[str, Any]]
+    """Return the name of the run that the callback logs to as "run", with what else the next process needs."""
 
-    resume: Callable[[Trainer, Any, str, int], None]
-    """Let the callback continue a run, with what this process logs from a step on. Raises what the tracker raises."""
+    resume: Callable[[Trainer, Any, Mapping[str, Any], int], None]
+    """Let the callback continue the run of a state, and log from a step on. Raises what the tracker raises."""
 
 
 def trackers(trainer: Trainer) -> Iterator[tuple[str, Tracker, Any]]:
@@ -48,27 +48,28 @@ def trackers(trainer: Trainer) -> Iterator[tuple[str, Tracker, Any]]:
                 yield name, tracker, callback
 
 
-def _folder(trainer: Trainer, callback: Any) -> str | None:
-    """Return the folder below ``output_dir``, which may be elsewhere in the next process."""
+def _tensorboard_state(trainer: Trainer, callback: Any) -> dict[str, Any]:
+    """Return the folder. If it is below ``output_dir``, from there on, because the next process may have another."""
     if callback.tb_writer is None or callback.logging_dir is None:
-        return None
+        return {}
     folder = os.path.relpath(callback.logging_dir, trainer.args.output_dir)
-    return None if folder.startswith(os.pardir) else folder
+    return {"run": callback.logging_dir if folder.startswith(os.pardir) else folder}
 
 
-def _resume_folder(trainer: Trainer, callback: Any, folder: str, step: int) -> None:
+def _resume_tensorboard(trainer: Trainer, callback: Any, state: Mapping[str, Any], step: int) -> None:
     """
-    Write into *folder*, unless the program has chosen another one.
+    Write into the same folder, unless the program has chosen another one.
 
     What the folder has of *step* and later steps counts no more. What the history of the trainer has of them is written
     again. If there is nothing in the folder, all that the history has is written.
     """
     if callback.tb_writer is not None:
         return
-    callback.logging_dir = callback.logging_dir or os.path.join(trainer.args.output_dir, folder)
-    if not any(Path(callback.logging_dir).glob("events.out.tfevents.*")):
+    folder = callback.logging_dir or os.path.join(trainer.args.output_dir, state["run"])
+    if not any(Path(folder).glob("events.out.tfevents.*")):
         step = 0
-    callback.tb_writer = callback._SummaryWriter(log_dir=callback.logging_dir, purge_step=step)
+    callback.tb_writer = callback._SummaryWriter(log_dir=folder, purge_step=step)
+    callback.logging_dir = folder
     _log_history(trainer, callback, step)
 
 
@@ -82,37 +83,46 @@ def _log_history(trainer: Trainer, callback: Any, step: int) -> None:
             callback.on_log(trainer.args, state, trainer.control, logs=logs)
 
 
-def _wandb_run(trainer: Trainer, callback: Any) -> str | None:
+def _wandb_state(trainer: Trainer, callback: Any) -> dict[str, Any]:
     run = callback._wandb.run
-    return None if run is None else run.id
+    return {} if run is None else {"run": run.id, "rows": run.step}
 
 
-def _resume_wandb(trainer: Trainer, callback: Any, run: str, step: int) -> None:
-    """Begin the run as the callback would, which takes the one that there is. A run of the program counts more."""
-    if callback._wandb.run is None and "WANDB_RUN_ID" not in os.environ:
+def _resume_wandb(trainer: Trainer, callback: Any, state: Mapping[str, Any], step: int) -> None:
+    """
+    Begin the run as the callback would, which takes the one that there is. A run of the program counts more.
+
+    W&B knows a row by its number. Online, the server says how many rows there are. Offline, a process would count from
+    0 again. So rows that a killed process has logged after the saved step have the same numbers as those that replace
+    them.
+    """
+    wandb = callback._wandb
+    if wandb.run is None and "WANDB_RUN_ID" not in os.environ:
         project = os.getenv("WANDB_PROJECT", "huggingface")
-        callback._wandb.init(project=project, name=trainer.args.run_name, id=run, resume="allow")
+        wandb.init(project=project, name=trainer.args.run_name, id=state["run"], resume="allow")
+        if wandb.run.step < state["rows"]:
+            wandb.run.log({}, step=state["rows"])
 
 
 MLFLOW_RUN: Final = "MLFLOW_RUN_ID"
 """Variable of the run that MLflow continues."""
 
 
-def _mlflow_run(trainer: Trainer, callback: Any) -> str | None:
+def _mlflow_state(trainer: Trainer, callback: Any) -> dict[str, Any]:
     run = callback._ml_flow.active_run()
-    return None if run is None else run.info.run_id
+    return {} if run is None else {"run": run.info.run_id}
 
 
-def _resume_mlflow(trainer: Trainer, callback: Any, run: str, step: int) -> None:
+def _resume_mlflow(trainer: Trainer, callback: Any, state: Mapping[str, Any], step: int) -> None:
     """
-    Begin *run*, and leave out what it has already. A run of the program counts more.
+    Begin the run, and leave out what it has already. A run of the program counts more.
 
     MLflow logs in a thread of its own, so a killed process may have logged less than it has stored.
     """
     mlflow = callback._ml_flow
     if mlflow.active_run() is not None or MLFLOW_RUN in os.environ:
         return
-    os.environ[MLFLOW_RUN] = run
+    os.environ[MLFLOW_RUN] = run = state["run"]
     try:
         callback.setup(trainer.args, trainer.state, trainer.model)
     finally:
@@ -147,9 +157,9 @@ def _of_mlflow(name: str) -> str:
 
 TRACKERS: Final = {
     "tensorboard": Tracker(
-        TensorBoardCallback, ("logging_dir", "tb_writer", "_SummaryWriter"), _folder, _resume_folder
+        TensorBoardCallback, ("logging_dir", "tb_writer", "_SummaryWriter"), _tensorboard_state, _resume_tensorboard
     ),
-    "wandb": Tracker(WandbCallback, ("_wandb",), _wandb_run, _resume_wandb),
-    "mlflow": Tracker(MLflowCallback, ("_ml_flow", "setup"), _mlflow_run, _resume_mlflow),
+    "wandb": Tracker(WandbCallback, ("_wandb",), _wandb_state, _resume_wandb),
+    "mlflow": Tracker(MLflowCallback, ("setup", "_ml_flow"), _mlflow_state, _resume_mlflow),
 }
 """The trackers that a resumed process continues, by their names in ``report_to``."""
