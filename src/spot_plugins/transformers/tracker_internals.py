@@ -76,7 +76,7 @@ def _resume_tensorboard(trainer: Trainer, callback: Any, state: Mapping[str, Any
 def _log_history(trainer: Trainer, callback: Any, step: int) -> None:
     """Log again what the history of the trainer has from *step* on."""
     for entry in trainer.state.log_history:
-        if entry["step"] >= step:
+        if entry.get("step", -1) >= step:
             state = copy(trainer.state)
             state.global_step = entry["step"]
             logs = {name: value for name, value in entry.items() if name != "step"}
@@ -96,12 +96,12 @@ def _resume_wandb(trainer: Trainer, callback: Any, state: Mapping[str, Any], ste
     0 again. So rows that a killed process has logged after the saved step have the same numbers as those that replace
     them.
     """
-    wandb = callback._wandb
-    if wandb.run is None and "WANDB_RUN_ID" not in os.environ:
+    wandb, run = callback._wandb, state["run"]
+    if wandb.run is None and os.environ.get("WANDB_RUN_ID", run) == run:
         project = os.getenv("WANDB_PROJECT", "huggingface")
-        wandb.init(project=project, name=trainer.args.run_name, id=state["run"], resume="allow")
-        if wandb.run.step < state["rows"]:
-            wandb.run.log({}, step=state["rows"])
+        wandb.init(project=project, name=trainer.args.run_name, id=run, resume="allow")
+    if wandb.run is not None and wandb.run.id == run and wandb.run.step < state["rows"]:
+        wandb.run.log({}, step=state["rows"])
 
 
 MLFLOW_RUN: Final = "MLFLOW_RUN_ID"
@@ -119,14 +119,15 @@ def _resume_mlflow(trainer: Trainer, callback: Any, state: Mapping[str, Any], st
 
     MLflow logs in a thread of its own, so a killed process may have logged less than it has stored.
     """
-    mlflow = callback._ml_flow
-    if mlflow.active_run() is not None or MLFLOW_RUN in os.environ:
+    mlflow, run = callback._ml_flow, state["run"]
+    if mlflow.active_run() is None and os.environ.get(MLFLOW_RUN, run) == run:
+        os.environ[MLFLOW_RUN] = run
+        try:
+            callback.setup(trainer.args, trainer.state, trainer.model)
+        finally:
+            os.environ.pop(MLFLOW_RUN, None)  # if MLflow has not done it
+    if _mlflow_state(trainer, callback).get("run") != run:
         return
-    os.environ[MLFLOW_RUN] = run = state["run"]
-    try:
-        callback.setup(trainer.args, trainer.state, trainer.model)
-    finally:
-        os.environ.pop(MLFLOW_RUN, None)
     client = mlflow.MlflowClient()
     names = [name for name in client.get_run(run).data.metrics if not name.startswith("system/")]
     known = {name: {each.step for each in client.get_metric_history(run, name)} for name in names}
