@@ -179,7 +179,10 @@ def test_a_run_that_is_lost(tmp_path, monkeypatch):
         mlflow.set_tracking_uri(f"file://{tmp_path}/{name}")
         life = trainer_lives.Life(str(tmp_path / "run"), tmp_path / "output", interrupt, report_to=["mlflow"])
         if interrupt is None:
-            with pytest.warns(UserWarning, match="this process logs to run .* and not to run .*, because .*not found"):
+            with pytest.warns(
+                UserWarning,
+                match="report_to='mlflow': this process logs to run .* and not to run .*, because .*not found",
+            ):
                 life.run()
         else:
             life.run()

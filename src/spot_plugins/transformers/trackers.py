@@ -11,7 +11,7 @@ from ..guard import warn
 from . import tracker_internals as internals
 
 OTHER_RUN: Final = (
-    "report_to={name!r}: this process logs to run {run} and not to run {before}, because {problem}. The training "
+    "report_to={name}: this process logs to run {run} and not to run {before}, because {problem}. The training "
     "itself continues. For one run, let the tracker keep its runs where each machine finds them, and give the id of "
     "the run if the program begins it"
 )
@@ -53,4 +53,4 @@ class Trackers:
             before, run = self._before.get(name, {}).get("run"), state.get("run")
             if before and run and run != before:
                 problem = self._problems.get(name, OF_PROGRAM)
-                warn(OTHER_RUN.format(name=name, run=run, before=before, problem=problem))
+                warn(OTHER_RUN.format(name=repr(name), run=run, before=before, problem=problem))
