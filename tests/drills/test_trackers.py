@@ -202,9 +202,7 @@ def test_a_run_that_the_program_begins(tmp_path, monkeypatch):
         with wandb.init(id=name):
             life = trainer_lives.Life(str(tmp_path / "run"), tmp_path / "output", interrupt, report_to=["wandb"])
             if interrupt is None:
-                expected = (
-                    "report_to='wandb': this process logs to run second and not to run first, because the program"
-                )
+                expected = "logs to run second and not to run first, because the program has begun it"
                 with pytest.warns(UserWarning, match=expected):
                     life.run()
             else:
