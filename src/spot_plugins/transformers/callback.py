@@ -171,8 +171,9 @@ class SpotTrainerCallback(TrainerCallback):  # type: ignore[misc]
             self.attach(trainer)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Restore what the training loop has just set to 0."""
+        """Restore what the training loop has just set to 0. The trackers have begun."""
         part = self._attached.running.part
+        part.trackers.begin()
         part.restore_counters()
         control.should_training_stop |= part.place.stops_training
 

@@ -100,6 +100,7 @@ class Fit:
                 self._begun, part.place.updates = start[0], start[1] // trainer.args.gradient_accumulation_steps
             return start
         self.best.restore()
+        part.resume_trackers()
         self._continues_in = self._begun = progress.epoch
         return progress.epoch, part.place.updates * trainer.args.gradient_accumulation_steps
 

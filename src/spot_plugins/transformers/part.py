@@ -14,6 +14,7 @@ from transformers.trainer_callback import ExportableState
 from ..errors import ConfigError
 from . import internals
 from .hook import SAMPLES
+from .trackers import Trackers
 
 OF_PROCESS: Final = frozenset(
     {
@@ -79,9 +80,11 @@ class TrainerPart:
     def __init__(self, trainer: Trainer, samples_per_step: int) -> None:
         self.place = Place()
         self.is_loaded = False
+        self.trackers = Trackers(trainer)
         self._trainer = trainer
         self._samples_per_step = samples_per_step
         self._counters: dict[str, Any] = {}
+        self._tracked: dict[str, dict[str, Any]] = {}
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state. Log and callbacks are JSON, as in the checkpoints of the trainer itself."""
@@ -101,6 +104,7 @@ class TrainerPart:
             "counters": internals.loss_counters(trainer),
             "place": {each.name: _plain(getattr(place, each.name)) for each in dataclasses.fields(place)},
             "max_steps": trainer.state.max_steps,
+            "trackers": self.trackers.state(),
             SAMPLES: self._samples_per_step,
         }
 
@@ -116,6 +120,7 @@ class TrainerPart:
                 vars(callback).update(mine[1]["attributes"])
         internals.set_trl_metrics(trainer, json.loads(state["metrics"]))
         self._counters = state["counters"]
+        self._tracked = state.get("trackers", {})
         self.place = Place(**state["place"])
         # A training that its last step has ended goes on if the program has more steps now.
         if state["max_steps"] <= trainer.state.global_step < trainer.state.max_steps:
@@ -123,6 +128,11 @@ class TrainerPart:
         elif trainer.state.global_step >= trainer.state.max_steps:
             self.place.stops_training = True  # the program has fewer steps now, and the loop would make one more
         self.is_loaded = True
+
+    def resume_trackers(self) -> None:
+        """Let the trackers continue their runs. The log of the saved step comes again if more of it is left to do."""
+        has_more = self.place.is_due or self.place.stops_training
+        self.trackers.resume(self._tracked, self._trainer.state.global_step + (not has_more))
 
     def restore_counters(self) -> None:
         """Restore the counters of the loss. Call it after the training loop has set them to 0."""

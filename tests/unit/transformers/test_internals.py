@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from transformers import Trainer, TrainingArguments
 
 from spot_plugins.errors import ConfigError
 from spot_plugins.transformers import SpotTrainerCallback, internals
+from spot_plugins.transformers.tracker_internals import TRACKERS
 
 
 @pytest.fixture
@@ -88,9 +90,15 @@ def test_the_missing_function_is_named(trainer, monkeypatch):
 @pytest.mark.parametrize("name", internals.LOSSES)
 def test_the_training_loop_sets_the_counters(name):
     """The counters that are restored are attributes of a trainer, under these names."""
-    import inspect
-
     assert f"self.{name}" in inspect.getsource(Trainer)
+
+
+@pytest.mark.parametrize("tracker", TRACKERS.values(), ids=TRACKERS)
+def test_trackers_have_the_names(tracker):
+    """The trackers themselves are not installed, so only the source of their callbacks tells."""
+    source = inspect.getsource(tracker.kind)
+
+    assert [name for name in tracker.attributes if f"self.{name}" not in source] == []
 
 
 TRL_NAMES = {"sft_trainer": internals.TRL_METRICS, "grpo_trainer": [internals.TRL_GENERATIONS]}
