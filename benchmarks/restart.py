@@ -1,11 +1,12 @@
 """
 From the kill of a training to its first new optimizer step, by phase, on one process.
 
-Every way trains the same model on the same data, saves once, and is killed with SIGKILL. Then a new process resumes. Its
-phases end with timestamps of its own. *Kill* is until the killed process has ended, *begins* until the first line of the
-new one, *imports* is torch, *library* what the way adds to it, *model* the model and its optimizer, *join* the objects
-of the way, *apply* the way of the state into the training, *settles* what follows it, and *position* the place in the
-data. The figures are medians of all lives. All ways take turns, so that a change of the load meets all of them.
+Every way trains the same model on the same data, saves once, and is killed with SIGKILL. Then a new process resumes. It
+notes the end of each phase by the clock that both processes share. *Kill* is until the killed process has ended,
+*begins* until the first line of the new one, *imports* is torch, *library* what the way imports beside it, *model* the
+model and its optimizer, *join* the objects of the way, *apply* the way of the state into the training, *settles* what
+follows until the call returns, and *position* the place in the data. The figures are medians of all lives. The ways
+take turns, so that a change of the load meets all of them.
 
 *Share* is what a way adds beside the bytes: library, join, list, apply, settles and position. *Hash* is the processor
 time of the verification, which runs beside the read. The files are in the page cache. On S3, nothing is on the local

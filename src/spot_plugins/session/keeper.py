@@ -15,6 +15,7 @@ from ..push import Pusher
 from ..push.messages import KeepRequest
 from ..ranks import Job, SingleRank
 from ..resume.join import Membership
+from ..resume.reader import StepReader
 from ..resume.stored import choose_step
 from ..save import SavedSteps
 from ..store import patiently
@@ -152,8 +153,6 @@ class Keeper:
             ConfigError: The store does not have the step.
             CorruptCheckpointError, IncompatibleCheckpointError, StoreError: It cannot be read.
         """
-        from ..resume.reader import StepReader  # the import takes half a second, which is not always needed
-
         store = self._run.store
         marked = {mark.step_id for mark in patiently(lambda: list(kept_steps(store))) if mark.is_committed}
         committed = choose_step(store, step, kept=any(each.step == step for each in marked))
