@@ -140,6 +140,7 @@ def main():
     settings = json.loads(sys.argv[1])
     marks = Marks(BEGAN, Path(settings["folder"], "marks.json"))
     program = programs.find(settings["way"])(settings, marks)
+    marks.end("imports")
     program.begin()
     marks.end("library")
     import torch.distributed

@@ -61,9 +61,23 @@ def test_a_machine_without_room_for_the_process_is_told_before_training(tmp_path
     told = r"the pusher process does not start: \[Errno 24\] Too many open files\. Allow this machine more processes, "
     try:
         with pytest.raises(ConfigError, match=told + "memory or open files"):
-            Pusher(settings_of(tmp_path), EventBus()).prove(time.sleep)
+            pusher = Pusher(settings_of(tmp_path), EventBus())
+            pusher.start()  # it leaves the error to the proof
+            pusher.prove(time.sleep)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_the_process_that_is_started_early_is_the_one_that_proves_the_store(tmp_path):
+    """
+    The trainer does other work while it imports.
+    """
+    with closing(Pusher(settings_of(tmp_path), EventBus())) as pusher:
+        pusher.start()
+        early = pusher.pid
+        pusher.prove(time.sleep)
+        assert early is not None
+        assert pusher.pid == early
 
 
 def test_a_step_whose_memory_is_closed_before_it_is_sent_is_abandoned(tmp_path):
