@@ -60,9 +60,9 @@ def test_a_machine_without_room_for_the_process_is_told_before_training(tmp_path
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
     told = r"the pusher process does not start: \[Errno 24\] Too many open files\. Allow this machine more processes, "
     try:
+        pusher = Pusher(settings_of(tmp_path), EventBus())
+        pusher.start()  # it leaves the error to the proof
         with pytest.raises(ConfigError, match=told + "memory or open files"):
-            pusher = Pusher(settings_of(tmp_path), EventBus())
-            pusher.start()  # it leaves the error to the proof
             pusher.prove(time.sleep)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
