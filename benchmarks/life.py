@@ -14,26 +14,30 @@ BEGAN = time.monotonic()  # before any other import, because these belong to the
 import json  # noqa: E402
 import os  # noqa: E402
 import sys  # noqa: E402
-from contextlib import contextmanager  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 SAVED_STEP = 2
 ROWS = 100_000  # in the data set
 
 
+def _now():
+    """Return the time and the processor time of this process."""
+    return [time.monotonic(), time.process_time()]
+
+
 class Marks:
-    """The seconds of each phase. A phase ends where the next one begins."""
+    """The seconds and the processor time of each phase. A phase ends where the next one begins."""
 
     def __init__(self, began, path):
-        self._last = began
+        self._last = [began, 0.0]
         self._path = path
-        self._document = {"began": began, "phases": {}, "fingerprint": None, "hash_cpu_s": 0.0}
+        self._document = {"began": began, "phases": {}, "cpu": {}, "fingerprint": None, "hash_cpu_s": 0.0}
 
     def end(self, phase):
         """Count the time since the last mark as *phase*."""
-        now = time.monotonic()
-        phases = self._document["phases"]
-        phases[phase] = phases.get(phase, 0.0) + now - self._last
+        now = _now()
+        for kind, end, begin in zip(("phases", "cpu"), now, self._last, strict=True):
+            self._document[kind][phase] = self._document[kind].get(phase, 0.0) + end - begin
         self._last = now
 
     def split(self, owner, name, before, within):
@@ -55,8 +59,9 @@ class Marks:
 
     def check(self, training):
         """Note the state that was saved or restored. This takes no time of any phase."""
-        with self._unmeasured():
-            self._document["fingerprint"] = training.fingerprint()
+        began = _now()
+        self._document["fingerprint"] = training.fingerprint()
+        self._last = [last + end - begin for last, end, begin in zip(self._last, _now(), began, strict=True)]
 
     def finish(self):
         """Write the phases, and wait to be killed."""
@@ -65,12 +70,6 @@ class Marks:
         os.replace(part, self._path)
         sys.stdin.read()  # until the benchmark kills this process, or has ended
         os._exit(1)
-
-    @contextmanager
-    def _unmeasured(self):
-        started = time.monotonic()
-        yield
-        self._last += time.monotonic() - started
 
 
 class Program:

@@ -8,7 +8,8 @@ model and its optimizer, *join* the objects of the way, *apply* the way of the s
 follows until the call returns, and *position* the place in the data. The figures are medians of all lives. The ways
 take turns, so that a change of the load meets all of them.
 
-*Share* is what a way adds beside the bytes: library, join, list, apply, settles and position. *Hash* is the processor
+*Share* is what a way adds beside the bytes: library, join, list, apply, settles and position. *Its CPU* is that of the
+training process in these phases, which depends less on what else the machine does. *Hash* is the processor
 time of the verification, which runs beside the read. The files are in the page cache. On S3, nothing is on the local
 disk. *No checkpoint* is the same program without a restore, and *raw read* reads as many bytes into new memory.
 """
@@ -57,6 +58,7 @@ TITLES = {
 COLUMNS = [
     Column("total_s", "total s", ".2f", ratio=True),
     Column("share_s", "share s", ".2f", ratio=True),
+    Column("share_cpu_s", "its CPU s", ".2f", ratio=True),
     *(Column(f"{phase}_s", title, ".2f") for phase, title in TITLES.items()),
     Column("hash_cpu_s", "hash", ".2f"),
 ]
@@ -106,7 +108,7 @@ class Trainings:
         self._fingerprints = {}
 
     def live(self, name, number):
-        """Kill the training that runs, and begin life *number* of the way called *name*. Return its figures."""
+        """Kill the training that runs, and begin life *number* of the way called *name*. Return phases and CPU."""
         folder = self._root / str(list(PROGRAMS).index(name))
         folder.mkdir(exist_ok=True)
         for path in folder.rglob("*"):
@@ -134,7 +136,8 @@ class Trainings:
         shutil.rmtree(folder / f"local-{number}", ignore_errors=True)
         phases = {"kill": ended - killed, "interpreter": document["began"] - ended, **document["phases"]}
         print(f"{name}: {', '.join(f'{phase} {value:.2f}' for phase, value in phases.items())}", flush=True)
-        return phases | {"hash_cpu": document["hash_cpu_s"]}
+        cpu = sum(document["cpu"].get(phase, 0.0) for phase in SHARE)
+        return phases, {"share_cpu": cpu, "hash_cpu": document["hash_cpu_s"]}
 
     def kill(self):
         """Kill the process that runs, and wait until it has ended."""
@@ -164,11 +167,13 @@ class Trainings:
 
 
 def _figures(lives):
-    """Return the medians of the phases, with the total and the share."""
-    names = list(dict.fromkeys(name for life in lives for name in life))
-    row = {"total_s": statistics.median(sum(life.values()) - life["hash_cpu"] for life in lives)}
-    row["share_s"] = statistics.median(sum(life.get(phase, 0.0) for phase in SHARE) for life in lives)
-    return row | {f"{name}_s": statistics.median(life.get(name, 0.0) for life in lives) for name in names}
+    """Return the medians of the phases and of the processor time, with the total and the share."""
+    row = {"total_s": statistics.median(sum(phases.values()) for phases, _ in lives)}
+    row["share_s"] = statistics.median(sum(phases.get(name, 0.0) for name in SHARE) for phases, _ in lives)
+    for figures in zip(*lives, strict=True):
+        names = dict.fromkeys(name for each in figures for name in each)
+        row |= {f"{name}_s": statistics.median(each.get(name, 0.0) for each in figures) for name in names}
+    return row
 
 
 def _read_raw(path, num_bytes):
