@@ -7,6 +7,7 @@ import resource
 import threading
 import time
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 import torch
@@ -72,7 +73,8 @@ def test_the_process_that_is_started_early_is_the_one_that_proves_the_store(tmp_
     """
     The trainer does other work while it imports.
     """
-    with closing(Pusher(settings_of(tmp_path), EventBus())) as pusher:
+    settings = replace(settings_of(tmp_path), attempt=0)  # none is claimed yet
+    with closing(Pusher(settings, EventBus())) as pusher:
         pusher.start()
         early = pusher.pid
         pusher.prove(time.sleep)
