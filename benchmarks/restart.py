@@ -35,7 +35,7 @@ from .state import num_threads
 
 ROOT = Path(__file__).parent.parent
 BUCKET = "restart"
-LIFE_S = 300.0  # longest wait for one life
+LIFE_S = 600.0  # longest wait for one life
 TICK_S = 0.01
 RAW = "raw read"
 SHARE = ("library", "join", "list", "apply", "begin", "position")
