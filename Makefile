@@ -92,7 +92,7 @@ lint: setup  ## Format, lint, types, layers
 	$(bin)/lint-imports
 
 bench: setup  ## What saves, restores and agreeing cost, beside others; figures and charts in benchmark-output/
-	for verb in stall overhead durable restore agree scale board position interruptions; do \
+	for verb in stall overhead durable restore restart agree scale board position interruptions; do \
 		$(bin)/python -m benchmarks $$verb --out benchmark-output || exit 1; \
 	done
 

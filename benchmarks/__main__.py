@@ -5,7 +5,19 @@ from __future__ import annotations
 import argparse
 from importlib import import_module
 
-VERBS = ("stall", "overhead", "durable", "restore", "agree", "scale", "fleet", "board", "position", "interruptions")
+VERBS = (
+    "stall",
+    "overhead",
+    "durable",
+    "restore",
+    "restart",
+    "agree",
+    "scale",
+    "fleet",
+    "board",
+    "position",
+    "interruptions",
+)
 
 
 def main():

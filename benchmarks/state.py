@@ -47,10 +47,11 @@ class Training:
 
     By default there are as many tensors as blocks of a common width have.
 
-    On several ranks the model is wrapped in DDP, unless *wrap* is False, because some hosts wrap it themselves.
+    On several ranks the model is wrapped in DDP, unless *wrap* is False, because some hosts wrap it themselves. With
+    *is_new*, no step has been trained, so that the optimizer has no state yet.
     """
 
-    def __init__(self, num_gb, device="cpu", *, world_size=1, frozen=False, wrap=True, num_tensors=None):
+    def __init__(self, num_gb, device="cpu", *, world_size=1, frozen=False, wrap=True, num_tensors=None, is_new=False):
         torch.manual_seed(0)
         num_parameters = num_gb * 1e9 / BYTES_PER_PARAMETER
         width = WIDTH
@@ -70,13 +71,14 @@ class Training:
         self.module = nn.parallel.DistributedDataParallel(self.model) if wrap and world_size > 1 else self.model
         self.batch = torch.randn(TOKENS, width, device=self.device)
         self.num_steps = 0
-        self.step()  # the optimizer has its state after one step
+        if not is_new:
+            self.step()  # the optimizer has its state after one step
 
-    def step(self, guard=nullcontext):
+    def step(self, guard=nullcontext, batch=None):
         """Train one step, with its update within *guard*, and wait for the device. Return the seconds."""
         started = time.perf_counter()
         self.optimizer.zero_grad()
-        self.module(self.batch).square().mean().backward()
+        self.module(self.batch if batch is None else batch).square().mean().backward()
         with guard():
             self.optimizer.step()
         self.synchronize()

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.programs import PROGRAMS
+
 ROOT = Path(__file__).parents[2]
 OPTIONAL = {"torch_checkpointing", "nvidia-resiliency-ext"}  # not in the development environment
 DCP = {"DCP save", "DCP async, thread", "DCP async, DefaultStager", "DCP async, process"}
@@ -51,6 +53,7 @@ RUNS = {
             *HOSTS,
         },
     ),
+    "restart": (["--gb", "0.002", "--saves", "1"], {*PROGRAMS, "raw read"}),
     "agree": (
         ["--ranks", "2", "--steps", "40", "--notices", "1"],
         {"spot_plugins board, 2 ranks", "all-reduce, 2 ranks", "empty call, 2 ranks"},
@@ -85,6 +88,7 @@ FIGURES = {  # that spot_plugins has in each
     "overhead": {"added_us", "interval_us"},
     "durable": {"local_s", "committed_s", "local_to_floor", "committed_to_floor"},
     "restore": {"warm_s", "s3_s", "session_s", "warm_to_floor", "s3_to_floor"},
+    "restart": {"total_s", "share_s", "join_s", "list_s", "read_s", "apply_s", "position_s", "step_s"},
     "agree": {"quiet_median_us", "notice_median_s"},
     "scale": {"commit", "discover", "prune"},
     "fleet": {"put", "seconds", "usd"},
@@ -99,6 +103,7 @@ LONG = {
     "stall of many tensors",
     "overhead",
     "durable",
+    "restart",
     "agree",
     "fleet",
     "position",

@@ -64,11 +64,16 @@ ERRORS = {
 }
 
 
-def heavy_modules_with(*modules: str) -> set[str]:
-    """Return which of HEAVY are loaded in a new interpreter that imported *modules*."""
+def modules_with(*modules: str) -> set[str]:
+    """Return what is loaded in a new interpreter that imported *modules*."""
     program = f"import sys, {', '.join(modules)}; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    return HEAVY & set(done.stdout.split())
+    return set(done.stdout.split())
+
+
+def heavy_modules_with(*modules: str) -> set[str]:
+    """Return which of HEAVY are loaded in a new interpreter that imported *modules*."""
+    return HEAVY & modules_with(*modules)
 
 
 def with_submodules(name: str) -> list[str]:
@@ -115,9 +120,16 @@ def test_the_package_has_these_names_and_no_other() -> None:
         _ = spot_plugins.SpotSesion
 
 
-def test_the_session_loads_no_host() -> None:
-    """A user of one host needs none of the others installed."""
-    assert heavy_modules_with("spot_plugins.session") <= {"torch"}
+def test_a_loop_loads_no_host_and_nothing_slow() -> None:
+    """A user of one host needs none of the others installed, and every restart waits for what is imported."""
+    loaded = modules_with("spot_plugins.session", "spot_plugins.bare")
+    assert loaded & HEAVY <= {"torch"}
+    assert not loaded & {"torch.distributed.checkpoint", "spot_plugins.monitor.tally"}
+
+
+def test_the_pusher_starts_without_the_metadata_of_packages() -> None:
+    """The trainer waits for its start."""
+    assert not modules_with("spot_plugins.push.worker") & {"importlib.metadata", "packaging"}
 
 
 @pytest.mark.parametrize("module", sorted(PUBLIC_NAMES))

@@ -10,7 +10,6 @@ from typing import Any, Final
 
 from .. import __version__
 from ..events import Committed, Event, Leaving, NoticeReceived, Superseded
-from ..machine.versions import host_versions
 from ..store import ObjectStore
 from .records import Ended, Entry, Heartbeat, Record, TrainerGone, TrainingBegan, body_of, encode_body
 from .segments import SegmentWriter
@@ -96,5 +95,7 @@ class PusherLog:
 
 
 def _facts() -> dict[str, Any]:
+    from ..machine.versions import host_versions  # the import takes longer than the trainer should wait at its start
+
     versions = {"python": platform.python_version(), **host_versions()}
     return {"host": platform.node(), "software": f"spot_plugins {__version__}", "versions": versions}

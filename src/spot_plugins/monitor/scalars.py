@@ -6,12 +6,14 @@ import logging
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 from ..errors import SpotError
 from ..eventlog.watchers import Watched, Watcher
 from ..events import Committed, Event, SharesCounted
-from .tally import Tally
+
+if TYPE_CHECKING:
+    from .tally import Tally
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +48,8 @@ class Scalars(Watcher):
     def open(self, watched: Watched) -> None:
         """Begin with a session. The log of earlier attempts is read on a thread of its own."""
         if watched.rank == 0:
+            from .tally import Tally  # its imports take time, and a loop without trackers needs none of them
+
             self._tally = tally = Tally(watched)
             self._counts_shares = watched.world_size > 1
             threading.Thread(target=_read, args=(tally,), name="spot-figures", daemon=True).start()

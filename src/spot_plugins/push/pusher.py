@@ -67,6 +67,11 @@ class Pusher:
         self.is_finished = False
         """True if the training has ended and its end is stored. Then the process removes default local copies."""
 
+    def start(self) -> None:
+        """Start the process and return at once. It imports for a while. If it does not start, :meth:`prove` raises."""
+        with self._sending, contextlib.suppress(OSError):
+            self._reach_process()
+
     def prove(self, wait: Callable[[float], None]) -> None:
         """
         Let the process put, get, list and delete an object in the store, once. It is started if it does not run.

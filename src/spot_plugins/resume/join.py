@@ -71,13 +71,22 @@ class Membership:
     """True if the store takes large objects in one request, straight from memory."""
 
 
-def join_run(config: SpotConfig, job: Job, bus: EventBus, patience: Patience) -> tuple[Membership, Pusher]:
+def join_run(
+    config: SpotConfig, job: Job, bus: EventBus, patience: Patience, meanwhile: Callable[[], None] = lambda: None
+) -> tuple[Membership, Pusher]:
     """
     Prove on every rank that the store can be used, and claim the next attempt. Every rank calls this.
 
     1. The pusher process of each rank proves the store. Passing trouble is waited for.
     2. The ranks exchange the refusals.
     3. Rank 0 claims the attempt.
+
+    Args:
+        config: The settings of the run.
+        job: The ranks of the job.
+        bus: Gets the events of the pusher.
+        patience: Waits for passing trouble.
+        meanwhile: Work that needs neither the store nor the other ranks. It is called while the pusher process starts.
 
     Returns:
         The run and the pusher, whose process runs.
@@ -96,6 +105,8 @@ def join_run(config: SpotConfig, job: Job, bus: EventBus, patience: Patience) ->
                 run = _open(config, job, patience)
                 pusher = Pusher(_push_settings(config, run, job), bus)
                 stack.callback(pusher.close)
+                pusher.start()
+                meanwhile()
                 _finally_refused(run, lambda: patience(lambda: pusher.prove(patience.wait)))
             except (ConfigError, StoreError) as error:
                 refusal = _note(error)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from .. import events
 from ..errors import (
@@ -20,12 +20,9 @@ from ..events import EventBus
 from ..format.commit import CommittedStep, committed_steps
 from ..format.keys import StepId
 from ..ranks import Job
+from ..state import ShardedPart
 from ..store import ObjectStore, patiently
-
-if TYPE_CHECKING:
-    from ..state import ShardedPart
-    from .reader import LoadedStep, StepReader, Wanted
-
+from .reader import LoadedStep, StepReader, Wanted
 
 logger = logging.getLogger(__name__)
 
@@ -96,8 +93,6 @@ def load_newest(
     is_late = is_mirror
     for number, (step, attempt, world_size) in enumerate(steps):
         committed = CommittedStep(StepId(step, attempt), world_size)
-        from .reader import StepReader  # the import takes half a second, which a first attempt does not need
-
         reader = StepReader(store, local, committed, job.ranks, want)
         loaded, damages = _read_on_all(reader, job, f"resume/read/{number}")
         if damages and heal(committed, f"resume/heal/{number}"):

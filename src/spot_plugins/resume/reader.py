@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import torch
-from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, TensorProperties, TensorStorageMetadata
-from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from ..errors import GONE, CorruptCheckpointError, SpotError, StoreError
 from ..format.boxes import Box, common, whole
@@ -165,7 +163,7 @@ class StepReader:
         self, pieces: list[tuple[RankManifest, TensorSlice]]
     ) -> tuple[dict[str, _Target], dict[_BlobId, list[Copy]]]:
         """
-        Allocate the memory for every tensor, and map the slices to it. DCP computes how boxes overlap.
+        Allocate the memory for every tensor, and map the slices to it.
 
         Returns:
             The targets by name of the tensor, and the copies from each blob.
@@ -181,16 +179,13 @@ class StepReader:
             boxes = self._boxes(first)
             memory = torch.empty(sum(box.num_elements for box in boxes), dtype=TORCH_DTYPES[first.dtype])
             targets[name] = target = _Target(template, boxes, memory)
-            stored = TensorStorageMetadata(
-                TensorProperties(dtype=memory.dtype), torch.Size(first.shape), [_chunk(box) for box in saved]
-            )
-            found = [*saved.values()]
-            for item in create_read_items_for_chunk_list(name, stored, [_chunk(box) for box in boxes]):
-                manifest, piece = found[item.storage_index.index or 0]
-                into = target.in_box(item.dest_index.index or 0)
-                for dim, (offset, length) in enumerate(zip(item.dest_offsets, item.lengths, strict=True)):
-                    into = into.narrow(dim, offset, length)
-                copies[_BlobId(manifest.rank, piece.blob)].append(Copy(piece, tuple(item.storage_offsets), into))
+            for number, box in enumerate(boxes):
+                for stored, shared in _overlaps(box, saved):
+                    manifest, piece = saved[stored]
+                    into = target.in_box(number)
+                    for dim, (offset, length) in enumerate(zip(_within(box, shared), shared.lengths, strict=True)):
+                        into = into.narrow(dim, offset, length)
+                    copies[_BlobId(manifest.rank, piece.blob)].append(Copy(piece, _within(stored, shared), into))
         return targets, copies
 
     def _check(self, manifests: list[RankManifest]) -> None:
@@ -259,5 +254,14 @@ class StepReader:
         return (whole(piece.shape),) if template is None else template.boxes.held
 
 
-def _chunk(box: Box) -> ChunkStorageMetadata:
-    return ChunkStorageMetadata(torch.Size(box.offsets), torch.Size(box.lengths))
+def _overlaps(box: Box, saved: Collection[Box]) -> Iterator[tuple[Box, Box]]:
+    """Yield the saved boxes that have elements of *box*, each with what it has of them."""
+    for stored in (box,) if box in saved else saved:  # an equal one is usual, and the others have no part of it
+        shared = common(stored, box)
+        if shared.num_elements:
+            yield stored, shared
+
+
+def _within(box: Box, part: Box) -> tuple[int, ...]:
+    """Return the offsets of *part* within *box*."""
+    return tuple(offset - first for offset, first in zip(part.offsets, box.offsets, strict=True))

@@ -10,7 +10,6 @@ import logging
 
 from ..config import printable_url
 from ..events import Resumed
-from ..machine.versions import unwanted
 from ..program import Program
 from .milestones import Milestones
 from .opened import Opened
@@ -37,7 +36,7 @@ def show_banner(it: Opened, program: Program, resumed: Resumed | None) -> None:
     program.tell(it.lines)
     if (notices := it.listener.summary) is not None:
         it.lines.say_first(notices)
-    for each in unwanted() if it.job.rank == 0 else ():
+    for each in it.unsuitable:
         it.lines.say_first(f"{each.problem}. To correct it: {each.remedy}", logging.WARNING)
 
 

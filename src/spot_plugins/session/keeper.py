@@ -17,6 +17,7 @@ from ..push.messages import KeepRequest
 from ..ranks import Job, SingleRank
 from ..resume.join import Membership
 from ..resume.manifests import manifests_of
+from ..resume.reader import StepReader
 from ..resume.stored import choose_step
 from ..resume.weights import Weights
 from ..save import SavedSteps
@@ -155,8 +156,6 @@ class Keeper:
             ConfigError: The store does not have the step.
             CorruptCheckpointError, IncompatibleCheckpointError, StoreError: It cannot be read.
         """
-        from ..resume.reader import StepReader  # the import takes half a second, which is not always needed
-
         store, committed = self._run.store, self._committed(step)
         return StepReader(store, self._run.local, committed, SingleRank(), lambda name, shape: None).read().state
 

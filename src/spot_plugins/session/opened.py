@@ -27,6 +27,7 @@ from ..leave.participant import TrainingParticipant
 from ..leave.phase import PhaseTracker
 from ..leave.way_out import WayOut
 from ..machine.threads import NoThreadError
+from ..machine.versions import Installed, unwanted
 from ..program import Lines
 from ..push import Pusher
 from ..ranks import Job, Ranks
@@ -55,6 +56,8 @@ class Opened:
     fingerprints: Recorder
     keeper: Keeper
     watchers: Watchers
+    unsuitable: list[Installed]
+    """The installed packages of a version that this release does not work with. Only known on rank 0."""
 
 
 def join_and_build(
@@ -87,8 +90,7 @@ def join_and_build(
     early = EarlyNotices(config, bus, lines, phase)
     job = Job(ranks, ranks.open_board(), early.wait)
     stack.callback(job.board.close)
-    with leaving_early(job), early:
-        run, pusher = join_run(config, job, bus, Patience(lambda text: lines.say(text, logging.WARNING), early.wait))
+    run, pusher, unsuitable = _join(config, job, bus, lines, early)
     stack.callback(pusher.close)  # once more below, in the right order
     saver = Saver(registry, job.ranks, pusher, bus, config.buffer_bytes, grows_blobs=run.takes_large_puts)
     fingerprints = recorder_of(run.scratch, run.disk, run.attempt, job, bus, pusher.file_way.share, live_folder(config))
@@ -132,7 +134,20 @@ def join_and_build(
     for close in (way_out.release_signals, pusher.close, watchers.close, saver.close, agreement.close, listener.close):
         stack.callback(close)
     opened = (job, lines, run, pusher, saver, saved_steps, measurements, agreement, listener, way_out, fingerprints)
-    return Opened(*opened, keeper, watchers)
+    return Opened(*opened, keeper, watchers, unsuitable)
+
+
+def _join(
+    config: SpotConfig, job: Job, bus: EventBus, lines: Lines, early: EarlyNotices
+) -> tuple[Membership, Pusher, list[Installed]]:
+    """Join the run. Rank 0 compares the installed packages while its pusher process starts."""
+    unsuitable: list[Installed] = []
+    patience = Patience(lambda text: lines.say(text, logging.WARNING), early.wait)
+    with leaving_early(job), early:
+        run, pusher = join_run(
+            config, job, bus, patience, lambda: unsuitable.extend(unwanted() if job.rank == 0 else ())
+        )
+    return run, pusher, unsuitable
 
 
 @contextmanager

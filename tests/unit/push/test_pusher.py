@@ -7,6 +7,7 @@ import resource
 import threading
 import time
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 import torch
@@ -60,10 +61,25 @@ def test_a_machine_without_room_for_the_process_is_told_before_training(tmp_path
     resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
     told = r"the pusher process does not start: \[Errno 24\] Too many open files\. Allow this machine more processes, "
     try:
+        pusher = Pusher(settings_of(tmp_path), EventBus())
+        pusher.start()  # it leaves the error to the proof
         with pytest.raises(ConfigError, match=told + "memory or open files"):
-            Pusher(settings_of(tmp_path), EventBus()).prove(time.sleep)
+            pusher.prove(time.sleep)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_the_process_that_is_started_early_is_the_one_that_proves_the_store(tmp_path):
+    """
+    The trainer does other work while it imports.
+    """
+    settings = replace(settings_of(tmp_path), attempt=0)  # none is claimed yet
+    with closing(Pusher(settings, EventBus())) as pusher:
+        pusher.start()
+        early = pusher.pid
+        pusher.prove(time.sleep)
+        assert early is not None
+        assert pusher.pid == early
 
 
 def test_a_step_whose_memory_is_closed_before_it_is_sent_is_abandoned(tmp_path):
