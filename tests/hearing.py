@@ -78,7 +78,7 @@ def pusher_pid(session):
 
 def until_not_busy(session):
     """Wait until the pusher of *session* has no step that the store takes; one that only fails does not count."""
-    until(lambda: not session._opened.pusher.is_busy, "the pusher is not busy")
+    until(lambda: not session._opened.pusher.ledger.is_busy, "the pusher is not busy")
 
 
 def until_idle(session):

@@ -76,7 +76,7 @@ class Life:
         self.num_points += 1
         if self.end is not None and self.num_points == self.end[1]:
             if self.end[0] == "kill":
-                self.until(lambda: not self.spot._session._opened.pusher.is_busy)
+                self.until(lambda: not self.spot._session._opened.pusher.ledger.is_busy)
                 raise KilledError
             if self.end[0] == "ctrl-c":
                 signal.raise_signal(signal.SIGINT)
@@ -85,7 +85,7 @@ class Life:
 
     def stored(self):
         """Wait until the last save is stored, so that the next one is not put off."""
-        self.until(lambda: not self.spot._session._opened.pusher.is_busy)
+        self.until(lambda: not self.spot._session._opened.pusher.ledger.is_busy)
 
     def until(self, condition):
         deadline = time.monotonic() + DEADLINE_S

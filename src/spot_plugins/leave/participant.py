@@ -39,7 +39,7 @@ class TrainingParticipant:
 
     def is_ready(self) -> bool:
         """Return whether an earlier save is done, so that another one may begin."""
-        return self._saver.has_room and not self._pusher.is_busy
+        return self._saver.has_room and not self._pusher.ledger.is_busy
 
     def on_deferred(self, step: int) -> None:
         """Emit that *step* was due and is not saved, because an earlier one is still being pushed."""

@@ -17,7 +17,7 @@ from ..state.part import Part
 from .batches import Batches
 from .epochs import StreamsPart
 from .framework import Framework
-from .one_loop import claim, open_session, release
+from .one_loop import claim, release
 from .peek import Peek
 from .position import PositionPart
 from .progress import Progress
@@ -80,7 +80,7 @@ class Loop:
         """
         claim(self, self._framework.words.name)
         try:
-            open_session(self._session)
+            self._session.__enter__()
         except BaseException:
             release(self)
             self._session.close()

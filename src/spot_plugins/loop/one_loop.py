@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from weakref import ReferenceType, ref
 
 from ..errors import ConfigError
-from ..notices.signals import check_signals_free
-from ..session import SpotSession
 
 _open: tuple[ReferenceType[object], str] | None = None  # the loop and its name
 
@@ -34,13 +31,3 @@ def release(loop: object) -> None:
     global _open
     if _open is not None and _open[0]() is loop:
         _open = None
-
-
-def open_session(session: SpotSession) -> None:
-    """Open *session*. It takes SIGTERM as a notice if this is the main thread."""
-    is_main = threading.current_thread() is threading.main_thread()
-    if is_main:
-        check_signals_free()
-    session.open()
-    if is_main:
-        session.handle_signals()

@@ -114,11 +114,6 @@ class Pusher:
         process = self._process
         return None if process is None else process.pid
 
-    @property
-    def is_busy(self) -> bool:
-        """True if a step is on its way and the store takes it. A push that only fails does not count."""
-        return self.ledger.is_busy
-
     def announce(self, step: int, buffers: Iterable[int]) -> None:
         """Hold *buffers*, because *step* is being copied into them. :meth:`submit` or :meth:`abandon` follows."""
         self.ledger.announce(step, buffers)

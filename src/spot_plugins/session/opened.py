@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,10 +25,11 @@ from ..leave.listener import Listener
 from ..leave.lost_rank import LostRank
 from ..leave.measurements import Measurements
 from ..leave.participant import TrainingParticipant
-from ..leave.phase import PhaseTracker
+from ..leave.phase import Phase, PhaseTracker
 from ..leave.way_out import WayOut
 from ..machine.threads import NoThreadError
 from ..machine.versions import Installed, unwanted
+from ..notices.signals import check_signals_free
 from ..program import Lines
 from ..push import Pusher
 from ..ranks import Job, Ranks
@@ -158,6 +160,19 @@ def leaving_early(job: Job) -> Iterator[None]:
     except Preempted:
         job.leave_early()
         raise
+
+
+def is_free_for_signals(phase: PhaseTracker) -> bool:
+    """
+    Return True if a session in *phase* may take signals, because this is the main thread.
+
+    Raises:
+        ConfigError: The session is new, and another one of this process has taken them.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main and phase.now is Phase.NEW:
+        check_signals_free()
+    return is_main
 
 
 @contextmanager

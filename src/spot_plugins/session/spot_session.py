@@ -34,7 +34,7 @@ from .drilling import Drilling
 from .ending import check_ends, end_of
 from .keeping import KeepsSteps
 from .milestones import Milestones
-from .opened import Opened, join_and_build, opening
+from .opened import Opened, is_free_for_signals, join_and_build, opening
 
 __all__ = ["Pause", "SpotSession"]
 
@@ -48,7 +48,8 @@ class SpotSession(KeepsSteps):
 
     A host registers the parts of its training, opens the session and calls :meth:`resume`. Then it calls
     :meth:`after_step` after every optimizer step, and :meth:`finish` when the training is done. Every rank makes the
-    same calls, always on the training thread. Between two steps it may stand still in :meth:`pause`::
+    same calls, always on the training thread. Between two steps it may stand still in :meth:`pause`. A ``with`` block
+    on the main thread takes SIGTERM as a notice::
 
         with SpotSession(config) as session:
             session.register_model(model, [optimizer])
@@ -92,7 +93,10 @@ class SpotSession(KeepsSteps):
         self._program = Program()
 
     def __enter__(self) -> SpotSession:
-        self._open_if_new()
+        with opening(self.close):
+            if is_free_for_signals(self._phase):
+                self.handle_signals()
+            self._open_if_new()
         return self
 
     def __exit__(
@@ -109,7 +113,6 @@ class SpotSession(KeepsSteps):
         Join the run: prove on every rank that its store can be written to, claim an attempt, listen for notices.
 
         Trouble with the store that may pass is waited for, at most two minutes, with a line for each try.
-        What was opened is closed again if a later step of this fails.
 
         Raises:
             ConfigError: A setting cannot work, such as an unknown URL scheme, a missing package or no permission.
@@ -191,7 +194,7 @@ class SpotSession(KeepsSteps):
         """
         Take SIGTERM as a notice, and under SLURM SIGUSR1 too. Call it on the main thread. It opens a new session.
 
-        A second call takes the signals back from a host that has put a handler of its own in place.
+        A ``with`` block calls it. A second call takes the signals back from a host that has its own handler in place.
         """
         self._phase.check("handle_signals")
         self._open_if_new()

@@ -471,6 +471,35 @@ def test_a_notice_is_left_with_at_the_next_step(url, store):
     os.kill(os.getpid(), signal.SIGTERM)  # and another one while the process is on its way out
 
 
+def test_a_block_on_the_main_thread_takes_sigterm(url, store):
+    """
+    As in the example of the class. Another session is refused meanwhile, and claims nothing. A thread takes no signals.
+    """
+    config = SpotConfig(url=url, every_steps=1_000_000)
+
+    def open_on_a_thread():
+        with SpotSession(config):
+            handlers.append(signal.getsignal(signal.SIGTERM))
+
+    before, handlers = signal.getsignal(signal.SIGTERM), []
+    thread = threading.Thread(target=open_on_a_thread)
+    thread.start()
+    thread.join()
+    with pytest.raises(Preempted) as caught, SpotSession(config) as session:  # noqa: PT012 - its last line raises
+        session.register("part", Holder(state_of(3)), replicated=("both",))
+        session.resume()
+        with pytest.raises(ConfigError, match="SIGTERM is a notice to another"), SpotSession(config):
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+        until(lambda: session.notice, "the notice is there")
+        session.after_step(3)
+
+    assert caught.value.code == 143
+    assert numbers(store) == [3]
+    assert handlers == [before]
+    assert session.attempt == 2
+
+
 def test_a_pause_holds_the_state_of_its_step(url, store, caplog):
     """
     Weights that are swapped in a pause are not what is saved: a notice in the pause stores the state from before it.
