@@ -3,10 +3,11 @@
 #
 #   lowest      the lowest versions that pyproject.toml declares, which are in tests/lowest.txt, on the Python that runs this
 #   3.10, 3.13  the oldest and the newest Python, with the versions of constraints.txt; left out if not installed
+#   torch-X     version X of torch, such as torch-2.6.0; not among the default legs, because it takes gigabytes
 #   load        the tests in which several processes or threads meet, while programs that only count keep all cores busy
 #   resolve     writes tests/lowest.txt anew, after a bound has changed
 #
-# torch has the version of constraints.txt in every leg, because each build of it takes gigabytes.
+# torch has the version of constraints.txt in every other leg.
 # Usage: tests/legs.sh PYTHON [LEG ...]
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -17,6 +18,8 @@ tools=(grimp hypothesis peft psutil pytest pytest-timeout pytest-xdist safetenso
 tests=(tests/unit/{accelerate,bare,data,lightning,loop,program,state,store} tests/unit/monitor/test_metrics.py tests/multiprocess/test_cli.py)
 # Only these touch a package whose lowest version is not that of constraints.txt.
 lowest_tests=(tests/unit/{lightning,state,store} tests/unit/data/test_rng.py tests/unit/monitor/test_metrics.py tests/multiprocess/test_cli.py)
+# These touch what differs between versions of torch.
+torch_tests=(tests/unit/{guard,resume,save,session,transformers} tests/multiprocess/test_sharded.py)
 
 load_tests=(tests/unit/agreement/test_{faults,group}.py tests/unit/{bare,leave,push} tests/unit/notices/test_signals.py)
 load_tests+=(tests/unit/session/test_{keeping,spot_session}.py tests/unit/drill/test_{command,faults}.py)
@@ -74,9 +77,11 @@ resolve_lowest() {
 legs=("$@")
 ((${#legs[@]})) || legs=(lowest 3.10 3.13 load)
 mkdir -p .venv-legs
+joined=$(IFS=,; echo "${extras[*]}")
 for name in "${legs[@]}"; do
     echo "leg $name"
     chosen=("${tests[@]}")
+    options=()
     if [[ $name == resolve ]]; then
         resolve_lowest
         continue
@@ -86,14 +91,18 @@ for name in "${legs[@]}"; do
     elif [[ $name == lowest ]]; then
         make_venv "$name" "$python" -r tests/lowest.txt
         chosen=("${lowest_tests[@]}")
+    elif [[ $name == torch-* ]]; then
+        grep -vE '^(torch|triton|nvidia|cuda|sympy|setuptools)' constraints.txt >.venv-legs/without-torch.txt
+        make_venv "$name" "$python" -c .venv-legs/without-torch.txt "torch==${name#torch-}" ".[$joined,transformers]" "${tools[@]}"
+        chosen+=("${torch_tests[@]}")
+        options=(-o filterwarnings=default)  # each version of torch warns of something else
     else
         found=$(find_python "$name")
         if [[ -z $found ]]; then
             echo "Python $name is not installed, so its leg is left out"
             continue
         fi
-        joined=$(IFS=,; echo "${extras[*]}")
         make_venv "$name" "$found" -c constraints.txt ".[$joined]" "${tools[@]}"
     fi
-    ".venv-legs/$name/bin/python" -m pytest -n 2 --dist worksteal -m 'not gpu and not soak and not long' "${chosen[@]}"
+    ".venv-legs/$name/bin/python" -m pytest -n 2 --dist worksteal -m 'not gpu and not soak and not long' "${options[@]}" "${chosen[@]}"
 done
