@@ -40,6 +40,7 @@ ELSEWHERE = {
     ("docs/tutorials/bare.md", "SpotLoop"): "drills/test_bare_tutorial.py",
     ("docs/tutorials/bare.md", "parallelize_module"): "drills/test_bare_tutorial.py",
     ("docs/tutorials/bare.md", "$ python train.py"): "drills/test_bare_tutorial.py",
+    ("docs/tutorials/bare.md", "fabric.setup_module"): "drills/test_bare_tutorial.py",
     ("docs/tutorials/bare.md", "spot drill"): "drills/test_quickstarts.py",
     ("docs/tutorials/trainer.md", "SpotTrainerCallback"): "drills/test_quickstarts.py",
     ("docs/tutorials/trainer.md", "spot drill"): "drills/test_quickstarts.py",
