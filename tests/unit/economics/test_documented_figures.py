@@ -139,7 +139,7 @@ def test_the_example_is_real(capsys, monkeypatch):
     """
     The command prints what the page shows. Simulated times may differ in the last digits with another numpy.
     """
-    block = re.search(r"```text\n\$ (spot plan .*?)\n(.*?)\n```", PLAN.read_text(), re.DOTALL)
+    block = re.search(r"```console\n\$ (spot plan .*?)\n(.*?)\n```", PLAN.read_text(), re.DOTALL)
     assert block is not None
     monkeypatch.setattr(sys, "argv", shlex.split(block[1]))
     with pytest.raises(SystemExit) as ended:

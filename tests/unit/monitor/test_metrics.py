@@ -8,6 +8,7 @@ import math
 import os
 import pickle
 import re
+import socket
 import sys
 import time
 import weakref
@@ -334,9 +335,8 @@ def test_targets_that_do_not_work_are_told_once_and_disturb_nothing(url, tmp_pat
     monkeypatch.setattr(prometheus, "EVERY_S", 0.01)
     folder = tmp_path / "metrics"
     folder.mkdir()
-    other = free_port()
-    with training(url + "-other", Metrics(other)) as _, FaultProxy("http://127.0.0.1:1") as gateway:
-        page_at(other)
+    with socket.create_server(("127.0.0.1", 0)) as server, FaultProxy("http://127.0.0.1:1") as gateway:
+        other = server.getsockname()[1]
         gateway.refuse()
         metrics = Metrics(other, folder, gateway.endpoint_url)
         folder.rmdir()

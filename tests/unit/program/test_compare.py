@@ -219,6 +219,7 @@ def told(before, now, ranks):
         job=SimpleNamespace(rank=0, world_size=ranks[1]),
         run=SimpleNamespace(url="file:///run", attempt=2),
         listener=SimpleNamespace(summary=None),
+        unsuitable=[],
     )
     saved, program, shown = Program(), Program(), Shown()
     saved.gather({"scheduler": before})
