@@ -442,6 +442,7 @@ def watched(request, tmp_path):
         yield place._replace(options=options), lambda: proxy.num_forwarded
 
 
+@pytest.mark.sampled
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.99, 1.0])
 @pytest.mark.parametrize("old", [b"A" * 1000, None], ids=["replaces", "creates"])
 def test_a_writer_that_is_killed_leaves_no_part_of_an_object(watched, old, share):
