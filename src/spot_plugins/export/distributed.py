@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import warnings
 from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
+from torch.distributed.checkpoint import state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.filesystem import FileSystemWriter
 from torch.distributed.checkpoint.metadata import MetadataIndex
 from torch.distributed.checkpoint.planner import SavePlan
-from torch.distributed.checkpoint.state_dict_saver import save
 
 from ..errors import ConfigError
 from ..resume.weights import KINDS, Weights, open_weights
@@ -55,10 +56,18 @@ def export_distributed(
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
             try:
-                save(state, storage_writer=writer, planner=_Planner(stored), no_dist=True)
+                _save_alone(state, writer, _Planner(stored))
             except CheckpointException as error:  # which derives from BaseException, and holds the one that was raised
                 raise cast("Exception", error.failures[0][0]) from error
     return exported(weights, stored.weights_of(state), notes)
+
+
+def _save_alone(state: dict[str, Any], writer: FileSystemWriter, planner: _Planner) -> None:
+    """Let this process write *state*, whether it is a rank of a job or not. torch 2.6 has no public function for it."""
+    if "no_dist" in inspect.signature(state_dict_saver.save).parameters:
+        state_dict_saver.save(state, storage_writer=writer, planner=planner, no_dist=True)
+    else:
+        state_dict_saver._save_state_dict(state, writer, no_dist=True, planner=planner)
 
 
 class _Planner(DefaultSavePlanner):

@@ -128,7 +128,9 @@ def test_a_prepared_schedule_continues_per_sample(name, pair, recwarn):
     assert [line.split(":")[0] for line in ranks.said] == (
         [] if is_same else [f"gradient_accumulation_steps={steps} on {pair[1]} processes"]
     )
-    assert not [w for w in recwarn if "schedule" in str(w.message)]
+    told = [str(each.message) for each in recwarn]
+    of_torch = "The epoch parameter in `scheduler.step()`"  # torch 2.6 warns of its own call
+    assert not [text for text in told if "schedule" in text and not text.startswith(of_torch)]
 
 
 @pytest.mark.parametrize("pair", [(2, 1), (1, 2), (4, 3), (3, 2)], ids=str)

@@ -48,6 +48,7 @@ def warned(run):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)  # a fork on 3.12
+        warnings.filterwarnings("ignore", "The epoch parameter in `scheduler.step", UserWarning)  # torch 2.6 of its own
         run()
     return [str(each.message) for each in caught]
 

