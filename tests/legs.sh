@@ -19,7 +19,7 @@ tests=(tests/unit/{accelerate,bare,data,lightning,loop,program,state,store} test
 # Only these touch a package whose lowest version is not that of constraints.txt.
 lowest_tests=(tests/unit/{lightning,state,store} tests/unit/data/test_rng.py tests/unit/monitor/test_metrics.py tests/multiprocess/test_cli.py)
 # These touch what differs between versions of torch.
-torch_tests=(tests/unit/{guard,resume,save,session,transformers} tests/multiprocess/test_sharded.py)
+torch_tests=(tests/unit/{export,guard,resume,save,session,transformers})
 
 load_tests=(tests/unit/agreement/test_{faults,group}.py tests/unit/{bare,leave,push} tests/unit/notices/test_signals.py)
 load_tests+=(tests/unit/session/test_{keeping,spot_session}.py tests/unit/drill/test_{command,faults}.py)
