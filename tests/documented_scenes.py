@@ -298,6 +298,50 @@ assert steps_of("s3://bucket/run-7")[0] == 40
         says="resumed from step 40",
         num_runs=2,
     ),
+    Scene(
+        page="docs/howto/resumed-lightning.md",
+        program=f"""{MODULE}
+import sys
+from pathlib import Path
+from lightning.pytorch import Trainer
+from spot_plugins.data import elastic_loader
+from spot_plugins.lightning import SpotCheckpoint
+Plain = Model
+def model_of(fold):
+    return Plain()
+def loader_of(fold):
+    return elastic_loader(dataset, batch_size=320, seed=fold)
+<< fold in range(5)
+assert [steps_of(f"s3://bucket/run-7/fold-{{fold}}")[0] for fold in range(5)] == [20] * 5
+<< class Model
+class Model(Model):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(4, 1)
+    validation_step, configure_optimizers = Plain.validation_step, Plain.configure_optimizers
+    def train_dataloader(self):
+        return loader_of(0)
+    def val_dataloader(self):
+        return DataLoader(dataset, batch_size=320)
+<< import ModelCheckpoint
+callbacks = [best, SpotCheckpoint("s3://bucket/noise", every_steps=1)]
+model = Model()
+num_epochs = 3 + Path("best").exists()
+Path("best").mkdir(exist_ok=True)
+Trainer(max_epochs=num_epochs, callbacks=callbacks).fit(model)
+print(len(model.losses), "losses")
+sys.argv = ["train.py", "fit", "--trainer.max_epochs=1"]
+<< LightningCLI
+""",
+        instead="loss = (self.layer(batch[0]) + shift - batch[1]).square().mean()",
+        says="8 losses",
+        num_runs=2,
+    ),
+    Scene(
+        page="docs/howto/torchrun-rescale.md",
+        program="<< TCPStore\nassert store.port == 29400\n",
+        says="the rendezvous is open",
+    ),
 ]
 
 LAUNCHED = """
@@ -356,7 +400,79 @@ def damage(run, step, change):
 """
 """The training whose run most commands look at, and its attempts, each of which is a process."""
 
+QUICKSTART = """
+from pathlib import Path
+Path("train.py").write_text('''
+<< class Regression
+''')
+whole = console
+def console(block):
+    for pause, run in ("sleep 15", "first"), ("sleep 7", "third"):  # a busy machine begins later
+        block = block.replace(pause, f"until ls spot-run/{run}/steps > /dev/null 2>&1; do sleep 0.1; done")
+    shown, printed = lines_of(block)
+    lasting = ("spot_plugins: ", "exit code", "`Trainer.fit`", "wrote ")  # Lightning has lines of its own
+    compare(*([each for each in lines if each.startswith(lasting)] for lines in (shown, printed)))
+<< sleep 15
+<< step 300,
+<< nothing is left
+console, whole = whole, console
+<< find spot-run
+<< spot show
+<< sed -i s,
+console = whole
+<< sleep 7
+"""
+
 COMMAND_SCENES = [
+    Scene(page="docs/quickstart.md", program=QUICKSTART),
+    Scene(
+        page="docs/commands/export.md",
+        program=f"""{RUN}{MODULE}
+from lightning.pytorch import Trainer
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from spot_plugins.bare import SpotLoop
+from spot_plugins.data import elastic_loader
+from spot_plugins.lightning import SpotCheckpoint
+def llama():
+    torch.manual_seed(7)
+    sizes = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=8, num_attention_heads=2, vocab_size=32)
+    return LlamaForCausalLM(LlamaConfig(**sizes))
+def tune(model, url):
+    optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad])
+    words = torch.arange(8)[None]
+    with SpotLoop(url, every_steps=1) as spot:
+        spot.register_model(model, optimizer)
+        spot.resume()
+        for _ in range(2):
+            model(input_ids=words, labels=words).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            spot.after_step()
+    return {{name: tensor.clone() for name, tensor in model.state_dict().items()}}
+def is_same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+attempt("spot-run/first", 700)
+<< final.safetensors
+<< --format dcp
+expected = tune(llama(), "spot-run/llama")
+llama().config.save_pretrained("base")
+<< --config base
+<< "final")
+assert is_same(model.state_dict(), expected)
+lora = get_peft_model(llama(), LoraConfig(target_modules=["q_proj", "v_proj"]))
+expected = tune(lora, "spot-run/lora")
+lora.peft_config["default"].save_pretrained("lora-config")
+<< --config lora-config
+base = llama()
+<< "adapter")
+assert is_same(model.state_dict(), expected)
+Trainer(max_epochs=1, callbacks=[SpotCheckpoint("spot-run/lightning", every_steps=2)]).fit(
+    Model(), elastic_loader(dataset, batch_size=32, seed=7)
+)
+<< --format lightning
+""",
+    ),
     Scene(
         page="docs/commands/cp.md",
         program=f"""{RUN}
