@@ -1,4 +1,4 @@
-"""What sandboxes do to a command: a real filter of system calls, and a user namespace."""
+"""Sandboxes for a command: a real filter of system calls, and a user namespace."""
 
 from __future__ import annotations
 

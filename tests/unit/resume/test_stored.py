@@ -51,7 +51,7 @@ READS = {
     [("export", ".safetensors"), ("export", ".json"), ("compare", ".safetensors"), ("tensors", ".json")],
 )
 def test_a_step_that_is_pruned_meanwhile_is_not_called_damaged(read, ending, tmp_path, monkeypatch):
-    """Whether its manifest or its bytes are gone first. A step that lost the same object and was not pruned is."""
+    """Its manifest or its bytes may be gone first. A step that lost the same object and was not pruned is damaged."""
     url = str(tmp_path / "run")
     for step in (1, 2):
         save_model(step, url)

@@ -181,7 +181,7 @@ def test_new_connections_lead_to_another_server(proxy, client):
 
 
 def test_a_server_that_is_away_ends_the_connection():
-    """The proxy goes on."""
+    """The proxy continues."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with FaultProxy(f"http://127.0.0.1:{port}") as proxy:

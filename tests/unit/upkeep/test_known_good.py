@@ -209,7 +209,7 @@ def test_another_choice_is_no_continuation(run, read):
 
 
 def test_a_file_that_a_kill_has_cut_is_read_as_far_as_it_goes(run, read, cache):
-    """What is not a line of it does no harm, and the next blob gets a line of its own."""
+    """Other text in the file does no harm, and the next blob gets a line of its own."""
     interrupted(run, RANKS, every=True)
     (file,) = cache.iterdir()
     whole = file.read_bytes()
@@ -237,7 +237,7 @@ def test_without_a_folder_it_begins_anew(trouble, run, read, tmp_path, monkeypat
 
 
 def test_nobody_else_may_write_the_file(run, read, cache):
-    """Who can, decides what is not read."""
+    """Another user who could write it would decide which blobs are not read."""
     interrupted(run, 1, every=True)
 
     (file,) = cache.iterdir()
