@@ -75,6 +75,9 @@ class Marks:
 class Program:
     """A training as the users of one way write it. This one has no checkpoint, and every way adds to it."""
 
+    restores = False
+    """True if a resumed life begins with the state that was saved."""
+
     def __init__(self, settings, marks):
         self.settings = settings
         self.marks = marks

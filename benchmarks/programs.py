@@ -17,6 +17,8 @@ COMMIT_S = 600.0
 class Spot(Program):
     """``SpotLoop`` of this project. The phases are split at its own calls."""
 
+    restores = True
+
     def import_library(self):
         import spot_plugins.bare
         import spot_plugins.session  # noqa: F401
@@ -106,6 +108,7 @@ class SpotPrefetch(Spot):
 class Peer(Program):
     """A way that saves one directory or file, at :attr:`path`."""
 
+    restores = True
     reads_s3 = False
     """True if the way reads a URL itself. Else its users download the directory first."""
 

@@ -182,7 +182,7 @@ def apply_state(loaded: LoadedStep, parts: list[tuple[str, ShardedPart]], rank: 
         try:
             if rank >= loaded.world_size:
                 state = part.for_new_rank(state, rank)
-            part.load_state_dict(state)
+            part.take_state_dict(state)
         except SpotError:
             raise
         except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:

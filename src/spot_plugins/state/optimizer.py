@@ -98,12 +98,19 @@ class OptimizerPart(ShardedPart):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """
-        Give the optimizer the saved state and settings, bit for bit.
+        Give the optimizer a copy of the saved state and settings, bit for bit.
 
         Raises:
             ValueError: The optimizer has other parameter groups, or other parameters in one of them. The
                 message lists them; the optimizer is unchanged.
         """
+        self._load(state, may_keep=False)
+
+    def take_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load *state* as :meth:`load_state_dict` does, without a second copy of tensors that are where they belong."""
+        self._load(state, may_keep=True)
+
+    def _load(self, state: Mapping[str, Any], *, may_keep: bool) -> None:
         if not copies_tensors(self._optimizer):
             state = deepcopy(dict(state))  # because the optimizer may keep references to anything in it
         saved_groups, trained_groups = state["param_groups"], self._trained()
@@ -135,7 +142,7 @@ class OptimizerPart(ShardedPart):
         for parameter, of_parameter in loaded:
             if parameter in self._optimizer.state:
                 live = self._optimizer.state[parameter]
-                self._optimizer.state[parameter] = exact(of_parameter, live, parameter)
+                self._optimizer.state[parameter] = exact(of_parameter, live, parameter, may_keep=may_keep)
 
     @property
     def _runs_step_hooks(self) -> bool:

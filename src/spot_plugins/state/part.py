@@ -92,6 +92,10 @@ class ShardedPart(Part):
         """
         return False
 
+    def take_state_dict(self, state: Any) -> None:
+        """Load *state*, to which nothing else refers. A part may keep its tensors, if it knows how."""
+        self.load_state_dict(state)
+
     def for_new_rank(self, state: Any, rank: int) -> Any:
         """
         Return the state with which *rank* begins if the job that saved had no such rank.

@@ -90,6 +90,10 @@ def load(parts, state):
         part.load_state_dict(state[name])
 
 
+def tensors_of(state):
+    return list(encode(state)[1].values())
+
+
 def everything(module, optimizer):
     return bits({"model": module.state_dict(), "optimizer": optimizer.state_dict()})
 
@@ -278,6 +282,28 @@ def test_an_optimizer_keeps_nothing_of_what_it_was_given(make_optimizer):
     train(net, optimizer, range(1, 3))
 
     assert bits(given) == before
+
+
+@pytest.mark.parametrize("make_optimizer", [in_two_groups, of_all(MixedState)], ids=["adamw", "mixed"])
+def test_an_optimizer_keeps_what_is_given_away_and_needs_no_change(make_optimizer):
+    """
+    After a resume the memory that was read is the state, without a second copy, and training goes on the same.
+    """
+    net, other = make_net(1), make_net(1)
+    optimizer, other_optimizer = make_optimizer(net), make_optimizer(other)
+    train(net, optimizer, range(1))
+    saved = save({"model": ModelPart(net), "optimizer": OptimizerPart(optimizer, net)})
+    given = {each.data_ptr() for each in tensors_of(saved["optimizer"]["state"]) if each.is_contiguous() and each.ndim}
+
+    ModelPart(other).take_state_dict(saved["model"])
+    OptimizerPart(other_optimizer, other).take_state_dict(saved["optimizer"])
+
+    kept = {each.data_ptr() for each in tensors_of(OptimizerPart(other_optimizer, other).state_dict()["state"])}
+    assert len(given & kept) > len(given) / 2
+    assert other_optimizer.state[other.conv.weight].keys() == optimizer.state[net.conv.weight].keys()
+    for one, another in ((net, optimizer), (other, other_optimizer)):
+        train(one, another, range(1, 3))
+    assert everything(other, other_optimizer) == everything(net, optimizer)
 
 
 def test_a_setting_that_is_a_tensor_goes_to_the_device_where_it_was():
