@@ -66,12 +66,13 @@ def az_server() -> Iterator[AzureServer]:
 
 
 @pytest.fixture(autouse=True)
-def sigterm_as_before():
-    """Let no test that leaves because of a notice take SIGTERM away from the tests behind it."""
-    before = signal.getsignal(signal.SIGTERM)
+def signals_as_before():
+    """Let no test that leaves because of a notice, and then ignores all signals, take them away from the next tests."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)}
     yield
-    if signal.getsignal(signal.SIGTERM) != before:
-        signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        if signal.getsignal(number) != handler:
+            signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)
