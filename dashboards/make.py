@@ -69,6 +69,7 @@ CURVES = {
             [
                 (f"rate(spot_staged_bytes_total{{{RUN}}}[1h])", "copied, rank {{rank}}"),
                 (f"rate(spot_pushed_bytes_total{{{RUN}}}[1h])", "stored, rank {{rank}}"),
+                (f"rate(spot_skipped_bytes_total{{{RUN}}}[1h])", "stored before, rank {{rank}}"),
             ],
         ),
         ("Saves by reason", "short", [(f"increase(spot_saves_total{{{FIRST}}}[1h]) > 0", "{{trigger}}")]),

@@ -129,6 +129,8 @@ class Staged:
     """Seconds that the training thread stood still for the save."""
     copy_s: float = 0.0
     """Seconds from the begin of the save until everything was copied. Most of the copy runs beside training."""
+    num_skipped_bytes: int = 0
+    """Bytes of untrained weights that this rank neither stages nor stores, because an earlier step has stored them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -33,6 +33,7 @@ GAUGES: Final = {
 COUNTERS: Final[dict[str, tuple[str, tuple[str, ...]]]] = {
     "spot_staged_bytes_total": ("Bytes copied to host memory", ()),
     "spot_pushed_bytes_total": ("Bytes stored", ()),
+    "spot_skipped_bytes_total": ("Bytes neither copied nor stored, because an earlier step has stored them", ()),
     "spot_saves_total": ("Saves by their reason", ("trigger",)),
     "spot_saves_deferred_total": ("Times that a save which was due waited for an earlier one", ()),
     "spot_saves_abandoned_total": ("Saves that will never be stored", ()),
@@ -154,6 +155,7 @@ class Instruments(Collector):
             case events.Staged(trigger=trigger, num_bytes=num_bytes):
                 self._counters["spot_saves_total"].labels(trigger).inc()
                 self._counters["spot_staged_bytes_total"].inc(num_bytes)
+                self._counters["spot_skipped_bytes_total"].inc(event.num_skipped_bytes)
                 self._histograms["spot_stall_seconds"].observe(event.stall_s)
                 self._histograms["spot_stage_seconds"].observe(event.copy_s)
             case events.SaveDeferred():

@@ -211,6 +211,7 @@ class Saver:
             num_bytes=staged.num_bytes,
             stall_s=staged.stall_s + waited_s,
             copy_s=time.monotonic() - staged.begun_at,
+            num_skipped_bytes=staged.num_skipped_bytes,
         )
         logger.info("staged step %s (%s), %.3f s, %s bytes", event.step, event.trigger, event.stall_s, event.num_bytes)
         self._bus.emit(event)

@@ -53,6 +53,13 @@ class StagedStep:
         return sum(each.num_bytes for each in self.blobs)
 
     @property
+    def num_skipped_bytes(self) -> int:
+        """Bytes of the frozen blobs that it refers to, which an earlier step has stored."""
+        if self.frozen.set is None or self.frozen.use is not FrozenUse.REFERS:
+            return 0
+        return sum(size for _, size in self.frozen.set.layout.blobs)
+
+    @property
     def buffers(self) -> dict[int, SharedBuffer]:
         """Its buffers, by number."""
         return {each.buffer.number: each.buffer for each in self.blobs}

@@ -110,6 +110,7 @@ PAGE = {
     "spot_push_seconds",
     "spot_staged_bytes_total",
     "spot_pushed_bytes_total",
+    "spot_skipped_bytes_total",
     "spot_saves_total",
     "spot_saves_deferred_total",
     "spot_saves_abandoned_total",
@@ -147,6 +148,7 @@ def test_names_and_values_of_a_session_on_its_page(url):
         assert found["spot_save_interval_seconds"] == {(): 70}
         assert found["spot_saves_total"][("trigger", "explicit"),] == 2
         assert found["spot_pushed_bytes_total"][()] == found["spot_staged_bytes_total"][()] > 0
+        assert found["spot_skipped_bytes_total"] == {(): 0}
         for name in ("stall", "stage", "push"):
             assert found[f"spot_{name}_seconds_count"] == {(): 2}, name
         until(
@@ -186,6 +188,12 @@ def test_a_closed_session_is_let_go():
     [
         (events.SaveDeferred(step=3, num_deferred=9), "spot_saves_deferred_total", (), 1),
         (events.SaveAbandoned(step=3, reason="x"), "spot_saves_abandoned_total", (), 1),
+        (
+            events.Staged(step=3, trigger="steps", num_bytes=9, stall_s=0.1, num_skipped_bytes=70),
+            "spot_skipped_bytes_total",
+            (),
+            70,
+        ),
         (events.PushFailing(step=3, num_tries=4, reason="x"), "spot_push_failures_total", (), 1),
         (
             events.NoticeReceived(source="aws", grace_s=120.0),

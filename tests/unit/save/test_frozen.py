@@ -107,6 +107,7 @@ def frozen_objects(url):
 def test_frozen_weights_are_stored_once_for_all_steps_and_lives(tmp_path):
     """
     The first save stores the base; later ones stage and store a little more than what is trained, and each is whole.
+    Their events have the size of the rest.
     The next life finds the base stored.
     """
     model, optimizer = tuned()
@@ -119,7 +120,10 @@ def test_frozen_weights_are_stored_once_for_all_steps_and_lives(tmp_path):
             step(model, optimizer)
             later = save(session, heard, number)
             assert later.num_bytes < TRAINED_BYTES + 2000  # a header
-            assert heard.of(Staged, step=number)[0].num_bytes == later.num_bytes
+            (staged,) = heard.of(Staged, step=number)
+            assert staged.num_bytes == later.num_bytes
+            assert staged.num_skipped_bytes == sum(each.stat().st_size for each in (tmp_path / "frozen").glob("*"))
+        assert heard.of(Staged, step=1)[0].num_skipped_bytes == 0
     assert not heard.of(SaveAbandoned)
     assert_equal(restored(tmp_path)[1], weights(model))
 
