@@ -187,6 +187,13 @@ class Ledger:
         return self._is_superseded
 
     @property
+    def newest_committed(self) -> int | None:
+        """The newest step that is committed, None if none is."""
+        with self.changed:
+            committed = [n for n, entry in self._steps.items() if entry.lifecycle.state is StepState.COMMITTED]
+            return max(committed, default=None)
+
+    @property
     def is_busy(self) -> bool:
         """True if a step is on its way and the store takes it. A push that only fails does not count."""
         with self.changed:

@@ -29,7 +29,7 @@ from ..resume.restore import restore
 from ..schedule import Trigger
 from ..state.part import Part
 from ..state.registry import Registry, register_model
-from .banner import show_banner, show_interrupt
+from .banner import show_banner, show_failure
 from .drilling import Drilling
 from .ending import check_ends, end_of, settle
 from .keeping import KeepsSteps
@@ -379,7 +379,7 @@ class SpotSession(KeepsSteps):
         """
         if self._phase.now not in (Phase.NEW, Phase.CLOSED):
             self._opened.watchers.fail(error)
-            show_interrupt(self._opened, self._milestones, error)
+            show_failure(self._opened, error)
         if self._phase.now is Phase.PAUSED and self._opened.agreement.notice and not isinstance(error, Preempted):
             self._opened.way_out.exit_pause()
         self.close()
