@@ -12,12 +12,13 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from ..data import LoaderPosition
 from ..state.wrappers import plain_optimizer
 from . import internals
-from .census import Census
+from .census import Census, loaders_in
 from .host import Host, Kind
 from .optimizer_steps import OptimizerSteps
-from .places import Places, optimizer_of
+from .places import Places, is_closed, optimizer_of
 from .recording import Recording
 from .samples import is_plain, memory, parameters_of, state_of
 from .suspects import (
@@ -26,6 +27,7 @@ from .suspects import (
     look_at_module,
     look_at_scaler,
     look_at_scheduler,
+    look_at_source,
     unsaved_units,
 )
 
@@ -70,6 +72,18 @@ class Look:
         return {id(each) for each in self.host.held()}
 
     @cached_property
+    def tracked(self) -> list[Any]:
+        """The loaders whose position is saved."""
+        owners = self.recording().owners
+        saved = [loader for loader in self.census.loaders if id(loader) in owners]
+        return [*self.host.loaders(), *saved, *(loader for each in self._positions for loader in loaders_in(each))]
+
+    @cached_property
+    def _positions(self) -> list[LoaderPosition]:
+        """The positions that are saved."""
+        return [position for position in self.census.positions if id(position) in self.recording().owners]
+
+    @cached_property
     def unsaved_memory(self) -> set[int]:
         """The memory of the modules of which nothing is saved."""
         return {memory(tensor) for _, _, _, tensors in self._units for tensor in tensors}
@@ -103,6 +117,10 @@ class Look:
         for root, path, module, tensors in self._units:
             yield self._of_module(root, path, module, tensors)
         yield from self._of_generators()
+        for position in self._positions:
+            for source in position.sources:
+                if not is_closed(type(source)):
+                    yield self._suspect(Kind.NUMBERS, source, look_at_source(position, id(source)))
 
     def _of_optimizer(self, optimizer: Optimizer) -> Iterator[Suspect]:
         if id(optimizer) in self.known:
