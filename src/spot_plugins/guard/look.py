@@ -23,6 +23,7 @@ from .recording import Recording
 from .samples import is_plain, memory, parameters_of, state_of
 from .suspects import (
     Suspect,
+    look_at_buffer,
     look_at_generator,
     look_at_module,
     look_at_scaler,
@@ -117,6 +118,7 @@ class Look:
         for root, path, module, tensors in self._units:
             yield self._of_module(root, path, module, tensors)
         yield from self._of_generators()
+        yield from self._of_transient_buffers()
         for position in self._positions:
             for source in position.sources:
                 if not is_closed(type(source)):
@@ -157,6 +159,18 @@ class Look:
             return all(recording().has(tensor) for tensor in live if is_plain(tensor))
 
         return self._suspect(Kind.MODULE, module, look_at_module(held), is_saved)
+
+    def _of_transient_buffers(self) -> Iterator[Suspect]:
+        """Yield the buffers of the modules that are trained that are in no ``state_dict()``."""
+        trained = {id(each) for each in self.trained}
+        roots = [root for root in self.census.roots() if any(id(each) in trained for each in root.parameters())]
+        for module in {id(each): each for root in roots for each in root.modules()}.values():
+            transient, buffers = internals.transient_buffers(module), dict(module.named_buffers(recurse=False))
+            for name in sorted(transient & buffers.keys()):
+                if is_plain(buffers[name]) and not self.recording().has(buffers[name]):
+                    text = f"buffer {name!r} (persistent=False) of {self.places.name_of(module)}"
+                    look = look_at_buffer(module, name)
+                    yield self._suspect(Kind.TENSORS, buffers[name], look, lambda: False, name=text)
 
     def _of_generators(self) -> Iterator[Suspect]:
         streams = internals.global_generators()

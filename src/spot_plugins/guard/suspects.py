@@ -48,6 +48,18 @@ def look_at_module(tensors: list[weakref.ref[torch.Tensor]]) -> Callable[[], obj
     return look
 
 
+def look_at_buffer(module: nn.Module, name: str) -> Callable[[], object]:
+    """Return a function that samples the buffer *name* of *module*, or returns None once its shape is another one."""
+    held, shape = weakref.ref(module), module.get_buffer(name).shape
+
+    def look() -> object:
+        live = held()
+        buffer = None if live is None else getattr(live, name, None)
+        return samples_of([buffer]) if buffer is not None and is_plain(buffer) and buffer.shape == shape else None
+
+    return look
+
+
 def look_at_scheduler(scheduler: Any) -> Callable[[], object]:
     """Return a function that returns the counters of *scheduler*."""
     held = weakref.ref(scheduler)

@@ -214,6 +214,31 @@ def test_parameters_outside_of_modules_are_named(session):
     assert "1 parameters that SGD `optimizer` trains" in told
 
 
+@pytest.mark.parametrize("persistent", [True, False])
+def test_a_buffer_that_is_in_no_state_is_named(session, persistent):
+    """Its module is saved without it. A buffer that is computed anew in each process does not change."""
+
+    class Centered(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 1)
+            self.register_buffer("mean", torch.zeros(4), persistent=persistent)
+            self.register_buffer("mask", torch.ones(4), persistent=False)
+
+        def forward(self, x):
+            self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
+            return super().forward((x - self.mean) * self.mask)
+
+    training = Training()
+    training.model = Centered()
+    training.optimizer = torch.optim.SGD(training.model.parameters(), lr=0.1)
+    session.register_model(training.model, [training.optimizer])
+
+    told = train(session, training)
+
+    named = "tensors buffer 'mean' (persistent=False) of Centered `training.model`."
+    assert [named in text for text in told] == ([] if persistent else [True])
+
+
 def test_statistics_of_a_module_are_named(session):
     training = Training()
     norm = nn.BatchNorm1d(4, affine=False)
