@@ -35,6 +35,7 @@ from spot_plugins.lightning import SpotCheckpoint
 pytestmark = [
     pytest.mark.sampled,
     pytest.mark.filterwarnings("ignore:fetching .* batches again:UserWarning"),
+    pytest.mark.filterwarnings("ignore:the workers of the training loader begin anew:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
     pytest.mark.filterwarnings("ignore:You requested to overfit but enabled train dataloader shuffling:UserWarning"),
     pytest.mark.filterwarnings("ignore:Your `IterableDataset` has `__len__` defined:UserWarning"),

@@ -107,6 +107,20 @@ class Training:
         until(lambda: self.session.notice, "there is a notice")
         self.session.after_step(3)
 
+    def dies_in_a_collective(self):
+        """The error of the collective ends the others. The one that ends first breaks the collective of the next."""
+        self.open()
+        with self.session:
+            self.session.resume()
+            self.session.save(1)
+            until(lambda: self.session.last_committed_step == 1, "step 1 is stored")
+            self.reach()
+            if self.is_last:
+                until(lambda: all((self.folder / f"at-{rank}").exists() for rank in range(2)), "all are there")
+                self.stand(signal.SIGKILL)
+            for _ in range(10**9):
+                dist.all_reduce(torch.zeros(1))
+
     def hangs_in_training(self):
         """The other rank is stuck in a collective with it."""
         last_resort.LAST_RESORT_S = 1.0

@@ -147,6 +147,20 @@ def test_a_rank_that_is_stuck_in_a_collective_ends_after_another_rank_is_lost(st
     assert "so this process ends with 1. Let the launcher start the ranks again" in said_0
 
 
+def test_a_rank_whose_collective_breaks_names_the_rank_that_is_lost(start):
+    """Last of all, after the error of gloo, which names none. It says what is stored and what to do, too."""
+    ranks = start(3, "dies_in_a_collective")
+
+    assert ranks.end(0, 1) == [1, 1]
+    for rank in (0, 1):
+        *_, error, last = said(ranks.output(rank)).strip().splitlines()
+        assert last == (
+            f"spot_plugins: rank 2 {CLOSED}, which may be why this rank fails: step 1 is the newest one stored. "
+            f"Let the launcher start the ranks again"
+        )
+        assert error.startswith("RuntimeError: ")
+
+
 def test_ranks_close_while_rank_0_hangs(start):
     """They wait a little for it, and end well."""
     ranks = start(3, "rank_0_hangs_at_the_end")

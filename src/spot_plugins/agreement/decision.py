@@ -118,6 +118,11 @@ class Agreement(Protocol):
         """The notice that all ranks know of, or None. A notice with an earlier deadline replaces it."""
         ...
 
+    @property
+    def lost(self) -> RankLostError | None:
+        """The rank because of which the ranks can no longer agree, if that is the reason."""
+        ...
+
     def saved(self, step: int) -> None:
         """Say that *step* is being saved, for any reason. The next periodic save is counted from *step*."""
         ...

@@ -83,6 +83,8 @@ class Group:
         self._changed = threading.Condition(self._lock)
         self._ballot = Ballot(is_leader=self._is_leader)
         self._pace = Pace(trigger)
+        self.lost: RankLostError | None = None
+        """See :class:`~.decision.Agreement`."""
         self._loss = ""  # the reason why there is no board any more, until it is logged
 
     def open(self) -> None:
@@ -326,6 +328,7 @@ class Group:
             if self._ballot.alone:
                 return
             self._loss = str(error)
+            self.lost = error if isinstance(error, RankLostError) else None
             self._ballot.lose_board()
             is_known = self._ballot.notice is not None
             self._changed.notify_all()

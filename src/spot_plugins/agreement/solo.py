@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 
+from ..ranks import RankLostError
 from ..schedule import PeriodicTrigger
 from .decision import Decision, Participant
 from .notice import Notice, merge
@@ -27,6 +28,11 @@ class Solo:
 
     def open(self) -> None:
         """See :class:`~.decision.Agreement`."""
+
+    @property
+    def lost(self) -> RankLostError | None:
+        """See :class:`~.decision.Agreement`."""
+        return None
 
     @property
     def notice(self) -> Notice | None:

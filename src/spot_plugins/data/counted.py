@@ -10,7 +10,13 @@ from ..config import FastForward
 from ..errors import ConfigError
 from .internals import has_persistent_iterator, has_shuffle_buffer
 from .order import Order, needs_record, recorded_sampler
-from .passing import can_pass_over, depends_on_index_alone, num_fetched_anyhow
+from .passing import (
+    can_pass_over,
+    depends_on_index_alone,
+    has_known_data,
+    num_fetched_anyhow,
+    tell_of_new_workers,
+)
 from .price import Price
 from .replayed import MISSING, Replayed, length_of
 from .rng import are_at, load_streams_state, raw_streams, streams_state
@@ -45,6 +51,8 @@ class Counted(Replayed):
         loaded = self._loaded
         super().begin(epoch, number)
         self._at_ahead = None if loaded is None or self._before == 0 else loaded.get("at_ahead")
+        if loaded is not None and (epoch or number) and self._keeps_workers and not has_known_data(self._loader):
+            tell_of_new_workers()
         # An iterator of persistent workers that exists by now has its sampler, and takes no other one.
         self._passes_over = self._may_pass_over and not has_persistent_iterator(self._plain)
         self._num_to_pass = max(self._before - num_fetched_anyhow(self._loader), 0) if self._passes_over else 0

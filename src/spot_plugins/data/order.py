@@ -44,6 +44,10 @@ class Order:
             return None
         return {"drawn": self.num_drawn, "checksum": self._sum.hexdigest()}
 
+    def forget(self) -> None:
+        """Record nothing, because the iterator keeps its own state."""
+        self._sum = self._expected = None
+
     def add(self, drawn: Any) -> Any:
         """Add the index of a sample, or the indices of a batch, and return it."""
         if self._sum is not None:
@@ -52,7 +56,7 @@ class Order:
 
     def _add(self, drawn: Any) -> None:
         if (data := _bytes_of(drawn)) is None:
-            self._sum = self._expected = None
+            self.forget()
             return
         self._sum.update(data)
         self.num_drawn += 1
@@ -73,10 +77,16 @@ class RecordedSampler(Sampler[Any]):
     _recorded: Any
     _pending: tuple[Order | None, int] | None
     _last: _Draws | None
+    _is_open: bool
     num_passed_over: int
 
     def __init__(self, sampler: Any) -> None:
-        self.__dict__.update({"_recorded": sampler, "_pending": None, "_last": None, "num_passed_over": 0})
+        self.__dict__.update({"_recorded": sampler, "_is_open": False})
+        self.record(None)
+
+    def open(self, *, opens: bool) -> None:
+        """With *opens*, let the next iterators be those of the sampler itself, because their state is restored."""
+        self.__dict__["_is_open"] = opens
 
     def record(self, order: Order | None, *, pass_over: int = 0) -> None:
         """
@@ -86,7 +96,8 @@ class RecordedSampler(Sampler[Any]):
             order: Gets the draws of the pass. None: nobody does.
             pass_over: Draws that the iterator does not yield. :attr:`num_passed_over` counts them.
         """
-        self.__dict__.update({"_pending": (order, pass_over), "_last": None, "num_passed_over": 0})
+        pending = None if order is None and not pass_over else (order, pass_over)
+        self.__dict__.update({"_pending": pending, "_last": None, "num_passed_over": 0})
 
     def begin(self) -> None:
         """Let the iterator that was made last begin the pass now, if it has not begun."""
@@ -94,6 +105,8 @@ class RecordedSampler(Sampler[Any]):
             self._last.begin()
 
     def __iter__(self) -> Iterator[Any]:
+        if self._is_open:
+            return iter(self._recorded)
         self.__dict__["_last"] = draws = _Draws(self._draws)
         return draws
 
@@ -104,7 +117,9 @@ class RecordedSampler(Sampler[Any]):
             order.on_begin()
         # Only now, so that a sampler that draws in __iter__ draws after on_begin().
         draws: Iterator[Any] = iter(self._recorded)
-        if order is not None:
+        if order is not None and hasattr(draws, "state_dict"):
+            order.forget()
+        elif order is not None:
             draws = map(order.add, draws)
         if pass_over:
             self.__dict__["num_passed_over"] = sum(1 for _ in islice(draws, pass_over))
@@ -124,7 +139,11 @@ class RecordedSampler(Sampler[Any]):
 
 
 class _Draws(Iterator[Any]):
-    """An iterator that is made when it is asked for its first item."""
+    """
+    An iterator that is made when it is asked for its first item. It has a state if that one has.
+
+    torchdata makes two iterators and drops the first. If both were made at once, both would draw.
+    """
 
     def __init__(self, make: Callable[[], Iterator[Any]]) -> None:
         self._make = make
@@ -138,6 +157,11 @@ class _Draws(Iterator[Any]):
 
     def __next__(self) -> Any:
         return next(self.begin())
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in ("state_dict", "load_state_dict", "update_state_dict") or self._draws is None:
+            raise AttributeError(name)
+        return getattr(self._draws, name)
 
 
 def needs_record(loader: Any) -> bool:
@@ -161,6 +185,37 @@ def recorded_sampler(loader: Any) -> RecordedSampler:
     return sampler
 
 
+def recorded_own_sampler(loader: Any) -> RecordedSampler | None:
+    """
+    Return the stand-in for the sampler of *loader*, a stateful one, which is put into its place.
+
+    Returns:
+        None for a sampler with a state, which the loader restores, and for one of a library, whose order depends on
+        nothing that is not restored.
+    """
+    plain = plain_loader(loader)
+    if not isinstance(plain, DataLoader) or streams(loader):
+        return None
+    *_, holder = plain, *batch_samplers(plain)
+    name = "sampler" if hasattr(holder, "sampler") else "batch_sampler"
+    holder = plain if name == "batch_sampler" else holder
+    sampler = getattr(holder, name)
+    if isinstance(sampler, RecordedSampler):
+        return sampler
+    if _is_of_library(sampler) or hasattr(sampler, "state_dict"):
+        return None
+    sampler = RecordedSampler(sampler)
+    if holder is plain:
+        replace_index_sampler(plain, name, sampler)
+    else:
+        holder.sampler = sampler
+    return sampler
+
+
+def _is_of_library(sampler: Any) -> bool:
+    return type(sampler).__module__.partition(".")[0] in ("torch", "torchdata", "accelerate", "lightning")
+
+
 def _is_repeatable(loader: Any) -> bool:
     found = [type(getattr(each, "_recorded", each)) for each in samplers(loader)]
     is_known = all(each in _REPEATABLE or each.__name__ in _REPEATABLE_NAMES for each in found)
@@ -170,7 +225,7 @@ def _is_repeatable(loader: Any) -> bool:
 def _has_own_batches(loader: Any) -> bool:
     """Return True if a batch sampler of *loader* is a class of the program, which may decide the order itself."""
     found = [getattr(each, "_recorded", each) for each in batch_samplers(plain_loader(loader))]
-    return any(type(each).__module__.partition(".")[0] not in ("torch", "accelerate", "lightning") for each in found)
+    return not all(map(_is_of_library, found))
 
 
 def _bytes_of(drawn: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Final
 
 import torch
@@ -56,8 +57,23 @@ def depends_on_index_alone(loader: Any) -> bool:
     Known are data sets and collate functions that neither draw random numbers nor keep a state. A class of the program
     may do both, in ways that nobody can see from outside: its generator need not be a stream of the process.
     """
+    return can_pass_over(loader) and has_known_data(loader)
+
+
+def has_known_data(loader: Any) -> bool:
+    """Return True if the data set of *loader* and its collate function are known to keep no state and draw nothing."""
     plain = plain_loader(loader)
-    return can_pass_over(loader) and _is_known(plain.dataset) and _is_known_collate(plain.collate_fn)
+    return _is_known(getattr(plain, "dataset", None)) and _is_known_collate(getattr(plain, "collate_fn", None))
+
+
+def tell_of_new_workers() -> None:
+    """Warn that workers begin anew where those of an uninterrupted training would go on."""
+    warnings.warn(
+        "the workers of the training loader begin anew in the middle of what they did. If a sample depends on more "
+        "than its index, the rest differs from an uninterrupted training: random numbers drawn in the workers, and "
+        "generators, counters and other state of the data set",
+        stacklevel=5,
+    )
 
 
 def _is_known(dataset: Any) -> bool:

@@ -11,8 +11,9 @@ from .counted import Counted
 from .elastic import Elastic
 from .internals import has_shuffle_buffer
 from .sampler import ElasticSampler
+from .sources import numbers_of, sources_of
 from .stateful import Stateful
-from .unwrap import plain_loader, samplers
+from .unwrap import plain_loader, samplers, streams
 from .where import Where
 
 
@@ -68,6 +69,11 @@ class LoaderPosition:
         self._ended = False
         self._loaded = False
         self._kind = _kind_of(loader, world_size, checked("fast_forward", fast_forward))
+        self.sources = sources_of(loader)
+        """The data set and the samplers of the loader, and those in them."""
+        self._is_fetched_again = self.kind == "counted" or streams(loader)
+        self._numbers: dict[int, dict[str, object]] = {}
+        self._look_at_sources()
 
     @property
     def kind(self) -> str:
@@ -123,6 +129,7 @@ class LoaderPosition:
         self._ended = False
         self._number = self._number if continues else 0
         self._kind.begin(epoch, self._number)
+        self._look_at_sources()
         self._epoch_done = self._epoch_done and epoch == self._epoch
         self._epoch = epoch
 
@@ -136,6 +143,7 @@ class LoaderPosition:
         self._number += 1
         self._epoch_done = self._ended = False
         self._kind.begin(self._epoch, self._number)
+        self._look_at_sources()
 
     def note_fetch(self, batches_done: int) -> None:
         """
@@ -200,6 +208,20 @@ class LoaderPosition:
         takes less than a microsecond.
         """
         return self._epoch, self._kind.progress(batches_done)
+
+    def numbers_of_sources(self) -> dict[int, dict[str, object]]:
+        """
+        Return what each of :attr:`sources` counts and orders by, by its ``id()``.
+
+        If a resume fetches all batches of a pass again, these are the values at the begin of this pass, from which the
+        same values follow again. Otherwise they are the values of now.
+        """
+        if not self._is_fetched_again:
+            self._look_at_sources()
+        return self._numbers
+
+    def _look_at_sources(self) -> None:
+        self._numbers = {id(source): numbers_of(source) for source in self.sources}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """

@@ -120,6 +120,11 @@ class Replayed:
         self._loaded = at
         self._pass = (where.epoch, where.number)
 
+    @property
+    def _keeps_workers(self) -> bool:
+        """True if workers live on from epoch to epoch."""
+        return getattr(self._plain, "num_workers", 0) > 0 and bool(getattr(self._plain, "persistent_workers", False))
+
     def _begin_again(self, loaded: Mapping[str, Any]) -> None:
         self._before = loaded["batches"]
         self.at_begin, self._at_fetch = loaded["at_begin"], loaded.get("at_fetch")

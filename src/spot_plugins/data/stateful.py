@@ -17,6 +17,8 @@ from .internals import (
     is_hugging_face,
     knows_its_end,
 )
+from .order import Order, recorded_own_sampler
+from .passing import has_known_data, tell_of_new_workers
 from .replayed import MISSING, Replayed
 from .rng import borrowed_streams
 from .stream_state import initial_state, keeps_state, loses_samples, repeats_start
@@ -48,13 +50,28 @@ class Stateful(Replayed):
         # With Accelerate's dispatching loader rank 0 alone reads.
         deals_out = world_size > 1 and hasattr(loader, "slice_fn")
         has_workers = self._num_workers > 0
+        self._sampler = None if deals_out else recorded_own_sampler(loader)
+        self._order = Order()
         self._is_checked = not self._is_stream or has_workers or deals_out or is_hugging_face(self._dataset)
         drop_early_iterator(self._plain)
 
     def begin(self, epoch: int, number: int) -> None:
         """Give the loader its state, so that its next iterator makes this pass of *epoch*."""
+        loaded = self._loaded
+        order = None if loaded is None else loaded.get("order")
+        if self._sampler is not None:
+            self._sampler.open(opens=loaded is not None and order is None)
         super().begin(epoch, number)
         self._has_begun = True
+        if loaded is not None and self._lacks_workers(epoch, number):
+            tell_of_new_workers()
+        if self._sampler is not None:
+            self._order = Order()
+            self._sampler.record(self._order)
+            if self._before > 0:
+                self._order.expect(order, _tell_other_order)
+            else:
+                self._sampler.open(opens=False)
 
     def after(self, batches: int) -> dict[str, Any]:
         """Ask the loader for its state. Before its first batch use the start, because asking starts an iterator."""
@@ -62,7 +79,9 @@ class Stateful(Replayed):
             return dict(self._loaded)
         self._check_stream(batches)
         now = {"loader": self._loader.state_dict(), "of_epoch_before": False} if batches > 0 else self._start
-        return {**super().after(batches), **now, "num_workers": self._num_workers}
+        position = {**super().after(batches), **now, "num_workers": self._num_workers}
+        order = self._order.state_dict()
+        return position if order is None else {**position, "order": order}
 
     def note_fetch(self, batches: int) -> None:
         """Keep the streams for the first fetch, and look after two more whether the state holds the position."""
@@ -110,6 +129,13 @@ class Stateful(Replayed):
             self._start = {"loader": self._loader.state_dict(), "of_epoch_before": True}
         self._earlier = None
         self._forget_given()
+
+    def _lacks_workers(self, epoch: int, number: int) -> bool:
+        """Return True if workers were in the midst of something that no state holds, as far as is known."""
+        if self._num_workers == 0 or hasattr(self._dataset, "state_dict") or has_known_data(self._loader):
+            return False
+        # The samples of a stream without a state are fetched again.
+        return (self._before > 0 and not streams(self._loader)) or (self._keeps_workers and bool(epoch or number))
 
     def _forget_given(self) -> None:
         """
@@ -174,3 +200,12 @@ class Stateful(Replayed):
             iterator = iter(self._plain)
             if not knows_its_end(state) and next(iterator, MISSING) is not MISSING:
                 self._plain.load_state_dict(dict(state))
+
+
+def _tell_other_order() -> None:
+    warnings.warn(
+        "the sampler yields another order of this epoch than the one that was trained on, so some samples come twice "
+        "or never. It draws from a state of its own. Give it state_dict() and load_state_dict(), or let its order "
+        "depend on the seed and the epoch alone",
+        stacklevel=2,
+    )

@@ -81,11 +81,11 @@ class Feeds:
     def _tracked(self, look: Look) -> tuple[set[int], set[int]]:
         """Return ``id()`` of the samplers and data sets of loaders whose position is saved, or that are named."""
         owners = look.recording().owners
-        loaders = [*look.host.loaders(), *(loader for loader in look.census.loaders if id(loader) in owners)]
+        loaders = [*look.tracked]
         for position in look.census.positions:
             if id(position) in owners:
-                loaders += loaders_in(position)
-            elif look.number == FIRST_LOOK:
+                continue
+            if look.number == FIRST_LOOK:
                 look.known.add(id(position))
             elif id(position) not in look.known:  # it was made after the recording
                 loaders += loaders_in(position)

@@ -19,6 +19,7 @@ class Kind(Enum):
     GENERATOR = "random generator"
     SCALER = "gradient scaler"
     LOADER = "position in the data of"
+    NUMBERS = "what changes in"
 
 
 _BARE: Final = {
@@ -30,6 +31,13 @@ _BARE: Final = {
     Kind.SCALER: "pass the scaler to session.register('scaler', scaler)",
     Kind.LOADER: "register a LoaderPosition of the loader",
 }
+
+
+COMMON: Final = {
+    Kind.NUMBERS: "let samples and their order depend on the seed, the epoch and the index alone, or use a torchdata "
+    "StatefulDataLoader over a data set or sampler with state_dict() and load_state_dict()",
+}
+"""The advice that is the same for every host."""
 
 
 def _nothing() -> Iterable[Any]:

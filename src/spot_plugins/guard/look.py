@@ -12,20 +12,23 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from ..data import LoaderPosition
 from ..state.wrappers import plain_optimizer
 from . import internals
-from .census import Census
+from .census import Census, loaders_in
 from .host import Host, Kind
 from .optimizer_steps import OptimizerSteps
-from .places import Places, optimizer_of
+from .places import Places, is_closed, optimizer_of
 from .recording import Recording
 from .samples import is_plain, memory, parameters_of, state_of
 from .suspects import (
     Suspect,
+    look_at_buffer,
     look_at_generator,
     look_at_module,
     look_at_scaler,
     look_at_scheduler,
+    look_at_source,
     unsaved_units,
 )
 
@@ -70,6 +73,18 @@ class Look:
         return {id(each) for each in self.host.held()}
 
     @cached_property
+    def tracked(self) -> list[Any]:
+        """The loaders whose position is saved."""
+        owners = self.recording().owners
+        saved = [loader for loader in self.census.loaders if id(loader) in owners]
+        return [*self.host.loaders(), *saved, *(loader for each in self._positions for loader in loaders_in(each))]
+
+    @cached_property
+    def _positions(self) -> list[LoaderPosition]:
+        """The positions that are saved."""
+        return [position for position in self.census.positions if id(position) in self.recording().owners]
+
+    @cached_property
     def unsaved_memory(self) -> set[int]:
         """The memory of the modules of which nothing is saved."""
         return {memory(tensor) for _, _, _, tensors in self._units for tensor in tensors}
@@ -103,6 +118,11 @@ class Look:
         for root, path, module, tensors in self._units:
             yield self._of_module(root, path, module, tensors)
         yield from self._of_generators()
+        yield from self._of_transient_buffers()
+        for position in self._positions:
+            for source in position.sources:
+                if not is_closed(type(source)):
+                    yield self._suspect(Kind.NUMBERS, source, look_at_source(position, id(source)))
 
     def _of_optimizer(self, optimizer: Optimizer) -> Iterator[Suspect]:
         if id(optimizer) in self.known:
@@ -139,6 +159,18 @@ class Look:
             return all(recording().has(tensor) for tensor in live if is_plain(tensor))
 
         return self._suspect(Kind.MODULE, module, look_at_module(held), is_saved)
+
+    def _of_transient_buffers(self) -> Iterator[Suspect]:
+        """Yield the buffers of the modules that are trained that are in no ``state_dict()``."""
+        trained = {id(each) for each in self.trained}
+        roots = [root for root in self.census.roots() if any(id(each) in trained for each in root.parameters())]
+        for module in {id(each): each for root in roots for each in root.modules()}.values():
+            transient, buffers = internals.transient_buffers(module), dict(module.named_buffers(recurse=False))
+            for name in sorted(transient & buffers.keys()):
+                if is_plain(buffers[name]) and not self.recording().has(buffers[name]):
+                    text = f"buffer {name!r} (persistent=False) of {self.places.name_of(module)}"
+                    look = look_at_buffer(module, name)
+                    yield self._suspect(Kind.TENSORS, buffers[name], look, lambda: False, name=text)
 
     def _of_generators(self) -> Iterator[Suspect]:
         streams = internals.global_generators()

@@ -128,7 +128,7 @@ def _sort(thing: object, places: Places) -> None:
         values = thing.values() if isinstance(thing, dict) else thing
         if all(isinstance(value, torch.Tensor) for value in values) and all(map(is_plain, values)):
             places.containers.append(thing)
-    elif optimizer_of(thing) is not None and not _is_closed(type(thing)) and _has_methods(thing, "step", "state_dict"):
+    elif optimizer_of(thing) is not None and not is_closed(type(thing)) and _has_methods(thing, "step", "state_dict"):
         places.schedulers.append(thing)
 
 
@@ -174,13 +174,13 @@ def _attributes(thing: Any) -> Iterator[tuple[str, object]]:
     attributes = getattr(thing, "__dict__", None)
     attributes = dict(attributes) if isinstance(attributes, dict) else {}
     if isinstance(thing, nn.Module):
-        if not _is_closed(type(thing)):
+        if not is_closed(type(thing)):
             yield from ((key, value) for key, value in attributes.items() if key not in _OF_EVERY_MODULE)
         yield from thing.named_children()
     elif isinstance(thing, (DataLoader, Sampler)):  # their own generators depend on the epoch, by LoaderPosition
         hidden = ("generator", "__")  # Lightning keeps the arguments of a loader under names with underscores
         yield from ((key, value) for key, value in attributes.items() if not key.startswith(hidden))
-    elif isinstance(thing, Dataset) or not _is_closed(type(thing)):
+    elif isinstance(thing, Dataset) or not is_closed(type(thing)):
         yield from attributes.items()
         for base in type(thing).__mro__:
             slots = vars(base).get("__slots__", ())
@@ -199,6 +199,7 @@ class _Slotted:
 _SLOT: Final = type(vars(_Slotted)["slot"])
 
 
-def _is_closed(cls: type) -> bool:
+def is_closed(cls: type) -> bool:
+    """Return True if *cls* belongs to a package whose objects are not entered."""
     package = getattr(cls, "__module__", None)
     return not isinstance(package, str) or package.partition(".")[0] in _CLOSED

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import Any, Final
 
 from ..errors import ConfigError
@@ -12,7 +12,7 @@ from ..state.registry import Registry
 from .averages import Averages
 from .census import take_census
 from .feeds import Feeds
-from .host import Host, Kind
+from .host import COMMON, Host, Kind
 from .look import Look
 from .optimizer_steps import OptimizerSteps
 from .places import find_places, program_frames
@@ -25,8 +25,10 @@ logger = logging.getLogger(__name__)
 LOOKS: Final = (1, 3, 30, 300, 3000)
 """Calls of ``after_step()`` with a look. After the last one there are only extra looks."""
 MAX_EXTRA_LOOKS: Final = 3
-SCHEDULER_STEPS: Final = 16
-"""Steps between two checks of schedulers that are not saved, because some step once per epoch."""
+RARE: Final = frozenset({Kind.SCHEDULER, Kind.GENERATOR, Kind.NUMBERS})
+"""Things that may change once per epoch."""
+RARE_STEPS: Final = 16
+"""Steps between two checks of such things, if they are not saved."""
 MAX_NAMES: Final = 6
 
 
@@ -82,8 +84,8 @@ class Search:
             self._next_look = next((number for number in LOOKS if number > self._num_calls), 0)
             self._look()
             return True
-        if self._suspects and self._num_calls % SCHEDULER_STEPS == 0:
-            self._tell(self._changed(Kind.SCHEDULER))
+        if self._suspects and self._num_calls % RARE_STEPS == 0:
+            self._tell(self._changed(RARE))
         return False
 
     def pause(self) -> None:
@@ -149,13 +151,13 @@ class Search:
         if any(suspect.born > self._recorded[0] for suspect in self._suspects):
             self._registry.record = self._record  # what was not there at the last recording may be saved
 
-    def _changed(self, kind: Kind | None = None) -> list[tuple[Kind, str]]:
+    def _changed(self, kinds: Set[Kind] = frozenset(Kind)) -> list[tuple[Kind, str]]:
         """Return kind and name of the suspects that have changed, and suspect them no more."""
         assert self._recorded is not None
         changed = [
             suspect
             for suspect in self._suspects
-            if kind in (None, suspect.kind) and suspect.born <= self._recorded[0] and suspect.has_changed()
+            if suspect.kind in kinds and suspect.born <= self._recorded[0] and suspect.has_changed()
         ]
         self._suspects = [suspect for suspect in self._suspects if suspect not in changed]
         return [(suspect.kind, suspect.name) for suspect in changed]
@@ -167,7 +169,8 @@ class Search:
         for kind, name in found:
             by_kind.setdefault(kind, []).append(name)
         what = "; ".join(f"{kind.value} {_listed(names)}" for kind, names in by_kind.items())
-        remedies = "; ".join(dict.fromkeys(self._host.remedies[kind] for kind in by_kind))
+        advice = {**COMMON, **self._host.remedies}
+        remedies = "; ".join(dict.fromkeys(advice[kind] for kind in by_kind))
         warn(
             f"not saved, although this training changes it: {what}. A resumed training would begin it anew. To save "
             f"it: {remedies}"

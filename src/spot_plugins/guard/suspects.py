@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..data import LoaderPosition
 from .census import own_tensors
 from .host import Kind
 from .samples import is_plain, plain_values, samples_of, state_of
@@ -47,6 +48,18 @@ def look_at_module(tensors: list[weakref.ref[torch.Tensor]]) -> Callable[[], obj
     return look
 
 
+def look_at_buffer(module: nn.Module, name: str) -> Callable[[], object]:
+    """Return a function that samples the buffer *name* of *module*, or returns None once its shape is another one."""
+    held, shape = weakref.ref(module), module.get_buffer(name).shape
+
+    def look() -> object:
+        live = held()
+        buffer = None if live is None else getattr(live, name, None)
+        return samples_of([buffer]) if buffer is not None and is_plain(buffer) and buffer.shape == shape else None
+
+    return look
+
+
 def look_at_scheduler(scheduler: Any) -> Callable[[], object]:
     """Return a function that returns the counters of *scheduler*."""
     held = weakref.ref(scheduler)
@@ -69,6 +82,26 @@ def look_at_scaler(scaler: torch.amp.GradScaler) -> Callable[[], object]:
         return live.state_dict() or None if live is not None else None
 
     return look
+
+
+def look_at_source(position: LoaderPosition, key: int) -> Callable[[], object]:
+    """
+    Return a function that returns what the data set or sampler with the ``id()`` *key* of *position* counts by.
+
+    A list that grows, or a value of another kind than at first, is that of a cache.
+    """
+    held, first = weakref.ref(position), position.numbers_of_sources()[key]
+
+    def look() -> object:
+        live = held()
+        now = {} if live is None else live.numbers_of_sources()[key]
+        return {name: now[name] if _is_like(now.get(name), value) else value for name, value in first.items()}
+
+    return look
+
+
+def _is_like(one: object, other: object) -> bool:
+    return type(one) is type(other) and getattr(one, "__len__", int)() == getattr(other, "__len__", int)()
 
 
 def look_at_generator(generator: Any) -> Callable[[], object]:

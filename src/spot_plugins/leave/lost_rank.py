@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 from typing import Final
 
 from ..agreement import Agreement
@@ -38,12 +39,16 @@ class LostRank:
         phase: The phase of the session, and when the training thread has called it. A session that leaves or is closed
             ends in its own way, and a rank that was left behind needs no other.
         way_out: Ends the process, on the thread ``spot-lost-rank``.
+        describe_stored: Returns words for the newest step that is stored.
     """
 
-    def __init__(self, agreement: Agreement, phase: PhaseTracker, way_out: WayOut) -> None:
+    def __init__(
+        self, agreement: Agreement, phase: PhaseTracker, way_out: WayOut, describe_stored: Callable[[], str]
+    ) -> None:
         self._agreement = agreement
         self._phase = phase
         self._way_out = way_out
+        self._describe_stored = describe_stored
 
     def begin(self, loss: RankLostError) -> None:
         """Look at the training thread from now on, because of *loss*."""
@@ -60,9 +65,10 @@ class LostRank:
         code = CODE if self._agreement.notice is None else Preempted.EXIT_CODE
         logger.error(
             "%s, and this rank has made no progress for %.0f s, so this process ends with %d. Let the launcher "
-            "start the ranks again",
+            "start the ranks again: %s",
             loss,
             self._phase.still_s,
             code,
+            self._describe_stored(),
         )
         self._way_out.end_process(code)

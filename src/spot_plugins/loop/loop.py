@@ -316,7 +316,8 @@ class Loop:
 
         Call it before weights or optimizer state are changed by anything but the step of an optimizer, such as the
         clipping of weights, or a swap for averaged ones. A pause and the end of a loop over :meth:`batches` include it.
-        Call it with *copied* before a CUDA graph is captured. During the capture it raises a RuntimeError.
+        Call it with *copied* before a CUDA graph is captured. In a capture, or if a copy hangs for 600 s, it raises a
+        RuntimeError.
         """
         self._session.fence(copied=copied)
 

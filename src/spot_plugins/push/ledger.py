@@ -70,6 +70,8 @@ class Ledger:
     def __init__(self) -> None:
         self.changed = threading.Condition()
         """The lock of all methods. It is notified of every change."""
+        self.newest_committed: int | None = None
+        """The newest step that is committed, None if none is."""
         self._steps: dict[int, _Entry] = {}
         self._handed_over: set[int] = set()
         self._held: dict[int, int] = {}  # buffers, and the steps in them
@@ -170,6 +172,7 @@ class Ledger:
             match event:
                 case events.Committed(step=step):
                     self._end(step, StepState.COMMITTED)
+                    self.newest_committed = max(step, self.newest_committed or step)
                 case events.SaveAbandoned(step=step):
                     self._end(step, StepState.ABANDONED)
                 case events.PushFailing():

@@ -195,14 +195,19 @@ class KeepRequest:
     """True if this attempt is just saving the step. See :func:`spot_plugins.format.kept.keep`."""
 
 
-def encode_keep(request: KeepRequest) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class PruneRequest:
+    """The wish to remove old steps once more, because the training has ended. The message ``pruned`` answers it."""
+
+
+def encode_wish(request: KeepRequest | PruneRequest) -> dict[str, Any]:
     """Return *request* as a message body."""
-    return {"keep": asdict(request)}
+    return {"wish": asdict(request)}
 
 
-def decode_keep(body: dict[str, Any]) -> KeepRequest:
-    """Read what :func:`encode_keep` wrote."""
-    return KeepRequest(**body["keep"])
+def decode_wish(body: dict[str, Any]) -> KeepRequest | PruneRequest:
+    """Read what :func:`encode_wish` wrote."""
+    return KeepRequest(**body["wish"]) if body["wish"] else PruneRequest()
 
 
 def encode_event(event: Event) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from .file_way import FileWay
 from .ledger import MAX_TRIES, Ledger, Lent
 from .lifecycle import StepState
 from .log_way import LogWay
-from .messages import KeepRequest, PushJob, PushSettings
+from .messages import KeepRequest, PruneRequest, PushJob, PushSettings
 from .process import PusherProcess
 from .wishes import Wishes
 
@@ -59,7 +59,8 @@ class Pusher:
         self._directory = _current_directory()  # also of a later process: the program may change its directory
         self._proofs: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._is_closed = False
-        self._wishes = Wishes()
+        self.wishes = Wishes()
+        """The wishes to keep, release and prune steps that have no answer yet."""
         self.log_way = LogWay(self._sending, lambda: self._process)
         """The way of the event log to the process."""
         self.file_way = FileWay(self._sending, self._reach_process)
@@ -157,23 +158,22 @@ class Pusher:
                 with contextlib.suppress(OSError):
                     process.send({"hurry": True})
 
-    def ask(self, request: KeepRequest) -> None:
-        """Let the process keep or release a step. An event answers. Never waits for disk or network."""
+    def ask(self, request: KeepRequest | PruneRequest) -> None:
+        """
+        Let the process keep or release a step, or remove old ones. Never waits for disk or network.
+
+        An event or a message answers, see :attr:`wishes`.
+        """
         with self._sending:
             try:
                 process: PusherProcess | None = self._reach_process()
             except OSError as error:
                 logger.warning("%s: %s", _NO_START, error)
                 process = None
-            self._wishes.add(request)
+            self.wishes.add(request)
             if process is not None:
                 with contextlib.suppress(OSError):  # it goes to the next process
-                    process.send(messages.encode_keep(request))
-
-    @property
-    def has_wishes(self) -> bool:
-        """True if a wish to keep or release a step has no answer yet."""
-        return bool(self._wishes)
+                    process.send(messages.encode_wish(request))
 
     def has_ended(self, step: int) -> bool:
         """Return whether *step* is committed or abandoned on this rank. So it is if it was never submitted."""
@@ -230,8 +230,8 @@ class Pusher:
             self._process = process
             with contextlib.suppress(OSError):
                 self.file_way.send_to(process)
-                for request in self._wishes.again():
-                    process.send(messages.encode_keep(request))
+                for request in self.wishes.again():
+                    process.send(messages.encode_wish(request))
             if self._is_closed:  # meanwhile, and close() has not seen this process
                 process.close()
         return process
@@ -244,6 +244,8 @@ class Pusher:
                 self._proofs.put(proof)
             case {"frozen": int()}:
                 self.ledger.store_frozen(messages.decode_frozen(body))
+            case {"pruned": True}:
+                self.wishes.on_pruned()
             case {"file_failed": str(reason)}:
                 logger.info("the local disk takes no fingerprints of steps: %s", reason)
             case {"log_failed": str(reason)}:
@@ -251,7 +253,7 @@ class Pusher:
             case _:
                 self.log_way.received = event = messages.decode_event(body)
                 self.ledger.on_event(event)
-                self._wishes.on_event(event)
+                self.wishes.on_event(event)
                 self._emit(event)
 
     def _emit(self, event: Event) -> None:
@@ -270,12 +272,12 @@ class Pusher:
         with self._sending:
             if self._process is process:
                 self._process = None
-            lost, unanswered = self.ledger.lose(process), self._wishes.lose(reason)
+            lost, unanswered = self.ledger.lose(process), self.wishes.lose(reason)
             failure = None
             if lost.again is not None:
                 logger.warning("step %s goes to another pusher process", lost.again)
                 failure = self._hand_over(lost.again)
-            if self._process is None and (self._wishes or self.file_way.needs_another()):
+            if self._process is None and (self.wishes or self.file_way.needs_another()):
                 with contextlib.suppress(OSError):  # the next process gets them
                     self._reach_process()
         for event in unanswered:

@@ -18,10 +18,9 @@ from ..eventlog.pusher_log import PusherLog
 from ..events import EventBus
 from ..format.commit import commit, withdraw_if_pruned
 from ..format.keys import FROZEN_PREFIX, StepId, rank_manifest_key
-from ..format.retention import prune
 from ..store import ObjectStore
 from .frozen_watch import damage_of
-from .keeping import Marks
+from .keeping import Marks, prune_old
 from .local_write import Disk, LocalWrite
 from .messages import PushJob, PushSettings, SealedBlob
 from .seals import Seals
@@ -233,22 +232,8 @@ class StepPush:
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def _prune(self) -> None:
-        settings = self._settings
-        try:
-            removed = prune(
-                self._ways.store,
-                settings.attempt,
-                keep_last=settings.keep_last,
-                keep_every=settings.keep_every,
-                protected=frozenset() if (marks := self._ways.marks) is None else marks.protected,
-            )
-        except SupersededError as error:  # since the commit: the step stays committed
-            self._bus.emit(events.Superseded(attempt=error.attempt, newest=error.newest))
-            return
-        except StoreError:
-            return  # old checkpoints cost money, not work; the next commit tries again
-        for step_id in removed:
-            self._bus.emit(events.Pruned(step=step_id.step, attempt=step_id.attempt))
+        with suppress(StoreError):  # old checkpoints cost money, not work; the next commit or the end tries again
+            prune_old(self._ways.store, self._ways.marks, self._settings, self._bus)
 
 
 def _has(store: ObjectStore, key: str) -> bool:

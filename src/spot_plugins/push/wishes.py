@@ -1,4 +1,4 @@
-"""The trainer's wishes to keep and to release steps, until the pusher process has answered them. Pure."""
+"""The trainer's wishes to keep, to release and to prune steps, until the pusher process has answered them. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 from .. import events
 from ..events import Event
 from .ledger import MAX_TRIES
-from .messages import KeepRequest
+from .messages import KeepRequest, PruneRequest
 
 
 class Wishes:
@@ -15,14 +15,16 @@ class Wishes:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._waiting: dict[int, KeepRequest] = {}
+        self._waiting: dict[int, KeepRequest | PruneRequest] = {}
         self._num_tries: dict[int, int] = {}
         self._num_added = 0
+        self.is_pruned = False
+        """True if a wish to prune was fulfilled."""
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
-    def add(self, request: KeepRequest) -> int:
+    def add(self, request: KeepRequest | PruneRequest) -> int:
         """Add a wish that is sent next. Return its number."""
         with self._lock:
             self._num_added += 1
@@ -30,7 +32,7 @@ class Wishes:
             self._num_tries[self._num_added] = 1
             return self._num_added
 
-    def again(self) -> list[KeepRequest]:
+    def again(self) -> list[KeepRequest | PruneRequest]:
         """Return all wishes, which are sent to another process next."""
         with self._lock:
             for number in self._waiting:
@@ -42,7 +44,14 @@ class Wishes:
         with self._lock:
             lost = [number for number in self._waiting if self._num_tries[number] >= MAX_TRIES]
             dropped = [self._waiting.pop(number) for number in lost]
-        return [events.KeepFailed(step=each.step, owner=each.owner, reason=reason) for each in dropped if each.keeps]
+        keeps = [each for each in dropped if isinstance(each, KeepRequest) and each.keeps]
+        return [events.KeepFailed(step=each.step, owner=each.owner, reason=reason) for each in keeps]
+
+    def on_pruned(self) -> None:
+        """Record that the wish to prune is fulfilled."""
+        with self._lock:
+            self.is_pruned = True
+            self._waiting = {n: each for n, each in self._waiting.items() if not isinstance(each, PruneRequest)}
 
     def on_event(self, event: Event) -> None:
         """Record the answer to a wish."""
@@ -51,6 +60,8 @@ class Wishes:
         is_release = isinstance(event, events.Released)
         with self._lock:
             for number, each in self._waiting.items():
+                if not isinstance(each, KeepRequest):
+                    continue
                 if (each.step, each.owner, each.keeps) == (event.step, event.owner, not is_release):
                     del self._waiting[number]
                     return

@@ -81,7 +81,7 @@ class Worker:
             disk=None if local is None else Disk(local, priority.lower_always),
             lower_priority=priority.lower,
             damaged=self._watch.damaged,
-            marks=Marks(store, settings.attempt, self._bus),
+            marks=Marks(store, settings, self._bus, lambda: self._send({"pruned": True})),
             log=log,
             file=FileWriter(lambda reason: self._send({"file_failed": reason})),
         )
@@ -143,10 +143,10 @@ class Worker:
                 self._ways.log.add(records)
             case {"frozen": int()}:
                 self._watch.frozen = messages.decode_frozen(body)
-            case {"keep": _}:
+            case {"wish": _}:
                 with self._changed:
                     assert self._ways.marks is not None
-                    self._ways.marks.add(messages.decode_keep(body))
+                    self._ways.marks.add(messages.decode_wish(body))
                     self._changed.notify_all()
             case _:
                 job = messages.decode_job(body)

@@ -18,6 +18,9 @@ from .snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
 
+COPY_S: Final = 600.0
+"""Longest wait in seconds for a copy. One that takes longer hangs: host memory takes 100 GB in a minute or two."""
+
 _CALLS_CLOSURE_FIRST: Final = ("torch.optim.", "bitsandbytes.")
 """Modules of optimizers that change nothing before they have called their closure once."""
 
@@ -67,15 +70,16 @@ class Copier:
         On a CUDA device the copies may still run. Then its current stream waits for them, and not this thread.
 
         Raises:
-            RuntimeError: The current stream is captured as a graph, so it cannot wait for copies outside of it.
+            RuntimeError: The current stream is captured as a graph, so it cannot wait for copies outside of it. Or the
+                copy hangs.
         """
         if self._snapshot is not None and is_capturing():
             raise RuntimeError("a save is copied during the capture of a CUDA graph: call fence(copied=True) before it")
         if not self._issued.is_set():
             self._waits_since = time.monotonic()
-            # wait: until the device has been given all copies, because no weight may change before; a device that hangs
-            # stops the training itself
-            self._issued.wait()
+            # wait: COPY_S; training ends, because no weight may change before the device has been given all copies
+            if not self._issued.wait(COPY_S):
+                raise RuntimeError(stuck_copy())
         if (snapshot := self._snapshot) is not None:
             self._snapshot = None
             snapshot.hold_back()
@@ -141,6 +145,14 @@ class Copier:
         if "closure" in kwargs:
             return args, {**kwargs, "closure": closure_and_fence}
         return (args[0], closure_and_fence, *args[2:]), kwargs
+
+
+def stuck_copy() -> str:
+    """Return the words for a copy that has not ended within :data:`COPY_S`."""
+    return (
+        f"the copy of a save has not ended within {COPY_S:.0f} s, so training cannot continue: its device hangs. Look "
+        f"at the device and its driver, and start again"
+    )
 
 
 class TornError(Exception):

@@ -40,6 +40,7 @@ class SavedSteps:
         self._pusher = pusher
         self._grace_s = grace_s
         self._held: StagedStep | None = None
+        self._resumed: int | None = None
         self.last: int | None = None
         """The step that was saved last, or resumed from."""
         self.present: int | None = None
@@ -47,8 +48,13 @@ class SavedSteps:
 
     def resumed(self, step: int | None) -> None:
         """Record the step from which training continues."""
-        self.last = step
+        self.last = self._resumed = step
         self.present = step
+
+    def describe_stored(self) -> str:
+        """Return the words for the newest step that this attempt has stored, or has resumed from. On any thread."""
+        step = self._pusher.ledger.newest_committed or self._resumed
+        return "nothing is stored yet" if step is None else f"step {step} is the newest one stored"
 
     def reached(self, step: int) -> None:
         """Record that *step* is done. A state that was held belongs to an earlier step."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Hashable
 from typing import Final
@@ -17,7 +16,7 @@ from ..state.collection import no_collection
 from ..state.live_tensor import Changes, LiveTensor
 from ..state.registry import Registry
 from .buffers import Buffers
-from .copier import Copier, TornError
+from .copier import COPY_S, Copier, TornError, stuck_copy
 from .frozen import FrozenSets, StagedFrozen
 from .layout import Layout, plan_layout, signature
 from .snapshot import Snapshot
@@ -131,10 +130,16 @@ class Saver:
         self._pusher.abandon(step, f"there is no memory for it: {str(error) or type(error).__name__}")
 
     def fence(self, *, copied: bool = False) -> None:
-        """Wait until no copy reads live state any more. With *copied*, wait until nothing of a save uses a device."""
+        """
+        Wait until no copy reads live state any more. With *copied*, wait until nothing of a save uses a device.
+
+        Raises:
+            RuntimeError: The copy hangs, or the current stream is captured as a CUDA graph.
+        """
         self._copier.fence()
-        if copied:
-            self.wait_copied(math.inf)
+        # wait: COPY_S; training ends, because a copy beside a capture may invalidate the graph
+        if copied and not self.wait_copied(time.monotonic() + COPY_S):
+            raise RuntimeError(stuck_copy())
 
     def wait_copied(self, deadline: float) -> bool:
         """Wait until every copy is handed over or has failed, or until *deadline* (monotonic). Return whether it is."""

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Final, cast
 
+from ..config import printable_url
 from ..errors import CommitError
+from ..push.messages import PruneRequest
 from ..ranks import Meeting, texts_of_ranks
 from .opened import Opened
 
 logger = logging.getLogger(__name__)
+
+PRUNE_S: Final = 30.0
+"""Longest wait in seconds for the removal of old steps at the end of a training."""
 
 _SUPERSEDED: Final = "superseded"
 _MISSING: Final = "the end of the training is not stored, and "
@@ -44,3 +50,26 @@ def check_ends(step: int, meeting: Meeting, world_size: int) -> None:
         logger.error("step %s is not stored, and will not be: a newer attempt of the same run has started", step)
     elif text := texts_of_ranks(ends):
         raise CommitError(step, text)
+
+
+def settle(it: Opened, step: int) -> None:
+    """
+    Let rank 0 release and remove the steps that nobody needs after *step*, the last one, and wait for that.
+
+    A container may end with the training, and the pusher process with the container. The pruning that follows each
+    commit may also come before another rank has stored its share, and so leave a step.
+
+    Raises:
+        Preempted: There was a notice.
+    """
+    it.keeper.on_visible(step)
+    if it.job.rank != 0 or it.pusher.ledger.is_superseded:
+        return
+    it.pusher.ask(PruneRequest())
+    it.way_out.wait(lambda: not it.pusher.wishes, step, time.monotonic() + PRUNE_S)
+    if not it.pusher.wishes.is_pruned:
+        it.lines.say(
+            f"more than the last steps are left at {printable_url(it.run.url)}, because the pusher process has not "
+            f"removed the older ones within {PRUNE_S:.0f} s. spot prune removes them",
+            logging.WARNING,
+        )

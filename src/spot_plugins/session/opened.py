@@ -127,7 +127,7 @@ def join_and_build(
         departure=departure,
         stack=stack,
     )
-    _end_if_stuck(participant, config, agreement, phase)
+    _end_if_stuck(participant, config, agreement, phase, saved_steps)
     keeper = Keeper(job, run, pusher, saved_steps, way_out, phase, bus, config.grace_s)
     watchers = _watch(config, job, run, pusher, saved_steps, bus)
     for subscriber in (keeper, measurements, pacer, CommitAge(clock, counts_shares=job.rank == 0 < job.world_size - 1)):
@@ -194,9 +194,13 @@ def opening(close: Callable[[], None]) -> Iterator[None]:
 
 
 def _end_if_stuck(
-    participant: TrainingParticipant, config: SpotConfig, agreement: Agreement, phase: PhaseTracker
+    participant: TrainingParticipant,
+    config: SpotConfig,
+    agreement: Agreement,
+    phase: PhaseTracker,
+    saved_steps: SavedSteps,
 ) -> None:
-    participant.lost_rank = LostRank(agreement, phase, participant.way_out)
+    participant.lost_rank = LostRank(agreement, phase, participant.way_out, saved_steps.describe_stored)
     if config.on_notice == "leave":
         participant.last_resort = LastResort(agreement, phase, participant.way_out.end_process)
 

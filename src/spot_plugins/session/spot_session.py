@@ -29,9 +29,9 @@ from ..resume.restore import restore
 from ..schedule import Trigger
 from ..state.part import Part
 from ..state.registry import Registry, register_model
-from .banner import show_banner, show_interrupt
+from .banner import show_banner, show_failure
 from .drilling import Drilling
-from .ending import check_ends, end_of
+from .ending import check_ends, end_of, settle
 from .keeping import KeepsSteps
 from .milestones import Milestones
 from .opened import Opened, is_free_for_signals, join_and_build, opening
@@ -321,7 +321,7 @@ class SpotSession(KeepsSteps):
 
         Call it before weights or optimizer state are changed by anything but the step of an optimizer, such as the
         clipping of weights, or a swap for averaged ones. A pause and the end of the training include it. Call it with
-        *copied* before a CUDA graph is captured. During the capture it raises a RuntimeError.
+        *copied* before a CUDA graph is captured. In a capture, or if a copy hangs for 600 s, it raises a RuntimeError.
         """
         self._opened.saver.fence(copied=copied)
 
@@ -359,13 +359,13 @@ class SpotSession(KeepsSteps):
         if it.saver.has_room and not it.pusher.ledger.is_superseded:
             self._save(step, "end")
         it.way_out.wait(lambda: it.pusher.has_ended(step), step, deadline)
-        it.way_out.wait(lambda: not it.pusher.has_wishes, step, time.monotonic() + self._drilling.config.grace_s)
+        it.way_out.wait(lambda: not it.pusher.wishes, step, time.monotonic() + self._drilling.config.grace_s)
         meeting = it.job.meet(deadline + self._drilling.config.grace_s, end_of(it, step))
         it.way_out.wait(lambda: meeting.is_over, step, math.inf)
         try:
             if self._phase.now is not Phase.LEFT_BEHIND:
                 check_ends(step, meeting, it.job.world_size)
-                it.keeper.on_visible(step)
+                settle(it, step)
                 it.saved_steps.finish(step)
         finally:
             self.close()
@@ -379,7 +379,7 @@ class SpotSession(KeepsSteps):
         """
         if self._phase.now not in (Phase.NEW, Phase.CLOSED):
             self._opened.watchers.fail(error)
-            show_interrupt(self._opened, self._milestones, error)
+            show_failure(self._opened, error)
         if self._phase.now is Phase.PAUSED and self._opened.agreement.notice and not isinstance(error, Preempted):
             self._opened.way_out.exit_pause()
         self.close()

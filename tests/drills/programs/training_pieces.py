@@ -20,14 +20,14 @@ class Points(Dataset):
         self.y = torch.randint(0, 3, (size,), generator=generator)
         self.is_noisy = is_noisy
         self.on_draw = on_draw
-        self.num_drawn = 0
+        self.drawn = {"num": 0}  # no state of the data: nobody has to save it
 
     def __len__(self):
         return len(self.x)
 
     def __getitem__(self, index):
-        self.num_drawn += 1
-        self.on_draw(self.num_drawn)
+        self.drawn["num"] += 1
+        self.on_draw(self.drawn["num"])
         if not self.is_noisy:
             return index, self.x[index], self.y[index]
         noise = random.random() + np.random.rand() + torch.rand(6)

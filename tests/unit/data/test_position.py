@@ -131,6 +131,45 @@ class OwnOrder(Sampler):
         return iter(self.generator.sample(range(LENGTH), LENGTH))
 
 
+class KeepsIterators(Sampler):
+    """A sampler without a state, whose iterators have one."""
+
+    def __len__(self):
+        return LENGTH
+
+    def __iter__(self):
+        return KeptDraws()
+
+
+class KeptDraws:
+    """Draws that its state repeats: a seed of the global stream, and a number."""
+
+    def __init__(self):
+        self.seed, self.drawn = random.getrandbits(32), 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.drawn == LENGTH:
+            raise StopIteration
+        self.drawn += 1
+        return random.Random(self.seed).sample(range(LENGTH), LENGTH)[self.drawn - 1]
+
+    def state_dict(self):
+        return {"seed": self.seed, "drawn": self.drawn}
+
+    def load_state_dict(self, state):
+        self.seed, self.drawn = state["seed"], state["drawn"]
+
+
+class OwnState(OwnOrder):
+    """Draws from a generator of its own, which nobody saves."""
+
+    def __init__(self):
+        self.generator = random.Random(5)
+
+
 def seeded_generator():
     return torch.Generator().manual_seed(5)
 
@@ -163,6 +202,13 @@ STATEFUL = {
     ),
     "stateful, torch's sampler": lambda: StatefulDataLoader(
         Plain(), batch_sampler=BatchSampler(RandomSampler(range(LENGTH)), 2, False)
+    ),
+    "stateful, own sampler": lambda: StatefulDataLoader(Plain(), batch_size=2, sampler=OwnOrder()),
+    "stateful, own sampler and workers": lambda: StatefulDataLoader(
+        Plain(), batch_size=4, sampler=OwnOrder(), num_workers=2
+    ),
+    "stateful, sampler whose iterator has a state": lambda: StatefulDataLoader(
+        Plain(), batch_size=2, sampler=KeepsIterators()
     ),
     "stateful, workers": lambda: StatefulDataLoader(Plain(), batch_size=4, shuffle=True, num_workers=2),
     "stateful, persistent workers": lambda: StatefulDataLoader(
@@ -275,6 +321,7 @@ def places(name, whole):
 def _the_cost_of_counting_is_known():
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fetching .* batches again")
+        warnings.filterwarnings("ignore", message="the workers of the training loader begin anew")
         yield
 
 
@@ -477,6 +524,67 @@ def test_counting_warns_once_and_says_what_it_costs(name, advice):
 
     assert len(met) == 1
     assert str(met[0].message).endswith(f". {advice}")
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_sampler_with_a_state_of_its_own_in_a_stateful_loader_is_named(num_workers):
+    """In its first epoch the order is that of a new process. Later it is not, which must not stay a secret."""
+
+    def make():
+        return StatefulDataLoader(Plain(), batch_size=2, sampler=OwnState(), num_workers=num_workers)
+
+    whole, _ = train(make)
+    seen, state = train(make, stop=(0, 3))
+    rest, _ = train(make, state=state)
+    assert [batch for batch, _ in resumed(seen, rest)[0]] == [batch for batch, _ in whole[0]]
+
+    _, state = train(make, stop=(1, 3))
+    with pytest.warns(UserWarning, match="yields another order of this epoch than the one that was trained on"):
+        train(make, state=state)
+
+
+class DrawnInWorkers(Plain):
+    """Draws from a generator of its own, in whichever process it is read."""
+
+    def __init__(self):
+        self.generator = random.Random(5)
+
+    def __getitem__(self, index):
+        return index + 1000 * self.generator.randrange(1000)
+
+
+WORKERS = {
+    "stateful": (lambda data: StatefulDataLoader(data, batch_size=4, num_workers=2), (1, 1), True),
+    "stateful, new epoch": (lambda data: StatefulDataLoader(data, batch_size=4, num_workers=2), (1, 0), False),
+    "plain": (lambda data: DataLoader(data, batch_size=4, num_workers=2), (1, 1), False),
+    "plain, persistent": (
+        lambda data: DataLoader(data, batch_size=4, num_workers=2, persistent_workers=True),
+        (1, 0),
+        True,
+    ),
+    "plain, persistent, first epoch": (
+        lambda data: DataLoader(data, batch_size=4, num_workers=2, persistent_workers=True),
+        (0, 1),
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WORKERS)
+def test_workers_that_begin_anew_where_others_would_go_on_are_named(name):
+    """Exactly where a data set in them differs, and not for one that is known to keep nothing."""
+    make, stop, differs = WORKERS[name]
+    told = []
+    for data in (DrawnInWorkers, lambda: range(LENGTH)):
+        whole, _ = train(lambda data=data: make(data()), rng=3)
+        first, state = train(lambda data=data: make(data()), rng=3, stop=stop)
+        with warnings.catch_warnings(record=True) as met:
+            warnings.simplefilter("always")
+            rest, _ = train(lambda data=data: make(data()), state=state)
+        told.append(any("workers of the training loader begin anew" in str(each.message) for each in met))
+        batches = [[[batch for batch, _ in seen[epoch]] for epoch in seen] for seen in (resumed(first, rest), whole)]
+        assert (batches[0] != batches[1]) == told[-1]
+    assert told == [differs, False]
 
 
 class Late(Kept):

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, Sampler, TensorDataset
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from spot_plugins.config import SpotConfig
 from spot_plugins.data import LoaderPosition, elastic_loader
@@ -213,6 +214,31 @@ def test_parameters_outside_of_modules_are_named(session):
     assert "1 parameters that SGD `optimizer` trains" in told
 
 
+@pytest.mark.parametrize("persistent", [True, False])
+def test_a_buffer_that_is_in_no_state_is_named(session, persistent):
+    """Its module is saved without it. A buffer that is computed anew in each process does not change."""
+
+    class Centered(nn.Linear):
+        def __init__(self):
+            super().__init__(4, 1)
+            self.register_buffer("mean", torch.zeros(4), persistent=persistent)
+            self.register_buffer("mask", torch.ones(4), persistent=False)
+
+        def forward(self, x):
+            self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
+            return super().forward((x - self.mean) * self.mask)
+
+    training = Training()
+    training.model = Centered()
+    training.optimizer = torch.optim.SGD(training.model.parameters(), lr=0.1)
+    session.register_model(training.model, [training.optimizer])
+
+    told = train(session, training)
+
+    named = "tensors buffer 'mean' (persistent=False) of Centered `training.model`."
+    assert [named in text for text in told] == ([] if persistent else [True])
+
+
 def test_statistics_of_a_module_are_named(session):
     training = Training()
     norm = nn.BatchNorm1d(4, affine=False)
@@ -345,6 +371,100 @@ def test_a_loader_with_a_registered_position_is_not(session, elastic, is_registe
         session.register("position", part)
     told = _loop(session, training, loader, position)
     assert ["position in the data of DataLoader `loader`" in each for each in told] == [True] * (not is_registered)
+
+
+class Counted(IterableDataset):
+    """A stream that counts its epochs."""
+
+    def __init__(self):
+        self.epochs = 0
+
+    def __iter__(self):
+        self.epochs += 1
+        yield from torch.randn(4, 2, 4, generator=torch.Generator().manual_seed(self.epochs))
+
+
+class Shuffled(Counted):
+    """Shuffles its list in place, so that each order follows from the one before."""
+
+    def __init__(self):
+        self.order = list(range(4))
+
+    def __iter__(self):
+        random.shuffle(self.order)
+        yield from torch.randn(4, 2, 4)[self.order]
+
+
+class Cached(Counted):
+    """Keeps what it has read, and a length that it learns: nothing that a new process lacks."""
+
+    def __init__(self):
+        self.length, self.read, self.epoch = None, [], 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __iter__(self):
+        self.length = 4
+        for number in range(4):
+            self.read.append(number)
+            yield torch.zeros(2, 4)
+
+
+class CountingSampler(Sampler):
+    """Nothing but a class with an __iter__, which counts by itself."""
+
+    def __init__(self):
+        self.epochs = 0
+
+    def __iter__(self):
+        self.epochs += 1
+        return iter(torch.randperm(4, generator=torch.Generator().manual_seed(self.epochs)).tolist())
+
+    def __len__(self):
+        return 4
+
+
+NUMBERED = {
+    "counter": (lambda: DataLoader(Counted(), batch_size=None), "Counted `loader.dataset`"),
+    "order": (lambda: DataLoader(Shuffled(), batch_size=None), "Shuffled `loader.dataset`"),
+    "sampler": (
+        lambda: DataLoader(torch.zeros(4, 2, 4), batch_size=None, sampler=CountingSampler()),
+        "CountingSampler",
+    ),
+    "stateful": (lambda: StatefulDataLoader(Counted(), batch_size=None), "Counted `loader.dataset`"),
+    "cache": (lambda: DataLoader(Cached(), batch_size=None), None),
+}
+
+
+@pytest.mark.parametrize("name", NUMBERED)
+def test_what_changes_in_a_data_set_from_epoch_to_epoch_is_named(session, name):
+    """A resumed epoch would begin with that of a new process, whichever way the position is found."""
+    make, named = NUMBERED[name]
+    training, loader = Training(), make()
+    position, place = LoaderPosition(loader, 1), SimpleNamespace(batches=0)
+    part = SimpleNamespace(
+        state_dict=lambda: position.state_dict(place.batches), load_state_dict=position.load_state_dict
+    )
+    session.register_model(training.model, [training.optimizer])
+    session.register("position", part)
+    session.register("rng", RngPart())
+
+    def run():
+        session.resume()
+        step = 0
+        for epoch in range(5):
+            position.begin_epoch(epoch)
+            if hasattr(loader.dataset, "set_epoch"):
+                loader.dataset.set_epoch(epoch)
+            for place.batches, _ in enumerate(loader, start=1):
+                training.step()
+                session.after_step(step := step + 1)
+            place.batches = 0
+
+    told = [text for text in warned(run) if "vital" not in text]
+    expected = f"not saved, although this training changes it: what changes in {named}"
+    assert [expected in text for text in told] == ([] if named is None else [True]), told
 
 
 def test_a_validation_in_a_pause_is_not_named(session):

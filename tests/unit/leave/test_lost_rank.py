@@ -31,7 +31,7 @@ class Training(PhaseTracker):
         self.codes = []
         for phase in phases:
             self.move(phase)
-        LostRank(self, self, self).begin(LOSS)
+        LostRank(self, self, self, lambda: "step 7 is the newest one stored").begin(LOSS)
 
     @property
     def still_s(self):
@@ -69,6 +69,7 @@ def test_a_process_whose_training_thread_stands_still_ends(phases, notice, code,
 
     assert training.codes == [code]
     assert f"{LOSS}, and this rank has made no progress for 42 s, so this process ends with {code}" in caplog.text
+    assert "Let the launcher start the ranks again: step 7 is the newest one stored" in caplog.text
 
 
 def test_the_training_thread_has_a_moment_for_an_error_of_its_own(monkeypatch):

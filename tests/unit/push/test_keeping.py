@@ -10,7 +10,7 @@ from spot_plugins.format.attempts import claim_attempt
 from spot_plugins.format.kept import kept_ids
 from spot_plugins.push.keeping import Marks
 from spot_plugins.push.ledger import MAX_TRIES
-from spot_plugins.push.messages import KeepRequest
+from spot_plugins.push.messages import KeepRequest, PushSettings
 from spot_plugins.push.wishes import Wishes
 from spot_plugins.store import MemoryStore
 
@@ -34,7 +34,10 @@ def marks_of(store):
     attempt = claim_attempt(store, b"")
     save(1, store, attempt=attempt)
     answers = []
-    return Marks(store, attempt, EventBus(answers.append)), answers
+    settings = PushSettings(
+        url="", storage_options={}, local_dir=None, rank=0, world_size=1, attempt=attempt, keep_last=2, keep_every=None
+    )
+    return Marks(store, settings, EventBus(answers.append)), answers
 
 
 def test_a_mark_that_the_store_refuses_is_tried_again():

@@ -33,7 +33,7 @@ from spot_plugins.events import Committed, EventBus, KeepFailed, SaveAbandoned, 
 from spot_plugins.lightning import SpotCheckpoint
 from spot_plugins.ranks import Job, SingleRank
 from spot_plugins.resume.newest import load_newest
-from spot_plugins.save import saver
+from spot_plugins.save import copier, saver
 from spot_plugins.save.snapshot import Snapshot
 from spot_plugins.session import SpotSession
 from spot_plugins.state import ModelPart, OptimizerPart
@@ -310,6 +310,21 @@ def test_a_fence_and_a_pause_wait_for_the_copy(tmp_path):
             heard.wait(Committed, step=number)
     assert not heard.of(SaveAbandoned)
     assert_equal(restored(tmp_path, lambda model: [torch.optim.AdamW(model.parameters())]), expected)
+
+
+@pytest.mark.parametrize("wait", ["fence", "fence of a copy that was issued", "step"])
+def test_a_copy_that_hangs_ends_training_in_words(wait, monkeypatch, tmp_path):
+    """Nobody waits for it for ever: no weight may change before, and no graph may be captured."""
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters())
+    with session_of(tmp_path, model, [optimizer]) as (session, _), held_up(session):
+        session.save(1)
+        for module in (copier, saver):
+            monkeypatch.setattr(module, "COPY_S", 0.01)
+        if "issued" in wait:
+            session._opened.saver._copier._issued.set()
+        with pytest.raises(RuntimeError, match="the copy of a save has not ended within 0 s, so training cannot"):
+            optimizer.step() if wait == "step" else session.fence(copied=True)
 
 
 def test_a_notice_behind_a_save_waits_for_its_copy_and_no_longer(tmp_path):

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from hearing import DEADLINE_S, Heard, next_pusher, until, until_idle
+from hearing import DEADLINE_S, Heard, next_pusher, pusher_pid, until, until_idle
 from steps import Holder, assert_same, assert_whole, load, numbers, save, state_of
 
 from spot_plugins.config import SpotConfig
@@ -30,7 +30,7 @@ from spot_plugins.format.attempts import claim_attempt
 from spot_plugins.format.keys import StepId, merged_manifest_key
 from spot_plugins.ranks import BoardClosedError
 from spot_plugins.resume import join
-from spot_plugins.session import SpotSession, spot_session
+from spot_plugins.session import SpotSession, ending, spot_session
 from spot_plugins.store import LocalStore
 from spot_plugins.testing import run_thread_ranks
 
@@ -334,6 +334,44 @@ def test_finish_stores_the_last_step(url, store):
         assert numbers(store) == [7]
         assert [(event.step, event.trigger) for event in heard.of(Staged)] == [(7, "end")]
     assert_same(load(store).state["part"], state_of(7))
+
+
+def test_finish_leaves_no_more_steps_than_keep_last(url, store):
+    """Although rank 0 prunes after its own share, when the step is not whole yet, and no later step comes."""
+    is_pruned = threading.Event()
+
+    def run(ranks):
+        with training(url, ranks=ranks, keep_last=1) as (session, _, heard):
+            session.resume()
+            session.save(1)
+            heard.wait(Committed, step=1)
+            if ranks.rank == 0:
+                session.save(2)
+                heard.wait(Committed, step=2)
+                until_idle(session)
+                is_pruned.set()
+            assert is_pruned.wait(DEADLINE_S)
+            session.finish(2)
+            return numbers(store) if ranks.rank == 0 else None
+
+    assert run_thread_ranks(2, run) == [[2], None]
+
+
+def test_a_store_that_hangs_at_the_end_does_not_hold_the_training(url, store, monkeypatch, caplog):
+    """What is left over is said, and the pusher process removes it if it can."""
+    monkeypatch.setattr(ending, "PRUNE_S", 0.2)
+    with training(url, keep_last=1) as (session, _, heard):
+        session.resume()
+        session.save(3)
+        heard.wait(Committed, step=3)
+        pusher = pusher_pid(session)
+        os.kill(pusher, signal.SIGSTOP)
+        try:
+            session.finish(3)
+        finally:
+            os.kill(pusher, signal.SIGCONT)
+
+    assert "removed the older ones within 0 s. spot prune removes them" in caplog.text
 
 
 def test_finish_does_not_save_twice(url):
