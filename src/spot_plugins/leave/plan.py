@@ -201,7 +201,7 @@ def _least(speeds: Sequence[float | None]) -> float | None:
 
 
 def _steps_within(seconds: float, now: Situation) -> int:
-    """Return the number of steps that fit into *seconds*. If only one step has ended, its successor is tried."""
+    """Return the number of steps that fit into *seconds*. 1 beside estimates if the time of a step is unknown."""
     if now.step_s is None:
         return int(now.is_estimated)
     return max(0, math.floor(seconds / now.step_s))

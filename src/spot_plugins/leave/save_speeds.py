@@ -15,6 +15,13 @@ Assumed speed of the first copy to host memory.
 It needs fresh memory, which one thread of a slow machine gets at 2 GB/s.
 """
 
+COMMIT_S: Final = 5.0
+"""
+Assumed seconds of the first push that do not depend on its bytes.
+
+On a quiet machine and a fast store they are a tenth of a second. One put says nothing about a busy machine.
+"""
+
 
 class SaveSpeeds:
     """
@@ -67,7 +74,7 @@ class SaveSpeeds:
             "stage_bytes_per_s": COPY_BYTES_PER_S if staged is None else staged.num_bytes / max(staged.copy_s, 1e-9),
             "disk_bytes_per_s": self._disk_bytes_per_s,
             "store_bytes_per_s": speed or self._put_bytes_per_s,
-            "commit_s": self._commit_s,
+            "commit_s": COMMIT_S if self.is_estimated else self._commit_s,
             "is_estimated": self.is_estimated,
         }
 

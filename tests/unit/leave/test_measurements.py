@@ -244,7 +244,7 @@ def test_without_a_measured_save_a_short_notice_makes_it_leave_at_once(tmp_path,
     assert heard.of(Leaving)[0].durable
     [plan] = heard.of(LastSecondsPlanned)
     assert (plan.choice, plan.is_promised) == ("save", False)
-    assert "no save was measured yet. By an estimate one takes 0 s, and " in caplog.text
+    assert "no save was measured yet. By an estimate one takes 5 s, and " in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -256,9 +256,9 @@ def test_without_a_measured_save_a_short_notice_makes_it_leave_at_once(tmp_path,
             1000 * MB,
             120.0,
             "leave",
-            "By an estimate one takes 61 s, and 120 s are left, so all leave after step 1",
+            "By an estimate one takes 66 s, and 120 s are left, so all leave after step 1",
         ),
-        (5 * MB, 1000 * MB, 120.0, "leave", "By an estimate one takes 202 s, and 120 s are left"),
+        (5 * MB, 1000 * MB, 120.0, "leave", "By an estimate one takes 207 s, and 120 s are left"),
         (100 * MB, 1000 * MB, 59.0, "leave", "Training continues only if two saves fit into at least 60 s"),
         (None, 1000 * MB, 120.0, "leave", "By an estimate one takes an unknown time, and 120 s are left"),
         (100 * MB, None, 120.0, "leave", "By an estimate one takes an unknown time"),
@@ -268,7 +268,7 @@ def test_before_the_first_save_the_size_and_the_first_put_are_an_estimate(
     speed, num_bytes, left_s, act, told, clock, caplog
 ):
     """
-    1 GB to memory is assumed to take 2 s. If two saves do not fit, training leaves, and says why.
+    1 GB to memory is assumed to take 2 s, and a commit 5 s. If two saves do not fit, training leaves, and says why.
     """
     known = Measurements(False, EventBus(), speed)
     if num_bytes is not None:
@@ -361,7 +361,7 @@ def test_measured_speeds_take_the_place_of_estimates(clock):
     assert known.figures()["is_estimated"]
     known.on_event(Staged(step=1, trigger="notice", num_bytes=2000 * MB, stall_s=0.001, copy_s=2.0))
     assert known.figures()["is_estimated"]
-    assert known.figures()["in_flight_s"] == pytest.approx(20.0)
+    assert known.figures()["in_flight_s"] == pytest.approx(25.0)
     known.on_event(Committed(step=1, num_bytes=2000 * MB, push_s=10.0, put_bytes_per_s=200 * MB))
     now = known.figures()
     assert not now["is_estimated"]
