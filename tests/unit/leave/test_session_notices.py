@@ -203,9 +203,14 @@ def test_a_rank_at_its_end_is_told_of_one_that_left_without_its_share(is_on_its_
     config = SpotConfig(url=str(tmp_path / "run"), every_steps=1_000_000)
     heard, pids = Heard(), []
 
+    def on_event(event):
+        heard(event)
+        if isinstance(event, Leaving) and pids:  # before the ranks meet
+            os.kill(pids.pop(), signal.SIGCONT)
+
     def run(ranks):
         holder = Holder(state_of(1))
-        with SpotSession(config, ranks=ranks, on_event=heard) as session:
+        with SpotSession(config, ranks=ranks, on_event=on_event) as session:
             session.register("part", holder, replicated=("both",))
             session.resume()
             if ranks.rank == 0:
@@ -222,8 +227,6 @@ def test_a_rank_at_its_end_is_told_of_one_that_left_without_its_share(is_on_its_
             with suppress(Preempted):
                 for step in itertools.count(2):
                     session.after_step(step)
-            for pid in pids:
-                os.kill(pid, signal.SIGCONT)
 
     with pytest.raises(CommitError, match=r"step 1 .*: rank 1: the rank left before its share was stored"):
         run_thread_ranks(2, run)
