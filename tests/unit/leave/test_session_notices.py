@@ -222,7 +222,7 @@ def test_a_rank_at_its_end_is_told_of_one_that_left_without_its_share(is_on_its_
             if is_on_its_way:
                 heard.wait(Staged, trigger="end")
             holder.state = {"both": object()}
-            session._opened.listener._on_announcement(Announcement("test", time.monotonic() + 60))
+            session._opened.listener._on_announcement(Announcement("test", time.monotonic() + 120))
             until(lambda: session.notice, "the notice is known")
             with suppress(Preempted):
                 for step in itertools.count(2):
