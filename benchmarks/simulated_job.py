@@ -37,7 +37,7 @@ from spot_plugins.resume.salvage import salvage
 from spot_plugins.save.layout import plan_layout
 from spot_plugins.state import Shard, encode
 from spot_plugins.state.live_tensor import LiveTensor
-from spot_plugins.store import probe
+from spot_plugins.store import probe, put_speed
 
 from .simulated_store import SimulatedStore
 
@@ -101,7 +101,7 @@ class SimulatedJob:
 
     def prove(self):
         """Let every rank prove the store."""
-        return self._by_all(lambda rank: probe(self.store))
+        return self._by_all(lambda rank: (probe(self.store), put_speed(self.store)))
 
     def claim(self):
         """Claim an attempt on rank 0."""

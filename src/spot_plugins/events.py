@@ -276,25 +276,25 @@ class LastSecondsPlanned:
     choice: str
     """``train_on``, ``save``, ``save_locally``, ``finish_push`` or ``nothing_fits``. See docs/notices.md."""
     is_promised: bool
-    """True if the plan fits by the measured speeds, with a margin. False if nothing was measured yet."""
+    """True if the plan fits by the measured speeds, with a margin. False if no save was measured yet."""
     needs_s: float | None
-    """Seconds until the last save is stored, by the measured speeds. None without a promise."""
+    """Seconds until the last save is stored, by the speeds below. None if nothing fits."""
     left_s: float
     """Seconds until the last save must be stored. The time for leaving is already subtracted."""
     num_steps: int
-    """Number of steps that fit before the last save."""
+    """Number of steps that fit before the last save. 1 if the time of a step is unknown."""
     save_first: bool
     """True if this step is saved too, in case the machine is taken early."""
     step_s: float | None
     """Seconds of one step."""
     num_bytes: int | None
-    """Bytes of one save, on the rank with the largest. None before the first save."""
+    """Bytes of one save, on the rank with the largest. None before the first step."""
     stage_bytes_per_s: float | None
-    """Recent speed of the copy to host memory, on the slowest rank. None if it was not measured."""
+    """Recent speed of the copy to host memory, on the slowest rank. Before the first save an estimate."""
     disk_bytes_per_s: float | None
     """Recent speed of the local disk, on the slowest rank. None if it was not measured."""
     store_bytes_per_s: float | None
-    """Recent speed of the store, on the slowest rank. None if it was not measured."""
+    """Recent speed of the store, on the slowest rank. Before the first save that of a put at the start, or None."""
     in_flight_s: float
     """Seconds until earlier saves are committed. 0 if they are, infinity if that is unknown."""
 

@@ -27,7 +27,7 @@ from spot_plugins.resume.join import _claim
 from spot_plugins.resume.newest import load_newest
 from spot_plugins.resume.salvage import salvage
 from spot_plugins.state.registry import Registry
-from spot_plugins.store import ObstoreStore, probe
+from spot_plugins.store import ObstoreStore, probe, put_speed
 from spot_plugins.testing import FaultProxy
 
 SERVICE = Service(
@@ -72,7 +72,7 @@ class RealJob:
         return self.proxy.num_requests - before
 
     def prove(self):
-        return self.counted(lambda: [probe(self.store) for _ in range(self.size.world_size)])
+        return self.counted(lambda: [(probe(self.store), put_speed(self.store)) for _ in range(self.size.world_size)])
 
     def claim(self):
         return self.counted(lambda: _claim(self.store, self.size.world_size))

@@ -77,7 +77,8 @@ class Agreement(Protocol):
     Chooses the boundaries at which all ranks save.
 
     A *boundary* is the end of an optimizer step, counted from 1 in this attempt. The training thread calls
-    :meth:`at_boundary` at each boundary. Other threads may call :meth:`notify` and :meth:`save_soon` at any time.
+    :meth:`at_boundary` at each boundary. Other threads may call :meth:`notify`, :meth:`cut_short` and :meth:`save_soon`
+    at any time.
     """
 
     def open(self) -> None:
@@ -90,6 +91,10 @@ class Agreement(Protocol):
 
     def notify(self, notice: Notice) -> None:
         """Pass *notice* to all ranks. From any thread, any number of times. The earliest deadline counts."""
+        ...
+
+    def cut_short(self) -> bool:
+        """Make all ranks leave at once if a notice leaves them time. From any thread. Return whether that is new."""
         ...
 
     def save_soon(self) -> None:

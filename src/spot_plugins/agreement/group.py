@@ -33,6 +33,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from dataclasses import replace
 from typing import Final, TypeAlias
 
 from ..machine.threads import start_thread
@@ -106,6 +107,15 @@ class Group:
             self._participant.on_notice()
         if is_news:
             self._mail.send(NoticeMessage.of(notice, now))
+
+    def cut_short(self) -> bool:
+        """See :class:`~.decision.Agreement`. The notice is not one about the machine of this rank."""
+        with self._lock:
+            notice = self._ballot.notice
+            if self._ballot.alone or self._ballot.answer is not None or notice is None or notice.at_once:
+                return False
+        self._mail.send_aside(NoticeMessage.of(replace(notice, at_once=True), time.monotonic()))
+        return True
 
     def save_soon(self) -> None:
         """See :class:`~.decision.Agreement`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 from ..ranks import RankLostError
 from ..schedule import PeriodicTrigger
@@ -44,6 +45,14 @@ class Solo:
         """See :class:`~.decision.Agreement`."""
         with self._lock:
             self._notice = merge(self._notice, notice)
+
+    def cut_short(self) -> bool:
+        """See :class:`~.decision.Agreement`."""
+        with self._lock:
+            if self._notice is None or self._notice.at_once:
+                return False
+            self._notice = replace(self._notice, at_once=True)
+            return True
 
     def save_soon(self) -> None:
         """See :class:`~.decision.Agreement`."""

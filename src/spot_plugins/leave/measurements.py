@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -24,7 +25,7 @@ from ..events import (
     WrittenLocally,
 )
 from ..ranks import Json
-from .plan import Plan, Situation, plan_last_seconds, slowest
+from .plan import ESTIMATED_S, Plan, Situation, plan_last_seconds, slowest
 from .run_ahead import RunAhead
 from .save_speeds import InFlight, SaveSpeeds
 
@@ -43,21 +44,27 @@ class Measurements:
     Args:
         disk_survives: Whether the next attempt can read the local disk.
         bus: Gets :class:`~.events.LastSecondsPlanned`.
+        put_bytes_per_s: An estimate for the speed of the store, which counts until a save is measured.
     """
 
-    def __init__(self, disk_survives: bool, bus: EventBus) -> None:
+    def __init__(self, disk_survives: bool, bus: EventBus, put_bytes_per_s: float | None = None) -> None:
         self._disk_survives = disk_survives
         self._bus = bus
         self._lock = threading.Lock()
         self._step_ends: deque[float] = deque(maxlen=NUM_STEPS + 1)
         self._saved = 0
         self._saved_since_notice = False
-        self._speeds = SaveSpeeds()
+        self._speeds = SaveSpeeds(put_bytes_per_s)
         self._in_flight = InFlight()
         self._others: Situation | None = None
         self._merged_at = 0.0
         self._emitted: tuple[str, bool] | None = None
         self._run_ahead = RunAhead()
+
+    def on_prepared(self, num_bytes: int) -> None:
+        """Take *num_bytes* as an estimate for the size of a save. It counts until a save is measured."""
+        with self._lock:
+            self._speeds.num_bytes = num_bytes
 
     def on_step(self, notice: Notice | None = None) -> None:
         """
@@ -112,6 +119,12 @@ class Measurements:
                 case PushFailing():
                     self._in_flight.is_failing = True
 
+    @property
+    def is_estimated(self) -> bool:
+        """True if no save was measured yet."""
+        with self._lock:
+            return self._speeds.is_estimated
+
     def figures(self) -> Json:
         """See :class:`~.agreement.decision.Participant`."""
         return asdict(self._situation(0, 0.0))
@@ -125,15 +138,18 @@ class Measurements:
         """See :class:`~.agreement.decision.Participant`."""
         now = self._of_all(self._situation(step, _left_s(notice)))
         plan = plan_last_seconds(now)
-        if plan.choice != "train_on" or plan.num_steps <= num_ahead + self._run_ahead.num_steps:
+        fits = now.step_s is None or plan.num_steps > num_ahead + self._run_ahead.num_steps
+        if plan.choice != "train_on" or not fits:
+            if now.is_estimated and not now.saved_since_notice:
+                self._warn_of_estimate(step, now)
             return "leave"
         self._emit_plan(step, plan, now)
         return "save" if plan.save_first else "train"
 
     def announce(self, step: int, notice: Notice) -> None:
         """Emit the plan for leaving with *step*."""
-        now = replace(self._situation(step, _left_s(notice)), step_s=None)  # no further step is trained
-        self._emit_plan(step, plan_last_seconds(now), now)
+        now = self._situation(step, _left_s(notice))
+        self._emit_plan(step, plan_last_seconds(now, ends=True), now)
 
     def _situation(self, step: int, left_s: float) -> Situation:
         """Return the situation of this rank after *step*."""
@@ -162,11 +178,23 @@ class Measurements:
             others,
             left_s=own.left_s,
             in_flight_s=max(0.0, others.in_flight_s - (time.monotonic() - self._merged_at)),
+            step_s=others.step_s or own.step_s,  # a rank that had made one step did not know how long steps take
             num_unsaved_steps=own.num_unsaved_steps,
             saved_since_notice=own.saved_since_notice,
         )
         together = slowest([own, others])
         return replace(together, in_flight_s=max(others.in_flight_s, self._in_flight_s(together)))
+
+    def _warn_of_estimate(self, step: int, now: Situation) -> None:
+        needs_s = now.stage_s + now.push_s
+        logger.warning(
+            "no save was measured yet. By an estimate one takes %s, and %.0f s are left, so all leave after step %s. "
+            "Training continues only if two saves fit into at least %.0f s, and none is in flight",
+            f"{needs_s:.0f} s" if math.isfinite(needs_s) else "an unknown time",
+            now.left_s,
+            step,
+            ESTIMATED_S,
+        )
 
     def _emit_plan(self, step: int, plan: Plan, now: Situation) -> None:
         if self._emitted == (plan.choice, plan.save_first):

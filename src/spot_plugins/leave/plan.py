@@ -18,12 +18,15 @@ from typing import Final, Literal, TypeAlias
 MARGIN: Final = 0.1
 """Share that is added to every measured duration."""
 
+ESTIMATED_S: Final = 60.0
+"""Fewest seconds that training continues for, if no save was measured yet. For fewer an estimate is not worth it."""
+
 Choice: TypeAlias = Literal["train_on", "save", "save_locally", "finish_push", "nothing_fits"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Situation:
-    """The state of a rank after a step. Speeds are the latest measured ones. A speed that was not measured is None."""
+    """The state of a rank after a step. Speeds are the latest measured ones, or estimates. None if there are none."""
 
     left_s: float
     """Seconds until everything must be stored. The time for leaving is already subtracted."""
@@ -47,6 +50,19 @@ class Situation:
     """Number of steps trained after the newest save that is stored or in flight."""
     saved_since_notice: bool
     """True if the newest save was staged after the notice."""
+    is_estimated: bool = False
+    """True if no save was measured yet, so that size or speeds are estimates."""
+
+    @property
+    def is_worth_an_estimate(self) -> bool:
+        """
+        True if a first save and a last one fit by estimates.
+
+        An earlier save that is in flight does not count, because another rank may never store its share of it.
+        """
+        if not self.num_unsaved_steps or self.in_flight_s or self.left_s < ESTIMATED_S:
+            return False
+        return 2 * (self.stage_s + self.push_s) * (1 + MARGIN) <= self.left_s
 
     @property
     def stage_s(self) -> float:
@@ -74,15 +90,15 @@ class Plan:
     - ``save``: stage this step now, push it and wait.
     - ``save_locally``: the same, but only the local disk will have the step in time. The local disk survives.
     - ``finish_push``: wait for the pushes in flight. Another save may be tried after them, without a promise.
-    - ``nothing_fits``: by the measured speeds, nothing will be in time. A save may be tried, without a promise.
+    - ``nothing_fits``: by the speeds, nothing will be in time. A save may be tried, without a promise.
     """
     is_promised: bool
-    """True if the choice fits with the margin. False before the speeds are known."""
+    """True if the choice fits with the margin, by speeds that were measured."""
     needs_s: float | None
-    """Seconds until the last save is stored, by the measured speeds and without the margin. None without a promise."""
+    """Seconds until the last save is stored, without the margin. None if nothing fits."""
     left_s: float
     num_steps: int = 0
-    """Number of steps that fit before the last save."""
+    """Number of steps that fit before the last save. 1 if the time of a step is unknown."""
     save_first: bool = False
     """True if this step is to be saved too before training continues, in case the machine is taken early."""
 
@@ -110,36 +126,44 @@ def slowest(ranks: Sequence[Situation]) -> Situation:
         in_flight_s=max(each.in_flight_s for each in ranks),
         num_unsaved_steps=max(each.num_unsaved_steps for each in ranks),
         saved_since_notice=all(each.saved_since_notice for each in ranks),
+        is_estimated=any(each.is_estimated for each in ranks),
     )
 
 
-def plan_last_seconds(now: Situation) -> Plan:
+def plan_last_seconds(now: Situation, *, ends: bool = False) -> Plan:
     """
     Choose what loses least.
 
     A step in the store is worth more than a newer step on the local disk. A new step is worth more than the one in
     flight. If there is time for more steps, this step is saved first as well, provided that the save costs at most one
     step and is stored before the last save begins.
+
+    Before a save is measured, training continues only after a first save since the notice.
+
+    Args:
+        now: The state after a step.
+        ends: Whether no further step is trained, whatever time is left.
     """
     allowed_s = now.left_s / (1 + MARGIN)
     stage_s = now.stage_s
+    is_first = now.is_estimated and not now.saved_since_notice
+    ends = ends or (is_first and not now.is_worth_an_estimate)
     choices: list[tuple[Choice, float]] = [("save", now.push_s)]
     if now.disk_survives and now.disk_bytes_per_s is not None:
         choices.append(("save_locally", now.disk_s))
     for choice, write_s in choices:
         if max(stage_s, now.in_flight_s) + write_s > allowed_s:
             continue
-        num_steps = _steps_within(allowed_s - stage_s - write_s, now.step_s)
+        num_steps = 0 if ends else _steps_within(allowed_s - stage_s - write_s, now)
         if num_steps >= 1:
-            assert now.step_s is not None
-            trained_s = num_steps * now.step_s
-            first = choice == "save" and _is_worth_a_first_save(now, trained_s)
+            trained_s = num_steps * (now.step_s or 0.0)
+            first = is_first or (choice == "save" and _is_worth_a_first_save(now, trained_s))
             needs_s = max(trained_s + stage_s, now.in_flight_s) + write_s
-            return _promise("train_on", needs_s, now, num_steps, save_first=first)
+            return _fitting("train_on", needs_s, now, num_steps, save_first=first)
         if now.num_unsaved_steps:
-            return _promise(choice, max(stage_s, now.in_flight_s) + write_s, now)
+            return _fitting(choice, max(stage_s, now.in_flight_s) + write_s, now)
     if now.in_flight_s <= max(allowed_s, 0.0) and (now.in_flight_s or not now.num_unsaved_steps):
-        return _promise("finish_push", now.in_flight_s, now)
+        return _fitting("finish_push", now.in_flight_s, now)
     is_unknown = math.isinf(stage_s + now.push_s)
     choice = "save" if is_unknown and now.num_unsaved_steps and now.left_s > 0 else "nothing_fits"
     return Plan(choice=choice, is_promised=False, needs_s=None, left_s=now.left_s)
@@ -152,10 +176,10 @@ def _is_worth_a_first_save(now: Situation, trained_s: float) -> bool:
     return is_needed and now.stall_s <= now.step_s and now.stage_s + now.push_s <= trained_s - now.step_s
 
 
-def _promise(choice: Choice, needs_s: float, now: Situation, num_steps: int = 0, *, save_first: bool = False) -> Plan:
+def _fitting(choice: Choice, needs_s: float, now: Situation, num_steps: int = 0, *, save_first: bool = False) -> Plan:
     return Plan(
         choice=choice,
-        is_promised=True,
+        is_promised=not now.is_estimated,
         needs_s=needs_s,
         left_s=now.left_s,
         num_steps=num_steps,
@@ -176,5 +200,8 @@ def _least(speeds: Sequence[float | None]) -> float | None:
     return min(known) if len(known) == len(speeds) else None
 
 
-def _steps_within(seconds: float, step_s: float | None) -> int:
-    return max(0, math.floor(seconds / step_s)) if step_s else 0
+def _steps_within(seconds: float, now: Situation) -> int:
+    """Return the number of steps that fit into *seconds*. 1 beside estimates if the time of a step is unknown."""
+    if now.step_s is None:
+        return int(now.is_estimated)
+    return max(0, math.floor(seconds / now.step_s))

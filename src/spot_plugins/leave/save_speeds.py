@@ -4,19 +4,47 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from ..events import Committed, Staged, WrittenLocally
 
+COPY_BYTES_PER_S: Final = 0.5e9
+"""
+Assumed speed of the first copy to host memory.
+
+It needs fresh memory, which one thread of a slow machine gets at 2 GB/s.
+"""
+
+COMMIT_S: Final = 5.0
+"""
+Assumed seconds of the first push that do not depend on its bytes.
+
+On a quiet machine and a fast store they are a tenth of a second. One put says nothing about a busy machine.
+"""
+
 
 class SaveSpeeds:
-    """The latest measured size and speeds of a save."""
+    """
+    The latest measured size and speeds of a save, and estimates until one is measured.
 
-    def __init__(self) -> None:
+    Args:
+        put_bytes_per_s: An estimate for the store. None if there is none.
+    """
+
+    num_bytes: int | None = None
+    """An estimate for the size of a save. None if there is none."""
+
+    def __init__(self, put_bytes_per_s: float | None = None) -> None:
+        self._put_bytes_per_s = put_bytes_per_s
         self._staged: Staged | None = None
         self._disk_bytes_per_s: float | None = None
         self._store_bytes_per_s: float | None = None
         self._commit_s = 0.0
+
+    @property
+    def is_estimated(self) -> bool:
+        """True if no save was measured yet."""
+        return self._staged is None or not self._store_bytes_per_s
 
     def on_staged(self, event: Staged) -> None:
         """Keep the size of a save and the speed of its copy to host memory."""
@@ -38,15 +66,16 @@ class SaveSpeeds:
         self._store_bytes_per_s = speed
 
     def fields(self) -> Mapping[str, Any]:
-        """Return the fields of :class:`~.plan.Situation` that are measured here."""
-        staged = self._staged
+        """Return the fields of :class:`~.plan.Situation` that are measured or estimated here."""
+        staged, speed = self._staged, self._store_bytes_per_s
         return {
-            "num_bytes": None if staged is None else staged.num_bytes,
+            "num_bytes": self.num_bytes if staged is None else staged.num_bytes,
             "stall_s": 0.0 if staged is None else staged.stall_s,
-            "stage_bytes_per_s": None if staged is None else staged.num_bytes / max(staged.copy_s, 1e-9),
+            "stage_bytes_per_s": COPY_BYTES_PER_S if staged is None else staged.num_bytes / max(staged.copy_s, 1e-9),
             "disk_bytes_per_s": self._disk_bytes_per_s,
-            "store_bytes_per_s": self._store_bytes_per_s,
-            "commit_s": self._commit_s,
+            "store_bytes_per_s": speed or self._put_bytes_per_s,
+            "commit_s": COMMIT_S if self.is_estimated else self._commit_s,
+            "is_estimated": self.is_estimated,
         }
 
 

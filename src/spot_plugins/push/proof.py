@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import ConfigError, StoreError
-from ..store import open_store, probe
+from ..store import open_store, probe, put_speed
 from .messages import Channel, PushSettings
 
 
@@ -33,11 +33,12 @@ def serve_proofs(channel: Channel, settings: PushSettings) -> PushSettings | Non
 
 
 def _prove(settings: PushSettings) -> dict[str, Any]:
-    """Return the fields of the error with which the store refuses, by the name of its class."""
+    """Return the speed of a put, or the fields of the error with which the store refuses, by the name of its class."""
     try:
-        probe(open_store(settings.url, settings.storage_options))
+        store = open_store(settings.url, settings.storage_options)
+        probe(store)
     except StoreError as error:
         return {"StoreError": error.args}
     except ConfigError as error:
         return {"ConfigError": error.args}
-    return {}
+    return {"put_bytes_per_s": put_speed(store)}

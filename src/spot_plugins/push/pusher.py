@@ -73,12 +73,15 @@ class Pusher:
         with self._sending, contextlib.suppress(OSError):
             self._reach_process()
 
-    def prove(self, wait: Callable[[float], None]) -> None:
+    def prove(self, wait: Callable[[float], None]) -> float | None:
         """
         Let the process put, get, list and delete an object in the store, once. It is started if it does not run.
 
         Args:
             wait: Waits for a number of seconds. It may raise, to end the wait for the answer.
+
+        Returns:
+            Bytes per second of a put of the process. None if that is unknown.
 
         Raises:
             ConfigError: The store cannot be used by the process, or the machine has no room for the process.
@@ -100,6 +103,9 @@ class Pusher:
                 raise ConfigError(text)
             case {"StoreError": fields}:
                 raise StoreError(*fields)
+            case {"put_bytes_per_s": float(speed)}:
+                return speed
+        return None
 
     def begin(self, attempt: int) -> None:
         """Give the number of the attempt, which is claimed now, to this process and to later ones."""

@@ -69,6 +69,8 @@ class Membership:
     """Number of this attempt, counted from 1."""
     takes_large_puts: bool = False
     """True if the store takes large objects in one request, straight from memory."""
+    put_bytes_per_s: float | None = None
+    """Speed of a put of this rank at the start. None if it is unknown."""
 
 
 def join_run(
@@ -107,7 +109,8 @@ def join_run(
                 stack.callback(pusher.close)
                 pusher.start()
                 meanwhile()
-                _finally_refused(run, lambda: patience(lambda: pusher.prove(patience.wait)))
+                speed = _finally_refused(run, lambda: patience(lambda: pusher.prove(patience.wait)))
+                run = replace(run, put_bytes_per_s=speed)
             except (ConfigError, StoreError) as error:
                 refusal = _note(error)
             _raise_refusals(job.exchange(_JOINING, refusal, JOIN_S))

@@ -66,11 +66,14 @@ class Saver:
         self._layouts: dict[bool, tuple[Hashable, Layout]] = {}
         self._frozen_sets = FrozenSets()
 
-    def prepare(self) -> None:
+    def prepare(self) -> int:
         """
         Begin to make the first buffers on the copying thread, so that the first save need not wait for them.
 
         The state is taken in any case, because the first step is the first moment at which an optimizer has one.
+
+        Returns:
+            The bytes of the first save on this rank.
 
         Raises:
             UnsafeStateError, ConfigError: See :meth:`save`.
@@ -82,6 +85,7 @@ class Saver:
         self._buffers.check_size(num_bytes)
         if not has_buffers:
             self._buffers.prepare(num_bytes, num_frozen_bytes)
+        return num_bytes + num_frozen_bytes
 
     def save(self, step: int, trigger: Trigger, deadline: float) -> None:
         """

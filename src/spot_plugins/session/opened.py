@@ -20,6 +20,7 @@ from ..launch.drilled import live_folder
 from ..leave.commit_age import CommitAge
 from ..leave.departure import Departure
 from ..leave.early_notices import EarlyNotices
+from ..leave.first_save import FirstSave
 from ..leave.last_resort import LastResort
 from ..leave.listener import Listener
 from ..leave.lost_rank import LostRank
@@ -99,7 +100,7 @@ def join_and_build(
     stack.callback(fingerprints.close)
     registry.add(PART, fingerprints)
     saved_steps = SavedSteps(saver, pusher, config.grace_s)
-    measurements = Measurements(config.local_dir_survives, bus)
+    measurements = Measurements(config.local_dir_survives, bus, run.put_bytes_per_s)
     pacer = _pacer(config, run, job, clock, bus)
     participant = TrainingParticipant(saver, pusher, measurements, bus)
     early.agreement = agreement = _agreement(job, pacer, participant)
@@ -130,7 +131,8 @@ def join_and_build(
     _end_if_stuck(participant, config, agreement, phase, saved_steps)
     keeper = Keeper(job, run, pusher, saved_steps, way_out, phase, bus, config.grace_s)
     watchers = _watch(config, job, run, pusher, saved_steps, bus)
-    for subscriber in (keeper, measurements, pacer, CommitAge(clock, counts_shares=job.rank == 0 < job.world_size - 1)):
+    age = CommitAge(clock, counts_shares=job.rank == 0 < job.world_size - 1)
+    for subscriber in (keeper, measurements, FirstSave(agreement, measurements), pacer, age):
         bus.subscribe(subscriber.on_event)
     # Closed from the last to the first: the saver before the pusher, which gets what is being copied.
     for close in (way_out.release_signals, pusher.close, watchers.close, saver.close, agreement.close, listener.close):

@@ -288,14 +288,13 @@ class SpotSession(KeepsSteps):
         it.fingerprints.record(step, position, num_batches)
         it.measurements.on_step(it.agreement.notice)
         it.saved_steps.reached(step)
+        if not (self._is_prepared or it.listener.is_pressed):  # an optimizer has no state before its first step
+            self._is_prepared = True
+            it.measurements.on_prepared(it.saver.prepare())
         decision = it.agreement.at_boundary(step)
-        if decision is None:
-            if not self._is_prepared:  # not before: an optimizer has no state before its first step
-                self._is_prepared = True
-                it.saver.prepare()
-        elif decision.leaves:
+        if decision is not None and decision.leaves:
             it.way_out.leave(step)
-        else:
+        elif decision is not None:
             self._save(step, decision.trigger)
         if self._guard.after_step():
             it.measurements.on_interlude()

@@ -18,7 +18,7 @@ from .memory import MemoryStore
 from .obstore import ObstoreStore
 from .opening import open_store, scratch_directory
 from .private import is_below_own, open_local
-from .probe import check_writable, probe, unusable
+from .probe import check_writable, probe, put_speed, unusable
 from .redaction import Secrets
 from .retry import Patience, attentively, patiently
 from .wrapped import PatientStore, RenewedStore
@@ -47,6 +47,7 @@ __all__ = [
     "open_store",
     "patiently",
     "probe",
+    "put_speed",
     "scratch_directory",
     "sweep",
     "unusable",

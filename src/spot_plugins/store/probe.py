@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import time
 import uuid
+from typing import Final
 
 from ..errors import ConfigError, StoreError
 from .base import ObjectStore
+
+SPEED_BYTES: Final = 1024**2
+"""Bytes of the put that is timed. On most links they take no longer than the requests of :func:`probe`."""
 
 
 def probe(store: ObjectStore) -> None:
@@ -29,6 +35,28 @@ def probe(store: ObjectStore) -> None:
             f"{store!r} cannot be used: an object was missing, or had other content, right after it was put. "
             f"Give the URL of a service with read-after-write consistency"
         )
+
+
+def put_speed(store: ObjectStore) -> float | None:
+    """
+    Put an object of random bytes below ``probe/``, and delete it.
+
+    Call it after :func:`probe`, so that the connection stands. A push puts several objects at a time, so it is faster.
+
+    Returns:
+        Bytes per second of the put, without the time that any request takes. None if the store does not take it.
+    """
+    key = f"probe/{uuid.uuid4().hex}"
+    data = os.urandom(SPEED_BYTES)  # because some stores compress
+    started = time.monotonic()
+    try:
+        store.put(key, data)
+        put_s = time.monotonic() - started
+        store.delete(key)
+    except StoreError:
+        return None
+    delete_s = time.monotonic() - started - put_s
+    return SPEED_BYTES / max(put_s - delete_s, put_s / 4, 1e-6)
 
 
 def check_writable(store: ObjectStore) -> None:

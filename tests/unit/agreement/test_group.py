@@ -357,10 +357,13 @@ def test_a_notice_that_leaves_time_is_trained_through_until_rank_0_calls(notifie
     assert not trainings[1].participant.asked
 
 
-@pytest.mark.parametrize("first", ["a signal comes after", "a pause comes", "the notice comes in a pause"])
+CUT = "a rank cuts it short"
+
+
+@pytest.mark.parametrize("first", ["a signal comes after", CUT, "a pause comes", "the notice comes in a pause"])
 def test_what_ends_the_time_that_a_notice_leaves(first):
     """
-    A pause, in which all leave; another notice that leaves none, on any rank, which is obeyed soon.
+    A pause, in which all leave; another notice that leaves none, or a wish to leave, on any rank, obeyed soon.
     """
 
     def at(training, place, step):
@@ -372,14 +375,19 @@ def test_what_ends_the_time_that_a_notice_leaves(first):
         if (place, step) == ("in the pause", 6):
             wait_until(lambda: training.group._ballot.leave_at is not None)
         if (place, step) == ("before the step", 8) and training.rank == 2:
-            training.notify()
+            if first == CUT:
+                assert training.group.cut_short()
+            else:
+                training.notify()
             wait_until(lambda: training.group.notice.at_once)
+            assert not training.group.cut_short()
+            assert (training.group._ballot.own_notice is None) == (first == CUT)
 
-    pause_every = 0 if first == "a signal comes after" else 6
-    lives = train(3, at, pause_every=pause_every)
+    goes_on = first in ("a signal comes after", CUT)
+    lives = train(3, at, pause_every=0 if goes_on else 6)
 
     assert_same(lives)
-    assert lives[0].left_at in ((8, 9, 10) if first == "a signal comes after" else (6,))
+    assert lives[0].left_at in ((8, 9, 10) if goes_on else (6,))
 
 
 def interfere(rng):
@@ -585,6 +593,17 @@ def test_one_rank_does_what_its_participant_decides_until_there_is_no_time(solo)
     agreement.notify(Notice("signal", 2.0))
     assert agreement.notice == Notice("patient", 1.0, at_once=True)
     assert agreement.at_boundary(6).leaves
+
+
+def test_one_rank_that_cuts_the_time_short_leaves_at_the_next_boundary(solo):
+    agreement, _, _ = solo()
+    assert not agreement.cut_short()
+    agreement.notify(Notice("patient", 1.0, at_once=False))
+
+    assert agreement.at_boundary(1) is None
+    assert agreement.cut_short()
+    assert not agreement.cut_short()
+    assert agreement.at_boundary(2).leaves
 
 
 def test_one_rank_that_shall_save_soon_does_so_once_when_it_can(solo):

@@ -197,20 +197,175 @@ def test_a_training_that_is_done_in_time_ends_well(world_size, tmp_path):
     assert numbers(LocalStore(str(tmp_path / "run")))[0] == 9
 
 
-def test_without_a_measured_save_it_leaves_at_once(tmp_path):
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_a_notice_before_the_first_save_is_trained_through(world_size, tmp_path, clock):
     """
-    Nobody knows how long a save takes: it is made at once, tried, and not promised.
+    Nothing is measured yet: by estimates there is time for a first save, which is made at once, and for a last one.
+    One rank can do so after its first step, several once each has made one.
+    """
+
+    def on_step(session, rank, step, heard):
+        for staged in heard.of(Staged):  # while a push is in flight, no step passes
+            heard.wait(Committed, step=staged.step)
+        if rank == 0:
+            clock.now += 2.0
+        if rank == 0 and step == world_size:
+            announce(session, 120.0)
+
+    lives = train(tmp_path, world_size, on_step, every_steps=10**6)
+
+    [(step, heard), *others] = lives
+    assert all(other[0] == step for other in others)
+    assert step > 25, "most of the time is used"
+    assert heard.of(Leaving)[0].durable
+    assert numbers(LocalStore(str(tmp_path / "run")))[0] == step
+    saves = [event.step for event in heard.of(Staged, trigger="notice")]
+    assert len(saves) == 2
+    assert saves[0] < step / 2 < saves[1]
+    plans = heard.of(LastSecondsPlanned)
+    [first] = [plan for plan in plans if plan.save_first]
+    assert (first.choice, first.is_promised) == ("train_on", False)
+    assert first.store_bytes_per_s > 0
+    assert plans[-1].choice == "save"
+
+
+def test_without_a_measured_save_a_short_notice_makes_it_leave_at_once(tmp_path, caplog):
+    """
+    An estimate is not worth the few seconds: the save is made at once, tried, and not promised.
     """
 
     def on_step(session, rank, step, heard):
         if step == 5:
-            announce(session, 100.0)
+            announce(session, 50.0)
 
     [(step, heard)] = train(tmp_path, 1, on_step, every_steps=10**6)
 
     assert step == 5
+    assert heard.of(Leaving)[0].durable
     [plan] = heard.of(LastSecondsPlanned)
-    assert (plan.choice, plan.is_promised, plan.num_bytes) == ("save", False, None)
+    assert (plan.choice, plan.is_promised) == ("save", False)
+    assert "no save was measured yet. By an estimate one takes 5 s, and " in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("speed", "num_bytes", "left_s", "act", "told"),
+    [
+        (100 * MB, 1000 * MB, 120.0, "save", ""),
+        (
+            17 * MB,
+            1000 * MB,
+            120.0,
+            "leave",
+            "By an estimate one takes 66 s, and 120 s are left, so all leave after step 1",
+        ),
+        (5 * MB, 1000 * MB, 120.0, "leave", "By an estimate one takes 207 s, and 120 s are left"),
+        (100 * MB, 1000 * MB, 59.0, "leave", "Training continues only if two saves fit into at least 60 s"),
+        (None, 1000 * MB, 120.0, "leave", "By an estimate one takes an unknown time, and 120 s are left"),
+        (100 * MB, None, 120.0, "leave", "By an estimate one takes an unknown time"),
+    ],
+)
+def test_before_the_first_save_the_size_and_the_first_put_are_an_estimate(
+    speed, num_bytes, left_s, act, told, clock, caplog
+):
+    """
+    1 GB to memory is assumed to take 2 s, and a commit 5 s. If two saves do not fit, training leaves, and says why.
+    """
+    known = Measurements(False, EventBus(), speed)
+    if num_bytes is not None:
+        known.on_prepared(num_bytes)
+    known.on_step()
+
+    assert known.decide(1, Notice("cloud", clock.now + left_s, at_once=False), 2) == act
+    assert told in caplog.text
+    assert bool(told) == ("no save was measured yet" in caplog.text)
+
+
+def figures_of(**changes):
+    """The figures that another rank posts, which has made a step and saved nothing."""
+    known = Measurements(False, EventBus(), 100 * MB)
+    known.on_prepared(1000 * MB)
+    return {**known.figures(), **changes}
+
+
+@pytest.mark.parametrize(
+    ("other", "act"),
+    [
+        ({}, "save"),
+        ({"num_bytes": None}, "leave"),  # in its first step, so its size is unknown
+        ({"in_flight_s": 5.0}, "leave"),  # this rank may have no share of that save
+        ({"in_flight_s": math.inf}, "leave"),  # its store refuses
+        ({"store_bytes_per_s": 5 * MB}, "leave"),
+        ({"is_estimated": False, "stall_s": 0.1, "commit_s": 1.0}, "save"),
+    ],
+    ids=str,
+)
+def test_before_the_first_save_the_state_of_another_rank_counts(other, act, clock):
+    known = Measurements(False, EventBus(), 100 * MB)
+    known.on_prepared(1000 * MB)
+    known.on_step()
+    known.merge([known.figures(), figures_of(**other)])
+
+    assert known.decide(1, Notice("cloud", clock.now + 120.0, at_once=False), 2) == act
+
+
+@pytest.mark.parametrize("is_committed", [False, True])
+def test_a_share_that_another_rank_will_never_have_is_no_reason_to_train_on(is_committed, clock):
+    """
+    This rank has saved step 1, and the other one has not. The share is on its way, or stored.
+    """
+    known = Measurements(False, EventBus(), 100 * MB)
+    known.on_prepared(1000 * MB)
+    known.on_step()
+    known.on_saved(1)
+    known.on_event(Staged(step=1, trigger="end", num_bytes=1000 * MB, stall_s=0.001, copy_s=2.0))
+    if is_committed:
+        known.on_event(Committed(step=1, num_bytes=1000 * MB, push_s=10.0, put_bytes_per_s=100 * MB))
+    known.merge([known.figures(), figures_of()])
+
+    assert known.decide(1, Notice("cloud", clock.now + 120.0, at_once=False), 2) == "leave"
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_all_leave_if_the_first_save_of_a_rank_fails(world_size, tmp_path, monkeypatch, caplog):
+    """
+    There is no memory for the first save of the last rank. The other one has its share, and does not train on for it.
+    """
+    failed = []
+
+    def on_step(session, rank, step, heard):
+        if rank == world_size - 1 and step == 3:
+            save = session._opened.saver.save
+
+            def refuse(step, trigger, deadline):
+                monkeypatch.setattr(session._opened.saver, "save", save)
+                failed.append(step)
+                raise MemoryError("refused")
+
+            monkeypatch.setattr(session._opened.saver, "save", refuse)
+            announce(session, 300.0)
+        if failed and step > failed[0]:
+            until(lambda: session.notice.at_once, "the failure is known")
+
+    lives = train(tmp_path, world_size, on_step, every_steps=10**6)
+
+    assert {step for step, _ in lives} <= {failed[0] + 1, failed[0] + 2}
+    assert len({step for step, _ in lives}) == 1
+    assert all(heard.of(Leaving)[0].durable for _, heard in lives)
+    assert numbers(LocalStore(str(tmp_path / "run")))[0] == lives[0][0]
+    assert f"the first save, of step {failed[0]}, has failed, so all ranks leave: there is no memory" in caplog.text
+
+
+def test_measured_speeds_take_the_place_of_estimates(clock):
+    known = Measurements(False, EventBus(), 100 * MB)
+    known.on_prepared(1000 * MB)
+    assert known.figures()["is_estimated"]
+    known.on_event(Staged(step=1, trigger="notice", num_bytes=2000 * MB, stall_s=0.001, copy_s=2.0))
+    assert known.figures()["is_estimated"]
+    assert known.figures()["in_flight_s"] == pytest.approx(25.0)
+    known.on_event(Committed(step=1, num_bytes=2000 * MB, push_s=10.0, put_bytes_per_s=200 * MB))
+    now = known.figures()
+    assert not now["is_estimated"]
+    assert (now["num_bytes"], now["stage_bytes_per_s"], now["store_bytes_per_s"]) == (2000 * MB, 1000 * MB, 200 * MB)
 
 
 @pytest.fixture
@@ -372,6 +527,7 @@ def test_of_several_ranks_the_worst_in_each_respect_counts():
 
     assert slowest([one, other]) == slowest([other, one]) == other
     assert slowest([one]) == one
+    assert slowest([one, replace(one, is_estimated=True)]).is_estimated
     blind = replace(one, step_s=None, num_bytes=None, stage_bytes_per_s=None, store_bytes_per_s=None)
     assert slowest([one, blind]) == blind
     no_disk = slowest([one, replace(one, disk_bytes_per_s=None)])

@@ -311,6 +311,41 @@ def test_each_choice(changes, choice, is_promised):
         assert plan.needs_s * (1 + MARGIN) <= max(changes.get("left_s", LONG.left_s), 0.0) + 1e-9
 
 
+GUESSED = replace(LONG, is_estimated=True, step_s=None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "choice", "save_first"),
+    [
+        ({}, "train_on", True),
+        ({"step_s": 1.0}, "train_on", True),
+        ({"step_s": 50.0}, "train_on", True),
+        ({"step_s": 500.0}, "save", False),  # no step fits
+        ({"left_s": 59.0}, "save", False),  # too few seconds for an estimate
+        ({"in_flight_s": 2.0}, "save", False),  # another rank may have no share of that save
+        ({"in_flight_s": 2.0, "saved_since_notice": True, "step_s": 1.0}, "train_on", False),
+        ({"left_s": 59.0, "step_s": 1.0, "saved_since_notice": True}, "train_on", False),
+        ({"left_s": 16.0, "step_s": 1.0, "saved_since_notice": True}, "save", False),
+        ({"store_bytes_per_s": 60 * MB}, "save", False),  # one save fits, and no second one
+        ({"store_bytes_per_s": 10 * MB}, "nothing_fits", False),
+        ({"store_bytes_per_s": None}, "save", False),
+        ({"num_bytes": None, "num_unsaved_steps": 0}, "finish_push", False),  # no step has ended
+        ({"num_unsaved_steps": 0}, "finish_push", False),
+        ({"num_unsaved_steps": 0, "in_flight_s": 100.0}, "nothing_fits", False),
+        ({"num_bytes": None}, "save", False),
+    ],
+    ids=str,
+)
+def test_by_estimates_it_continues_only_beside_a_save(changes, choice, save_first):
+    """
+    The save was made since the notice. Nothing is promised.
+    """
+    plan = plan_last_seconds(replace(GUESSED, **changes))
+
+    assert (plan.choice, plan.save_first, plan.is_promised) == (choice, save_first, False)
+    assert plan_last_seconds(replace(GUESSED, **changes), ends=True).choice != "train_on"
+
+
 def by_plan(run):
     """The reaction of a run of this package to a notice, for the replay."""
 

@@ -194,22 +194,35 @@ def test_an_earlier_end_that_comes_in_the_last_wait_cuts_it_short(tmp_path):
     assert train(str(tmp_path / "run"), body) == [("left with", 1)]
 
 
-def test_a_rank_at_its_end_is_told_of_one_that_left_without_its_share(tmp_path):
+@pytest.mark.parametrize("is_on_its_way", [False, True])
+def test_a_rank_at_its_end_is_told_of_one_that_left_without_its_share(is_on_its_way, tmp_path):
     """
-    The notice of rank 1 leaves time, and its last state cannot be saved. Rank 0 has stored its own share.
+    The notice of rank 1 leaves time, and its last state cannot be saved. Rank 0 has stored its own share, or its pusher
+    stands still. Rank 1 does not train on for that share.
     """
     config = SpotConfig(url=str(tmp_path / "run"), every_steps=1_000_000)
+    heard, pids = Heard(), []
+
+    def on_event(event):
+        heard(event)
+        if isinstance(event, Leaving) and pids:  # before the ranks meet
+            os.kill(pids.pop(), signal.SIGCONT)
 
     def run(ranks):
         holder = Holder(state_of(1))
-        with SpotSession(config, ranks=ranks) as session:
+        with SpotSession(config, ranks=ranks, on_event=on_event) as session:
             session.register("part", holder, replicated=("both",))
             session.resume()
             if ranks.rank == 0:
+                if is_on_its_way:
+                    pids.append(session._opened.pusher.pid)
+                    os.kill(pids[0], signal.SIGSTOP)
                 session.finish(1)
             session.after_step(1)
+            if is_on_its_way:
+                heard.wait(Staged, trigger="end")
             holder.state = {"both": object()}
-            session._opened.listener._on_announcement(Announcement("test", time.monotonic() + 60))
+            session._opened.listener._on_announcement(Announcement("test", time.monotonic() + 120))
             until(lambda: session.notice, "the notice is known")
             with suppress(Preempted):
                 for step in itertools.count(2):
@@ -217,6 +230,7 @@ def test_a_rank_at_its_end_is_told_of_one_that_left_without_its_share(tmp_path):
 
     with pytest.raises(CommitError, match=r"step 1 .*: rank 1: the rank left before its share was stored"):
         run_thread_ranks(2, run)
+    assert not heard.of(LastSecondsPlanned, choice="train_on")
 
 
 @pytest.mark.parametrize(("has_notice", "ends_with"), [(True, "Preempted"), (False, "RankLostError")])
