@@ -66,6 +66,7 @@ METHODS: Final[Mapping[str, tuple[str, ...]]] = {
     "_evaluate": ("trial", "ignore_keys_for_eval", "skip_scheduler"),
     "_save_checkpoint": ("model", "trial"),
     "_save": ("output_dir", "state_dict"),
+    "_load_best_model": (),
     "_finalize_training": ("trial", "num_train_samples", "start_time"),
     "_get_dataloader": ("dataset", "description", "batch_size", "sampler_fn", "is_training", "dataloader_key"),
     "_get_train_sampler": ("train_dataset",),
