@@ -41,8 +41,8 @@ ELSEWHERE = {
     ("docs/tutorials/bare.md", "$ python train.py"): "drills/test_bare_tutorial.py",
     ("docs/tutorials/bare.md", "fabric.setup_module"): "drills/test_bare_tutorial.py",
     ("docs/tutorials/bare.md", "spot drill"): "drills/test_quickstarts.py",
-    ("docs/tutorials/trainer.md", "SpotTrainerCallback"): "drills/test_quickstarts.py",
-    ("docs/tutorials/trainer.md", "spot drill"): "drills/test_quickstarts.py",
+    ("docs/tutorials/trainer.md", "class Regression"): "drills/test_quickstarts.py",
+    ("docs/tutorials/trainer.md", "--steps 100"): "drills/test_quickstarts.py",
     ("examples/", "train.py"): "drills/test_recipes.py",
     ("examples/", "$ spot plan"): "public/test_documented_code.py",
 }
@@ -55,6 +55,7 @@ TYPED = "a person waits between its lines; drills/test_notices.py has such notic
 
 OF_PROVIDERS = "asks the providers of prices; contract/test_markets.py and multiprocess/test_prices.py stand for them"
 
+OTHER_TOOL = "needs LLaMA-Factory, which wants other versions of transformers and TRL; tried by hand"
 NO_SCENE = "has no scene yet"
 
 NOT_RUN = {
@@ -75,6 +76,8 @@ NOT_RUN = {
     ("docs/tutorials/accelerate.md", "pip install"): INSTALLS,
     ("docs/tutorials/bare.md", "pip install"): INSTALLS,
     ("docs/tutorials/trainer.md", "pip install"): INSTALLS,
+    ("docs/tutorials/trainer.md", "run_exp"): OTHER_TOOL,
+    ("docs/tutorials/trainer.md", "sft.yaml"): OTHER_TOOL,
     ("docs/commands/doctor.md", ""): "each line depends on the machine; multiprocess/test_doctor.py has them",
     ("docs/commands/drill.md", "test_my_training_survives"): NO_SCENE,
     ("docs/howto/report.md", "spot report"): NO_SCENE,

@@ -215,18 +215,29 @@ def test_the_best_model_with_fsdp2(settings, signal_name, at, best, references, 
     assert_same_training(tmp_path, reference, ranks=2)
 
 
+LOST = {
+    "the first": ("FULL_STATE_DICT", [0], False),
+    "the second": ("FULL_STATE_DICT", [1], False),
+    "all": ("FULL_STATE_DICT", [0, 1], True),
+    "sharded, the second": ("SHARDED_STATE_DICT", [1], True),
+    "sharded, all": ("SHARDED_STATE_DICT", [0, 1], False),
+}
+
+
 @pytest.mark.soak
-@pytest.mark.parametrize("lost", [0, 1])
-def test_the_best_model_of_a_lost_machine_with_fsdp2(lost, references, tmp_path):
-    """Rank 0 writes the weights. If its disk is lost, both ranks forget them and say so, and nothing hangs."""
-    settings = fsdp2_best("FULL_STATE_DICT", learning_rate=0.3) | {"output": "disk-{rank}"}
+@pytest.mark.parametrize(("state_dict_type", "lost", "lora"), LOST.values(), ids=LOST)
+def test_the_best_model_of_a_lost_machine_with_fsdp2(state_dict_type, lost, lora, references, tmp_path):
+    """The weights are loaded from the run, unless rank 0, which writes the whole weights, has its disk."""
+    alone = fsdp2_best(state_dict_type, learning_rate=0.3) | {"lora": lora}
+    settings = alone | {"output": "disk-{rank}"}
     train(tmp_path, settings | {"signal": "SIGKILL", "at": ["batch", 13]}, expect=-signal.SIGKILL)
-    shutil.rmtree(tmp_path / f"disk-{lost}")
+    for rank in lost:
+        shutil.rmtree(tmp_path / f"disk-{rank}")
 
     train(tmp_path, settings, expect=0)
 
     said = [(tmp_path / f"output-{rank}.txt").read_text() for rank in range(2)]
-    assert ["is not on this machine. Unless a later step is better" in text for text in said] == [lost == 0, False]
-    assert ["is not on the machine of another rank. Unless" in text for text in said] == [False, lost == 0]
-    if lost == 1:
-        assert_same_training(tmp_path, references(settings), ranks=2)
+    is_needed = 0 in lost or state_dict_type == "SHARDED_STATE_DICT"
+    assert ["is not on all machines, so the best weights will be loaded" in text for text in said] == [is_needed, False]
+    assert ["Unless a later step is better" in text for text in said] == [False, False]
+    assert_same_training(tmp_path, references(alone), ranks=2)

@@ -20,8 +20,8 @@ from .unwrap import plain_loader, streams
 
 _ARRAYS: Final = {"numpy.ndarray", "numpy.memmap"}
 _HUGGING_FACE: Final = "datasets.arrow_dataset.Dataset"
-_COLLATE: Final = "transformers.data.data_collator.default_data_collator"
-"""Full names of packages that are not imported. Checked against datasets 5.2 and transformers 5.23."""
+_COLLATES: Final = {"transformers.data.data_collator.default_data_collator", "trl.trainer.utils.identity"}
+"""Full names of packages that are not imported. Checked against datasets 5.2, transformers 5.23 and trl 1.16."""
 
 
 def can_pass_over(loader: Any) -> bool:
@@ -94,7 +94,7 @@ def _is_known(dataset: Any) -> bool:
 
 
 def _is_known_collate(collate_fn: Any) -> bool:
-    return collate_fn is default_collate or collate_fn is default_convert or _name(collate_fn) == _COLLATE
+    return collate_fn is default_collate or collate_fn is default_convert or _name(collate_fn) in _COLLATES
 
 
 def _name(thing: Any) -> str:

@@ -80,6 +80,14 @@ def shard_of(dtensor: DTensor) -> Shard:
     return Shard(dtensor.to_local(), _boxes(dtensor.device_mesh, dtensor.placements, shape), dtensor)
 
 
+def fill(tensor: torch.Tensor, whole: torch.Tensor) -> None:
+    """Copy to *tensor* the values of *whole*, to a DTensor this rank's piece of them. No gradient may be recorded."""
+    if is_dtensor(tensor):
+        (box,) = shard_of(tensor).boxes.held
+        whole = whole[tuple(slice(first, first + n) for first, n in zip(box.offsets, box.lengths, strict=True))]
+    local_tensor(tensor).copy_(whole)
+
+
 @lru_cache(maxsize=10_000)  # called for every tensor in every save, while training waits
 def _boxes(mesh: DeviceMesh, placements: tuple[Any, ...], shape: tuple[int, ...]) -> ShardBoxes:
     # The function that torch's own distributed checkpoints use. The import is costly, so it is not at the top.

@@ -2,7 +2,8 @@
 The best checkpoint of a ``Trainer``, whose step is kept in the store of the run so that it outlives the machine.
 
 The trainer writes its own checkpoints to ``output_dir`` and remembers the best of them. After a resume this module
-writes the weights of that step again if they are not on the machine. Where it cannot, it says so.
+writes the weights of that step again if they are not on the machine. Under FSDP all ranks would have to write, so it
+loads the weights from the run at the end of the training. Where it cannot, it says so.
 """
 
 from __future__ import annotations
@@ -12,14 +13,17 @@ import shutil
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from accelerate.utils import gather_object
 from transformers import Trainer
 
 from ..accelerate.internals import models
+from ..errors import SpotError
 from ..format.keys import FROZEN_PREFIX
 from ..guard import warn
 from ..resume.tensors import tensor_of
-from ..resume.weights import Weight
+from ..resume.weights import Weight, Weights
+from ..state.shard import fill
 from ..state.wrappers import clean_name, plain_module
 from . import internals
 from .hook import TrainerHook
@@ -30,7 +34,7 @@ OWNER: Final = "trainer"
 BEST: Final = (
     "load_best_model_at_end=True: the best checkpoint, {path} of step {step}, {problem}. Unless a later step is "
     "better, the training ends with the weights of its last step. Let output_dir be on a disk that survives, and leave "
-    "FSDP and its state_dict_type as they were"
+    "FSDP as it was"
 )
 GONE: Final = "is not on this machine"
 NOT_WRITTEN: Final = "is not on this machine, and the run does not give its weights: {error}"
@@ -42,8 +46,6 @@ class BestStep:
     """
     The best step of one training. Every rank makes the same calls.
 
-    Without FSDP, one rank writes the whole weights to a folder, so that one rank can write them again.
-
     Args:
         trainer: The trainer.
         hook: Its hook, whose run is open.
@@ -52,7 +54,8 @@ class BestStep:
     def __init__(self, trainer: Trainer, hook: TrainerHook) -> None:
         self._trainer = trainer
         self._hook = hook
-        self._is_kept = trainer.args.load_best_model_at_end and not trainer.is_fsdp_enabled
+        self._is_kept = trainer.args.load_best_model_at_end
+        self._lost: str | None = None  # the checkpoint for which the run stands, because some rank does not have it
 
     def hold(self) -> None:
         """Copy the state of the present step, before an evaluation that may find that the step is the best."""
@@ -72,12 +75,12 @@ class BestStep:
         """
         Write the weights of the best step again if they are not on this machine. Call it after a resume.
 
-        If they cannot be loaded nevertheless, all ranks forget the best step together, because under FSDP they load it
-        together, and the user is told.
+        Under FSDP, all ranks agree to load them from the run at the end. If they cannot be loaded nevertheless, all
+        ranks forget the best step together, because they load it together, and the user is told.
         """
         trainer, state = self._trainer, self._trainer.state
         failure = None
-        if self._is_kept:
+        if self._is_kept and not trainer.is_fsdp_enabled:
             if trainer.args.should_save and self._problem() == GONE:
                 failure = self._write()
             # wait: until the timeout of the process group, in torch; the collective fails
@@ -90,11 +93,45 @@ class BestStep:
         # wait: until the timeout of the process group, in torch; the collective fails
         problems = gather_object([problem])
         of_writers = problems if internals.all_ranks_write(trainer) else problems[:1]
+        if any(of_writers) and trainer.is_fsdp_enabled:
+            problem = self._problem_of_run()
+            # wait: until the timeout of the process group, in torch; the collective fails
+            of_writers = problems = gather_object([problem])
+            if not any(problems):
+                self._lost = state.best_model_checkpoint
+                self._hook.say(
+                    f"{self._lost} is not on all machines, so the best weights will be loaded from step {self._step()} "
+                    f"of the run"
+                )
         if any(of_writers):
             own = problem if trainer.args.process_index < len(of_writers) else None
             warn(BEST.format(path=state.best_model_checkpoint, step=state.best_global_step, problem=own or OF_OTHERS))
             # Not the step either, because the trainer takes any folder with that number for the checkpoint.
             state.best_model_checkpoint = state.best_global_step = None
+
+    def load(self) -> bool:
+        """
+        Load the best weights from the run if some rank does not have their checkpoint. Return True if that is so.
+
+        Each rank reads all of them, one tensor after the other, and keeps its shards.
+        """
+        model, state = self._trainer.model, self._trainer.state
+        if self._lost is None or state.best_model_checkpoint != self._lost:
+            return False
+        live = {clean_name(name): value for name, value in model.state_dict().items()}
+        weights = self._weights()
+        with torch.no_grad():
+            for weight, image in weights.read(each for each in self._changed(weights) if each.name in live):
+                fill(live[weight.name], tensor_of(weight, image))
+        state.best_model_checkpoint = None  # the trainer wants to compare its path with those of other folders
+        return True
+
+    def _problem_of_run(self) -> str | None:
+        try:
+            self._weights()
+        except SpotError as error:
+            return NOT_WRITTEN.format(error=error)
+        return None
 
     def _problem(self) -> str | None:
         path = self._trainer.state.best_model_checkpoint
@@ -124,7 +161,7 @@ class BestStep:
             return None
         unfinished = folder.with_name(f"unfinished-{folder.name}-{os.getpid()}")
         try:
-            internals.save_weights(self._trainer, unfinished, self._state_at(step))
+            internals.save_weights(self._trainer, unfinished, self._best_state())
             unfinished.rename(folder)
         except Exception as error:  # noqa: BLE001  the libraries that write raise anything, and training can continue
             return NOT_WRITTEN.format(error=error)
@@ -135,21 +172,35 @@ class BestStep:
         )
         return None
 
-    def _state_at(self, step: int) -> dict[str, Any]:
+    def _best_state(self) -> dict[str, Any]:
+        """Return the state of the model at the best step, without the optimizer."""
+        model, weights = self._trainer.model, self._weights()
+        wanted = self._changed(weights)
+        read: dict[str, Any] = {weight.name: tensor_of(weight, image) for weight, image in weights.read(wanted)}
+        unread = self._frozen.union(weights.left_out) - read.keys()
+        live = {clean_name(name): (name, value) for name, value in model.state_dict().items()}
+        return {name: value if clean in unread else read[clean] for clean, (name, value) in live.items()}
+
+    def _weights(self) -> Weights:
+        """Return the weights of the best step, which are read later."""
+        step, accelerator = self._step(), self._trainer.accelerator
+        assert step is not None, "the trainer has named its checkpoint"
+        prepared = [plain_module(each) for each in models(accelerator)]
+        return self._hook.keeper.weights_of(step, f"model-{prepared.index(plain_module(self._trainer.model))}")
+
+    def _changed(self, weights: Weights) -> list[Weight]:
         """
-        Return the state of the model at *step*, without the optimizer.
+        Return those of *weights* that may differ from the weights of the model.
 
         Parameters that were frozen then and are frozen now are those of the model. They may be the largest part.
         """
-        model = self._trainer.model
-        prepared = [plain_module(each) for each in models(self._trainer.accelerator)]
-        weights = self._hook.keeper.weights_of(step, f"model-{prepared.index(plain_module(model))}")
-        frozen = {clean_name(name) for name, each in model.named_parameters() if not each.requires_grad}
-        wanted = [each for each in weights.tensors if each.name not in frozen or not _is_frozen(each)]
-        read: dict[str, Any] = {weight.name: tensor_of(weight, image) for weight, image in weights.read(wanted)}
-        unread = frozen.union(weights.left_out) - read.keys()
-        live = {clean_name(name): (name, value) for name, value in model.state_dict().items()}
-        return {name: value if clean in unread else read[clean] for clean, (name, value) in live.items()}
+        frozen = self._frozen
+        return [each for each in weights.tensors if each.name not in frozen or not _is_frozen(each)]
+
+    @property
+    def _frozen(self) -> set[str]:
+        parameters = self._trainer.model.named_parameters()
+        return {clean_name(name) for name, each in parameters if not each.requires_grad}
 
 
 def _is_frozen(weight: Weight) -> bool:

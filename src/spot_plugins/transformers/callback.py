@@ -29,7 +29,7 @@ class SpotTrainerCallback(TrainerCallback):  # type: ignore[misc]
     saved and stored, and :exc:`~spot_plugins.errors.Preempted` (exit code 143) leaves ``train()``. The end of the
     training is stored too, before ``train()`` returns.
 
-    It works under ``Trainer`` and its subclasses that have the same training loop, such as TRL's ``SFTTrainer``. A
+    It works under ``Trainer`` and its subclasses that have the same training loop, such as the trainers of TRL. A
     trainer that exists already gets it by :meth:`attach`.
 
     The log, the evaluation and the trainer's own checkpoint of a step belong to that step. What a notice has cut off

@@ -7,10 +7,12 @@ from typing import Any, Final
 
 from transformers import Trainer
 
+from ..accelerate.internals import models
 from ..errors import ConfigError
 from ..guard import warn
+from ..state import ModelPart
 from ..state.part import Part
-from . import internals
+from . import internals, trl_internals
 from .best import BestStep
 from .hook import PART, TrainerHook
 from .loaders import EpochBatches
@@ -88,6 +90,7 @@ class Fit:
         trainer, part = self._trainer, self.part
         for name, each in (("lr-scheduler", trainer.lr_scheduler), (PART, part), *self._registered):
             self.hook.register(name, each)
+        self._register_reference()
         progress = self.hook.resume()
         self._epochs = self.hook.epochs(num_train_epochs)
         self._last_step = trainer.state.global_step
@@ -157,6 +160,16 @@ class Fit:
     @property
     def _samples_at_once(self) -> int:
         return internals.batch_size(self._trainer) * int(self._trainer.args.world_size)
+
+    def _register_reference(self) -> None:
+        """Save a reference model of TRL that changes. Let the models that never change be stored once."""
+        trainer = self._trainer
+        for model in trl_internals.untrained_models(trainer):
+            model.requires_grad_(False)
+        reference = trl_internals.synchronized_model(trainer)
+        # TRL prepares it with Accelerate, which then saves it, except under FSDP.
+        if reference is not None and not any(each is reference for each in models(trainer.accelerator)):
+            self.hook.register("reference", ModelPart(reference))
 
     def _keep_samples(self, samples: int) -> None:
         """Change gradient accumulation so that a step is made of *samples*, as the run began."""

@@ -1,8 +1,9 @@
 """
 Private names of transformers that this package uses, and the check that the installed version has them.
 
-Checked against transformers 5.23 and trl 1.16. :mod:`.overrides` calls the private methods below, which is why their
-signatures are pinned here. No other module of this package touches a private name of transformers.
+Checked against transformers 5.23. :mod:`.overrides` calls the private methods below, which is why their
+signatures are pinned here. Private names of its trackers are in :mod:`.tracker_internals`, those of TRL in
+:mod:`.trl_internals`. No other module of this package touches a private name.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ METHODS: Final[Mapping[str, tuple[str, ...]]] = {
     "_evaluate": ("trial", "ignore_keys_for_eval", "skip_scheduler"),
     "_save_checkpoint": ("model", "trial"),
     "_save": ("output_dir", "state_dict"),
+    "_load_best_model": (),
     "_finalize_training": ("trial", "num_train_samples", "start_time"),
     "_get_dataloader": ("dataset", "description", "batch_size", "sampler_fn", "is_training", "dataloader_key"),
     "_get_train_sampler": ("train_dataset",),
@@ -108,12 +110,6 @@ WEIGHTS: Final = tuple(
     )
 )
 """Files with weights that a ``Trainer`` loads without FSDP."""
-
-TRL_METRICS: Final = ("_metrics", "_total_train_tokens")
-"""Counters of the trainers of TRL."""
-
-TRL_GENERATIONS: Final = "_buffered_inputs"
-"""Attribute of a trainer of TRL for what it has generated, on which it trains for several steps."""
 
 LOADER_METHODS: Final = ("get_train_dataloader", "_get_dataloader", "_get_train_sampler")
 """Methods that decide which samples a training sees, and in which order."""
@@ -172,24 +168,6 @@ def set_loss_counters(trainer: Trainer, counters: Mapping[str, Any]) -> None:
     trainer._globalstep_last_logged = int(counters["_globalstep_last_logged"])
     trainer._initial_global_step = int(counters["_initial_global_step"])
     trainer.current_flos = counters["current_flos"]
-
-
-def trl_metrics(trainer: Trainer) -> dict[str, Any]:
-    """Return the metrics since the last log, and the tokens so far, that a trainer of TRL counts. Else nothing."""
-    return {name: getattr(trainer, name) for name in TRL_METRICS if hasattr(trainer, name)}
-
-
-def set_trl_metrics(trainer: Trainer, metrics: Mapping[str, Any]) -> None:
-    """Set what :func:`trl_metrics` returned."""
-    for mode, values in metrics.get("_metrics", {}).items():
-        trainer._metrics[mode].update(values)
-    if "_total_train_tokens" in metrics:
-        trainer._total_train_tokens = metrics["_total_train_tokens"]
-
-
-def trains_on_generations(trainer: Trainer) -> bool:
-    """Return True for a trainer of TRL that trains several steps on what it has generated before."""
-    return hasattr(trainer, TRL_GENERATIONS)
 
 
 def loss_since_log(trainer: Trainer) -> Any:

@@ -149,6 +149,11 @@ class Overrides(Trainer):  # type: ignore[misc]
         if self._attached.fit is not None:
             self._attached.fit.best.keep()
 
+    def _load_best_model(self) -> None:
+        """Load the best weights, under FSDP from the run if some rank does not have their checkpoint."""
+        if not self._fit.best.load():
+            super()._load_best_model()
+
     def _finalize_training(self, trial: Any, num_train_samples: Any, start_time: Any) -> Any:
         """Store the last step before the best weights are loaded, because a longer training continues from the last."""
         self._fit.hook.finish()

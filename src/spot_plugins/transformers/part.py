@@ -12,7 +12,7 @@ from transformers import Trainer
 from transformers.trainer_callback import ExportableState
 
 from ..errors import ConfigError
-from . import internals
+from . import internals, trl_internals
 from .hook import SAMPLES
 from .trackers import Trackers
 
@@ -100,7 +100,8 @@ class TrainerPart:
         return {
             "state": json.dumps(fields, default=_for_json),
             "callbacks": json.dumps([[name, each.state()] for name, each in self._exportable()], default=_for_json),
-            "metrics": json.dumps(internals.trl_metrics(trainer), default=_for_json),
+            "metrics": json.dumps(trl_internals.metrics(trainer), default=_for_json),
+            "generations": trl_internals.generations(trainer) if trl_internals.generates(trainer) else None,
             "counters": internals.loss_counters(trainer),
             "place": {each.name: _plain(getattr(place, each.name)) for each in dataclasses.fields(place)},
             "max_steps": trainer.state.max_steps,
@@ -118,7 +119,10 @@ class TrainerPart:
             if mine is not None:
                 saved.remove(mine)
                 vars(callback).update(mine[1]["attributes"])
-        internals.set_trl_metrics(trainer, json.loads(state["metrics"]))
+        trl_internals.set_metrics(trainer, json.loads(state["metrics"]))
+        if (generations := state.get("generations")) is not None:
+            _check_shape(trainer, generations["shape"])
+            trl_internals.set_generations(trainer, generations)
         self._counters = state["counters"]
         self._tracked = state.get("trackers", {})
         self.place = Place(**state["place"])
@@ -142,6 +146,16 @@ class TrainerPart:
     def _exportable(self) -> list[tuple[str, Any]]:
         callbacks = self._trainer.callback_handler.callbacks
         return [(type(each).__name__, each) for each in callbacks if isinstance(each, ExportableState)]
+
+
+def _check_shape(trainer: Trainer, before: dict[str, int]) -> None:
+    """Raise :exc:`ConfigError` if a generation is divided into batches in another way than *before*."""
+    for name, now in trl_internals.shape_of_generations(trainer).items():
+        if now != before[name]:
+            raise ConfigError(
+                f"{name}={now} differs from {name}={before[name]} in the checkpoint, so the generation that was "
+                f"begun does not fit this process. Use the same settings and ranks as before, or start a new run"
+            )
 
 
 def _plain(value: Any) -> Any:

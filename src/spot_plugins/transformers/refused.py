@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Final
 
 from torch.utils.data import IterableDataset
 from transformers import Trainer
 
 from ..errors import ConfigError
-from . import internals
+from ..guard import warn
+from . import internals, trl_internals
 from .loaders import STRATEGIES
+
+EXPERIMENTAL: Final = (
+    "{name} is one of the experimental trainers of TRL, which are not tested. Its own figures for the next log, and "
+    "any state beside model, optimizer and trainer.state, are not saved. Compare two short runs with spot drill first"
+)
 
 
 def refuse(trainer: Trainer, trial: Any) -> None:
@@ -24,6 +30,8 @@ def refuse(trainer: Trainer, trial: Any) -> None:
     internals.check(trainer)
     for text in _reasons(trainer, trial):
         raise ConfigError(text)
+    if trl_internals.is_experimental(trainer):
+        warn(EXPERIMENTAL.format(name=type(trainer).__name__))
 
 
 def _reasons(trainer: Trainer, trial: Any) -> Iterator[str]:
@@ -79,14 +87,41 @@ def _reasons(trainer: Trainer, trial: Any) -> Iterator[str]:
 
 
 def _loops(trainer: Trainer, own: type) -> Iterator[str]:
-    if internals.trains_on_generations(trainer):
-        yield (
-            f"{own.__name__} trains several steps on what it has generated before, which is not saved. Online "
-            f"reinforcement learning (GRPO, RLOO, distillation) is not supported yet"
-        )
+    if trl_internals.generates(trainer):
+        yield from _generations(trainer, own)
     for name in internals.OWN_LOOPS:
         if getattr(own, name) is not getattr(Trainer, name):
             yield (
                 f"{own.__name__}.{name}() replaces the training loop of Trainer, so its steps cannot be followed. "
                 f"Trainers with the loop of Trainer are supported"
+            )
+
+
+def _generations(trainer: Trainer, own: type) -> Iterator[str]:
+    """Yield the reasons why a trainer of TRL that generates cannot be continued exactly."""
+    if trl_internals.is_experimental(trainer):
+        yield (
+            f"{own.__name__} trains on what it generates, and is one of the experimental trainers of TRL, whose state "
+            f"is not known. GRPOTrainer, RLOOTrainer and DistillationTrainer are supported"
+        )
+    if trainer.use_vllm:
+        yield (
+            "use_vllm=True generates with random numbers of vLLM, which are not saved. Leave it out, and transformers "
+            "generates"
+        )
+    if getattr(trainer.args, "use_transformers_continuous_batching", False):
+        yield (
+            "use_transformers_continuous_batching=True puts together batches by the time that they take, so a resumed "
+            "run would generate other texts. Leave it out"
+        )
+    if trl_internals.generates_from_images(trainer):
+        yield (
+            f"{own.__name__} with a processor of images is not supported yet, because its batches are not saved. Use a "
+            f"tokenizer and a model of text"
+        )
+    for name in ("tools", "environment_factories", "rollout_func"):
+        if getattr(trainer, name, None):
+            yield (
+                f"{own.__name__} with {name} is not supported yet, because their state is not saved. Compute rewards "
+                f"with reward_funcs alone"
             )

@@ -47,6 +47,8 @@ class Settings:
     """Folder of the checkpoints of a Trainer itself. ``{rank}`` in it is the rank, as if each had a disk of its own."""
     lora: bool = False
     """True if the model is frozen and has adapters."""
+    reference: bool = False
+    """True if a trainer of TRL is given a reference model."""
     scaler: bool = False
     validate: str = "epoch"
     """Place of the validation under Accelerate: after an ``epoch``, or in the ``head`` or ``body`` of the loop."""

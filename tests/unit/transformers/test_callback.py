@@ -99,7 +99,18 @@ class OwnEpoch(Trainer):
 
 
 class Generating(Trainer):
+    """A trainer with the attributes by which those of TRL that generate are known."""
+
     _buffered_inputs = None
+    use_vllm = _is_vlm = False
+
+
+class OfTRL(Trainer):
+    __module__ = "trl.experimental.orpo.orpo_trainer"
+
+
+class GeneratingOfTRL(Generating):
+    __module__ = "trl.experimental.gmpo.gmpo_trainer"
 
 
 class OwnLoader(Trainer):
@@ -122,7 +133,7 @@ REFUSED = {
     "stream": ({"data": Stream()}, "train_dataset=Stream is a stream"),
     "streaming": ({"data": streaming()}, "train_dataset=IterableDataset is a stream"),
     "own loop": ({"kind": OwnEpoch}, r"OwnEpoch\._run_epoch\(\) replaces the training loop of Trainer"),
-    "generates": ({"kind": Generating}, "Generating trains several steps on what it has generated before"),
+    "experimental": ({"kind": GeneratingOfTRL}, "GeneratingOfTRL trains on what it generates, and is one of the exp"),
     "own loader": ({"kind": OwnLoader}, "this DataLoader is not prepared, so its position cannot be saved"),
 }
 
@@ -153,6 +164,38 @@ def test_packages_that_are_not_supported_are_refused(name, value, words, tmp_pat
 
     with pytest.raises(ConfigError, match=words):
         trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("use_vllm", "use_vllm=True generates with random numbers of vLLM"),
+        ("args.use_transformers_continuous_batching", "puts together batches by the time that they take"),
+        ("_is_vlm", "Generating with a processor of images is not supported yet"),
+        ("tools", "Generating with tools is not supported yet, because their state is not saved"),
+        ("environment_factories", "Generating with environment_factories is not supported yet"),
+        ("rollout_func", "Generating with rollout_func is not supported yet"),
+    ],
+)
+def test_generations_that_cannot_be_repeated_are_refused(name, words, tmp_path):
+    """In words, before a step is trained."""
+    trainer = make(tmp_path, Generating, [spot(tmp_path)])
+    setattr(trainer.args if name.startswith("args.") else trainer, name.removeprefix("args."), True)
+
+    with pytest.raises(ConfigError, match=words):
+        trainer.train()
+
+    assert trainer.state.global_step == 0
+
+
+def test_an_experimental_trainer_of_trl_is_named(tmp_path):
+    """It may keep figures of its own, and is trained."""
+    trainer = make(tmp_path, OfTRL, [spot(tmp_path)])
+
+    with pytest.warns(UserWarning, match="OfTRL is one of the experimental trainers of TRL"):
+        trainer.train()
+
+    assert trainer.state.global_step == 1
 
 
 def test_several_gpus_in_one_process_are_refused(tmp_path):

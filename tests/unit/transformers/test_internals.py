@@ -12,7 +12,7 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from spot_plugins.errors import ConfigError
-from spot_plugins.transformers import SpotTrainerCallback, internals
+from spot_plugins.transformers import SpotTrainerCallback, internals, trl_internals
 from spot_plugins.transformers.tracker_internals import TRACKERS
 
 
@@ -101,7 +101,12 @@ def test_trackers_have_the_names(tracker):
     assert [name for name in tracker.attributes if f"self.{name}" not in source] == []
 
 
-TRL_NAMES = {"sft_trainer": internals.TRL_METRICS, "grpo_trainer": [internals.TRL_GENERATIONS]}
+GENERATES = (*trl_internals.METRICS, trl_internals.GENERATIONS, *trl_internals.GENERATED)
+TRL_NAMES = {
+    **dict.fromkeys(["sft_trainer", "dpo_trainer", "reward_trainer", "kto_trainer"], trl_internals.METRICS),
+    **dict.fromkeys(["rloo_trainer", "distillation_trainer"], GENERATES),
+    "grpo_trainer": (*GENERATES, *trl_internals.ENTROPY),
+}
 
 
 @pytest.mark.parametrize(("module", "names"), TRL_NAMES.items())
