@@ -12,6 +12,18 @@ from .target import Fault
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class FaultEnd:
+    """The end of a fault that the training has survived, and what had become of the training by then."""
+
+    at: float
+    """Monotonic time."""
+    step: int
+    """The last step that was done."""
+    committed: int
+    """The newest step in the store. 0 if there was none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Injected:
     """A fault that was injected."""
 
@@ -28,6 +40,8 @@ class Injected:
     """The step whose bytes in the store it has changed."""
     limit_s: float
     """Seconds after which the machine was taken."""
+    end: FaultEnd | None = None
+    """The end of a fault that the training has survived."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +54,8 @@ class LifeLog:
     """True if a session has received a notice or a signal."""
     rejected: Mapping[int, str] = field(default_factory=dict)
     """Steps that are damaged, with the reasons."""
+    refusals: tuple[str, ...] = ()
+    """The reasons for which a write of a step has failed."""
     has_left: bool = False
     """True if a session was about to end because of it, with its last step stored."""
 
@@ -59,6 +75,8 @@ class Life:
     """Time at which the last process was gone."""
     exit_code: int | None = None
     """Negative for a signal. None if it was killed because it hung or the machine was taken."""
+    committed: int = 0
+    """The newest step in the store, after the last process was gone."""
     log: LifeLog = field(default_factory=LifeLog)
     records: dict[RingId, Mapping[int, StepRecord]] = field(default_factory=dict)
     """The fingerprints of its steps, by attempt and rank."""
