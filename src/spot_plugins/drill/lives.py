@@ -46,7 +46,7 @@ class Injected:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LifeLog:
-    """The facts of one life that are from the event log of the run."""
+    """The facts of one life that are from the event log of the run, and from its store."""
 
     start_step: int | None = None
     """The step after which it trained, 0 on a first run. None if it trained nothing."""
@@ -54,6 +54,8 @@ class LifeLog:
     """True if a session has received a notice or a signal."""
     rejected: Mapping[int, str] = field(default_factory=dict)
     """Steps that are damaged, with the reasons."""
+    committed: int = 0
+    """The newest step in the store, after the last process was gone."""
     refusals: tuple[str, ...] = ()
     """The reasons for which a write of a step has failed."""
     has_left: bool = False
@@ -75,8 +77,6 @@ class Life:
     """Time at which the last process was gone."""
     exit_code: int | None = None
     """Negative for a signal. None if it was killed because it hung or the machine was taken."""
-    committed: int = 0
-    """The newest step in the store, after the last process was gone."""
     log: LifeLog = field(default_factory=LifeLog)
     records: dict[RingId, Mapping[int, StepRecord]] = field(default_factory=dict)
     """The fingerprints of its steps, by attempt and rank."""

@@ -175,7 +175,6 @@ class Runner:
         life.records = training.records()
         if life.ending is not None:
             life.ending.fault.end(training)
-        life.committed = next(iter(place.committed()), 0)
         life.log = _log_of(place, since)
         self._tell(f"{_told_end(life)} after step {life.reached_step}, {life.ended_at - life.began_at:.1f} s")
         return life
@@ -346,6 +345,7 @@ def _log_of(place: Place, since: int) -> LifeLog:
         start_step=start_step,
         has_notice=has_notice,
         rejected=rejected,
+        committed=next(iter(place.committed()), 0),
         refusals=tuple(dict.fromkeys(refusals)),
         has_left=has_left,
     )

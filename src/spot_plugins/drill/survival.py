@@ -43,8 +43,8 @@ def _stores(name: str, life: Life, injected: Injected, end: FaultEnd, pace: Pace
     if end.committed < injected.committed:
         return Promise(name, False, f"step {injected.committed} was stored before it, and was gone at its end")
     before = f"step {end.committed} was stored at its end" if end.committed else "no step was stored at its end"
-    if life.committed > end.step or life.committed >= pace.last_step:
-        return Promise(name, True, f"{before}, and step {life.committed} later")
+    if life.log.committed > end.step or life.log.committed >= pace.last_step:
+        return Promise(name, True, f"{before}, and step {life.log.committed} later")
     left_s = life.ended_at - end.at
     if life.exit_code == 0 or left_s > _SAVE_FACTOR * pace.longest_unsaved_s + _SAVE_S:
         text = f"{before}, and none of a later step in the {left_s:.0f} s that the training still ran"

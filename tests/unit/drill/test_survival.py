@@ -30,8 +30,7 @@ def judged(tmp_path):
             began_at=0.0,
             ended_at=ended_at,
             exit_code=exit_code,
-            committed=stored,
-            log=LifeLog(start_step=0, refusals=refusals),
+            log=LifeLog(start_step=0, committed=stored, refusals=refusals),
         )
         none = dict.fromkeys(("resumed_from", "exit_code", "left_s", "save_s", "durable_s", "load_s", "next_step_s"))
         figure = FaultFigures(fault=fault.name, told="", life=1, step=20, committed=18, **none)
