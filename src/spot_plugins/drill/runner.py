@@ -32,6 +32,7 @@ from .faults import DEFAULT_FAULTS
 from .lives import FaultEnd, Injected, Life, LifeLog, Run
 from .plan import Pace, Planned, plan_of
 from .processes import described, is_other
+from .promise import told_exit
 from .target import Fault
 from .training import Place, Training
 
@@ -176,7 +177,7 @@ class Runner:
         if life.ending is not None:
             life.ending.fault.end(training)
         life.log = _log_of(place, since)
-        self._tell(f"{_told_end(life)} after step {life.reached_step}, {life.ended_at - life.began_at:.1f} s")
+        self._tell(f"{told_exit(life)} after step {life.reached_step}, {life.ended_at - life.began_at:.1f} s")
         return life
 
     def _inject(self, place: Place, training: Training, life: Life, fault: Fault, pace: Pace) -> Injected | None:
@@ -348,12 +349,4 @@ def _log_of(place: Place, since: int) -> LifeLog:
         committed=next(iter(place.committed()), 0),
         refusals=tuple(dict.fromkeys(refusals)),
         has_left=has_left,
-    )
-
-
-def _told_end(life: Life) -> str:
-    if life.exit_code is None:
-        return "it was killed"
-    return (
-        f"it ended with code {life.exit_code}" if life.exit_code >= 0 else f"it was killed by signal {-life.exit_code}"
     )
