@@ -471,6 +471,32 @@ Trainer(max_epochs=1, callbacks=[SpotCheckpoint("spot-run/lightning", every_step
     Model(), elastic_loader(dataset, batch_size=32, seed=7)
 )
 << --format lightning
+from accelerate import Accelerator
+from spot_plugins.accelerate import SpotHook
+def prepared():
+    torch.manual_seed(7)
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.AdamW(model.parameters())
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 3)
+    return accelerator.prepare(model, optimizer, scheduler, elastic_loader(dataset, batch_size=80, seed=7))
+accelerator = Accelerator(cpu=True)
+with SpotHook(accelerator, "spot-run/accelerate", every_steps=4) as spot:
+    model, optimizer, scheduler, loader = prepared()
+    spot.resume()
+    for _ in spot.epochs(1):
+        for batch, wanted in spot.batches(loader):
+            accelerator.backward(nn.functional.mse_loss(model(batch), wanted))
+            optimizer.step()
+            scheduler.step()
+            optimizer.zero_grad()
+            spot.after_step()
+expected = model.state_dict(), scheduler.state_dict()
+<< --format accelerate
+accelerator.free_memory()
+model, _, scheduler, _ = prepared()
+<< "final-state"
+assert is_same(model.state_dict(), expected[0])
+assert scheduler.state_dict() == expected[1]
 """,
     ),
     Scene(

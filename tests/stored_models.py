@@ -16,7 +16,7 @@ WAYS = [(1, False), (2, False), (2, True), (3, True)]
 
 
 def save_model(url, models, optimizers=(), *, step=1, world_size=1, is_spread=False, others=None):
-    """Save step *step* of the run at *url*. *others* are parts with plain state, by name."""
+    """Save step *step* of the run at *url*. *others* are parts with plain state, by name, or a function of the rank."""
     for rank in range(world_size):
         parts = Registry()
         for name, model in models.items():
@@ -26,7 +26,7 @@ def save_model(url, models, optimizers=(), *, step=1, world_size=1, is_spread=Fa
             state = OptimizerPart(optimizer, next(iter(models.values()))).state_dict()
             part = Holder(without_empty(spread(state, rank, world_size)) if is_spread else state)
             parts.add(f"optimizer-{number}", part, OptimizerPart.replicated)
-        for name, state in (others or {}).items():
+        for name, state in (others(rank) if callable(others) else others or {}).items():
             parts.add(name, Holder(state))
         save(step, LocalStore(url), rank=rank, world_size=world_size, keep_last=9, parts=parts)
 

@@ -23,13 +23,16 @@ from spot_plugins.testing import (
     Corruption,
     EmptyNotice,
     Freeze,
+    FullDisk,
     HostLoss,
     KillLauncher,
     KillPusher,
     KillRank,
     Notice,
+    ReadOnlyDisk,
     Reboot,
     Signal,
+    SlowDisk,
     StoreOutage,
     TwoSignals,
     drill,
@@ -138,6 +141,16 @@ def test_a_swallowed_sigterm_is_found():
     assert "no session has received it" in verdict.first_broken.text
 
 
+def test_a_training_that_saves_nothing_more_in_silence_is_found():
+    """After a full disk it trains on and ends with code 0, and all that it has done since is lost."""
+    verdict = drill(planted("give up", 60), [FullDisk()])
+
+    assert verdict.first_broken is not None, texts(verdict)
+    assert verdict.first_broken.name.endswith("steps are stored again"), texts(verdict)
+    assert "none of a later step in the " in verdict.first_broken.text
+    assert [each.exit_code for each in verdict.facts.rehearsal.lives] == [0]
+
+
 def test_nothing_is_left_after_ctrl_c(tmp_path):
     """The drill ends its trainings, their pushers and their files."""
     process = subprocess.Popen([*SPOT, "drill", "--", *planted("none", 100_000)], stderr=subprocess.PIPE, text=True)
@@ -212,6 +225,26 @@ def test_a_training_survives_its_pusher_and_a_reboot():
     verdict = drill(planted("none", 200), [KillPusher(), Reboot(), KillPusher()])
     assert verdict.is_kept, texts(verdict)
     assert [each.exit_code for each in verdict.facts.rehearsal.lives] == [-signal.SIGKILL, 0], texts(verdict)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("host", ["none", "accelerate", "lightning"])
+def test_a_training_survives_a_sick_disk(host):
+    """It continues meanwhile, says what the disk refuses, and stores steps afterwards."""
+    verdict = drill(planted(host, 300), [FullDisk(), ReadOnlyDisk(), SlowDisk()])
+    assert verdict.is_kept, texts(verdict)
+    promises = [each.name.rpartition(": ")[2] for each in verdict.promises if each.name.startswith("disk-")]
+    told = ["training continues", "the training says so", "steps are stored again"]
+    assert promises == [*told, *told, told[0], told[2]], texts(verdict)
+    assert [each.exit_code for each in verdict.facts.rehearsal.lives] == [0], texts(verdict)
+
+
+@pytest.mark.soak
+def test_ranks_of_torchrun_survive_a_sick_disk():
+    """Between a kill and a signal."""
+    command = [*TORCHRUN, "--nproc-per-node", "2", *planted("none", 300)[1:]]
+    verdict = drill(command, [FullDisk(), KillRank(rank=1), ReadOnlyDisk(), Signal()])
+    assert verdict.is_kept, texts(verdict)
 
 
 @pytest.mark.soak

@@ -69,6 +69,11 @@ from spot_plugins.session import SpotSession
             "--config belongs to --format hf, and the format is safetensors",
         ),
         (["export", "/no", "out", "--format", "lightning", "--part", "x"], 2, "--part and --module do not belong to"),
+        (
+            ["export", "/no", "out", "--format", "accelerate", "--module", "x"],
+            2,
+            "do not belong to --format accelerate",
+        ),
         (["plan"], 2, "spot plan: something is missing: give exactly one of params, bytes"),
         (["plan", "--bytes", "8GB", "--rate-per-day", "8%", "--grace", "nan"], 2, "grace=nan must be a finite number"),
         (["plan", "--bytes", "8GB", "--run", "nonsense://key:secret@bucket/run"], 2, "unknown scheme 'nonsense'"),

@@ -21,6 +21,7 @@ class Kind(str, Enum):
     HF = "hf"
     DCP = "dcp"
     LIGHTNING = "lightning"
+    ACCELERATE = "accelerate"
 
 
 def export(
@@ -35,7 +36,8 @@ def export(
         typer.Option(
             "--format",
             help="pt is a file for torch.load, hf a folder for from_pretrained of transformers or PEFT, dcp a "
-            "directory for torch.distributed.checkpoint, lightning a .ckpt. pt and lightning hold all in memory.",
+            "directory for torch.distributed.checkpoint, lightning a .ckpt, accelerate a folder for load_state. pt and "
+            "lightning hold all in memory.",
         ),
     ] = Kind.SAFETENSORS,
     config: Annotated[
@@ -56,8 +58,8 @@ def export(
     """
     Write a committed step of the run at URL to OUT, with the names that the weights have in the model.
 
-    Weights that were spread over ranks are whole. The optimizers are in the formats dcp and lightning. Nothing of the
-    checkpoint is run. It needs no GPU, and torch for the formats pt, dcp and lightning.
+    Weights that were spread over ranks are whole. The optimizers are in the formats dcp, lightning and accelerate.
+    Nothing of the checkpoint is run. It needs no GPU, and torch for the formats pt, dcp, lightning and accelerate.
 
     Example: spot export s3://bucket/run-7 final.safetensors
     """
@@ -67,8 +69,10 @@ def export(
             if config is None
             else f"--config belongs to --format hf, and the format is {kind.value}"
         )
-    if kind is Kind.LIGHTNING and (part is not None or module is not None):
-        raise typer.BadParameter("--part and --module do not belong to --format lightning, which is a whole training")
+    if kind in (Kind.LIGHTNING, Kind.ACCELERATE) and (part is not None or module is not None):
+        raise typer.BadParameter(
+            f"--part and --module do not belong to --format {kind.value}, which is a whole training"
+        )
     choice: dict[str, Any] = {"step": step, "kept": kept, "part": part, "module": module}
     with errors_of("export"):
         found = _export(kind, url, out, config, choice)
@@ -96,6 +100,10 @@ def _export(kind: Kind, url: str, out: str, config: str | None, choice: dict[str
         from ..export.lightning_file import export_lightning
 
         return export_lightning(url, out, choice["step"], kept=choice["kept"])
+    if kind is Kind.ACCELERATE:
+        from ..export.accelerate_folder import export_accelerate
+
+        return export_accelerate(url, out, choice["step"], kept=choice["kept"])
     if kind is Kind.PT:
         from ..export.torch_file import export_torch_weights as export_weights
     else:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .output import errors_of, plain, print_json, size
+from .output import Progress, errors_of, plain, print_json, size
 
 if TYPE_CHECKING:
     from ..upkeep.prune import PrunePlan
@@ -26,9 +26,12 @@ def prune(
     These are the committed steps before the newest N, older incomplete steps, and blobs that no step names if nothing
     was put for a day. Steps that somebody keeps stay. A training may run meanwhile.
 
+    Before --delete removes a committed step, it reads every byte of the newest one. If that is damaged, nothing is
+    removed, because an older step may be needed.
+
     Example: spot prune s3://bucket/run-7 --keep-last 2 --delete
     """
-    from ..upkeep.prune import plan_prune  # not for every verb: it imports the clients of stores
+    from ..upkeep.prune import check_newest, plan_prune  # not for every verb: it imports the clients of stores
     from ..upkeep.prune import prune as prune_run
 
     with errors_of("prune"):
@@ -39,6 +42,8 @@ def prune(
         _print(plan, deletes=delete)
     if delete:
         with errors_of("prune"):
+            with Progress("verifying") as report:
+                check_newest(url, plan, report)
             prune_run(store, plan, keep_last, on_removed=lambda text: typer.echo(text, err=as_json))
 
 

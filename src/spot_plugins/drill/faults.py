@@ -18,7 +18,8 @@ from typing import Final
 
 from ..errors import ConfigError
 from ..format.commit import committed_steps, read_manifest
-from ..format.keys import rank_manifest_key
+from ..format.keys import STEPS_PREFIX, rank_manifest_key
+from ..store import drilled_disk
 from .target import Fault, Target
 
 OUTAGE_S: Final = 5.0
@@ -27,8 +28,8 @@ OUTAGE_S: Final = 5.0
 PAUSE_S: Final = 5.0
 """Seconds for which all processes stand still."""
 
-OUTAGE_ERROR: Final = "(ELOOP)"
-"""Text that is in each message on the refusals of a store outage."""
+DISK_S: Final = 5.0
+"""Least seconds for which the disk has a fault, which lasts until an object of a step was to be written."""
 
 SECOND_S: Final = 3.0
 """Longest time in seconds from a signal to a second one. Most times that are drawn are much shorter."""
@@ -48,10 +49,16 @@ class _Plain:
     kills_launcher: bool = False
     damages_newest: bool = False
     lasts_s: float = 0.0
+    refusal: str = ""
+    hits_disk: bool = False
 
     def limit_s(self, target: Target) -> float:
         """Return the grace period."""
         return target.grace_s
+
+    def has_hit(self, target: Target) -> bool:
+        """Return True, because it hits at once."""
+        return True
 
     def end(self, target: Target) -> None:
         """Do nothing."""
@@ -225,6 +232,7 @@ class StoreOutage(_Plain):
 
     name: str = "store-outage"
     ends_training: bool = False
+    refusal: str = "(ELOOP)"
     lasts_s: float = OUTAGE_S
 
     def begin(self, target: Target) -> str:
@@ -255,6 +263,67 @@ class Freeze(_Plain):
         target.signal_all(signal.SIGCONT)
 
 
+@dataclass(frozen=True, slots=True)
+class _DiskFault(_Plain):
+    """
+    Base of faults of the disk that has the store and the local copies. Training continues.
+
+    They are made in the stores of this package, as errors of the kernel. What the program writes itself is not hit.
+    """
+
+    ends_training: bool = False
+    lasts_s: float = DISK_S
+    hits_disk: bool = True
+    state: str = ""
+    told: str = ""
+
+    def begin(self, target: Target) -> str:
+        """Name the fault in the file that all stores of the training look for."""
+        Path(drilled_disk.hit_file(str(target.disk_file))).unlink(missing_ok=True)
+        unfinished = target.disk_file.with_suffix(".tmp")
+        unfinished.write_text(self.state)
+        unfinished.replace(target.disk_file)
+        return self.told
+
+    def has_hit(self, target: Target) -> bool:
+        """Return whether an object of a step was to be written. Other objects, such as logs, are put more often."""
+        hit = Path(drilled_disk.hit_file(str(target.disk_file)))
+        return hit.exists() and any(key.startswith(STEPS_PREFIX) for key in hit.read_text().splitlines())
+
+    def end(self, target: Target) -> None:
+        """Let the disk work again."""
+        target.disk_file.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, slots=True)
+class FullDisk(_DiskFault):
+    """The disk is full: no object can be written. Reading and deleting work."""
+
+    name: str = "disk-full"
+    refusal: str = "(ENOSPC)"
+    state: str = drilled_disk.FULL
+    told: str = "the disk of the store and the local copies is full"
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOnlyDisk(_DiskFault):
+    """The disk is read-only, as after an error of its file system: no object can be written or deleted."""
+
+    name: str = "disk-read-only"
+    refusal: str = "(EROFS)"
+    state: str = drilled_disk.READ_ONLY
+    told: str = "the disk of the store and the local copies is read-only"
+
+
+@dataclass(frozen=True, slots=True)
+class SlowDisk(_DiskFault):
+    """The disk is slow: each object takes seconds longer."""
+
+    name: str = "disk-slow"
+    state: str = drilled_disk.SLOW
+    told: str = f"the disk of the store and the local copies takes {drilled_disk.SLOW_S:.0f} s longer for each object"
+
+
 DEFAULT_FAULTS: Final[tuple[Fault, ...]] = (
     Signal(),
     KillRank(),
@@ -272,7 +341,15 @@ _OTHERS: Final[tuple[Fault, ...]] = (
     EmptyNotice(),
     Corruption(),
     KillLauncher(),
+    FullDisk(),
+    ReadOnlyDisk(),
+    SlowDisk(),
 )
+
+_REFUSED: Final = {
+    "clock-jump": "no process but one of root can set the clock, and it would be set for everything on this machine"
+}
+"""Faults that cannot be made, with the reasons."""
 
 FAULTS: Final[Mapping[str, Fault]] = {each.name: each for each in (*DEFAULT_FAULTS, *_OTHERS)}
 """All faults of ``spot drill``, by name."""
@@ -286,6 +363,8 @@ def faults_of(text: str) -> tuple[Fault, ...]:
         ConfigError: There is no such fault.
     """
     names = [name.strip() for name in text.split(",")]
+    if refused := [name for name in names if name in _REFUSED]:
+        raise ConfigError(f"faults={text}: {refused[0]} cannot be made, because {_REFUSED[refused[0]]}")
     if unknown := [name for name in names if name not in FAULTS]:
         raise ConfigError(f"faults={text}: {unknown[0]!r} is no fault. Give some of {','.join(FAULTS)}")
     return tuple(FAULTS[name] for name in names)

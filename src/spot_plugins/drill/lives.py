@@ -12,6 +12,18 @@ from .target import Fault
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class FaultEnd:
+    """The end of a fault that the training has survived, and what had become of the training by then."""
+
+    at: float
+    """Monotonic time."""
+    step: int
+    """The last step that was done."""
+    committed: int
+    """The newest step in the store. 0 if there was none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Injected:
     """A fault that was injected."""
 
@@ -28,11 +40,13 @@ class Injected:
     """The step whose bytes in the store it has changed."""
     limit_s: float
     """Seconds after which the machine was taken."""
+    end: FaultEnd | None = None
+    """The end of a fault that the training has survived."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LifeLog:
-    """The facts of one life that are from the event log of the run."""
+    """The facts of one life that are from the event log of the run, and from its store."""
 
     start_step: int | None = None
     """The step after which it trained, 0 on a first run. None if it trained nothing."""
@@ -40,6 +54,10 @@ class LifeLog:
     """True if a session has received a notice or a signal."""
     rejected: Mapping[int, str] = field(default_factory=dict)
     """Steps that are damaged, with the reasons."""
+    committed: int = 0
+    """The newest step in the store, after the last process was gone."""
+    refusals: tuple[str, ...] = ()
+    """The reasons for which a write of a step has failed."""
     has_left: bool = False
     """True if a session was about to end because of it, with its last step stored."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ class Pace:
     """Mean seconds of a step."""
     longest_gap_s: float
     """Longest time without a new step, the start of the program included."""
+    longest_unsaved_s: float = math.inf
+    """Longest time without a step that was stored, the start of the program included."""
     grace_s: float
     """Seconds from a notice until the machine is taken."""
 

@@ -70,6 +70,11 @@ def is_pusher(pid: int) -> bool:
     return PUSHER in command_of(pid)
 
 
+def is_other(pid: int) -> bool:
+    """Return whether a process runs that is no pusher. One that is just ending has no command line any more."""
+    return PUSHER not in (words := command_of(pid)) and bool(words)
+
+
 def described(pid: int) -> str:
     """Return id and command line of a process, for people."""
     words = command_of(pid).rstrip(b"\0").replace(b"\0", b" ").decode(errors="replace")

@@ -7,7 +7,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Final
@@ -16,13 +16,23 @@ from ..config import DEFAULT_GRACE_S
 from ..errors import ConfigError
 from ..eventlog.reading import read_event_log
 from ..eventlog.records import TrainingBegan
-from ..events import CheckpointRejected, Leaving, NoticeReceived, NoticeSourcesFound
+from ..events import (
+    CheckpointRejected,
+    Committed,
+    Leaving,
+    LocalWriteFailed,
+    NoticeReceived,
+    NoticeSourcesFound,
+    PushFailing,
+    SaveAbandoned,
+)
 from ..store import open_store
 from .command import check_launcher, with_ranks
 from .faults import DEFAULT_FAULTS
-from .lives import Injected, Life, LifeLog, Run
+from .lives import FaultEnd, Injected, Life, LifeLog, Run
 from .plan import Pace, Planned, plan_of
-from .processes import described, is_pusher
+from .processes import described, is_other
+from .promise import told_exit
 from .target import Fault
 from .training import Place, Training
 
@@ -161,16 +171,13 @@ class Runner:
                 if injected.fault.ends_training:
                     self._wait_for_end(place, training, life, injected)
                     break
-                until = time.monotonic() + injected.fault.lasts_s
-                while time.monotonic() < until and watch.runs():
-                    pass
-                injected.fault.end(training)
+                self._outlast(place, training, life, watch, pace)
         self._settle(place, training, life)
         life.records = training.records()
         if life.ending is not None:
             life.ending.fault.end(training)
         life.log = _log_of(place, since)
-        self._tell(f"{_told_end(life)} after step {life.reached_step}, {life.ended_at - life.began_at:.1f} s")
+        self._tell(f"{told_exit(life)} after step {life.reached_step}, {life.ended_at - life.began_at:.1f} s")
         return life
 
     def _inject(self, place: Place, training: Training, life: Life, fault: Fault, pace: Pace) -> Injected | None:
@@ -197,6 +204,25 @@ class Runner:
         life.injected.append(injected)
         return injected
 
+    def _outlast(self, place: Place, training: Training, life: Life, watch: _Watch, pace: Pace) -> None:
+        """End the fault that came last, once it has hit and lasted long enough, or the training is over."""
+        injected = life.injected[-1]
+        until = injected.at + injected.fault.lasts_s
+        # wait: POLL_S; no step for stall_s ends the training, and so the fault
+        hit_step = None
+        while watch.runs():
+            if hit_step is None and injected.fault.has_hit(training):
+                hit_step = watch.step
+            if hit_step is None or time.monotonic() <= until:
+                continue
+            # A step after the hit shows that the training does not wait for the disk.
+            if not injected.fault.hits_disk or watch.step > hit_step or watch.step >= pace.last_step:
+                break
+        committed = next(iter(place.committed()), 0)
+        injected.fault.end(training)
+        end = FaultEnd(at=time.monotonic(), step=training.last_step(), committed=committed)
+        life.injected[-1] = replace(injected, end=end)
+
     def _wait_for_end(self, place: Place, training: Training, life: Life, injected: Injected) -> None:
         """Wait for the end of the command after a fault, and kill everything after the limit."""
         # wait: limit_s of the fault; everything is killed
@@ -215,16 +241,17 @@ class Runner:
         """Wait until all processes are gone, and kill those that take too long."""
         ended = life.ended_at = life.ended_at or time.monotonic()
         notice = life.ending if life.ending is not None and _takes_machine(life.ending) else None
-        pushers_until = ended + PUSHER_S if notice is None else max(ended, notice.at + notice.limit_s)
         is_orphaned = life.ending is not None and life.ending.fault.kills_launcher
-        orphan_s = ORPHAN_S + (training.grace_s if is_orphaned else 0)
+        grace_s = training.grace_s if is_orphaned else 0.0  # in which ranks without a launcher leave, after the command
+        orphan_s, pusher_s = ORPHAN_S + grace_s, PUSHER_S + grace_s
+        pushers_until = ended + pusher_s if notice is None else max(ended, notice.at + notice.limit_s)
         while pids := place.processes.pids():
             now = time.monotonic()
-            if late := [pid for pid in pids if now > ended + orphan_s and not is_pusher(pid)]:
+            if late := [pid for pid in pids if now > ended + orphan_s and is_other(pid)]:
                 life.problems += [f"{described(pid)} still ran {orphan_s:.0f} s after the command" for pid in late]
             if late or now > pushers_until:
                 if notice is None and not late:
-                    life.problems.append(f"a pusher process still ran {PUSHER_S:.0f} s after the command")
+                    life.problems.append(f"a pusher process still ran {pusher_s:.0f} s after the command")
                 place.processes.kill()
                 break
             # wait: POLL_S; it looks again, until the limits above
@@ -236,16 +263,14 @@ class Runner:
     def _pace(self, life: Life, url: str) -> Pace:
         first, last = min(life.reached_at), max(life.reached_at)
         times = [life.began_at, *life.reached_at.values(), life.ended_at]
-        found = [
-            record.entry.grace_s
-            for rank in read_event_log(open_store(url)).ranks
-            for record in rank.records
-            if isinstance(record.entry, NoticeSourcesFound)
-        ]
+        records = [record for rank in read_event_log(open_store(url)).ranks for record in rank.records]
+        found = [record.entry.grace_s for record in records if isinstance(record.entry, NoticeSourcesFound)]
+        stored = sorted(record.monotonic for record in records if isinstance(record.entry, Committed))
         return Pace(
             last_step=life.reached_step,
             step_s=(life.reached_at[last] - life.reached_at[first]) / max(last - first, 1),
             longest_gap_s=max(after - before for before, after in pairwise(times)),
+            longest_unsaved_s=max(after - before for before, after in pairwise([life.began_at, *stored, life.gone_at])),
             grace_s=self._options.grace_s or next((each for each in found if each > 0), DEFAULT_GRACE_S),
         )
 
@@ -302,7 +327,8 @@ def _is_over(life: Life, pace: Pace) -> bool:
 
 def _log_of(place: Place, since: int) -> LifeLog:
     """Return the facts that the event log has on the attempts after *since*."""
-    start_step, has_notice, has_left, rejected = None, False, False, dict[int, str]()
+    start_step, has_notice, has_left = None, False, False
+    rejected, refusals = dict[int, str](), list[str]()
     for name in place.names()[-1:]:
         for log in read_event_log(open_store(place.url(name))).ranks:
             for entry in [record.entry for record in log.records] if log.attempt > since else []:
@@ -312,14 +338,15 @@ def _log_of(place: Place, since: int) -> LifeLog:
                     has_notice = True
                 elif isinstance(entry, CheckpointRejected):
                     rejected[entry.step] = entry.reason
+                elif isinstance(entry, PushFailing | LocalWriteFailed | SaveAbandoned):
+                    refusals.append(entry.reason)
                 elif isinstance(entry, Leaving):
                     has_left |= entry.durable
-    return LifeLog(start_step=start_step, has_notice=has_notice, has_left=has_left, rejected=rejected)
-
-
-def _told_end(life: Life) -> str:
-    if life.exit_code is None:
-        return "it was killed"
-    return (
-        f"it ended with code {life.exit_code}" if life.exit_code >= 0 else f"it was killed by signal {-life.exit_code}"
+    return LifeLog(
+        start_step=start_step,
+        has_notice=has_notice,
+        rejected=rejected,
+        committed=next(iter(place.committed()), 0),
+        refusals=tuple(dict.fromkeys(refusals)),
+        has_left=has_left,
     )

@@ -52,6 +52,11 @@ class Target(Protocol):
         ...
 
     @property
+    def disk_file(self) -> Path:
+        """The file that names a fault of the disk, see :mod:`spot_plugins.store.drilled_disk`."""
+        ...
+
+    @property
     def store(self) -> ObjectStore:
         """The store of the run, also while the link leads nowhere. LookupError: No session has been opened yet."""
         ...
@@ -100,11 +105,25 @@ class Fault(Protocol):
 
     @property
     def lasts_s(self) -> float:
-        """Seconds from begin to end of a fault that the training survives."""
+        """Least seconds from begin to end of a fault that the training survives."""
+        ...
+
+    @property
+    def refusal(self) -> str:
+        """Text that is in each message on what it refuses. Empty if it refuses nothing."""
+        ...
+
+    @property
+    def hits_disk(self) -> bool:
+        """True if steps can be stored only after its end, or more slowly until then."""
         ...
 
     def limit_s(self, target: Target) -> float:
         """Return the seconds that the training has to save, for a fault that leaves time."""
+        ...
+
+    def has_hit(self, target: Target) -> bool:
+        """Return whether it has had an effect, for a fault that the training survives. Before, it does not end."""
         ...
 
     def begin(self, target: Target) -> str:

@@ -77,7 +77,7 @@ def figures_of(run: Run) -> list[FaultFigures]:
 
 
 def _survived(life: Life, injected: Injected) -> FaultFigures:
-    ended_at = injected.at + injected.fault.lasts_s
+    ended_at = injected.at if injected.end is None else injected.end.at
     done = max((step for step, at in life.reached_at.items() if at <= ended_at), default=injected.step)
     return FaultFigures(
         fault=injected.fault.name,

@@ -17,7 +17,7 @@ from ..format.attempts import newest_attempt
 from ..format.commit import committed_steps
 from ..launch.drilled import FOLDER_VARIABLE, STEPS_VARIABLE, DrillFolder, Rank
 from ..launch.supervisor import end_with
-from ..store import ObjectStore, open_local
+from ..store import ObjectStore, drilled_disk, open_local
 from .faults import store_directory
 from .processes import Processes, is_pusher
 
@@ -40,6 +40,7 @@ class Place:
         store_directory(self.store_link).mkdir()
         self.store_link.symlink_to(store_directory(self.store_link).name)
         self.local_directory = path / "local"
+        self.disk_file = path / "disk"
         self.processes = Processes(path)
 
     def names(self) -> list[str]:
@@ -84,7 +85,8 @@ class Training:
         self._since = place.newest_attempt()
         self._readers: dict[ring.RingId, RingReader] = {}
         place.folder.notice.unlink(missing_ok=True)
-        environ = {**os.environ, FOLDER_VARIABLE: str(place.folder.path)}
+        place.disk_file.unlink(missing_ok=True)
+        environ = {**os.environ, FOLDER_VARIABLE: str(place.folder.path), drilled_disk.VARIABLE: str(place.disk_file)}
         environ |= {} if max_steps is None else {STEPS_VARIABLE: str(max_steps)}
         parent = os.getpid()
         with output.open("wb") as file:
@@ -129,6 +131,11 @@ class Training:
     def store_link(self) -> Path:
         """See :class:`~.target.Target`."""
         return self._place.store_link
+
+    @property
+    def disk_file(self) -> Path:
+        """See :class:`~.target.Target`."""
+        return self._place.disk_file
 
     @property
     def store(self) -> ObjectStore:

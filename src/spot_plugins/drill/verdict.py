@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -10,32 +9,20 @@ from typing import Final
 from ..fingerprints.record import KINDS
 from .command import gives_143
 from .equality import final_difference, first_difference, in_words, num_compared, shortened, unseeded_kinds
-from .faults import OUTAGE_ERROR, READ_S
+from .faults import READ_S
 from .lives import Injected, Life, Run
 from .plan import Pace
+from .promise import Promise, last_error, output_lines, told_exit
 from .runner import Facts
+from .survival import of_survived
 from .timings import FaultFigures, figures_of
 
-_ERROR: Final = re.compile(r"(?:[\w.]+\.)?\w*(?:Error|Exception|Warning): \S")
-_RANK: Final = re.compile(r"^\[rank\d+\]: ")
 _MOST_WORDS: Final = 12
 _DEAF: Final = (
     "The program ignores the signal or has a handler of its own, or its launcher does not forward it: see spot run"
 )
 _UNUSED: Final = frozenset({"python", "numpy"})
 """Random streams that many trainings never draw from, so that it does no harm if nobody seeds them."""
-
-_MAX_OUTPUT_BYTES: Final = 1 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class Promise:
-    """A promise, and what became of it."""
-
-    name: str
-    is_kept: bool
-    text: str
-    """The sentence on what was seen."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +66,7 @@ def _of_control(control: Run) -> Iterator[Promise]:
     if life.problems:
         yield Promise(name, False, "; ".join(life.problems))
     elif life.exit_code != 0:
-        yield Promise(name, False, f"{_told_exit(life)} after step {life.reached_step}{_error(life)}")
+        yield Promise(name, False, f"{told_exit(life)} after step {life.reached_step}{last_error(life)}")
     elif not control.url:
         yield Promise(name, False, "no session of spot_plugins was opened, so there is nothing to interrupt")
     elif not life.reached_at:
@@ -97,7 +84,8 @@ def _of_faults(rehearsal: Run, figures: Sequence[FaultFigures], pace: Pace) -> I
                 figure = by_fault[life.number, injected.fault.name, life.reached_step]
                 yield from _of_ending(life, injected, figure, following, pace)
             else:
-                yield _of_survived(life, injected, by_fault[life.number, injected.fault.name, injected.step])
+                figure = by_fault[life.number, injected.fault.name, injected.step]
+                yield from of_survived(life, injected, figure, pace)
 
 
 def _of_ending(
@@ -109,6 +97,9 @@ def _of_ending(
         text = f"{injected.told}; all was killed {injected.limit_s:.0f} s later, and the last step was stored before"
         if not life.log.has_left:
             problems.append(f"the training had not ended {injected.limit_s:.0f} s after {injected.told}")
+    is_deaf = not life.log.has_notice and life.gone_at - injected.at >= READ_S
+    if injected.fault.kills_launcher and is_deaf and injected.step < pace.last_step <= life.reached_step:
+        problems.append(f"without their launcher the ranks trained on, to their end at step {life.reached_step}")
     yield Promise(f"{name}: all processes end in time", not problems, "; ".join(problems) or text)
     is_over = life.exit_code == 0 and life.reached_step >= pace.last_step
     if injected.fault.is_notice:
@@ -122,12 +113,12 @@ def _of_ending(
         is_right = is_over or (life.exit_code == 143 if expects_143 else life.exit_code != 0)
         wanted = "" if is_right else f", and not {'143' if expects_143 else 'one other than 0'}"
         why = "" if is_right or life.exit_code else ". A scheduler would not start it again"
-        yield Promise(f"{name}: the exit code says so", is_right, f"{_told_exit(life)}{wanted}{why}")
+        yield Promise(f"{name}: the exit code says so", is_right, f"{told_exit(life)}{wanted}{why}")
     if following is None:
         return
     start = following.log.start_step
     if start is None:
-        text = f"the next start trained nothing: {_told_exit(following)}{_error(following)}"
+        text = f"the next start trained nothing: {told_exit(following)}{last_error(following)}"
         yield Promise(f"{name}: the next start resumes", False, text)
         return
     least = life.reached_step if injected.fault.is_notice else injected.committed
@@ -151,15 +142,6 @@ def _of_damage(name: str, damaged: int, intact: int, following: Life) -> Promise
     return Promise(name, True, reason)
 
 
-def _of_survived(life: Life, injected: Injected, figure: FaultFigures) -> Promise:
-    name = f"{injected.fault.name} after step {injected.step}: training continues"
-    if figure.next_step_s is not None:
-        return Promise(name, True, f"{injected.told}; a new step was done {max(0.0, figure.next_step_s):.1f} s later")
-    is_over = life.exit_code == 0
-    text = "the training came to its end" if is_over else f"{_told_exit(life)} after step {life.reached_step}"
-    return Promise(name, is_over, f"{injected.told}; {text}{'' if is_over else _error(life)}")
-
-
 def _of_end(rehearsal: Run, pace: Pace) -> Iterator[Promise]:
     last = rehearsal.lives[-1]
     name = "the rehearsal comes to its end"
@@ -167,7 +149,7 @@ def _of_end(rehearsal: Run, pace: Pace) -> Iterator[Promise]:
         yield Promise(name, False, "; ".join(last.problems))
     elif last.exit_code != 0:
         yield Promise(
-            name, False, f"start {last.number}: {_told_exit(last)} after step {last.reached_step}{_error(last)}"
+            name, False, f"start {last.number}: {told_exit(last)} after step {last.reached_step}{last_error(last)}"
         )
     elif last.reached_step != pace.last_step:
         text = f"it ended after step {last.reached_step}, and the control after step {pace.last_step}"
@@ -209,31 +191,11 @@ def _of_equality(control: Run, rehearsal: Run, pace: Pace) -> Iterator[Promise]:
     yield Promise("the state at the end is that of the control", not state.texts, text)
 
 
-def _told_exit(life: Life) -> str:
-    if life.exit_code is None:
-        return "it was killed"
-    return (
-        f"it ended with code {life.exit_code}" if life.exit_code >= 0 else f"it was killed by signal {-life.exit_code}"
-    )
-
-
-def _error(life: Life) -> str:
-    """Return the last error that a life has printed, or the end of its output, for the end of a sentence."""
-    lines = _lines(life)
-    found = [line for line in lines if _ERROR.match(line)] or lines
-    return f": {found[-1][:1000]}" if found else ", and printed nothing"
-
-
 def _words_of(runs: Sequence[Run]) -> Iterator[str]:
     """Yield what the sessions warned of, and Python's warnings in the output, each once."""
-    lines = [line for run in runs for life in run.lives for line in _lines(life)]
+    lives = [life for run in runs for life in run.lives]
+    lines = [line for life in lives for line in output_lines(life)]
     warned = [line.partition("Warning: ")[2] for line in lines if "UserWarning: " in line]
-    said = [word for run in runs for word in run.words if OUTAGE_ERROR not in word]
+    wanted = {each.fault.refusal for life in lives for each in life.injected if each.fault.refusal}
+    said = [word for run in runs for word in run.words if not any(each in word for each in wanted)]
     yield from list(dict.fromkeys([*said, *warned]))[:_MOST_WORDS]
-
-
-def _lines(life: Life) -> list[str]:
-    with life.output.open("rb") as file:
-        file.seek(max(0, life.output.stat().st_size - _MAX_OUTPUT_BYTES))
-        text = file.read().decode(errors="replace")
-    return [_RANK.sub("", line.rstrip()) for line in text.splitlines() if line.strip()]

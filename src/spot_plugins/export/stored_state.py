@@ -68,6 +68,26 @@ class StoredState:
         with self.errors():
             return decode(document, self._data)
 
+    def part_of_rank(self, name: str, rank: int) -> Any:
+        """
+        Return the state of a part that each rank has for itself, as *rank* has it, with all of its data.
+
+        Raises:
+            CorruptCheckpointError: The state makes no sense, or bytes are damaged or missing.
+            StoreError: The store does not answer.
+        """
+        manifest = self._weights.manifests[rank]
+        document = entry_of(manifest.state, name)
+        own = {each.name: each for each in manifest.tensors if not each.shared}
+        with self.errors():
+            pieces = [own[each] for each in dict.fromkeys(named(document))]
+        missing = [
+            Weight(name=each.name, dtype=each.dtype, shape=each.shape, pieces=((manifest, each),)) for each in pieces
+        ]
+        data = {weight.name: tensor_of(weight, image) for weight, image in self._weights.read(missing)}
+        with self.errors():
+            return decode(document, data)
+
     def read(self, tensors: Sequence[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """
         Yield each of *tensors*, and the same with its data. A few are read ahead, in parallel.

@@ -14,6 +14,7 @@ from typing import Final
 from ..errors import StoreError
 from .base import ObjectInfo
 from .direct_io import write_whole
+from .drilled_disk import before_delete, before_write
 from .object_names import TEMP_DIRECTORY, check_object_key, is_object_key
 
 _STALE_S: Final = 3600.0  # age after which an unfinished file belongs to a writer that was killed
@@ -123,6 +124,7 @@ class LocalStore:
             return
         path = self._path(key)
         with self._as_store_errors("delete", key):
+            before_delete(self._root)
             with suppress(FileNotFoundError, NotADirectoryError, IsADirectoryError):
                 os.unlink(path)
             for _ in range(key.count("/")):
@@ -138,6 +140,7 @@ class LocalStore:
 
     def _write_object(self, key: str, data: bytes | memoryview, move: Callable[[str, str], None]) -> None:
         """Write *data* to an unfinished file, then give it the name of *key* with *move*."""
+        before_write(self._root, key)
         path = self._path(key)
         temp = self._write_temp(data)
         try:

@@ -18,6 +18,7 @@ from ..format.manifest import ManifestError
 from ..format.retention import NUM_DELETES, removable, removal_groups
 from ..store import ObjectInfo, ObjectStore, patiently
 from .listing import PRUNED, Objects, inspect, open_objects
+from .verify import Report, verify
 
 QUIET_S: Final = 86400.0
 """
@@ -78,10 +79,7 @@ def plan_prune(
         if each.step_id in objects.owners and each is not stays[0]:
             continue  # no resume needs a step that is only kept
         if (defect := inspect(store, objects, each)[1]) not in (None, PRUNED):
-            raise SpotError(
-                f"step {each.step_id.step} is not intact: {defect}. Nothing is removed, because an older step may be "
-                f"needed. Repair it, or remove the folder {each.step_id.prefix} by hand"
-            )
+            raise _not_intact(each.step_id, str(defect))
     steps = [
         RemovedStep(
             step_id=step_id,
@@ -99,11 +97,38 @@ def plan_prune(
     return store, PrunePlan(steps=tuple(steps), orphans=tuple(orphans), left_because=left_because)
 
 
+def check_newest(
+    url: str,
+    plan: PrunePlan,
+    report: Report = lambda step, done, total: None,
+    storage_options: Mapping[str, Any] | None = None,
+) -> None:
+    """
+    Read every byte of the newest committed step before *plan* removes older ones, because sizes tell no changed byte.
+
+    Nothing is read if the plan removes no committed step. The result of an earlier verification does not count.
+
+    Raises:
+        SpotError: The step is damaged, so that an older one may be needed.
+        StoreError: The store does not answer.
+    """
+    if not any(each.is_committed for each in plan.steps):
+        return
+    found = verify(url, report=report, storage_options=storage_options)
+    for each in found.steps:
+        if each.damages:
+            raise _not_intact(each.step_id, f"{each.damages[0].key} {each.damages[0].reason}")
+    if not found.is_good:
+        raise SpotError(
+            "nothing is removed, because a training has pruned each step before all of it was read. Run it again"
+        )
+
+
 def prune(
     store: ObjectStore, plan: PrunePlan, keep_last: int, on_removed: Callable[[str], None] = lambda text: None
 ) -> None:
     """
-    Remove what *plan* names, if it can still be removed.
+    Remove what *plan* names, if it can still be removed. Call :func:`check_newest` before.
 
     The manifests of a step are deleted before its blobs, so that no step is ever committed and misses a blob. Blobs
     that no step names come last.
@@ -137,6 +162,13 @@ def prune(
         if plan.orphans:
             delete(each.key for each in plan.orphans)
             on_removed(f"removed {len(plan.orphans)} objects that no step names")
+
+
+def _not_intact(step_id: StepId, defect: str) -> SpotError:
+    return SpotError(
+        f"step {step_id.step} is not intact: {defect}. Nothing is removed, because an older step may be needed. Repair "
+        f"it, or remove the folder {step_id.prefix} by hand"
+    )
 
 
 def _removed(store: ObjectStore, objects: Objects, keep_last: int) -> list[StepId]:

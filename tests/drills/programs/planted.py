@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from spot_plugins.config import SpotConfig
 from spot_plugins.data import LoaderPosition, elastic_loader
+from spot_plugins.events import PushFailing
 from spot_plugins.session import SpotSession
 from spot_plugins.state import RngPart
 
@@ -53,6 +54,12 @@ def net():
     return nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.2), nn.Linear(8, 1))
 
 
+def on_event(event, mistake, has_failed):
+    """Let the training go on without saves, once one has failed."""
+    if mistake == "give up" and isinstance(event, PushFailing):
+        has_failed.append(event)
+
+
 def bare(mistake, num_steps):
     """A loop of one's own, also under torchrun."""
     import torch.distributed as dist
@@ -69,7 +76,8 @@ def bare(mistake, num_steps):
     # With "elastic", the samples of a step are the same on any number of ranks.
     loader = elastic_loader(SAMPLES, batch_size=4 // world_size if mistake == "elastic" else 2, seed=3, drop_last=True)
     position, done = LoaderPosition(loader, world_size), 0
-    session = SpotSession(SpotConfig(url=URL, **EVERY))
+    has_failed = []
+    session = SpotSession(SpotConfig(url=URL, **EVERY), on_event=lambda event: on_event(event, mistake, has_failed))
     session.register_model(trained, [optimizer], [scheduler])
     if mistake != "position":
         here = SimpleNamespace(state_dict=lambda: position.state_dict(done), load_state_dict=position.load_state_dict)
@@ -91,12 +99,14 @@ def bare(mistake, num_steps):
                 optimizer.zero_grad()
                 step += 1
                 time.sleep(STEP_S)
-                session.after_step(step)
+                if not has_failed:
+                    session.after_step(step)
                 if step == num_steps:
                     break
             if step == num_steps:
                 break
-        session.finish(step)
+        if not has_failed:
+            session.finish(step)
     if world_size > 1:
         dist.destroy_process_group()
 

@@ -17,21 +17,25 @@ from spot_plugins.drill.faults import (
     Corruption,
     EmptyNotice,
     Freeze,
+    FullDisk,
     HostLoss,
     KillLauncher,
     KillPusher,
     Notice,
+    ReadOnlyDisk,
     Reboot,
     Signal,
+    SlowDisk,
     StoreOutage,
     TwoSignals,
+    faults_of,
 )
 from spot_plugins.drill.processes import clear
 from spot_plugins.drill.training import Place, Training
-from spot_plugins.errors import StoreError
+from spot_plugins.errors import ConfigError, StoreError
 from spot_plugins.format.keys import StepId
 from spot_plugins.notices.file import FileSource
-from spot_plugins.store import MemoryStore, open_local
+from spot_plugins.store import MemoryStore, drilled_disk, open_local
 
 
 @pytest.fixture
@@ -59,6 +63,83 @@ def test_a_store_that_refuses_everything_has_lost_nothing_afterwards(training):
 
     store.put("steps/b", b"3")
     assert {key: store.get(key) for key in store.keys("")} == {"steps/a": b"1", "steps/b": b"3"}
+
+
+@pytest.fixture
+def drilled(training, monkeypatch):
+    """Let this process be one of the drill. Return the store and the store of local copies."""
+    monkeypatch.setenv(drilled_disk.VARIABLE, str(training.disk_file))
+    stores = [open_local(str(training.store_link / "run")), open_local(str(training.local_directory / "run"))]
+    for store in stores:
+        store.put("steps/a", b"1")
+    return stores
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [(FullDisk(), "the disk is full"), (ReadOnlyDisk(), "the file system is read-only; choose another directory")],
+)
+def test_a_disk_refuses_objects_until_it_works_again(training, drilled, fault, reason):
+    """What is stored can be read meanwhile, and nothing of it is lost. A full disk lets objects be deleted."""
+    fault.begin(training)
+    for store in drilled:
+        for ask in (store.put, store.put_if_absent):
+            with pytest.raises(StoreError) as refused:
+                ask("steps/b", b"2")
+            assert reason in refused.value.reason
+            assert refused.value.reason.endswith(fault.refusal)
+        assert {key: store.get(key) for key in store.keys("")} == {"steps/a": b"1"}
+        if isinstance(fault, ReadOnlyDisk):
+            with pytest.raises(StoreError):
+                store.delete("steps/a")
+        else:
+            store.delete("steps/a")
+    fault.end(training)
+
+    for store in drilled:
+        store.put("steps/b", b"3")
+        store.delete("steps/a")
+        assert {key: store.get(key) for key in store.keys("")} == {"steps/b": b"3"}
+
+
+def test_a_slow_disk_takes_longer(training, drilled, monkeypatch):
+    waited = []
+    monkeypatch.setattr(drilled_disk.time, "sleep", waited.append)
+    SlowDisk().begin(training)
+    drilled[0].put("steps/b", b"2")
+    assert waited == [drilled_disk.SLOW_S]
+    assert drilled[0].get("steps/b") == b"2"
+    SlowDisk().end(training)
+    drilled[0].put("steps/c", b"3")
+    assert waited == [drilled_disk.SLOW_S]
+
+
+def test_a_disk_has_a_fault_only_for_the_training_of_the_drill(training, drilled, tmp_path, monkeypatch):
+    """Neither for another directory of the program, nor for a process that knows of no drill."""
+    FullDisk().begin(training)
+    open_local(str(tmp_path / "place-of-mine")).put("steps/b", b"2")
+    monkeypatch.delenv(drilled_disk.VARIABLE)
+    drilled[0].put("steps/b", b"2")
+
+
+def test_a_fault_of_the_disk_has_hit_once_a_step_was_to_be_written(training, drilled):
+    """A log that is put meanwhile is no step. The next fault begins anew."""
+    fault = FullDisk()
+    fault.begin(training)
+    assert not fault.has_hit(training)
+    for key, has_hit in (("events/1.jsonl", False), ("steps/b", True)):
+        with pytest.raises(StoreError):
+            drilled[0].put(key, b"2")
+        assert fault.has_hit(training) == has_hit
+    fault.end(training)
+    SlowDisk().begin(training)
+    assert not SlowDisk().has_hit(training)
+
+
+def test_a_jump_of_the_clock_is_refused_by_name():
+    reason = "clock-jump cannot be made, because no process but one of root can set the clock"
+    with pytest.raises(ConfigError, match=f"faults=sigterm,clock-jump: {reason}"):
+        faults_of("sigterm,clock-jump")
 
 
 def test_processes_stand_still_and_continue(training):

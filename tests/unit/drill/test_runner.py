@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hearing import until
 
-from spot_plugins.drill import runner
+from spot_plugins.drill import processes, runner
 from spot_plugins.drill.faults import EmptyNotice, HostLoss, KillLauncher, KillRank, Notice, Signal
 from spot_plugins.drill.processes import Processes, clear
 from spot_plugins.drill.runner import Options, Runner
@@ -100,6 +100,43 @@ def test_a_pusher_has_more_time_but_not_for_ever(folder, monkeypatch):
     pusher = "import time; time.sleep(97)  # spot_plugins.push.worker"
     facts = run(["sh", "-c", f"{sys.executable} -c '{pusher}' & sleep 0.2"], folder)
     assert "a pusher process still ran 0 s after the command" in broken(facts)["the control comes to its end"]
+
+
+def launcher_of(program, folder):
+    """Return the command of a launcher whose rank is *program*, and whose end its rank does not notice."""
+    script = folder.parent / "launcher.sh"
+    script.write_text('"$@" &\nwait $!\n')
+    return ["bash", str(script), *stand_in(program)]
+
+
+def test_ranks_without_a_launcher_have_the_grace_period_however_long(folder, monkeypatch):
+    """Longer than a pusher process may need after its rank. Then they are no orphans."""
+    monkeypatch.setattr(runner, "check_launcher", lambda command: None)
+    monkeypatch.setattr(runner, "PUSHER_S", 0.0)
+    monkeypatch.setattr(runner, "ORPHAN_S", 0.0)
+    program = "train(begin(), 150)"
+    facts = run(launcher_of(program, folder), folder, KillLauncher(), grace_s=300.0, seed=1)
+    (first, *_) = facts.rehearsal.lives
+    assert first.ending is not None
+    assert first.problems == []
+    assert first.exit_code == -9
+
+
+def test_ranks_that_train_to_their_end_without_a_launcher_are_told(folder, monkeypatch):
+    """Though they are gone within the grace period. Nobody would have ended them."""
+    monkeypatch.setattr(runner, "check_launcher", lambda command: None)
+    program = "train(begin(), 150)\ntime.sleep(0 if is_control else 2.5)"
+    facts = run(launcher_of(program, folder), folder, KillLauncher(), grace_s=300.0, seed=1)
+    assert broken(facts)["all processes end in time"] == (
+        "without their launcher the ranks trained on, to their end at step 150"
+    )
+
+
+def test_a_pusher_that_is_just_ending_is_no_orphan(monkeypatch):
+    """It has no command line any more, so that it cannot be told from a rank."""
+    for words, is_one in ((b"", False), (b"python\0-m\0spot_plugins.push.worker", False), (b"python\0train.py", True)):
+        monkeypatch.setattr(processes, "command_of", lambda pid, words=words: words)
+        assert processes.is_other(1) == is_one
 
 
 @pytest.mark.parametrize("fault", [Signal(), Notice()])

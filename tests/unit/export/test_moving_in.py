@@ -23,9 +23,11 @@ from transformers import Trainer as HuggingFaceTrainer
 from spot_plugins import export_weights
 from spot_plugins.bare import SpotLoop
 from spot_plugins.data import elastic_loader
+from spot_plugins.export.accelerate_folder import export_accelerate
 from spot_plugins.export.distributed import export_distributed
 from spot_plugins.export.hugging_face import export_hugging_face
 from spot_plugins.export.torch_file import export_torch_weights
+from spot_plugins.state import RngPart
 
 PAGES = Path(__file__).parents[3] / "docs/commands"
 BATCHES = 4
@@ -180,7 +182,8 @@ def test_a_loop_of_your_own_moves_in():
     assert_equal(loaded.state(), old.state())
 
 
-def test_a_state_of_accelerate_moves_in():
+@pytest.mark.parametrize("exported", [False, True], ids=["of a library", "of spot export"])
+def test_a_state_of_accelerate_moves_in(exported):
     """Weights, optimizer and scheduler."""
     states = []
     for seed, words in ((1, None), (2, 'accelerator.load_state("old-state")')):
@@ -192,7 +195,13 @@ def test_a_state_of_accelerate_moves_in():
         if words is None:
             for _ in range(3):
                 found.step(torch.ones(2, 4))
-            accelerator.save_state("old-state")
+            if exported:
+                others = {"scheduler-0": found.scheduler.state_dict(), "accelerator": {"step": 0}}
+                others["rng"] = RngPart().state_dict()
+                save_model("run", {"model-0": found.model}, [found.optimizer], others=others)
+                export_accelerate("run", "old-state")
+            else:
+                accelerator.save_state("old-state")
         else:
             run(words, accelerator=accelerator)
         states.append(found.state())

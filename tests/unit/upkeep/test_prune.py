@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import time
 from pathlib import Path
 
 import pytest
+import typer
 from steps import assert_whole, load, numbers, save
 
 from spot_plugins.cli import prune as command
@@ -18,7 +20,8 @@ from spot_plugins.format.keys import StepId, blob_key, frozen_key, rank_manifest
 from spot_plugins.format.manifest import RankManifest
 from spot_plugins.store import LocalStore, MemoryStore
 from spot_plugins.upkeep import prune as module
-from spot_plugins.upkeep.prune import QUIET_S, plan_prune, prune
+from spot_plugins.upkeep.prune import QUIET_S, check_newest, plan_prune, prune
+from spot_plugins.upkeep.verify import verify
 
 HASH = "0123456789abcdef0123456789abcdef"
 
@@ -193,6 +196,43 @@ def test_nothing_is_removed_if_a_step_that_stays_is_damaged(store, tmp_path, dam
 
     with pytest.raises(SpotError, match=r"step 2 is not intact: .* Nothing is removed, because an older step may be"):
         plan_prune(str(tmp_path), 1)
+
+
+@pytest.mark.parametrize("is_verified", [False, True], ids=["", "verified before"])
+def test_a_changed_byte_of_the_newest_step_keeps_the_older_ones(store, tmp_path, capsys, is_verified):
+    """Sizes do not tell it. A verification before the damage is no reason to remove the last good step."""
+    for step in (1, 2):
+        save(step, store, keep_last=9)
+    if is_verified:
+        assert verify(str(tmp_path)).is_good
+    key = blob_key(StepId(2, 1), 0, 0)
+    data = store.get(key)
+    (tmp_path / key).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+    with pytest.raises(typer.Exit) as exited:
+        command.prune(str(tmp_path), 1, delete=True)
+
+    assert exited.value.exit_code == 1
+    assert f"spot prune: step 2 is not intact: {key} has changed since it was written" in capsys.readouterr().err
+    assert numbers(store) == [2, 1]
+    assert load(store).step_id.step == 1
+    store.put(key, data)
+    command.prune(str(tmp_path), 1, delete=True)
+    assert numbers(store) == [2]
+
+
+def test_nothing_is_removed_if_no_step_could_be_read(store, tmp_path, monkeypatch):
+    """A training prunes each one meanwhile. A plan that removes no committed step reads nothing."""
+    for step in (1, 2):
+        save(step, store, keep_last=9)
+    _, plan = plan_prune(str(tmp_path), 1)
+    gone = verify(str(tmp_path))
+    steps = tuple(dataclasses.replace(each, is_gone=True) for each in gone.steps)
+    monkeypatch.setattr(module, "verify", lambda *_, **__: dataclasses.replace(gone, steps=steps))
+
+    with pytest.raises(SpotError, match="nothing is removed, because a training has pruned each step before all of"):
+        check_newest(str(tmp_path), plan)
+    check_newest(str(tmp_path), dataclasses.replace(plan, steps=()))
 
 
 def test_a_store_that_tells_no_times_keeps_its_orphans(monkeypatch):
