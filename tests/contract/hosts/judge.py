@@ -93,6 +93,10 @@ def _check_told(situation, lives):
     expected = [r"WARNING: notice by SIGTERM: step \d+ is stored", "^INFO"]
     if situation.program.loader == "counted":
         expected.append("fetching .* batches again")
+    if situation.program.loader == "stateful" and situation.program.num_workers:
+        expected.append(
+            "the workers of the training loader begin anew"
+        )  # nobody sees whether their samples depend on it
     for number, life in enumerate(lives):
         if any(not due.is_notice for due in situation.interruptions[max(number - 1, 0) : number + 1]):
             continue

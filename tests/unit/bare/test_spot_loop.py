@@ -265,7 +265,7 @@ def test_the_batches_that_were_trained_on_are_skipped_if_the_setting_says_so(is_
     with pytest.warns(UserWarning, match="passing over 3 batches without fetching them"):
         assert life.run() == [1, 1]
 
-    assert loader.dataset.num_drawn == 4
+    assert loader.dataset.drawn == {"num": 4}
 
 
 def test_fewer_loaders_than_were_trained_on_are_refused(url):

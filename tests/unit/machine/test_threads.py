@@ -178,7 +178,7 @@ def test_a_provider_without_a_thread_has_an_error_and_the_others_answer(full):
 def test_the_guards_of_a_stuck_training_say_that_they_are_missing(full, caplog):
     """A notice, and the loss of a rank, are passed on all the same."""
     full.update(["spot-lost-rank", "spot-last-resort", "spot-line"])
-    LostRank(None, PhaseTracker(), None).begin(RankLostError(2, "it ended"))
+    LostRank(None, PhaseTracker(), None, lambda: "nothing is stored").begin(RankLostError(2, "it ended"))
     LastResort(None, PhaseTracker(), lambda: None).begin()
     Lines(0, lambda: logging.INFO).answer("a line that nobody needs")
     assert caplog.text.count("nothing ends this process if its training thread is stuck: no thread spot-") == 2
