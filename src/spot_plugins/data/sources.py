@@ -32,7 +32,7 @@ def sources_of(loader: Any) -> list[Any]:
 
 def numbers_of(source: object) -> dict[str, object]:
     """
-    Return the numbers of *source* and its lists, arrays and tensors of plain values, cut off after 1024 elements.
+    Return the numbers of *source* and its lists, arrays and contiguous tensors, cut off after 1024 elements.
 
     An attribute ``epoch`` is left out if ``set_epoch()`` sets it.
     """
@@ -42,8 +42,13 @@ def numbers_of(source: object) -> dict[str, object]:
             found[name] = value
         elif type(value) is list and all(type(each) in (int, float, str) for each in value[:MAX_ELEMENTS]):
             found[name] = value[:MAX_ELEMENTS]
-        elif type(value) is torch.Tensor and value.layout is torch.strided and value.device.type == "cpu":
-            found[name] = value.reshape(-1)[:MAX_ELEMENTS].tolist()
+        elif type(value) is torch.Tensor and _is_plain(value):
+            found[name] = value.view(-1)[:MAX_ELEMENTS].tolist()
         elif (type(value).__module__, type(value).__name__) == ("numpy", "ndarray") and not value.dtype.hasobject:
             found[name] = value.flat[:MAX_ELEMENTS].tobytes()
     return found
+
+
+def _is_plain(tensor: torch.Tensor) -> bool:
+    """Return True if a part of *tensor* can be looked at without a copy of all of it, and without a wait."""
+    return tensor.layout is torch.strided and tensor.device.type == "cpu" and tensor.is_contiguous()
