@@ -15,7 +15,9 @@ from transformers import EarlyStoppingCallback, Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
 from spot_plugins.errors import ConfigError
+from spot_plugins.format.kept import keep
 from spot_plugins.resume.stored import stored_steps
+from spot_plugins.store import open_store
 
 pytestmark = pytest.mark.sampled
 
@@ -119,6 +121,26 @@ def test_early_stopping_and_the_best_model(interrupt, loses_output, tmp_path):
     until_pushers_end()
     kept = [each.step for each in stored_steps(str(tmp_path / "run")) if each.kept_by]
     assert kept == [alone.trainer.state.best_global_step], "the others are released"
+
+
+def test_a_step_that_an_earlier_process_did_not_come_to_release_is_released(tmp_path):
+    """Its process may end between the commit of the last step and the release."""
+    url, settings = str(tmp_path / "run"), {"num_train_epochs": 8, "learning_rate": 0.05} | BY_STEPS | BEST
+
+    def life(interrupt=None):
+        change = lambda given: given | {"callbacks": [EarlyStoppingCallback(2), *given["callbacks"]]}  # noqa: E731
+        return Life(url, tmp_path / "output", interrupt, change=change, **settings)
+
+    assert life(Interrupt("notice", "train", 17)).run() == "Preempted"
+    until_pushers_end()
+    keep(open_store(url), 1, 17, "trainer", is_saving=False)
+    last = life()
+
+    assert last.run() == "finished"
+
+    until_pushers_end()
+    assert last.trainer.state.best_global_step != 17
+    assert [each.step for each in stored_steps(url) if each.kept_by] == [last.trainer.state.best_global_step]
 
 
 @pytest.mark.soak

@@ -123,8 +123,10 @@ EXPECTED = {
         "prune --delete": "removed step 1 of attempt 1",
     },
 }
+KEEPS_OLDER = "Nothing is removed, because an older step may be needed"
 EXPECTED["damaged byte"] = {
     **EXPECTED["sound"],
+    "prune --delete": (1, KEEPS_OLDER),
     "show --diff": (1, HASH),
     "verify": (1, HASH),
     "export": (1, HASH),
@@ -138,10 +140,11 @@ EXPECTED["missing blob"] = {
     "export": (1, "is gone"),
     "cp": (1, "is gone"),
     "prune": (1, "spot prune: step 3 is not intact: steps/"),
-    "prune --delete": (1, "Nothing is removed, because an older step may be needed"),
+    "prune --delete": (1, KEEPS_OLDER),
 }
 EXPECTED["damaged manifest"] = {
     **EXPECTED["sound"],
+    "prune --delete": (1, KEEPS_OLDER),
     "show --step": (1, "rank-00001-of-00002.json is damaged: "),
     "show --diff": (1, "rank-00001-of-00002.json is damaged: "),
     "verify": (1, "rank-00001-of-00002.json is damaged: "),
@@ -161,9 +164,9 @@ EXPECTED["missing manifest"] = {
 }
 GOOD_STEPS = {
     "sound": [3, 2],
-    "damaged byte": [2],
+    "damaged byte": [2, 1],
     "missing blob": [2, 1],
-    "damaged manifest": [2],
+    "damaged manifest": [2, 1],
     "missing manifest": [2, 1],
 }
 """The steps that are left in the end, and good."""

@@ -126,7 +126,11 @@ class BestFiles:
     def restore(self, module: LightningModule) -> None:
         """Write the files that are missing on this machine, after a resume. Every rank calls this."""
         self._asked = set(self._session.keeper.steps_of(OWNER))
-        if not self._trainer.is_global_zero or not self._can_keep:
+        if not self._can_keep:
+            return
+        if wanted := self._wanted():
+            self._release_others(wanted, max(wanted))  # those that an earlier process did not come to release
+        if not self._trainer.is_global_zero:
             return
         best = {path for each in self._checkpoints() for path in _best_of(each)}
         for path in sorted({path for each in self._checkpoints() for path in _inside(each)}):
@@ -166,12 +170,19 @@ class BestFiles:
         self._new = {}
         if not self._can_keep:
             return
-        best = {path for each in self._checkpoints() for path in _best_of(each)}
-        wanted = {self._files[path]["step"] for path in best if path in self._files}
+        wanted = self._wanted()
         for each in sorted(wanted - self._asked):
             self._session.keeper.keep(each, OWNER, saves_live=saves_live)
+        self._release_others(wanted, step)
+
+    def _wanted(self) -> set[int]:
+        """Return the steps after which the best files were written."""
+        best = {path for each in self._checkpoints() for path in _best_of(each)}
+        return {self._files[path]["step"] for path in best if path in self._files}
+
+    def _release_others(self, wanted: set[int], named_by: int) -> None:
         for each in sorted(self._asked - wanted):
-            self._session.keeper.release_after(each, OWNER, named_by=step)
+            self._session.keeper.release_after(each, OWNER, named_by=named_by)
         self._asked = wanted
 
     def finish(self, step: int) -> None:

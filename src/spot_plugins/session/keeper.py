@@ -195,7 +195,7 @@ class Keeper:
             self._release(step, owner)
             return
         with self._lock:
-            self._unneeded[step, owner] = named_by
+            self._unneeded.setdefault((step, owner), named_by)  # a later call names a later step
 
     def on_visible(self, stored: int) -> None:
         """Release what no step names from *stored* on, which all ranks have stored. On any thread of rank 0."""

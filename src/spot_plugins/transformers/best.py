@@ -67,9 +67,7 @@ class BestStep:
         step, keeper = self._trainer.state.global_step, self._hook.keeper
         if self._is_kept and self._trainer.state.best_global_step == step:
             keeper.keep(step, OWNER, saves_live=False)
-            for each in keeper.steps_of(OWNER):
-                if each != step:
-                    keeper.release_after(each, OWNER, named_by=step)
+            self._release_others(step)
 
     def restore(self) -> None:
         """
@@ -80,6 +78,8 @@ class BestStep:
         """
         trainer, state = self._trainer, self._trainer.state
         failure = None
+        if self._is_kept and state.best_global_step:
+            self._release_others(state.best_global_step)  # those that an earlier process did not come to release
         if self._is_kept and not trainer.is_fsdp_enabled:
             if trainer.args.should_save and self._problem() == GONE:
                 failure = self._write()
@@ -108,6 +108,12 @@ class BestStep:
             warn(BEST.format(path=state.best_model_checkpoint, step=state.best_global_step, problem=own or OF_OTHERS))
             # Not the step either, because the trainer takes any folder with that number for the checkpoint.
             state.best_model_checkpoint = state.best_global_step = None
+
+    def _release_others(self, best: int) -> None:
+        keeper = self._hook.keeper
+        for each in keeper.steps_of(OWNER):
+            if each != best:
+                keeper.release_after(each, OWNER, named_by=best)
 
     def load(self) -> bool:
         """
