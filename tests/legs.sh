@@ -93,7 +93,8 @@ for name in "${legs[@]}"; do
         chosen=("${lowest_tests[@]}")
     elif [[ $name == torch-* ]]; then
         grep -vE '^(torch|triton|nvidia|cuda|sympy|setuptools)' constraints.txt >.venv-legs/without-torch.txt
-        make_venv "$name" "$python" -c .venv-legs/without-torch.txt "torch==${name#torch-}" ".[$joined,transformers]" "${tools[@]}"
+        make_venv "$name" "$python" -c .venv-legs/without-torch.txt "torch==${name#torch-}" ".[$joined,transformers]" "${tools[@]}" \
+            datasets trl
         chosen+=("${torch_tests[@]}")
         options=(-o filterwarnings=default)  # each version of torch warns of something else
     else

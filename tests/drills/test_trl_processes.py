@@ -69,7 +69,7 @@ TRAININGS = {
     "RLOO, several iterations": trainer(
         "rloo", ONE, GENERATES, trainer={"num_iterations": 2, "steps_per_generation": 3}, accumulate=2
     ),
-    "distillation": trainer("distill", ONE, trainer={"max_completion_length": 5}, samples=9),
+    "distillation": trainer("distill", ONE, trainer={"max_completion_length": 5}, samples=14),
     "distillation, accumulation": trainer(
         "distill", ONE, trainer={"max_completion_length": 5}, samples=16, accumulate=3, every_steps=1
     ),
