@@ -70,6 +70,8 @@ demo: setup  ## Preempt a real fine-tuning, resume it, compare it with one that 
 # Each test of these looks at its own process alone, so they run side by side. The other drills look at processes, ports
 # and shared memory of the whole machine. They run side by side where each worker of pytest can get namespaces of its own,
 # which needs root, and else one after the other. They mostly wait, so there is one worker more than cores.
+# This one needs a processor in the last moment that a notice leaves.
+alone := tests/drills/test_asked_notices.py
 programs := user_programs late_signals lightning_best lightning_epoch_start lightning_loaders lightning_steps lightning_worked
 programs += accelerate_loaders accelerate_loops accelerate_worked trainer trainer_trl
 beside := tests/unit tests/public tests/contract $(wildcard $(programs:%=tests/drills/test_%.py))
@@ -79,7 +81,8 @@ test: setup prometheus lint  ## Lint, then all tests but those marked gpu or soa
 	$(bin)/python -m pytest -n $$(($$(nproc) + 1)) --dist worksteal --durations=20 $(beside) || failed=1; \
 	set --; ! tests/own_machine.sh true 2>/dev/null \
 		|| set -- --dist worksteal --tx "$$(($$(nproc) + 1))*popen//python=tests/own_machine.sh $(bin)/python"; \
-	$(bin)/python -m pytest "$$@" --durations=20 $(beside:%=--ignore=%) tests || failed=1; \
+	$(bin)/python -m pytest "$$@" --durations=20 $(beside:%=--ignore=%) $(alone:%=--ignore=%) tests || failed=1; \
+	$(bin)/python -m pytest $(alone) || failed=1; \
 	exit $$failed
 
 quick: setup prometheus lint  ## Lint, then the tests of threads and fakes, side by side: a minute
