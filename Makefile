@@ -70,11 +70,11 @@ demo: setup  ## Preempt a real fine-tuning, resume it, compare it with one that 
 # Each test of these looks at its own process alone, so they run side by side. The other drills look at processes, ports
 # and shared memory of the whole machine. They run side by side where each worker of pytest can get namespaces of its own,
 # which needs root, and else one after the other. They mostly wait, so there is one worker more than cores.
-# This one needs a processor in the last moment that a notice leaves.
-alone := tests/drills/test_asked_notices.py
 programs := user_programs late_signals lightning_best lightning_epoch_start lightning_loaders lightning_steps lightning_worked
 programs += accelerate_loaders accelerate_loops accelerate_worked trainer trainer_trl
 beside := tests/unit tests/public tests/contract $(wildcard $(programs:%=tests/drills/test_%.py))
+# This one needs a processor in the last moment that a notice leaves.
+alone := tests/drills/test_asked_notices.py
 
 test: setup prometheus lint  ## Lint, then all tests but those marked gpu or soak
 	@failed=0; \
