@@ -67,7 +67,7 @@ def has_known_data(loader: Any) -> bool:
 
 
 def tell_of_new_workers() -> None:
-    """Warn that workers begin anew where those of an uninterrupted training would go on."""
+    """Warn that new workers start where those of an uninterrupted training would continue."""
     warnings.warn(
         "the workers of the training loader begin anew in the middle of what they did. If a sample depends on more "
         "than its index, the rest differs from an uninterrupted training: random numbers drawn in the workers, and "

@@ -80,7 +80,7 @@ def drilled(training, monkeypatch):
     [(FullDisk(), "the disk is full"), (ReadOnlyDisk(), "the file system is read-only; choose another directory")],
 )
 def test_a_disk_refuses_objects_until_it_works_again(training, drilled, fault, reason):
-    """What is stored can be read meanwhile, and nothing of it is lost. A full disk lets objects be deleted."""
+    """Stored objects can be read meanwhile, and none is lost. A full disk lets objects be deleted."""
     fault.begin(training)
     for store in drilled:
         for ask in (store.put, store.put_if_absent):

@@ -169,6 +169,16 @@ def test_a_step_that_all_ranks_have_stored_releases_what_it_does_not_name(finish
     until(lambda: not list(kept_steps(store)), "the mark is removed")
 
 
+def test_a_second_wish_does_not_put_a_release_off(url, store):
+    with training(url) as (session, holder, heard):
+        train(session, holder, [1])
+        session.keep(1)
+        session.keeper.release_after(1, "program", named_by=1)
+        session.keeper.release_after(1, "program", named_by=3)
+        train(session, holder, [2, 3])
+        heard.wait(Released, step=1)
+
+
 def test_a_step_that_is_wanted_again_is_not_released(url, store):
     with training(url) as (session, holder, heard):
         train(session, holder, [1])

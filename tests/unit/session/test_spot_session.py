@@ -358,7 +358,7 @@ def test_finish_leaves_no_more_steps_than_keep_last(url, store):
 
 
 def test_a_store_that_hangs_at_the_end_does_not_hold_the_training(url, store, monkeypatch, caplog):
-    """What is left over is said, and the pusher process removes it if it can."""
+    """A warning tells of old steps that are left, and the pusher process removes them if it can."""
     monkeypatch.setattr(ending, "PRUNE_S", 0.2)
     with training(url, keep_last=1) as (session, _, heard):
         session.resume()
