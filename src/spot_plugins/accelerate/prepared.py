@@ -162,7 +162,8 @@ def _in_ddp(model: nn.Module, accelerator: Accelerator) -> nn.Module:
         return model  # the search takes some 50 ms
     # type(), because isinstance() would also ask lazy objects of other libraries, which then import something.
     wrappers = [each for each in gc.get_objects() if issubclass(type(each), DistributedDataParallel)]
-    return next((each for each in wrappers if plain_module(each) is plain_module(model)), model)
+    whole = [each for each in wrappers if hasattr(each, "module")]  # the constructor of others has failed
+    return next((each for each in whole if plain_module(each) is plain_module(model)), model)
 
 
 def _model_of(optimizer: Any, accelerator: Accelerator) -> nn.Module:

@@ -52,6 +52,8 @@ def take_census() -> Census:
     everything = gc.get_objects()
     for thing in compress(everything, map(lists.__contains__, map(type, everything))):
         getattr(census, lists[type(thing)]).append(thing)
+    census.modules = list(filter(internals.is_whole, census.modules))
+    census.scalers = list(filter(internals.is_whole, census.scalers))
     return census
 
 

@@ -19,6 +19,7 @@ __all__ = [
     "dataset_of",
     "global_generators",
     "index_sampler",
+    "is_whole",
     "num_yielded",
     "transient_buffers",
     "version_of",
@@ -28,6 +29,18 @@ __all__ = [
 def version_of(tensor: torch.Tensor) -> int:
     """Return the number of changes of *tensor* in place, as torch counts them."""
     return int(tensor._version)
+
+
+def is_whole(thing: nn.Module | torch.amp.GradScaler) -> bool:
+    """
+    Return False if the constructor of *thing* has failed, or has not run.
+
+    Such an object lives as long as somebody holds the exception, as a notebook does.
+    """
+    try:
+        return hasattr(thing, "_modules" if isinstance(thing, nn.Module) else "_enabled")
+    except RuntimeError:  # a ScriptModule says it so
+        return False
 
 
 def num_yielded(iterator: Any) -> int:

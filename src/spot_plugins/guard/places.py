@@ -25,6 +25,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from . import internals
 from .samples import GENERATORS, is_plain
 
 MAX_PLACES: Final = 20_000
@@ -176,7 +177,8 @@ def _attributes(thing: Any) -> Iterator[tuple[str, object]]:
     if isinstance(thing, nn.Module):
         if not is_closed(type(thing)):
             yield from ((key, value) for key, value in attributes.items() if key not in _OF_EVERY_MODULE)
-        yield from thing.named_children()
+        if internals.is_whole(thing):
+            yield from thing.named_children()
     elif isinstance(thing, (DataLoader, Sampler)):  # their own generators depend on the epoch, by LoaderPosition
         hidden = ("generator", "__")  # Lightning keeps the arguments of a loader under names with underscores
         yield from ((key, value) for key, value in attributes.items() if not key.startswith(hidden))

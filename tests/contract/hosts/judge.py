@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from contract.hosts.lives import differences
+from contract.hosts.lives import STUCK, differences
 
 
 def judge(situation, control, lives):
@@ -97,6 +97,8 @@ def _check_told(situation, lives):
         expected.append(
             "the workers of the training loader begin anew"
         )  # nobody sees whether their samples depend on it
+    if situation.program.num_ranks > 1:
+        expected.append(STUCK)
     for number, life in enumerate(lives):
         if any(not due.is_notice for due in situation.interruptions[max(number - 1, 0) : number + 1]):
             continue

@@ -39,6 +39,13 @@ NOT_OURS = (
 )
 """Words of warnings that the hosts and torch give in any training."""
 
+STUCK = "WARNING: the training thread is stuck in the pause, so this process ends"
+"""
+The line of a rank that had begun a collective when another rank left.
+
+Lightning begins one between a validation and the next batch, and a rank that has not come so far leaves without it.
+"""
+
 
 def has(host, program):
     """Return True if there are such programs of *host*. A Trainer has one loader and one optimizer."""
@@ -62,11 +69,21 @@ def live(host, program, folder, interruption=None):
 
 
 def live_here(host, program, folder, interruption=None, rank=0):
-    """Run one life of *program* in this process, and return its outcome."""
+    """
+    Run one life of *program* in this process, and return its outcome.
+
+    A rank that is stuck in a collective with a rank that has left ends its process. Its outcome is written just before.
+    """
     probe = Probe(interruption=interruption, rank=rank)
     outcome = Outcome(end="finished", rows=probe.rows, validations=probe.validations, events=probe.events)
     train = importlib.import_module(f"contract.hosts.{host}_host").train
-    with listening(outcome.told):
+
+    def end_stuck():
+        outcome.end = "preempted"
+        complete(outcome, probe)
+        write(outcome, folder, rank)
+
+    with listening(outcome.told, end_stuck):
         try:
             outcome.final = train(program, f"file://{folder}/run", probe)
         except Preempted as preempted:
@@ -77,18 +94,35 @@ def live_here(host, program, folder, interruption=None, rank=0):
             outcome.end, outcome.exit_code = "refused", 1
             outcome.message = f"{type(error).__name__}: {error}"
             outcome.names_remedy = isinstance(error, SpotError)
-    outcome.resumed_from = getattr(probe.host, "resumed_from", None)
-    outcome.last_committed_step = getattr(probe.host, "last_committed_step", None)
+    complete(outcome, probe)
     return outcome
 
 
+def complete(outcome, probe):
+    """Add to *outcome* what the object of the library knows."""
+    outcome.resumed_from = getattr(probe.host, "resumed_from", None)
+    outcome.last_committed_step = getattr(probe.host, "last_committed_step", None)
+
+
+def write(outcome, folder, rank):
+    """Write *outcome* for the process that has started this one."""
+    with open(f"{folder}/outcome-{rank}", "wb") as file:
+        pickle.dump(outcome, file)
+
+
 @contextmanager
-def listening(told):
-    """Collect in *told* the warnings, and those lines of the library's log that are shown without any set-up."""
+def listening(told, end_stuck=lambda: None):
+    """
+    Collect in *told* the warnings, and those lines of the library's log that are shown without any set-up.
+
+    *end_stuck* is called when a line says that this process ends because its training thread is stuck.
+    """
 
     class Collect(logging.Handler):
         def emit(self, record):
             told.append(f"{record.levelname}: {record.getMessage()}")
+            if STUCK in told[-1]:
+                end_stuck()
 
     logger, handler = logging.getLogger("spot_plugins"), Collect()
     logger.addHandler(handler)
@@ -136,8 +170,7 @@ def main(host, program, folder, interruption, rank):
     """Run one life in this process, which was started for it, write its outcome, and end as it ended."""
     torch.set_num_threads(1)
     outcome = live_here(host, program, folder, interruption, rank)
-    with open(f"{folder}/outcome-{rank}", "wb") as file:
-        pickle.dump(outcome, file)
+    write(outcome, folder, rank)
     print(outcome.end, outcome.message, flush=True)
     sys.exit(outcome.exit_code)
 

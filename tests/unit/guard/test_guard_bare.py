@@ -84,6 +84,28 @@ def test_a_complete_program_is_told_nothing(session):
     assert train(session, training, each_step) == []
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        nn.Dropout,
+        nn.parallel.DistributedDataParallel,
+        torch.jit.RecursiveScriptModule,
+        torch.amp.GradScaler,
+        torch.optim.lr_scheduler.OneCycleLR,
+        DataLoader,
+        LoaderPosition,
+    ],
+)
+def test_an_object_whose_constructor_has_failed_is_passed_over(session, kind):
+    """It is alive as long as somebody holds the exception, and has none of its attributes."""
+    unfinished = kind.__new__(kind)
+    training = Training()
+    session.register_model(training.model, [training.optimizer])
+
+    assert train(session, training) == []
+    assert type(unfinished) is kind
+
+
 def test_an_optimizer_is_named(session):
     training = Training()
     session.register_model(training.model)
