@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import gc
+import os
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from itertools import groupby
+from pathlib import Path
 from zlib import crc32
 
 import hypothesis
@@ -15,6 +17,11 @@ from clouds import AzureServer, GoogleServer
 from servers import S3Server
 
 from spot_plugins.data import workers
+
+# Programs that a test starts import from this folder, whichever test has come first.
+_PATHS = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+if str(Path(__file__).parent) not in _PATHS:
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), *_PATHS]))
 
 # Every test has its timeout; that of hypothesis, 200 ms for an example, is about a machine with nothing else to do.
 hypothesis.settings.register_profile("spot", deadline=None)

@@ -41,11 +41,16 @@ class Heard:
         return came[0]
 
 
-def until(condition, what):
-    """Wait until *condition* returns something true, and return it. Fails after a while: *what* did not happen."""
+def until(condition, what, process=None):
+    """
+    Wait until *condition* returns something true, and return it.
+
+    Fails after a while, because *what* did not happen, or as soon as *process*, which does it, has ended.
+    """
     deadline = time.monotonic() + DEADLINE_S
     while not (result := condition()):
         assert time.monotonic() < deadline, f"not within {DEADLINE_S} s: {what}"
+        assert process is None or process.poll() is None, f"ended with {process.returncode} before this: {what}"
         time.sleep(0.005)
     return result
 

@@ -240,7 +240,7 @@ def test_a_training_may_write_meanwhile(tmp_path):
     url, copy = str(tmp_path / "run"), str(tmp_path / "copy")
     training = subprocess.Popen([sys.executable, "-c", WRITES, url], stdin=subprocess.PIPE)
     try:
-        until(lambda: Path(url, "steps").is_dir() and len(numbers(LocalStore(url))) > 1, "it saves steps")
+        until(lambda: Path(url, "steps").is_dir() and len(numbers(LocalStore(url))) > 1, "it saves steps", training)
         words = [["verify", url], ["verify", url, "--all"], ["ls", url], ["cp", url, copy]]
         words.append(["prune", url, "--keep-last", "1", "--delete"])
         with ThreadPoolExecutor() as pool:
@@ -249,6 +249,7 @@ def test_a_training_may_write_meanwhile(tmp_path):
     finally:
         training.kill()
         training.wait()
+        training.stdin.close()
 
     assert training.returncode == 0
     for each in done:

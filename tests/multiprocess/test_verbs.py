@@ -372,7 +372,7 @@ def test_each_verb_while_a_training_writes(place, tmp_path):
     }
     training = subprocess.Popen([sys.executable, "-c", WRITES, url], stdin=subprocess.PIPE)
     try:
-        until(lambda: len(numbers(open_store(url))) > 1, "it saves steps")
+        until(lambda: len(numbers(open_store(url))) > 1, "it saves steps", training)
         for number in range(3):
             newest, older = numbers(open_store(url))[:2]
             words["show --step"] = ["show", url, "--step", str(newest)]
@@ -394,6 +394,7 @@ def test_each_verb_while_a_training_writes(place, tmp_path):
     finally:
         training.kill()
         training.wait()
+        training.stdin.close()
 
     assert training.returncode == 0
     assert not list(tmp_path.glob("*.tmp"))
