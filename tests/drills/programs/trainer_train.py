@@ -121,7 +121,7 @@ class Training:
         arguments = TrainingArguments(**(usual | wrapped | settings.trainer))
         self.drill = Drill(settings, arguments.process_index, lambda: self.spot._attached.fit.hook._session)
         self.spot = SpotTrainerCallback(
-            settings.run, every_steps=settings.every_steps, grace_seconds=20, on_event=[self.drill.on_event]
+            settings.run, every_steps=settings.every_steps, grace_seconds=60, on_event=[self.drill.on_event]
         )
         self.trainer = Trainer(
             model=with_lora(Net(self)) if settings.lora else Net(self),
