@@ -111,7 +111,8 @@ class Follower:
 
     def _by_its_clock(self, found: EventLog, now: float) -> float:
         """Return the time by the clock of the newest attempt, which is at the newest record when that is first seen."""
-        newest = [rank.records[-1] for rank in groups_of(found)[-1]]
+        ranks = [rank for rank in found.ranks if rank.records]
+        newest = [rank.records[-1] for rank in ranks if rank.attempt == ranks[-1].attempt]
         at = max(record.at for record in newest)
         if newest != self._newest:
             # At the first look nothing else tells how long the attempt has been silent.
