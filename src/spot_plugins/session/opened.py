@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ..agreement import Agreement, Group, Solo
 from ..clock import Clock
+from ..compiled import CompileCache
 from ..config import SpotConfig
 from ..errors import ConfigError, Preempted
 from ..eventlog.recorder import Recorder as EventRecorder
@@ -61,6 +62,8 @@ class Opened:
     watchers: Watchers
     unsuitable: list[Installed]
     """The installed packages of a version that this release does not work with. Only known on rank 0."""
+    load_compiled: Callable[[], None]
+    """Loads what an earlier attempt has compiled. Does nothing without the setting."""
 
 
 def join_and_build(
@@ -89,6 +92,7 @@ def join_and_build(
     Raises:
         ConfigError, StoreError, Preempted: See :func:`~spot_plugins.resume.join.join_run`.
     """
+    compile_cache = CompileCache() if config.compile_cache else None
     lines = Lines(ranks.rank, host_level)
     early = EarlyNotices(config, bus, lines, phase)
     job = Job(ranks, ranks.open_board(), early.wait)
@@ -138,7 +142,8 @@ def join_and_build(
     for close in (way_out.release_signals, pusher.close, watchers.close, saver.close, agreement.close, listener.close):
         stack.callback(close)
     opened = (job, lines, run, pusher, saver, saved_steps, measurements, agreement, listener, way_out, fingerprints)
-    return Opened(*opened, keeper, watchers, unsuitable)
+    load_compiled = _open_compile_cache(compile_cache, job, run, bus, stack, early)
+    return Opened(*opened, keeper, watchers, unsuitable, load_compiled)
 
 
 def _join(
@@ -226,6 +231,17 @@ def _watch(
         )
     )
     return watchers
+
+
+def _open_compile_cache(
+    cache: CompileCache | None, job: Job, run: Membership, bus: EventBus, stack: ExitStack, early: EarlyNotices
+) -> Callable[[], None]:
+    if cache is None:
+        return lambda: None
+    bus.subscribe(cache.on_event)
+    stack.callback(cache.close)
+    cache.open(run.store, job.rank, run.attempt)
+    return lambda: cache.load(early.wait)
 
 
 def _agreement(job: Job, pacer: Pacer, participant: TrainingParticipant) -> Agreement:
