@@ -14,7 +14,7 @@ _LIBRARIES: Final = "libraries/"
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """What a process has compiled."""
+    """Code that a process has compiled."""
 
     artifacts: bytes
     """The result of ``torch.compiler.save_cache_artifacts()``."""

@@ -94,7 +94,7 @@ class CompileCache:
         match event:
             case Committed():
                 self._wake.set()
-            case NoticeReceived():
+            case NoticeReceived(kind="hard"):
                 self._is_over = True
 
     def close(self) -> None:

@@ -92,13 +92,11 @@ def join_and_build(
     Raises:
         ConfigError, StoreError, Preempted: See :func:`~spot_plugins.resume.join.join_run`.
     """
-    compile_cache = CompileCache() if config.compile_cache else None
     lines = Lines(ranks.rank, host_level)
     early = EarlyNotices(config, bus, lines, phase)
     job = Job(ranks, ranks.open_board(), early.wait)
     stack.callback(job.board.close)
-    run, pusher, unsuitable = _join(config, job, bus, lines, early)
-    stack.callback(pusher.close)  # once more below, in the right order
+    run, pusher, unsuitable, load_compiled = _join(config, job, bus, lines, early, stack)
     saver = Saver(registry, job.ranks, pusher, bus, config.buffer_bytes, grows_blobs=run.takes_large_puts)
     fingerprints = recorder_of(run.scratch, run.disk, run.attempt, job, bus, pusher.file_way.share, live_folder(config))
     stack.callback(fingerprints.close)
@@ -142,21 +140,32 @@ def join_and_build(
     for close in (way_out.release_signals, pusher.close, watchers.close, saver.close, agreement.close, listener.close):
         stack.callback(close)
     opened = (job, lines, run, pusher, saver, saved_steps, measurements, agreement, listener, way_out, fingerprints)
-    load_compiled = _open_compile_cache(compile_cache, job, run, bus, stack, early)
     return Opened(*opened, keeper, watchers, unsuitable, load_compiled)
 
 
 def _join(
-    config: SpotConfig, job: Job, bus: EventBus, lines: Lines, early: EarlyNotices
-) -> tuple[Membership, Pusher, list[Installed]]:
-    """Join the run. Rank 0 compares the installed packages while its pusher process starts."""
+    config: SpotConfig, job: Job, bus: EventBus, lines: Lines, early: EarlyNotices, stack: ExitStack
+) -> tuple[Membership, Pusher, list[Installed], Callable[[], None]]:
+    """
+    Join the run. Rank 0 compares the installed packages while its pusher process starts.
+
+    Returns:
+        The run, the pusher, the packages that do not suit, and a function that loads compiled code before training.
+    """
+    compile_cache = CompileCache() if config.compile_cache else None
     unsuitable: list[Installed] = []
     patience = Patience(lambda text: lines.say(text, logging.WARNING), early.wait)
     with leaving_early(job), early:
         run, pusher = join_run(
             config, job, bus, patience, lambda: unsuitable.extend(unwanted() if job.rank == 0 else ())
         )
-    return run, pusher, unsuitable
+    stack.callback(pusher.close)  # once more in the right order, when all is built
+    if compile_cache is None:
+        return run, pusher, unsuitable, lambda: None
+    bus.subscribe(compile_cache.on_event)
+    stack.callback(compile_cache.close)
+    compile_cache.open(run.store, job.rank, run.attempt)
+    return run, pusher, unsuitable, lambda: compile_cache.load(early.wait)
 
 
 @contextmanager
@@ -231,17 +240,6 @@ def _watch(
         )
     )
     return watchers
-
-
-def _open_compile_cache(
-    cache: CompileCache | None, job: Job, run: Membership, bus: EventBus, stack: ExitStack, early: EarlyNotices
-) -> Callable[[], None]:
-    if cache is None:
-        return lambda: None
-    bus.subscribe(cache.on_event)
-    stack.callback(cache.close)
-    cache.open(run.store, job.rank, run.attempt)
-    return lambda: cache.load(early.wait)
 
 
 def _agreement(job: Job, pacer: Pacer, participant: TrainingParticipant) -> Agreement:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
+import threading
 
 import torch
 from hearing import until
@@ -16,12 +16,13 @@ from spot_plugins.session import SpotSession
 from spot_plugins.store import open_store
 
 
-def train(url: str, num_steps: int, *, compile_cache: bool, keeps: bool) -> None:
-    """Train up to step *num_steps*. With *keeps* it waits after its first step until the store has compiled code."""
+def main(url: str, num_steps: int, *words: str) -> None:
+    """Train up to step *num_steps*. With the word ``keeps`` it waits after each step until compiled code is stored."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
     model = nn.Linear(4, 4)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     compiled = torch.compile(torch.sin)  # one kernel, because each takes seconds
-    config = SpotConfig(url=url, every_steps=1, compile_cache=compile_cache, notice_sources=())
+    config = SpotConfig(url=url, every_steps=1, compile_cache="off" not in words, notice_sources=())
     store = open_store(url)
     with SpotSession(config) as session:
         session.register_model(model, [optimizer])
@@ -30,12 +31,9 @@ def train(url: str, num_steps: int, *, compile_cache: bool, keeps: bool) -> None
             model(compiled(torch.full((8, 4), step / 8))).square().mean().backward()
             optimizer.step()
             session.after_step(step + 1)
-            if keeps:
+            if "keeps" in words:
                 until(lambda: list(store.keys("compile-cache/")), "compiled code is kept")
+            if "gives up" in words:
+                until(lambda: "spot-compiled" not in [each.name for each in threading.enumerate()], "it gives up")
         session.finish(num_steps)
     print(json.dumps({name: counters["inductor"][name] for name in ("fxgraph_cache_hit", "fxgraph_cache_miss")}))
-
-
-if __name__ == "__main__":
-    logging.basicConfig(format="%(message)s", level=logging.INFO)
-    train(sys.argv[1], int(sys.argv[2]), compile_cache="cache" in sys.argv, keeps="keeps" in sys.argv)
