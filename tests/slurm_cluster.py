@@ -123,6 +123,12 @@ class Cluster:
         words = ["sinfo", "--noheader", "--Node", "--partition=low", "--format=%T"]
         until(lambda: self.run(*words).split() == ["idle"] * num, f"{num} nodes are idle")
 
+    def resume(self, name):
+        """Let jobs run again on a machine that was lost, once it has started again, as an administrator does."""
+        restarted = "Reason=Node unexpectedly rebooted"
+        until(lambda: restarted in self.run("scontrol", "show", "node", name), f"{name} has started again")
+        self.run("scontrol", "update", f"NodeName={name}", "State=RESUME")
+
     def end_jobs(self):
         """End what a test that failed has left. SLURM's own process of a job would outlive the daemons."""
         for words in (["--full", "--signal=KILL"], []):  # those that run, then those that wait
@@ -241,8 +247,8 @@ def slurm_of_machines(names, lost_after_s=300):
     """
     Run a SLURM with a machine for each of *names*, and yield its :class:`Cluster`.
 
-    SLURM takes a machine for lost after *lost_after_s* seconds of silence, 300 by default. A machine that has started
-    again before that is lost as well, and gets no job any more.
+    SLURM takes a machine for lost after *lost_after_s* seconds of silence, 300 by default, and if it has started again.
+    It gets no job then until :meth:`Cluster.resume`.
 
     A machine has a network, processes and disks of its own: ``disk`` in the folder of SLURM, and /dev/shm. All machines
     share the other disks, as a cluster does with its home directories.

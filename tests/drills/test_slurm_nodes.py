@@ -111,6 +111,8 @@ def test_a_job_that_loses_a_node_comes_back_and_is_exact(lost, way, reference, t
             assert cluster.until_state(job, "PENDING", *ENDED) == "PENDING", said(tmp_path / "output.txt")
         if way != "is replaced":
             machine.come_back()
+        if way == "comes back":
+            cluster.resume(machine.name)
 
         ended = cluster.until_state(job, *ENDED)
         assert ended == "COMPLETED", said(tmp_path / "output.txt")
