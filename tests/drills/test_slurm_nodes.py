@@ -87,16 +87,19 @@ def test_a_job_whose_node_is_taken_comes_back_and_is_exact(interrupt, flags, ref
     assert_same_training(tmp_path, reference, ranks=RANKS)
 
 
-@pytest.mark.parametrize("way", ["comes back", "is replaced", "is back at once"])
-@pytest.mark.parametrize("lost", [0, 2])
-def test_a_job_that_loses_a_node_comes_back_and_is_exact(lost, way, reference, tmp_path):
+WAYS = [("comes back", 30), ("is replaced", 60), ("is back at once", 300)]
+
+
+@pytest.mark.parametrize(("way", "lost_after_s"), WAYS, ids=[way for way, _ in WAYS])
+@pytest.mark.parametrize("lost", [0, 2], ids=["first node", "last node"])
+def test_a_job_that_loses_a_node_comes_back_and_is_exact(lost, way, lost_after_s, reference, tmp_path):
     """
     The node vanishes with its disk while the other ranks are in a collective. SLURM misses it and queues the job again,
     which continues after the newest step that all ranks have stored. The first node has the script of the job, srun and
-    rank 0.
+    rank 0. The ranks miss a node after 35 s, so SLURM is the first to do so, or the last.
     """
     set_up(tmp_path, slow=[lost, "batch", 11])
-    with slurm_of_machines(MACHINES, lost_after_s=30) as cluster:
+    with slurm_of_machines(MACHINES, lost_after_s) as cluster:
         machine = cluster.machines[f"node{lost}"]
         job = submit(cluster, tmp_path, *(NO_SPARE if way == "comes back" else []))
         for rank in range(RANKS):
