@@ -10,6 +10,7 @@ VERBS = (
     "overhead",
     "durable",
     "restore",
+    "export",
     "restart",
     "agree",
     "scale",

@@ -53,6 +53,7 @@ RUNS = {
             *HOSTS,
         },
     ),
+    "export": (["--gb", "0.002", "--saves", "1"], {"safetensors", "pt", "dcp", "lightning", "accelerate"}),
     "restart": (["--gb", "0.002", "--saves", "1"], {*PROGRAMS, "raw read"}),
     "agree": (
         ["--ranks", "2", "--steps", "40", "--notices", "1"],
@@ -88,6 +89,7 @@ FIGURES = {  # that spot_plugins has in each
     "overhead": {"added_us", "interval_us"},
     "durable": {"local_s", "committed_s", "local_to_floor", "committed_to_floor"},
     "restore": {"warm_s", "s3_s", "session_s", "warm_to_floor", "s3_to_floor"},
+    "export": {"gb", "copy_s", "export_s", "export_to_copy", "memory_mb"},
     "restart": {"total_s", "share_s", "join_s", "list_s", "read_s", "apply_s", "position_s", "step_s"},
     "agree": {"quiet_median_us", "notice_median_s"},
     "scale": {"commit", "discover", "prune"},
@@ -103,6 +105,7 @@ LONG = {
     "stall of many tensors",
     "overhead",
     "durable",
+    "export",
     "restart",
     "agree",
     "fleet",

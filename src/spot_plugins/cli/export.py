@@ -36,8 +36,7 @@ def export(
         typer.Option(
             "--format",
             help="pt is a file for torch.load, hf a folder for from_pretrained of transformers or PEFT, dcp a "
-            "directory for torch.distributed.checkpoint, lightning a .ckpt, accelerate a folder for load_state. pt and "
-            "lightning hold all in memory.",
+            "directory for torch.distributed.checkpoint, lightning a .ckpt, accelerate a folder for load_state.",
         ),
     ] = Kind.SAFETENSORS,
     config: Annotated[

@@ -61,11 +61,11 @@ def export_accelerate(
         for number, name in enumerate(each for each in stored.optimizers() if each.startswith("optimizer-")):
             with stored.errors():
                 optimizer = by_index(stored.part(name))
-            write_state(folder / _numbered("optimizer.bin", number), optimizer, stored)
+            _write_state(folder / _numbered("optimizer.bin", number), optimizer, stored)
         for number, value in enumerate(_parts(stored, "scheduler")):
-            torch.save(value, folder / _numbered("scheduler.bin", number))
+            _write_state(folder / _numbered("scheduler.bin", number), value, stored)
         for number, value in enumerate(_parts(stored, "custom")):
-            torch.save(value, folder / f"custom_checkpoint_{number}.pkl")
+            _write_state(folder / f"custom_checkpoint_{number}.pkl", value, stored)
         if (scaler := stored.whole_part("scaler")) is not None:
             with stored.errors():
                 torch.save(numbers_of(scaler), folder / "scaler.pt")
@@ -86,13 +86,18 @@ def _write_model(folder: Path, number: int, weights: Weights) -> None:
     """Write a model as safetensors, or as a file of torch if it has extra state that is no tensor."""
     if weights.left_out:
         stored = StoredState(weights)
-        state = stored.whole_part(weights.part)
+        state = stored.any_part(weights.part)
         with stored.errors():
             values = {name: value for kind in KINDS for name, value in state[kind].items()}
-        torch.save(values, folder / _numbered("pytorch_model.bin", number))
+        _write_state(folder / _numbered("pytorch_model.bin", number), values, stored)
         return
     with (folder / _numbered("model.safetensors", number)).open("xb") as file:
         write_tensors(file, weights, _untied(weights.tensors))
+
+
+def _write_state(path: Path, state: Any, stored: StoredState) -> None:
+    with path.open("xb") as file:
+        write_state(file, state, stored)
 
 
 def _untied(tensors: Sequence[Weight]) -> list[Weight]:
@@ -111,7 +116,7 @@ def _numbered(name: str, number: int) -> str:
 
 def _parts(stored: StoredState, stem: str) -> Iterator[Any]:
     number = 0
-    while (state := stored.whole_part(f"{stem}-{number}")) is not None:
+    while (state := stored.any_part(f"{stem}-{number}")) is not None:
         yield state
         number += 1
 

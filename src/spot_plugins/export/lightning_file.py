@@ -6,14 +6,13 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-import torch
-
 from ..errors import ConfigError
 from ..resume.weights import KINDS, Weights, entry_of, open_weights
 from ..state import by_index
 from ..state.scaler import numbers_of
 from .outputs import Exported, check_new, exported, new_file
 from .stored_state import StoredState
+from .torch_stream import write_state
 
 _BEFORE_VERSIONS: Final = "2.6.0"
 """The version that a checkpoint without a version of Lightning was saved with, or a later one of the same format."""
@@ -43,7 +42,7 @@ def export_lightning(
     Write a committed step of a training with Lightning to *out*, a file for ``trainer.fit(ckpt_path=...)``.
 
     It has what ``ModelCheckpoint(every_n_train_steps=1)`` would have written after that step, but no hyperparameters
-    and no positions of loaders. All of it is in memory at a time.
+    and no positions of loaders. A few tensors are in memory at a time.
 
     Arguments and errors are those of :func:`~.safetensors.export_weights`.
     """
@@ -55,17 +54,17 @@ def export_lightning(
     with stored.errors():
         checkpoint = _checkpoint(weights, stored)
     notes = []
-    if stored.whole_part("datamodule"):
+    if stored.any_part("datamodule"):
         notes.append("the state of the data module is left out, because the step does not name its class")
     with new_file(out) as file:
-        torch.save(checkpoint, file)
+        write_state(file, checkpoint, stored)
     return exported(weights, weights.tensors, notes)
 
 
 def _checkpoint(weights: Weights, stored: StoredState) -> dict[str, Any]:
-    model = stored.whole_part(weights.part)
+    model = stored.any_part(weights.part)
     fit_loop = stored.whole_part("loops")["fit_loop"]
-    callbacks = stored.whole_part("callbacks") or {}
+    callbacks = stored.any_part("callbacks") or {}
     software = entry_of(entry_of(weights.manifests[0].state, "program"), "software")
     checkpoint = {
         "epoch": fit_loop["epoch_progress"]["current"]["processed"],
@@ -74,9 +73,9 @@ def _checkpoint(weights: Weights, stored: StoredState) -> dict[str, Any]:
         "state_dict": {name: value for kind in KINDS for name, value in model[kind].items()},
         "loops": {"fit_loop": fit_loop, **_OTHER_LOOPS},
         "callbacks": {name: state for name, state in callbacks.items() if name != _OWN},
-        "optimizer_states": [by_index(stored.whole_part(name)) for name in stored.optimizers()],
+        "optimizer_states": [by_index(stored.any_part(name)) for name in stored.optimizers()],
         "lr_schedulers": list(_schedulers(stored)),
-        **(stored.whole_part("checkpoint-hooks") or {}),
+        **(stored.any_part("checkpoint-hooks") or {}),
     }
     if "scale" in (precision := stored.whole_part("precision") or {}):
         checkpoint["MixedPrecision"] = numbers_of(precision)
@@ -92,6 +91,6 @@ def _global_step(fit_loop: Mapping[str, Any]) -> int:
 
 def _schedulers(stored: StoredState) -> Iterator[Any]:
     number = 0
-    while (state := stored.whole_part(f"scheduler-{number}")) is not None:
+    while (state := stored.any_part(f"scheduler-{number}")) is not None:
         yield state
         number += 1

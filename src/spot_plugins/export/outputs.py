@@ -95,5 +95,8 @@ def _unfinished(path: Path) -> Path:
 def _errors_of(path: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        raise ConfigError(f"out={str(path)!r} cannot be written: {error.strerror}") from error
+    except (OSError, RuntimeError) as error:
+        refusal = error.__context__ if isinstance(error, RuntimeError) else error  # torch raises one after the other
+        if not isinstance(refusal, OSError):
+            raise
+        raise ConfigError(f"out={str(path)!r} cannot be written: {refusal.strerror}") from error

@@ -58,6 +58,7 @@ def write_tensors(file: BinaryIO, weights: Weights, tensors: Sequence[Weight]) -
     file.write(_header(weights, tensors))
     for _, image in weights.read(tensors):
         file.write(image)
+        del image  # before the next one is read
 
 
 def _header(weights: Weights, tensors: Sequence[Weight]) -> bytes:

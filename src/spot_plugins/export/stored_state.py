@@ -31,7 +31,7 @@ class StoredState:
 
     def __init__(self, weights: Weights) -> None:
         self._weights = weights
-        self._by_id: dict[int, Weight] = {}
+        self._by_id: dict[int, tuple[torch.Tensor, Weight]] = {}  # with the tensors, so that no other one gets an id
         self._empty: dict[str, torch.Tensor] = {}
         self._data: dict[str, torch.Tensor] = {}
         self._shared = {each.name for manifest in weights.manifests for each in manifest.tensors if each.shared}
@@ -52,6 +52,11 @@ class StoredState:
         document = self._document(name, _OF_LIBRARIES | _OF_DATA)
         with self.errors():
             return decode(document, {each: self._tensor(each) for each in named(document)})
+
+    def any_part(self, name: str) -> Any:
+        """Return the state of a part as :meth:`part` does, or with all of its data if values are made from the data."""
+        document = self._document(name, _OF_LIBRARIES)
+        return self.part(name) if _OF_DATA.isdisjoint(_keys(document)) else self.whole_part(name)
 
     def whole_part(self, name: str) -> Any:
         """
@@ -88,6 +93,12 @@ class StoredState:
         with self.errors():
             return decode(document, data)
 
+    def tensor(self, weight: Weight) -> torch.Tensor:
+        """Return the tensor of *weight* on the meta device, for :meth:`read`."""
+        tensor = torch.empty(weight.shape, dtype=TORCH_DTYPES[weight.dtype], device="meta")
+        self._by_id[id(tensor)] = tensor, weight
+        return tensor
+
     def read(self, tensors: Sequence[torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """
         Yield each of *tensors*, and the same with its data. A few are read ahead, in parallel.
@@ -96,14 +107,15 @@ class StoredState:
             CorruptCheckpointError: Bytes are damaged or missing.
             StoreError: The store does not answer.
         """
-        found = self._weights.read([self._by_id[id(each)] for each in tensors])
-        for tensor, (weight, image) in zip(tensors, found, strict=True):
-            yield tensor, tensor_of(weight, image)
+        left = iter(tensors)
+        for weight, image in self._weights.read([self._by_id[id(each)][1] for each in tensors]):
+            yield next(left), tensor_of(weight, image)
+            del image  # before the next one is read
 
     def weights_of(self, state: Any) -> list[Weight]:
         """Return the tensors in *state*, which is a result of :meth:`part` or has several of them."""
         if isinstance(state, torch.Tensor):
-            return [self._by_id[id(state)]]
+            return [self._by_id[id(state)][1]]
         inner = state.values() if isinstance(state, dict) else state if isinstance(state, list | tuple) else ()
         return [weight for each in inner for weight in self.weights_of(each)]
 
@@ -129,9 +141,7 @@ class StoredState:
 
     def _tensor(self, name: str) -> torch.Tensor:
         if name not in self._empty:
-            weight = self._weights.weight(name, name)
-            tensor = self._empty[name] = torch.empty(weight.shape, dtype=TORCH_DTYPES[weight.dtype], device="meta")
-            self._by_id[id(tensor)] = weight
+            self._empty[name] = self.tensor(self._weights.weight(name, name))
         return self._empty[name]
 
 

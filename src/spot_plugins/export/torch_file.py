@@ -6,11 +6,10 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
-from ..resume.tensors import tensors_of
 from ..resume.weights import Weights, open_weights
 from .outputs import check_new, new_file
+from .stored_state import StoredState
+from .torch_stream import write_state
 
 
 def export_torch_weights(
@@ -24,13 +23,14 @@ def export_torch_weights(
     storage_options: Mapping[str, Any] | None = None,
 ) -> Weights:
     """
-    Write the weights of a committed step to *out*, a file for ``torch.load``. All of them are in memory at a time.
+    Write the weights of a committed step to *out*, a file for ``torch.load``. A few are in memory at a time.
 
     Arguments, result and errors are those of :func:`~.safetensors.export_weights`.
     """
     check_new(out)
     weights = open_weights(url, step, kept=kept, part=part, module=module, storage_options=storage_options)
-    tensors = tensors_of(weights)
+    stored = StoredState(weights)
+    tensors = {each.name: stored.tensor(each) for each in weights.tensors}
     with new_file(out) as file:
-        torch.save(tensors, file)
+        write_state(file, tensors, stored)
     return weights

@@ -7,14 +7,13 @@ it is used. The names of tensors go into the result only, never into a path.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from itertools import islice
 from math import prod
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import xxhash
 
@@ -28,11 +27,11 @@ from .manifests import manifests_of
 from .plausible import ITEM_BYTES, UNCHECKED_BYTES, find_nonsense
 from .stored import choose_step, no_damage_if_pruned, open_run
 
-if TYPE_CHECKING:
-    import numpy as np
-
 KINDS: Final = ("parameters", "buffers", "extra")
 """Keys of the state of a model."""
+
+READ_AHEAD_BYTES: Final = 256 * 1024**2
+"""Most bytes of tensors that are in memory while they are read in parallel. A larger tensor is there alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,6 +101,9 @@ class Weights:
         """
         Yield each tensor with its bytes, row by row. A few tensors are read ahead, in parallel.
 
+        About :data:`READ_AHEAD_BYTES` are in memory, or one tensor if that is larger, if the caller drops the bytes of
+        each tensor before it takes the next one.
+
         Args:
             tensors: Some of the tensors, whose names may be other ones. None: all.
 
@@ -111,15 +113,20 @@ class Weights:
             StoreError: The store does not answer.
         """
         with ThreadPoolExecutor(NUM_GETS, thread_name_prefix="spot-get") as pool:
-            left = iter(self.tensors if tensors is None else tensors)
-            reads = [(each, pool.submit(self._read, each)) for each in islice(left, NUM_GETS)]
-            while reads:
-                weight, joined = reads.pop(0)
-                reads += [(each, pool.submit(self._read, each)) for each in islice(left, 1)]
+            left = deque(self.tensors if tensors is None else tensors)
+            reads: deque[tuple[Weight, Future[memoryview]]] = deque()
+            held = 0
+            while left or reads:
+                while left and (not reads or held + left[0].num_bytes <= READ_AHEAD_BYTES):
+                    held += left[0].num_bytes
+                    reads.append((left[0], pool.submit(self._read, left.popleft())))
+                weight, joined = reads.popleft()
                 with no_damage_if_pruned(self._store, self.step_id):
                     # wait: until the client of the store gives up; the caller gets an error
                     image = joined.result()
                 yield weight, image
+                del joined, image  # of which the caller has none left, either, before the next one is read
+                held -= weight.num_bytes
 
     def weight(self, name: str, stored: str) -> Weight:
         """Return the tensor *stored* of rank 0 or of all ranks, which may be of another part, under the name *name*."""
@@ -173,31 +180,38 @@ def read_weight(store: ObjectStore, step: int, weight: Weight) -> memoryview:
     """
     import numpy as np
 
-    item = ITEM_BYTES[weight.dtype]
-    parts = [(piece, _fetch(store, step, manifest.blobs[piece.blob].key, piece)) for manifest, piece in weight.pieces]
-    if len(parts) == 1:
-        return memoryview(parts[0][1])
-    whole = np.zeros((*weight.shape, item), dtype=np.uint8)
-    for piece, image in parts:
-        box = tuple(slice(first, first + n) for first, n in zip(piece.offsets, piece.lengths, strict=True))
-        whole[box] = _array(image).reshape((*piece.lengths, item))
-    return whole.reshape(-1).data
+    pieces = [(manifest.blobs[piece.blob].key, piece) for manifest, piece in weight.pieces]
+    for key, piece in pieces:
+        if piece.stop - piece.start > UNCHECKED_BYTES and not _has_byte(store, key, piece.stop - 1):
+            raise _too_short(step, key, piece)
+    image = np.zeros(weight.num_bytes, dtype=np.uint8)
+    if len(pieces) == 1:
+        _fetch(store, step, *pieces[0], image.data)
+        return image.data
+    whole = image.reshape(*weight.shape, ITEM_BYTES[weight.dtype])
+    for key, piece in pieces:
+        target = whole[tuple(slice(first, first + n) for first, n in zip(piece.offsets, piece.lengths, strict=True))]
+        rows = target if target.flags.c_contiguous else np.empty(target.shape, dtype=np.uint8)
+        _fetch(store, step, key, piece, rows.reshape(-1).data)
+        if rows is not target:
+            target[...] = rows
+    return image.data
 
 
-def _fetch(store: ObjectStore, step: int, key: str, piece: TensorSlice) -> bytearray:
-    size = piece.stop - piece.start
-    if size > UNCHECKED_BYTES and not _has_byte(store, key, piece.stop - 1):
-        raise CorruptCheckpointError(step, key, f"has no {size} bytes from {piece.start}")
-    image = bytearray(size)
+def _fetch(store: ObjectStore, step: int, key: str, piece: TensorSlice, image: memoryview) -> None:
+    """Read the bytes of *piece* into *image*, and compare them with their hash."""
     try:
-        count = patiently(lambda: store.get_into(key, piece.start, [memoryview(image)])) if image else 0
+        count = patiently(lambda: store.get_into(key, piece.start, [image])) if image.nbytes else 0
     except KeyError:
         raise CorruptCheckpointError(step, key, GONE) from None
-    if count != len(image):
-        raise CorruptCheckpointError(step, key, f"has no {len(image)} bytes from {piece.start}")
+    if count != image.nbytes:
+        raise _too_short(step, key, piece)
     if xxhash.xxh3_128_hexdigest(image) != piece.xxh3_128:
         raise CorruptCheckpointError(step, key, "has changed since it was written: its hash differs")
-    return image
+
+
+def _too_short(step: int, key: str, piece: TensorSlice) -> CorruptCheckpointError:
+    return CorruptCheckpointError(step, key, f"has no {piece.stop - piece.start} bytes from {piece.start}")
 
 
 def _has_byte(store: ObjectStore, key: str, position: int) -> bool:
@@ -260,9 +274,3 @@ def items_of(document: Json) -> Iterator[tuple[str, Json]]:
     if isinstance(order, list) and sorted(map(str, order)) == sorted(map(str, range(len(keys)))):
         keys = [keys[int(str(position))] for position in order]
     yield from ((key, document[key]) for key in keys)
-
-
-def _array(image: bytearray) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    import numpy as np
-
-    return np.frombuffer(image, dtype=np.uint8)
