@@ -56,7 +56,6 @@ TYPED = "a person waits between its lines; drills/test_notices.py has such notic
 OF_PROVIDERS = "asks the providers of prices; contract/test_markets.py and multiprocess/test_prices.py stand for them"
 
 OTHER_TOOL = "needs LLaMA-Factory, which wants other versions of transformers and TRL; tried by hand"
-NO_SCENE = "has no scene yet"
 
 NOT_RUN = {
     ("README.md", "pip install"): INSTALLS,
@@ -79,8 +78,6 @@ NOT_RUN = {
     ("docs/tutorials/trainer.md", "run_exp"): OTHER_TOOL,
     ("docs/tutorials/trainer.md", "sft.yaml"): OTHER_TOOL,
     ("docs/commands/doctor.md", ""): "each line depends on the machine; multiprocess/test_doctor.py has them",
-    ("docs/commands/drill.md", "test_my_training_survives"): NO_SCENE,
-    ("docs/howto/report.md", "spot report"): NO_SCENE,
     ("docs/prices.md", "$/GPU-H    $/H"): OF_PROVIDERS,
     ("docs/prices.md", "--bytes"): OF_PROVIDERS,
     ("docs/prices.md", "--emit skypilot"): OF_PROVIDERS,

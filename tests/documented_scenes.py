@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from documented import Scene
+from documented import ROOT, Scene
 
 TORCH = """
 import torch
@@ -509,6 +509,19 @@ attempt("spot-run/first", 700)
 """,
     ),
     Scene(
+        page="docs/commands/drill.md",
+        program=f"""
+from pathlib import Path
+Path("train.py").write_text('''
+import runpy, sys
+sys.argv[1:] = ["none", "200"]
+runpy.run_path("{ROOT}/tests/drills/programs/planted.py", run_name="__main__")
+''')
+<< test_my_training_survives
+test_my_training_survives()
+""",
+    ),
+    Scene(
         page="docs/commands/ls.md",
         program=f"""{RUN}
 attempt("spot-run/first", 500, keep=200)
@@ -570,6 +583,19 @@ def console(block):
 << --spot-price
 attempt("s3://bucket/run-7", 100)
 << final.safetensors
+""",
+    ),
+    Scene(
+        page="docs/howto/report.md",
+        program=f"""{RUN}
+def console(block):
+    # A slow machine saves no money, and other things are to be changed on it.
+    kept = [lines[: lines.index("What to change")] for lines in lines_of(block)]
+    compare(*([line.replace(", -#", ", #") for line in lines] for lines in kept))
+attempt("spot-run/first", 2400, signal=SIGKILL, at=1064)
+attempt("spot-run/first", 2400, signal=SIGTERM, at=1802)
+attempt("spot-run/first", 2400)
+<< --spot-price
 """,
     ),
     Scene(
