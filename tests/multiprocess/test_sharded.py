@@ -12,6 +12,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from spot_plugins import export_weights
 from spot_plugins.export.distributed import export_distributed
+from spot_plugins.export.torch_file import export_torch_weights
 
 pytestmark = pytest.mark.sampled
 
@@ -74,18 +75,20 @@ def test_training_goes_on_as_if_it_had_not_stopped(wrapper, world, saved, tmp_pa
 @pytest.mark.parametrize(("wrapper", "world"), SAVERS, ids=[f"{wrapper} on {world}" for wrapper, world in SAVERS])
 def test_what_is_exported_is_what_torch_gathers(wrapper, world, saved, tmp_path):
     """
-    One process writes the whole weights of any job to a usual file: the names, types and bits that torch gathers. Torch
+    One process writes the whole weights of any job to usual files: the names, types and bits that torch gathers. Torch
     itself reads them, and the state of both optimizers, from a directory of torch.distributed.checkpoint.
     """
     url, gathered, _ = saved(wrapper, world)
 
     export_weights(url, tmp_path / "weights.safetensors")
+    export_torch_weights(url, tmp_path / "weights.pt")
 
-    found, model = load_file(tmp_path / "weights.safetensors"), torch.load(gathered)["model"]
-    assert found.keys() == model.keys()
-    for name, tensor in model.items():
-        assert found[name].dtype == tensor.dtype, name
-        assert torch.equal(found[name], tensor), name
+    model = torch.load(gathered)["model"]
+    for found in (load_file(tmp_path / "weights.safetensors"), torch.load(tmp_path / "weights.pt")):
+        assert found.keys() == model.keys()
+        for name, tensor in model.items():
+            assert found[name].dtype == tensor.dtype, name
+            assert torch.equal(found[name], tensor), name
 
     export_distributed(url, tmp_path / "directory")
     dcp_to_torch_save(tmp_path / "directory", tmp_path / "directory.pt")

@@ -11,7 +11,7 @@ from golden.make import DATA
 from golden.training import EPOCHS, STEPS_PER_EPOCH, STORED
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
-from stored_models import damage, save_model
+from stored_models import WAYS, damage, save_model
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -158,6 +158,26 @@ def test_a_checkpoint_of_a_real_training(name, tmp_path):
     assert trainer.global_step == EPOCHS * STEPS_PER_EPOCH
 
 
+@pytest.mark.parametrize(("world_size", "is_spread"), [*WAYS[1:], (4, True)])
+def test_the_file_is_the_same_from_any_ranks(world_size, is_spread, tmp_path):
+    """As under DDP, and as under FSDP2, whose ranks have some rows each."""
+    fit(Saver(tmp_path, 1), max_epochs=1)
+    loops = torch.load(tmp_path / "stock.ckpt", weights_only=True)["loops"]
+    model = Module()
+    optimizer = torch.optim.AdamW(model.parameters())
+    model.training_step(torch.ones(2, 4)).backward()
+    optimizer.step()
+
+    for name, ways in (("one", {}), ("several", {"world_size": world_size, "is_spread": is_spread})):
+        save_model(str(tmp_path / name), {"model": model}, [optimizer], others={"loops": loops}, **ways)
+        export_lightning(str(tmp_path / name), tmp_path / f"{name}.ckpt")
+
+    one, several = (torch.load(tmp_path / f"{name}.ckpt", weights_only=True) for name in ("one", "several"))
+    assert_equal(several, one)
+    assert_equal(several["state_dict"], dict(model.state_dict()))
+    assert_equal(several["optimizer_states"][0], optimizer.state_dict())
+
+
 def test_what_the_file_cannot_have_is_told(tmp_path):
     """The state of a data module; a scaler is there, with numbers."""
     fit(Saver(tmp_path, 1), max_epochs=1)
@@ -186,7 +206,7 @@ def test_nothing_is_left_if_it_fails(tmp_path):
     }
     hparams = {"loops": {"fit_loop": fit_loop}, "checkpoint-hooks": model.hparams}
     save_model(str(tmp_path / "hparams"), {"model": model}, others=hparams)
-    save_model(str(tmp_path / "damaged"), {"model": model}, others=loops)
+    save_model(str(tmp_path / "damaged"), {"model": model}, others={"loops": {"fit_loop": fit_loop}})
     damage(tmp_path / "damaged")
     (tmp_path / "mine").touch()
 
