@@ -66,6 +66,7 @@ def server(tmp_path, monkeypatch):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    catalogue._newest.clear()
     with MarketServer(tmp_path) as server:
         for name, value in server.environ().items():
             monkeypatch.setenv(name, value)
@@ -288,6 +289,26 @@ def test_one_list_of_the_catalogue_that_is_down_costs_its_own_rows(server):
         "runpod is left out: the provider answers with status 503",
         "verda is left out: no row of the answer can be read: price=0 must be above 0",
     ]
+
+
+def test_a_list_is_fetched_once(server):
+    """The rounds of a watch ask for its version alone, until that is another one."""
+    only = [each for each in PROVIDERS if each.name == "catalogue"]
+    for _ in range(3):
+        assert rows_of(ask(QUERY, only, fresh=True)["catalogue"]) == wanted("catalogue")
+    fetched = [request.path for request in server.asked(markets.CATALOGUE) if request.path.endswith(".zip")]
+    assert len(fetched) == len(set(fetched)) == 9
+
+    def newer(request):
+        _, _, name, *rest = request.path.split("/")
+        if rest == ["version"]:
+            return 200, b"20261129-1"
+        return 200, markets.catalogue_zip(name, ["x,y,7,1,1,8,H100,80,True,,,"])
+
+    server.answers[markets.CATALOGUE] = newer
+    found = ask(QUERY, only, fresh=True)["catalogue"]
+    assert {offer.per_hour for offer in found.offers} == {7.0}
+    assert {offer.answered_at.day for offer in found.offers} == {29}
 
 
 def test_a_list_that_would_fill_the_memory_is_refused(server, monkeypatch):

@@ -30,6 +30,9 @@ _MAX_CSV_BYTES: Final = 64 * 1024**2
 
 _VERSION: Final = re.compile(rb"(20\d{6})-\d{1,9}\s*")
 
+_newest: Final[dict[str, tuple[str, bytes]]] = {}
+"""By cloud, the address and the archive that were read last. A watch must not fetch megabytes again in each round."""
+
 _Prices: TypeAlias = dict[tuple[str, str, str, int], dict[bool, float]]
 """By machine, place, GPU and number of GPUs: the price as spot (True) and on demand (False)."""
 
@@ -67,7 +70,11 @@ def _offers_until(name: str, query: Query, until: float, _: float) -> Answer:
         raise ProviderError("the answer is not as documented: the version of the list is no date") from None
     source = f"{URL}/{name}/{version.decode().strip()}/catalog.zip"
     prices: _Prices = {}
-    answer = fields.answer_of(_rows(name, web.fetch(source, until)), partial(_keep, query=query, prices=prices))
+    before, archive = _newest.get(name, ("", b""))
+    if before != source:
+        archive = web.fetch(source, until)
+    answer = fields.answer_of(_rows(name, archive), partial(_keep, query=query, prices=prices))
+    _newest[name] = source, archive
     for (machine, place, gpu, count), price in prices.items():
         answer.offers.append(
             Offer(
