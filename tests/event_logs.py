@@ -17,10 +17,14 @@ SPOT = [sys.executable, "-m", "spot_plugins.cli"]
 BEGAN_AT = 1_700_000_000.0
 
 
-def write_log(store, attempt, entries, *, rank=0, world_size=1, offset=BEGAN_AT, host="machine"):
-    """Put one segment. *entries* are pairs of a monotonic time and an entry; *offset* makes it a time of the clock."""
+def write_log(store, attempt, entries, *, rank=0, world_size=1, offset=BEGAN_AT, jump=(0.0, 0.0), host="machine"):
+    """
+    Put one segment. *entries* are pairs of a monotonic time and an entry; *offset* makes it a time of the clock.
+
+    *jump* is a monotonic time, and the seconds by which the clock is set then.
+    """
     facts = {"format": 1, "attempt": attempt, "rank": rank, "num_dropped": 0, "world_size": world_size, "host": host}
-    lines = [encode(Record(offset + at, at, entry)) for at, entry in entries]
+    lines = [encode(Record(offset + at + (jump[1] if at >= jump[0] else 0.0), at, entry)) for at, entry in entries]
     store.put(SegmentKey(attempt, rank, 0).key, json.dumps(facts).encode() + b"\n" + b"".join(lines))
 
 

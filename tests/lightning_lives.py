@@ -129,7 +129,7 @@ class Lives:
         others = [interrupt] if interrupt else []
         on_event = [interrupt.on_event] if interrupt else []
         spot = SpotCheckpoint(
-            str(self._folder / url), every_steps=self._every_steps, grace_seconds=20, on_event=on_event
+            str(self._folder / url), every_steps=self._every_steps, grace_seconds=60, on_event=on_event
         )
         trainer = make_trainer(self._folder, *others, spot, *callbacks, **(self._settings | settings))
         if interrupt is None:

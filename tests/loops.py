@@ -62,7 +62,7 @@ class Life:
         torch.manual_seed(1)
 
     def hook(self):
-        self.spot = SpotHook(self.accelerator, self.url, every_steps=self.every_steps, grace_seconds=20)
+        self.spot = SpotHook(self.accelerator, self.url, every_steps=self.every_steps, grace_seconds=60)
         return self.spot
 
     def net(self):

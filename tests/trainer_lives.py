@@ -114,7 +114,7 @@ class Life:
         }
         arguments = TrainingArguments(output_dir=str(folder), remove_unused_columns=False, **(quiet | usual | settings))
         on_event = [interrupt.on_event] if interrupt else []
-        self.spot = SpotTrainerCallback(url, every_steps=every_steps, grace_seconds=20, on_event=on_event)
+        self.spot = SpotTrainerCallback(url, every_steps=every_steps, grace_seconds=60, on_event=on_event)
         callbacks = [self.spot, Logged(self.log)]
         if interrupt:
             interrupt.spot = self.spot

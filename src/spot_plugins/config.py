@@ -17,7 +17,7 @@ from datetime import timedelta
 from typing import Any, Final, Literal, TypeAlias, get_args
 
 from .errors import ConfigError
-from .locations import absolute_path, absolute_url
+from .locations import absolute_path, absolute_path_or_page, absolute_url
 from .locations import printable_url as printable_url
 
 OnNotice: TypeAlias = Literal["leave", "continue"]
@@ -93,10 +93,6 @@ def _check_every_seconds(value: Any) -> float | Literal["auto"]:
     return "auto" if is_auto else _check_seconds(value, "a timedelta, a number of seconds, or 'auto'")
 
 
-def _parse_every_seconds(text: str) -> float | Literal["auto"]:
-    return "auto" if text == "auto" else float(text)
-
-
 def _check_switch(value: Any) -> bool:
     _require(isinstance(value, bool), "must be True or False")
     return bool(value)
@@ -153,18 +149,16 @@ def _check_option(name: str, value: Any) -> None:
     )
 
 
-def _absolute_path_or_page(value: str) -> str:
-    return value if value.startswith(("http://", "https://")) else absolute_path(value)
-
-
 _URL: Final = _place(
     "a string, such as 's3://bucket/run'", "names no place: give one, such as s3://bucket/run", absolute_url
 )
-_FILE: Final = _place("a string or None", "names no file: give a path, or None", _absolute_path_or_page)
+_FILE: Final = _place("a string or None", "names no file: give a path, or None", absolute_path_or_page)
 _DIRECTORY: Final = _place("a string or None", "names no directory: give a path, or None", absolute_path)
 _COUNT: Final = Kind(check=_check_count, parse=int, noun="a whole number")
 _SECONDS: Final = Kind(check=_check_seconds, parse=float, noun="a number")
-_EVERY_SECONDS: Final = Kind(check=_check_every_seconds, parse=_parse_every_seconds, noun="a number, or 'auto'")
+_EVERY_SECONDS: Final = Kind(
+    check=_check_every_seconds, parse=lambda text: text if text == "auto" else float(text), noun="a number, or 'auto'"
+)
 _SWITCH: Final = Kind(check=_check_switch, parse=_parse_switch, noun="true or false")
 _SOURCES: Final = Kind(check=_check_sources, parse=_parse_sources, noun="auto, none, or names with commas between them")
 _OPTIONS: Final = Kind(check=_check_options, parse=None, noun="", show=lambda value: "***")
@@ -282,6 +276,12 @@ class SpotConfig:
     )
     """``skip`` differs where a sample depends on more than its index: a warning says how. ``auto`` skips if the classes
     of data set and collate function are known to depend on nothing else, and fetches otherwise."""
+
+    compile_cache: bool = field(
+        default=False,
+        metadata=_SWITCH.described("Keep compiled code at the URL, and load it. Trust all who can write there."),
+    )
+    """For ``torch.compile``. What is loaded holds pickles and machine code. Needs torch 2.7 or newer."""
 
     storage_options: Mapping[str, Any] = field(
         default_factory=dict,

@@ -76,6 +76,11 @@ def absolute_path(path: str) -> str:
     return os.path.abspath(expanded)
 
 
+def absolute_path_or_page(location: str) -> str:
+    """Return *location* as :func:`absolute_path` does, unless it is a page: ``http://`` or ``https://``."""
+    return location if location.startswith(("http://", "https://")) else absolute_path(location)
+
+
 def _refuse_unexpanded(location: str) -> None:
     if location != location.strip():
         raise ValueError("begins or ends with white space: remove it")

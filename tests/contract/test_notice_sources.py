@@ -14,6 +14,7 @@ from hearing import until
 from metadata import AwsServer, AzureServer, GcpServer, PageServer
 from ports import free_port
 
+from spot_plugins.clock import DRILL_VARIABLE
 from spot_plugins.notices import NoticePoller, poller, web
 from spot_plugins.notices.aws import AwsSource
 from spot_plugins.notices.azure import AzureSource
@@ -540,6 +541,19 @@ def test_slurm_without_an_end_that_is_near(end, monkeypatch):
     """
     monkeypatch.setenv("SLURM_JOB_END_TIME", end)
     assert SlurmSource(GRACE_S).poll() is None
+
+
+@pytest.mark.parametrize("jump_s", [21600, -21600])
+def test_a_clock_that_is_set_does_not_move_the_end_of_a_job(jump_s, tmp_path, monkeypatch, began):
+    """
+    Neither does a training leave hours early, nor does it miss the end.
+    """
+    clock = tmp_path / "clock"
+    monkeypatch.setenv(DRILL_VARIABLE, str(clock))
+    far, near = (SlurmSource(GRACE_S, end=time.time() + left_s) for left_s in (7200, 20))
+    clock.write_text(str(jump_s))
+    assert far.poll() is None
+    assert_left(near.poll(), 20, began, within=1.1)
 
 
 def test_slurm_with_an_end_that_is_near(monkeypatch, began):

@@ -18,8 +18,10 @@ from commands import SPOT, spot
 from hearing import DEADLINE_S
 from launching import PROGRAMS, module_path
 
+from spot_plugins.drill.inner_faults import JUMP_S
 from spot_plugins.errors import ConfigError
 from spot_plugins.testing import (
+    ClockJump,
     Corruption,
     EmptyNotice,
     Freeze,
@@ -245,6 +247,17 @@ def test_ranks_of_torchrun_survive_a_sick_disk():
     command = [*TORCHRUN, "--nproc-per-node", "2", *planted("none", 300)[1:]]
     verdict = drill(command, [FullDisk(), KillRank(rank=1), ReadOnlyDisk(), Signal()])
     assert verdict.is_kept, texts(verdict)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("launcher", [[], [*TORCHRUN, "--nproc-per-node", "2"]], ids=["python", "torchrun"])
+def test_a_training_survives_jumps_of_the_clock(launcher):
+    """It saves at each time, obeys a notice at a wrong one, and the next start is at the right one again."""
+    faults = [ClockJump(), Notice(), ClockJump(), KillRank()]
+    verdict = drill([*launcher, *planted("none", 600)[1 if launcher else 0 :]], faults)
+    assert verdict.is_kept, texts(verdict)
+    jumps_s = [each.log.jumped_s for each in verdict.facts.rehearsal.lives]
+    assert jumps_s == pytest.approx([2 * JUMP_S, 2 * JUMP_S, 0.0], abs=DEADLINE_S), texts(verdict)
 
 
 @pytest.mark.soak

@@ -16,7 +16,7 @@ from remains import Remains
 
 SETTINGS = {"workers": 2, "samples": 83, "every_steps": 1000}
 PAIR = {"ranks": 2, "samples": 83}
-GRACE_S = 20  # what the trainings say
+GRACE_S = 60  # what the trainings say
 HOSTS = {"torchrun": "lightning_train", "Lightning's own": "lightning_train", "accelerate launch": "accelerate_train"}
 
 CHOSEN = {("torchrun", 1), ("Lightning's own", 1), ("accelerate launch", 0)}

@@ -16,7 +16,7 @@ from metadata import AwsServer
 from ports import free_port
 from remains import Remains
 
-GRACE_S = 10
+GRACE_S = 30
 SPOT_RUN = [sys.executable, "-m", "spot_plugins.cli", "run", "--grace-seconds", str(GRACE_S)]
 ENDLESS = {"workers": 2, "samples": 1_000_000, "every_steps": 10}
 

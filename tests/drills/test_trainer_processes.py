@@ -31,6 +31,8 @@ def references(tmp_path_factory):
 CONFIG = Path(__file__).parents[2] / "examples" / "accelerate_configs" / "two_cpus_fsdp2.yaml"
 PAIR = {"ranks": 2, "samples": 41, "batch": 2, "epochs": 2}
 ONE = {"samples": 21, "batch": 2, "epochs": 2}
+STREAM = PAIR | {"loader": "stream", "trainer": {"max_steps": 28}}
+"""A stream, whose passes have 11 steps. Rank 0 reads it for both."""
 
 # settings, signal, where it comes, the step after which the training continues
 DRILLS = {
@@ -46,6 +48,36 @@ DRILLS = {
     "two ranks, FSDP2": (PAIR | {"wrapper": "fsdp2"}, "SIGTERM", ["batch", 8], 8),
     "two ranks, FSDP2, killed": (PAIR | {"wrapper": "fsdp2", "accumulate": 3}, "SIGKILL", ["batch", 17], 5),
 }
+
+
+HUGGING_FACE = STREAM | {"loader": "hugging face"}
+WINDOWS = STREAM | {"accumulate": 3, "trainer": {"max_steps": 8}}
+BY_EACH_RANK = STREAM | {"trainer": {"max_steps": 28, "accelerator_config": {"dispatch_batches": False}}}
+STREAMS = {
+    "in the second pass": (HUGGING_FACE, "SIGTERM", ["batch", 15], 15),
+    "killed": (STREAM, "SIGKILL", ["batch", 15], 10),
+    "at the end of a pass": (STREAM, "SIGTERM", ["batch", 11], 11),
+    "accumulation": (WINDOWS, "SIGTERM", ["batch", 8], 3),
+    "accumulation over the end of a pass": (WINDOWS, "SIGTERM", ["batch", 11], 4),
+    "workers": (STREAM | {"workers": 2}, "SIGTERM", ["batch", 15], 15),
+    "workers, shards": (HUGGING_FACE | {"workers": 2}, "SIGTERM", ["batch", 15], 15),
+    "by each rank": (BY_EACH_RANK, "SIGTERM", ["batch", 15], 15),
+    "by each rank, workers": (BY_EACH_RANK | {"workers": 2}, "SIGTERM", ["batch", 15], 15),
+    "by each rank, shards": (BY_EACH_RANK | {"loader": "hugging face", "samples": 40}, "SIGTERM", ["batch", 8], 8),
+}
+FIRST_STREAM, *MORE_STREAMS = STREAMS.items()
+DRILLS = DRILLS | {f"two ranks, a stream, {FIRST_STREAM[0]}": FIRST_STREAM[1]}
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(
+    ("settings", "signal_name", "at", "step"),
+    [case for _, case in MORE_STREAMS],
+    ids=[name for name, _ in MORE_STREAMS],
+)
+def test_streams(settings, signal_name, at, step, references, tmp_path):
+    """Each sample comes in its pass and at its place, whoever reads the stream."""
+    test_resumed_equals_uninterrupted(settings, signal_name, at, step, references, tmp_path)
 
 
 @pytest.mark.parametrize(("settings", "signal_name", "at", "step"), DRILLS.values(), ids=DRILLS)
@@ -97,6 +129,7 @@ CHANGES = {
     "3, 2": ({"accumulate": 2}, [(3, 5), (2, None)]),
     "grouped by length, 2, 1, 2": ({"sampling": "group_by_length"}, [(2, 4), (1, 11), (2, None)]),
     "FSDP2, 2, 1, 2": ({"wrapper": "fsdp2"}, [(2, 4), (1, 11), (2, None)]),
+    "a stream, 2, 1, 2": ({"loader": "stream", "trainer": {"max_steps": 20}}, [(2, 4), (1, 11), (2, None)]),
 }
 
 

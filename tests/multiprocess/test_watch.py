@@ -11,9 +11,10 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from types import SimpleNamespace
 
 import pytest
-from event_logs import write_log
+from event_logs import BEGAN_AT, write_log
 from hearing import DEADLINE_S, Heard, until, until_gone
 from steps import Holder, state_of
 
@@ -21,6 +22,8 @@ from spot_plugins.config import SpotConfig
 from spot_plugins.eventlog import recorder
 from spot_plugins.eventlog.records import Ended, Heartbeat, Started, TrainerGone, TrainingBegan
 from spot_plugins.events import Committed, Leaving, NoticeReceived, Resumed
+from spot_plugins.monitor import following
+from spot_plugins.monitor.attempts import SILENT_S
 from spot_plugins.monitor.figures import Prices
 from spot_plugins.monitor.following import Follower
 from spot_plugins.session import SpotSession
@@ -180,8 +183,13 @@ def test_a_terminal_shows_one_line_that_is_drawn_again(tmp_path):
     assert b"\x1b[31m" not in seen
 
 
-def test_the_rate_is_that_of_the_last_minutes(tmp_path):
-    """Counted by hand: 100 steps in 100 s, after 10 in 1,000 s. A resumed attempt has what it resumed from stored."""
+@pytest.mark.parametrize("jump_s", [0.0, 21600.0, -21600.0])
+def test_the_rate_is_that_of_the_last_minutes(tmp_path, jump_s):
+    """
+    Counted by hand: 100 steps in 100 s, after 10 in 1,000 s. A resumed attempt has what it resumed from stored.
+
+    It does not matter that the clock was set meanwhile.
+    """
     store = LocalStore(str(tmp_path / "run"))
     write_log(store, 1, [(0.0, Started(process_s=0.0)), (1.0, TrainingBegan(step=None)), (2.0, TrainerGone())])
     write_log(
@@ -195,8 +203,26 @@ def test_the_rate_is_that_of_the_last_minutes(tmp_path):
             (1101.0, Heartbeat(step=115)),
         ],
         offset=1_700_000_500.0,
+        jump=(1050.0, jump_s),
     )
-    status = Follower(str(tmp_path / "run"), Prices()).look(1_700_001_700.0)
+    status = Follower(str(tmp_path / "run"), Prices()).look(1_700_001_700.0 + jump_s)
     assert (status.how, status.step, status.committed_step, status.committed_at) == ("running", 115, 5, None)
     assert status.steps_per_s == pytest.approx(1.0)
-    assert status.step_at == pytest.approx(1_700_001_601.0)
+    assert status.step_at == pytest.approx(1_700_001_601.0 + jump_s)
+
+
+@pytest.mark.parametrize("jump_s", [21600.0, -21600.0])
+def test_silence_is_measured_while_the_run_is_watched(tmp_path, monkeypatch, jump_s):
+    """A clock that is set meanwhile, here or where the training runs, ends no attempt and keeps none."""
+    store = LocalStore(str(tmp_path / "run"))
+    entries = [(1.0, Started(process_s=1.0)), (2.0, TrainingBegan(step=None)), (3.0, Heartbeat(step=1))]
+    write_log(store, 1, entries)
+    follower, watch = Follower(str(tmp_path / "run"), Prices()), SimpleNamespace(now=50.0)
+    monkeypatch.setattr(following, "time", SimpleNamespace(monotonic=lambda: watch.now))
+    assert follower.look(BEGAN_AT + 4.0).how == "running"
+    watch.now += SILENT_S - 2
+    assert follower.look(BEGAN_AT + SILENT_S + jump_s).how == "running"
+    watch.now += 2
+    assert follower.look(BEGAN_AT + SILENT_S + jump_s).how == "killed"
+    write_log(store, 1, [*entries, (400.0, Heartbeat(step=2))])
+    assert follower.look(BEGAN_AT + SILENT_S + jump_s).how == "running"

@@ -114,7 +114,6 @@ NOT_MET: Final = {
     "s3://bucket/run, gs://": "examples within other messages",
     "or start anew at another URL": "the end of other messages",
     ", or a loader from": "the end of another message",
-    ", which takes any": "the end of another message",
     "training ends at once": "within the line on a training that was told to stop",
     "\0, says the proxy": "an answer of FaultProxy to a client",
     "HTTP/1.1 \0": "the same",

@@ -67,6 +67,7 @@ class SpotHook(Loop):
         buffer_bytes: Most bytes of host memory per rank for state on its way to the store. None: room for two states.
         elastic_batch: On another number of ranks: 'keep' the samples per step, or let them 'scale' with the ranks.
         fast_forward: After a resume, 'fetch' the batches that were trained on, 'skip' them, or 'auto': skip if exact.
+        compile_cache: Keep compiled code at the URL, and load it. Trust all who can write there.
         storage_options: Options of the fsspec file system, such as {'endpoint_url': ...}. Never printed.
         on_event: Function that is called with every event of this rank, or a list of such functions.
         hooks: Old name of on_event, accepted until 1.0.
@@ -97,6 +98,7 @@ class SpotHook(Loop):
         buffer_bytes: int | None = None,
         elastic_batch: ElasticBatch | None = None,
         fast_forward: FastForward | None = None,
+        compile_cache: bool | None = None,
         storage_options: Mapping[str, Any] | None = None,
         on_event: Subscriber | Sequence[Subscriber] = (),
         hooks: Sequence[Subscriber] | None = None,
@@ -119,6 +121,7 @@ class SpotHook(Loop):
             buffer_bytes=buffer_bytes,
             elastic_batch=elastic_batch,
             fast_forward=fast_forward,
+            compile_cache=compile_cache,
             storage_options=storage_options,
         )
         super().__init__(AccelerateFramework(accelerator), config, self._remedies, subscribers_of(on_event, hooks))

@@ -11,6 +11,9 @@ LEAVE_SHARE: Final = 0.1
 MAX_LEAVE_S: Final = 3.0
 """Upper limit of that time, in seconds."""
 
+EXIT_SHARE: Final = 1 / 3
+"""Share of that time that is left for the exit if a last save takes longer than planned."""
+
 
 @dataclass(frozen=True, slots=True)
 class Notice:
@@ -26,8 +29,13 @@ class Notice:
 
     @property
     def leave_by(self) -> float:
-        """The time (monotonic) at which everything must be stored."""
+        """The time (monotonic) at which everything must be stored, by the plan."""
         return self.deadline - self.margin_s
+
+    @property
+    def wait_until(self) -> float:
+        """The time (monotonic) until which a last save that takes longer than planned is waited for."""
+        return self.deadline - EXIT_SHARE * self.margin_s
 
 
 def notice_of(source: str, deadline: float, left_s: float, *, at_once: bool) -> Notice:

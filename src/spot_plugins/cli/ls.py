@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..clock import wall_time
 from .output import age, errors_of, plain, print_json, print_table, size
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def ls(
         print_json({"steps": steps, "verified": found.verified})
         return
     rows = [("STEP", "ATTEMPT", "AGE", "SIZE", "RANKS", "MARKS", "STATE")]
-    now = time.time()
+    now = wall_time()
     for each in found.steps:
         old = "?" if each.modified_at is None else age(now - each.modified_at)
         ranks = f"{each.num_ranks}/{'?' if each.world_size is None else each.world_size}"

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ..clock import wall_time
 from ..errors import ConfigError, SpotError
 from .checks import price
 
@@ -52,7 +52,7 @@ def report(
         raise typer.BadParameter("give one of --text, --json and --html FILE", param_hint="--text")
     try:
         published = None if rate_per_month is None else share("rate_per_month", rate_per_month)
-        found = read_report(url, Prices(spot_price, on_demand_price), time.time(), published)
+        found = read_report(url, Prices(spot_price, on_demand_price), wall_time(), published)
     except SpotError as error:
         typer.echo(f"spot report: {error}", err=True)
         raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import typer
 
+from ..clock import wall_time
 from ..errors import StoreError
 from .checks import price, seconds
 from .output import errors_of, plain
@@ -48,13 +49,13 @@ def watch(
     with errors_of("watch"):
         follower = Follower(url, Prices(spot_price, on_demand_price))
         screen = _Screen(as_json)
-        screen.show(status := follower.look(time.time()))
+        screen.show(status := follower.look(wall_time()))
     while status.how != "finished":
         # wait: --every; it looks again
         time.sleep(every)
         try:
             with errors_of("watch", passing=StoreError):
-                status = follower.look(time.time())
+                status = follower.look(wall_time())
         except StoreError as error:
             typer.echo(f"spot watch: {plain(str(error))}. It is asked again in {every:g} s", err=True)
             continue
@@ -77,7 +78,7 @@ class _Screen:
             if status != before:
                 typer.echo(json.dumps(status.document(), allow_nan=False))
             return
-        line = plain(status.line(time.time()))
+        line = plain(status.line(wall_time()))
         if not self._redraws:
             if before is None or _facts(status) != _facts(before):
                 typer.echo(line)

@@ -18,9 +18,10 @@ from .passing import (
     tell_of_new_workers,
 )
 from .price import Price
-from .replayed import MISSING, Replayed, length_of
+from .replayed import MISSING, Replayed, length_of, require_same
 from .rng import are_at, load_streams_state, raw_streams, streams_state
 from .unwrap import num_samples, streams
+from .values import bytes_of
 from .where import Where
 
 
@@ -35,7 +36,8 @@ class Counted(Replayed):
         self._needs_record = needs_record(loader) and not deals_out
         self._sampler = recorded_sampler(loader) if self._needs_record else None
         self._order = Order()
-        self._has_workers = getattr(self._plain, "num_workers", 0) > 0
+        self._num_workers: int = getattr(self._plain, "num_workers", 0)
+        self._is_stream = streams(loader)
         self._at_ahead: dict[str, Any] | None = None  # streams before a fetch that went ahead and drew from them
         self._is_other_job = False  # the number of ranks or samples differs, so that the batches do too
         self._is_fixed = depends_on_index_alone(loader)
@@ -58,6 +60,11 @@ class Counted(Replayed):
         self._num_to_pass = max(self._before - num_fetched_anyhow(self._loader), 0) if self._passes_over else 0
         if self._sampler is None and self._num_to_pass:
             self._sampler = recorded_sampler(self._loader)
+        if self._is_stream:
+            self._order = Order()
+            has_other_workers = self._keeps_workers and bool(epoch or number)  # which is told
+            if loaded is not None and self._before > 0 and not (self._is_other_job or has_other_workers):
+                self._order.expect(loaded.get("order"), self._tell_other_order)
         if self._sampler is None:
             return
         if not self._needs_record:
@@ -73,22 +80,27 @@ class Counted(Replayed):
         position = super().after(batches)
         if self._loaded is not None:
             return position
-        more = {"order": self._order.state_dict(), "at_ahead": self._at_ahead}
+        more: dict[str, Any] = {"order": self._order.state_dict(), "at_ahead": self._at_ahead}
+        if self._is_stream:
+            more["num_workers"] = self._num_workers
         return {**position, **{name: value for name, value in more.items() if value is not None}}
 
     def fetch_ahead(self, iterator: Iterator[Any], batches: int) -> Any:
         """Fetch, and keep the streams of before if the batch ahead has drawn from them. Workers have their own."""
-        if self._has_workers or (self._is_fixed and not self._needs_record):
-            return super().fetch_ahead(iterator, batches)
-        before = raw_streams()
-        batch = super().fetch_ahead(iterator, batches)
         # The first fetch also gets the first batch. A replay repeats it with the streams of the start of the epoch.
         is_first = self._before + batches == 0
-        self._at_ahead = None if is_first or are_at(before) else streams_state(before)
+        may_draw = self._num_workers == 0 and (self._needs_record or not self._is_fixed)
+        before = raw_streams() if may_draw else None
+        batch = super().fetch_ahead(iterator, batches)
+        if before is not None:
+            self._at_ahead = None if is_first or are_at(before) else streams_state(before)
+        self._look_at(batch, is_first=is_first)
         return batch
 
     def load(self, at: Mapping[str, Any], *, where: Where) -> None:
         """Keep the position, in batches of this job. A partial batch is trained on twice, not skipped."""
+        if self._is_stream:
+            self._require_same_stream(at, where)
         length = length_of(self._loader)
         self._is_other_job = (where.world_size, at.get("batch_size"), at.get("num_samples")) != (
             self._world_size,
@@ -118,15 +130,39 @@ class Counted(Replayed):
         while (num_done := num_fetched + self._num_passed_over()) < self._before:
             if self._at_ahead is not None and 0 < num_done == self._before - 1:
                 load_streams_state(self._at_ahead)
-            if next(iterator, MISSING) is MISSING:
+            if (batch := next(iterator, MISSING)) is MISSING:
                 raise ConfigError(
                     f"the training loader ended after {num_fetched + self._num_passed_over()} batches, but "
                     f"{self._before} of this epoch were trained on. Use the same data and batch size as before, or "
                     f"start a new run"
                 )
+            self._look_at(batch, is_first=num_fetched == 0)
             num_fetched += 1
             if not self._passes_over:
                 price.fetched(num_fetched)
+
+    def _require_same_stream(self, at: Mapping[str, Any], where: Where) -> None:
+        """Raise :exc:`ConfigError` if the stream is divided in another way than before, so that its order differs."""
+        numbers = [("num_workers", self._num_workers, at.get("num_workers", self._num_workers))]
+        is_dealt_out = hasattr(self._loader, "slice_fn")  # by rank 0, which reads for all ranks
+        if not is_dealt_out:
+            numbers.append(("world_size", self._world_size, where.world_size))
+        here, there = self._samples_per_step, at.get("batch_size")
+        if self._num_workers > 0 and here is not None and there is not None:  # workers yield batches by turns
+            numbers.append(("batch_size", here // self._world_size, there // where.world_size))
+        require_same(numbers, "a stream")
+        if self._world_size != where.world_size:
+            warnings.warn(
+                f"the stream is dealt out to {self._world_size} ranks now, and to {where.world_size} in the "
+                f"checkpoint. Its samples keep their order, but the last step of a pass has others if the stream does "
+                f"not divide into steps",
+                stacklevel=4,
+            )
+
+    def _look_at(self, batch: Any, *, is_first: bool) -> None:
+        """Record the first batch of a pass over a stream, whose samples have no index that could be compared."""
+        if self._is_stream and is_first and batch is not MISSING:
+            self._order.add(bytes_of(batch))
 
     def _num_passed_over(self) -> int:
         """Return the number of batches that the sampler has passed over, and let it begin if its iterator exists."""
@@ -149,7 +185,7 @@ class Counted(Replayed):
         """Return what may differ because batches are passed over, or None if nothing can."""
         if self._is_fixed or not self._num_to_pass:
             return None
-        drawn = "random numbers drawn in the workers, and " if self._has_workers else ""
+        drawn = "random numbers drawn in the workers, and " if self._num_workers > 0 else ""
         return (
             f"passing over {self._num_to_pass} batches without fetching them, as fast_forward='skip' says. If a sample "
             f"depends on more than its index, this differs from an uninterrupted training: {drawn}generators, "

@@ -7,7 +7,7 @@ Checked against torch 2.13 and torchdata 0.11. No other module of this package t
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Final
@@ -118,6 +118,22 @@ def has_shuffle_buffer(dataset: Any) -> bool:
     The state of such a stream holds the position of its source and nothing of the buffer. Hugging Face fills the
     buffer anew, so samples are lost. Checked against datasets 5.2. The ``datasets`` package is not imported.
     """
+    return any(type(step).__name__ == "BufferShuffledExamplesIterable" for step in _steps_of(dataset))
+
+
+def is_shuffled_without_seed(dataset: Any) -> bool:
+    """
+    Return True if *dataset* is a Hugging Face stream with a step whose generator was made without a seed.
+
+    numpy seeds such a generator with 128 bits of the operating system, which are more than a program writes.
+    """
+    sequences = (getattr(getattr(step, "generator", None), "bit_generator", None) for step in _steps_of(dataset))
+    entropies = (getattr(getattr(each, "seed_seq", None), "entropy", None) for each in sequences)
+    return any(isinstance(each, int) and each >= 2**64 for each in entropies)
+
+
+def _steps_of(dataset: Any) -> Iterator[Any]:
+    """Yield the steps of *dataset*, a Hugging Face stream, and of what is below it. None of any other data set."""
     found = [getattr(dataset, "_ex_iterable", None), getattr(dataset, "dataset", None)]
     seen: set[int] = set()
     while found:
@@ -125,13 +141,11 @@ def has_shuffle_buffer(dataset: Any) -> bool:
         if part is None or id(part) in seen:
             continue
         seen.add(id(part))
-        if type(part).__name__ == "BufferShuffledExamplesIterable":
-            return True
+        yield part
         names = ("_ex_iterable", "ex_iterable", "dataset")
         found += [getattr(part, name, None) for name in names]
         several = getattr(part, "ex_iterables", None)
         found += several if isinstance(several, list) else []
-    return False
 
 
 def is_hugging_face(dataset: Any) -> bool:

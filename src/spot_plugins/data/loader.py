@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
@@ -13,6 +13,8 @@ from ..errors import ConfigError
 from .rng import borrowed_streams, mixed_seed, seed_streams
 from .sampler import ElasticSampler
 from .workers import shield
+
+NO_ORDER: Final = "in_order=False yields batches in no fixed order, so no position is exact. Leave it out"
 
 
 def elastic_loader(
@@ -66,7 +68,7 @@ def elastic_loader(
         **dataloader_kwargs,
     )
     if not dataloader_kwargs.get("in_order", True):
-        raise ConfigError("in_order=False yields batches in no fixed order, so no position is exact. Leave it out")
+        raise ConfigError(NO_ORDER)
     for name in ("sampler", "batch_sampler"):
         dataloader_kwargs.pop(name, None)
     if num_workers > 0:

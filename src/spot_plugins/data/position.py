@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from ..config import FastForward, checked
 from ..errors import ConfigError
 from .counted import Counted
 from .elastic import Elastic
-from .internals import has_shuffle_buffer
+from .internals import has_shuffle_buffer, is_shuffled_without_seed
+from .loader import NO_ORDER
 from .sampler import ElasticSampler
 from .sources import numbers_of, sources_of
 from .stateful import Stateful
 from .unwrap import plain_loader, samplers, streams
 from .where import Where
+
+NO_SEED: Final = (
+    "the training data is a stream of Hugging Face that is shuffled without a seed, so that each process has another "
+    "order. Give a seed to shuffle(), and to interleave_datasets() with probabilities"
+)
 
 
 class LoaderPosition:
@@ -59,8 +65,8 @@ class LoaderPosition:
             fast_forward: The way to the position in a ``counted`` loader, see :class:`~spot_plugins.config.SpotConfig`.
 
         Raises:
-            ConfigError: The loader holds an elastic sampler in a way that leaves its position unknown, or
-                *fast_forward* is none of its words.
+            ConfigError: The loader holds an elastic sampler in a way that leaves its position unknown, or yields a
+                stream in another order in every process, or *fast_forward* is none of its words.
         """
         self._world_size = world_size
         self._epoch = 0
@@ -229,7 +235,7 @@ class LoaderPosition:
 
         Raises:
             ConfigError: The position was saved for another kind of loader, other data, or, for a stateful
-                loader, another number of ranks or workers.
+                loader or a stream, another number of ranks or workers.
         """
         known = {"counted", "stateful"} if self.kind == "counted" else {self.kind}
         if state_dict["kind"] not in known:
@@ -297,7 +303,17 @@ def _kind_of(loader: Any, world_size: int, fast_forward: FastForward) -> Positio
     if elastic is not None:
         return Elastic(loader, elastic, world_size)
     plain = plain_loader(loader)
+    if streams(loader):
+        _check_order(plain)
     can_restore = hasattr(plain, "state_dict") and hasattr(plain, "load_state_dict")
     if can_restore and not has_shuffle_buffer(getattr(plain, "dataset", None)):
         return Stateful(loader, world_size)
     return Counted(loader, world_size, fast_forward)
+
+
+def _check_order(loader: Any) -> None:
+    """Raise :exc:`ConfigError` if *loader* is known to yield a stream in another order in every process."""
+    if getattr(loader, "num_workers", 0) > 0 and not getattr(loader, "in_order", True):
+        raise ConfigError(NO_ORDER)
+    if is_shuffled_without_seed(loader.dataset):
+        raise ConfigError(NO_SEED)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
 
+from ..errors import ConfigError
 from .loader_rng import LoaderGenerators
 from .rng import load_streams_state, streams_state
 from .unwrap import num_samples, plain_loader, samples_per_step, set_epoch, streams
@@ -151,6 +152,23 @@ def _streams_of_training() -> tuple[dict[str, Any], list[Replayed]]:
     others = [each for each in _REPLAYING if each.interrupted is not None]
     found = next((each.interrupted for each in others if equal(now, each.at_begin)), None)
     return (now, []) if found is None else (found, others)
+
+
+def require_same(numbers: Iterable[tuple[str, Any, Any]], subject: str, other: str = "") -> None:
+    """
+    Raise :exc:`ConfigError` if a number is another one than in the checkpoint.
+
+    Args:
+        numbers: The name of each number, its value, and that in the checkpoint.
+        subject: The thing that can only continue with the same numbers.
+        other: Another way to continue, for the error.
+    """
+    for name, here, there in numbers:
+        if here != there:
+            raise ConfigError(
+                f"{name}={here} differs from {name}={there} in the checkpoint, and {subject} can only continue with "
+                f"the same number. Use {name}={there}{other}, or start a new run"
+            )
 
 
 def length_of(loader: Any) -> int | None:

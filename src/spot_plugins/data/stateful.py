@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Mapping
 from typing import Any, Final
 
-from ..errors import ConfigError
 from .internals import (
     as_unfinished,
     check_stateful,
@@ -19,7 +18,7 @@ from .internals import (
 )
 from .order import Order, recorded_own_sampler
 from .passing import has_known_data, tell_of_new_workers
-from .replayed import MISSING, Replayed
+from .replayed import MISSING, Replayed, require_same
 from .rng import borrowed_streams
 from .stream_state import initial_state, keeps_state, loses_samples, repeats_start
 from .unwrap import streams
@@ -90,22 +89,15 @@ class Stateful(Replayed):
 
     def load(self, at: Mapping[str, Any], *, where: Where) -> None:
         """Keep the position. Refuse one that the loader would refuse later, or follow to another place."""
-        for name, here, there in (
+        here = self._samples_per_step
+        numbers = [
             ("world_size", self._world_size, where.world_size),
             ("num_workers", self._num_workers, at["num_workers"]),
-            (
-                f"batch_size over {self._world_size} ranks",
-                self._samples_per_step,
-                at.get("batch_size", self._samples_per_step),
-            ),
-        ):
-            if here != there:
-                other = "" if streams(self._loader) else ", or a loader from spot_plugins.data.elastic_loader"
-                raise ConfigError(
-                    f"{name}={here} differs from {name}={there} in the checkpoint, and a stateful loader can "
-                    f"only continue with the same number. Use {name}={there}{other and other + ', which takes any'}, "
-                    f"or start a new run"
-                )
+            (f"batch_size over {self._world_size} ranks", here, at.get("batch_size", here)),
+        ]
+        is_stream = streams(self._loader)
+        other = "" if is_stream else ", or a loader from spot_plugins.data.elastic_loader, which takes any"
+        require_same(numbers, "a stateful loader", other)
         super().load(at, where=where)
 
     def _begin_again(self, loaded: Mapping[str, Any]) -> None:

@@ -1,10 +1,13 @@
-"""Comparison of nested values that may hold tensors and arrays."""
+"""Comparison of nested values that may hold tensors and arrays, and their bytes."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 import torch
+
+_PLAIN: Final = (int, float, str, bytes, bool, type(None))
 
 
 def equal(one: Any, other: Any) -> bool:
@@ -18,3 +21,19 @@ def equal(one: Any, other: Any) -> bool:
     if hasattr(one, "tolist") and hasattr(other, "tolist"):
         return equal(one.tolist(), other.tolist())
     return type(one) is type(other) and bool(one == other)
+
+
+def bytes_of(value: Any) -> bytes | None:
+    """Return bytes that are equal for equal values in every process, or None if something in *value* has none."""
+    if isinstance(value, Mapping):
+        return bytes_of([item for pair in value.items() for item in pair])
+    if isinstance(value, list | tuple):
+        parts = list(map(bytes_of, value))
+        return None if None in parts else b",".join(parts)  # type: ignore[arg-type]
+    if isinstance(value, torch.Tensor):
+        if value.layout is not torch.strided:
+            return None
+        return value.detach().cpu().flatten().view(torch.uint8).numpy().tobytes()
+    if hasattr(value, "tolist"):
+        return bytes_of(value.tolist())
+    return repr(value).encode() if type(value) in _PLAIN else None

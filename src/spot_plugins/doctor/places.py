@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from typing import Final
 
+from ..clock import wall_time
 from ..config import SpotConfig, printable_url
 from ..economics.grace import bytes_in_grace, nodes_to_fit
 from ..economics.inputs import ASSUMED_STEP_S
@@ -141,7 +141,7 @@ class Places:
         if newest is None:
             yield Finding("run", "warning", "a run is there without a committed step", "look at it: spot ls URL")
             return
-        age_s = 0.0 if newest.modified_at is None else max(0.0, time.time() - newest.modified_at)
+        age_s = 0.0 if newest.modified_at is None else max(0.0, wall_time() - newest.modified_at)
         yield Finding("run", "good", f"a training continues at step {newest.step}, stored {seconds(age_s)} ago")
 
 

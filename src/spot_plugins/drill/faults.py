@@ -18,18 +18,15 @@ from typing import Final
 
 from ..errors import ConfigError
 from ..format.commit import committed_steps, read_manifest
-from ..format.keys import STEPS_PREFIX, rank_manifest_key
-from ..store import drilled_disk
-from .target import Fault, Target
+from ..format.keys import rank_manifest_key
+from .inner_faults import ClockJump, FullDisk, ReadOnlyDisk, SlowDisk, write_whole
+from .target import Fault, PlainFault, Target
 
 OUTAGE_S: Final = 5.0
 """Seconds for which the store refuses everything."""
 
 PAUSE_S: Final = 5.0
 """Seconds for which all processes stand still."""
-
-DISK_S: Final = 5.0
-"""Least seconds for which the disk has a fault, which lasts until an object of a step was to be written."""
 
 SECOND_S: Final = 3.0
 """Longest time in seconds from a signal to a second one. Most times that are drawn are much shorter."""
@@ -39,33 +36,7 @@ READ_S: Final = 2.0
 
 
 @dataclass(frozen=True, slots=True)
-class _Plain:
-    """Base of faults that need no end."""
-
-    name: str
-    ends_training: bool = True
-    is_notice: bool = False
-    takes_machine: bool = True
-    kills_launcher: bool = False
-    damages_newest: bool = False
-    lasts_s: float = 0.0
-    refusal: str = ""
-    hits_disk: bool = False
-
-    def limit_s(self, target: Target) -> float:
-        """Return the grace period."""
-        return target.grace_s
-
-    def has_hit(self, target: Target) -> bool:
-        """Return True, because it hits at once."""
-        return True
-
-    def end(self, target: Target) -> None:
-        """Do nothing."""
-
-
-@dataclass(frozen=True, slots=True)
-class Signal(_Plain):
+class Signal(PlainFault):
     """A signal to the command, as a scheduler sends it. What is left after the grace period is killed."""
 
     name: str = "sigterm"
@@ -79,7 +50,7 @@ class Signal(_Plain):
 
 
 @dataclass(frozen=True, slots=True)
-class TwoSignals(_Plain):
+class TwoSignals(PlainFault):
     """A SIGTERM to the command, and a second signal while the training leaves. It must not leave any sooner."""
 
     name: str = "two-signals"
@@ -101,7 +72,7 @@ class TwoSignals(_Plain):
 
 
 @dataclass(frozen=True, slots=True)
-class KillRank(_Plain):
+class KillRank(PlainFault):
     """A SIGKILL to one rank, as when memory runs out. The pusher of the rank and the other ranks continue."""
 
     name: str = "sigkill"
@@ -117,7 +88,7 @@ class KillRank(_Plain):
 
 
 @dataclass(frozen=True, slots=True)
-class KillLauncher(_Plain):
+class KillLauncher(PlainFault):
     """A SIGKILL to the command, which is a launcher. Its ranks must not train on, because nobody would end them."""
 
     name: str = "agent-kill"
@@ -130,7 +101,7 @@ class KillLauncher(_Plain):
 
 
 @dataclass(frozen=True, slots=True)
-class Notice(_Plain):
+class Notice(PlainFault):
     """A notice of a cloud with a deadline, and no signal. What is left at the deadline is killed."""
 
     name: str = "notice"
@@ -142,9 +113,7 @@ class Notice(_Plain):
 
     def begin(self, target: Target) -> str:
         """Write the notice file."""
-        unfinished = target.notice_file.with_suffix(".tmp")
-        unfinished.write_text(json.dumps({"grace_seconds": target.notice_s}))
-        unfinished.replace(target.notice_file)
+        write_whole(target.notice_file, json.dumps({"grace_seconds": target.notice_s}))
         return f"a notice that the machine is taken in {target.notice_s:.0f} s"
 
 
@@ -161,7 +130,7 @@ class EmptyNotice(Notice):
 
 
 @dataclass(frozen=True, slots=True)
-class KillPusher(_Plain):
+class KillPusher(PlainFault):
     """A SIGKILL to one pusher process. Its rank starts another one, and training continues."""
 
     name: str = "pusher-kill"
@@ -174,7 +143,7 @@ class KillPusher(_Plain):
 
 
 @dataclass(frozen=True, slots=True)
-class Reboot(_Plain):
+class Reboot(PlainFault):
     """The machine restarts without a notice: all processes are killed at once, pushers too. The local disk remains."""
 
     name: str = "reboot"
@@ -186,7 +155,7 @@ class Reboot(_Plain):
 
 
 @dataclass(frozen=True, slots=True)
-class HostLoss(_Plain):
+class HostLoss(PlainFault):
     """The machine vanishes: all processes are killed at once, pushers too, and the local disk is gone."""
 
     name: str = "host-loss"
@@ -227,7 +196,7 @@ class Corruption(HostLoss):
 
 
 @dataclass(frozen=True, slots=True)
-class StoreOutage(_Plain):
+class StoreOutage(PlainFault):
     """The store refuses everything for a while. Training continues."""
 
     name: str = "store-outage"
@@ -246,7 +215,7 @@ class StoreOutage(_Plain):
 
 
 @dataclass(frozen=True, slots=True)
-class Freeze(_Plain):
+class Freeze(PlainFault):
     """All processes stand still for a while, as when a virtual machine is moved. Training continues."""
 
     name: str = "pause"
@@ -261,67 +230,6 @@ class Freeze(_Plain):
     def end(self, target: Target) -> None:
         """Let them continue."""
         target.signal_all(signal.SIGCONT)
-
-
-@dataclass(frozen=True, slots=True)
-class _DiskFault(_Plain):
-    """
-    Base of faults of the disk that has the store and the local copies. Training continues.
-
-    They are made in the stores of this package, as errors of the kernel. What the program writes itself is not hit.
-    """
-
-    ends_training: bool = False
-    lasts_s: float = DISK_S
-    hits_disk: bool = True
-    state: str = ""
-    told: str = ""
-
-    def begin(self, target: Target) -> str:
-        """Name the fault in the file that all stores of the training look for."""
-        Path(drilled_disk.hit_file(str(target.disk_file))).unlink(missing_ok=True)
-        unfinished = target.disk_file.with_suffix(".tmp")
-        unfinished.write_text(self.state)
-        unfinished.replace(target.disk_file)
-        return self.told
-
-    def has_hit(self, target: Target) -> bool:
-        """Return whether an object of a step was to be written. Other objects, such as logs, are put more often."""
-        hit = Path(drilled_disk.hit_file(str(target.disk_file)))
-        return hit.exists() and any(key.startswith(STEPS_PREFIX) for key in hit.read_text().splitlines())
-
-    def end(self, target: Target) -> None:
-        """Let the disk work again."""
-        target.disk_file.unlink(missing_ok=True)
-
-
-@dataclass(frozen=True, slots=True)
-class FullDisk(_DiskFault):
-    """The disk is full: no object can be written. Reading and deleting work."""
-
-    name: str = "disk-full"
-    refusal: str = "(ENOSPC)"
-    state: str = drilled_disk.FULL
-    told: str = "the disk of the store and the local copies is full"
-
-
-@dataclass(frozen=True, slots=True)
-class ReadOnlyDisk(_DiskFault):
-    """The disk is read-only, as after an error of its file system: no object can be written or deleted."""
-
-    name: str = "disk-read-only"
-    refusal: str = "(EROFS)"
-    state: str = drilled_disk.READ_ONLY
-    told: str = "the disk of the store and the local copies is read-only"
-
-
-@dataclass(frozen=True, slots=True)
-class SlowDisk(_DiskFault):
-    """The disk is slow: each object takes seconds longer."""
-
-    name: str = "disk-slow"
-    state: str = drilled_disk.SLOW
-    told: str = f"the disk of the store and the local copies takes {drilled_disk.SLOW_S:.0f} s longer for each object"
 
 
 DEFAULT_FAULTS: Final[tuple[Fault, ...]] = (
@@ -344,12 +252,8 @@ _OTHERS: Final[tuple[Fault, ...]] = (
     FullDisk(),
     ReadOnlyDisk(),
     SlowDisk(),
+    ClockJump(),
 )
-
-_REFUSED: Final = {
-    "clock-jump": "no process but one of root can set the clock, and it would be set for everything on this machine"
-}
-"""Faults that cannot be made, with the reasons."""
 
 FAULTS: Final[Mapping[str, Fault]] = {each.name: each for each in (*DEFAULT_FAULTS, *_OTHERS)}
 """All faults of ``spot drill``, by name."""
@@ -363,8 +267,6 @@ def faults_of(text: str) -> tuple[Fault, ...]:
         ConfigError: There is no such fault.
     """
     names = [name.strip() for name in text.split(",")]
-    if refused := [name for name in names if name in _REFUSED]:
-        raise ConfigError(f"faults={text}: {refused[0]} cannot be made, because {_REFUSED[refused[0]]}")
     if unknown := [name for name in names if name not in FAULTS]:
         raise ConfigError(f"faults={text}: {unknown[0]!r} is no fault. Give some of {','.join(FAULTS)}")
     return tuple(FAULTS[name] for name in names)

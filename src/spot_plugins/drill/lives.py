@@ -60,6 +60,8 @@ class LifeLog:
     """The reasons for which a write of a step has failed."""
     has_left: bool = False
     """True if a session was about to end because of it, with its last step stored."""
+    jumped_s: float = 0.0
+    """Seconds by which the wall clock of its records has jumped."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shlex
-import time
 from collections.abc import Iterator
 
+from ..clock import wall_time
 from ..config import printable_url
 from ..eventlog.reading import read_event_log
 from ..monitor.figures import Prices, report_of
@@ -19,7 +19,7 @@ from .verdict import Verdict
 
 def page_of(verdict: Verdict) -> str:
     """Return the page. Every text is escaped."""
-    facts, now = verdict.facts, time.time()
+    facts, now = verdict.facts, wall_time()
     title = f"Drill of {shlex.join(facts.command)}"
     promises = [("", "PROMISE", "SEEN")]
     promises += [("kept" if each.is_kept else "BROKEN", each.name, each.text) for each in verdict.promises]

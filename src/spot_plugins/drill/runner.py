@@ -161,9 +161,9 @@ class Runner:
             training = Training(place, command, output, max_steps, self._random)
         except OSError as error:
             raise ConfigError(f"{command[0]} cannot be started: {error.strerror}") from error
-        watch = _Watch(training, life, stall_s)
+        watch, least_step = _Watch(training, life, stall_s), 0
         while watch.runs():
-            if pending and pace is not None and watch.step >= pending[0].step:
+            if pending and pace is not None and watch.step >= max(pending[0].step, least_step):
                 injected = self._inject(place, training, life, pending[0].fault, pace)
                 if injected is None:
                     continue  # the training is over, as the next look will find
@@ -172,6 +172,8 @@ class Runner:
                     self._wait_for_end(place, training, life, injected)
                     break
                 self._outlast(place, training, life, watch, pace)
+                # A new step shows that the training continues, if there is one to come.
+                least_step = min(training.last_step() + 1, pace.last_step)
         self._settle(place, training, life)
         life.records = training.records()
         if life.ending is not None:
@@ -215,8 +217,8 @@ class Runner:
                 hit_step = watch.step
             if hit_step is None or time.monotonic() <= until:
                 continue
-            # A step after the hit shows that the training does not wait for the disk.
-            if not injected.fault.hits_disk or watch.step > hit_step or watch.step >= pace.last_step:
+            # A step after the hit shows that the training does not wait for its saves.
+            if not injected.fault.hits_saves or watch.step > hit_step or watch.step >= pace.last_step:
                 break
         committed = next(iter(place.committed()), 0)
         injected.fault.end(training)
@@ -328,10 +330,13 @@ def _is_over(life: Life, pace: Pace) -> bool:
 def _log_of(place: Place, since: int) -> LifeLog:
     """Return the facts that the event log has on the attempts after *since*."""
     start_step, has_notice, has_left = None, False, False
-    rejected, refusals = dict[int, str](), list[str]()
+    rejected, refusals, offsets = dict[int, str](), list[str](), list[float]()
     for name in place.names()[-1:]:
         for log in read_event_log(open_store(place.url(name))).ranks:
-            for entry in [record.entry for record in log.records] if log.attempt > since else []:
+            if log.attempt <= since:
+                continue
+            offsets += [record.at - record.monotonic for record in log.records]
+            for entry in [record.entry for record in log.records]:
                 if isinstance(entry, TrainingBegan) and log.rank == 0:
                     start_step = entry.step or 0
                 elif isinstance(entry, NoticeReceived) and entry.kind != "soft":
@@ -349,4 +354,5 @@ def _log_of(place: Place, since: int) -> LifeLog:
         committed=next(iter(place.committed()), 0),
         refusals=tuple(dict.fromkeys(refusals)),
         has_left=has_left,
+        jumped_s=max(offsets, default=0.0) - min(offsets, default=0.0),
     )

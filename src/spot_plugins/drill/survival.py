@@ -1,4 +1,4 @@
-"""The verdict on faults that a training survives: it continues, says what is wrong, and stores steps again."""
+"""The verdict on faults that a training survives: it continues, knows of them, and stores steps again."""
 
 from __future__ import annotations
 
@@ -19,18 +19,21 @@ def of_survived(life: Life, injected: Injected, figure: FaultFigures, pace: Pace
     """Yield the promises for *injected*, a fault that leaves the processes alive."""
     name, end = f"{injected.fault.name} after step {injected.step}", injected.end
     yield _continues(f"{name}: training continues", life, injected, figure)
-    if not injected.fault.hits_disk or end is None:
+    if not injected.fault.hits_saves or end is None:
         return
     if injected.fault.refusal:
         said = next((each for each in life.log.refusals if injected.fault.refusal in each), None)
         text = "no event of a session speaks of it" if said is None else said
         yield Promise(f"{name}: the training says so", said is not None, text)
+    if injected.fault.jump_s:
+        text = f"the wall clock of its records has jumped by {life.log.jumped_s / 3600:.0f} h"
+        yield Promise(f"{name}: the training sees it", life.log.jumped_s > injected.fault.jump_s / 2, text)
     yield _stores(f"{name}: steps are stored again", life, injected, end, pace)
 
 
 def _continues(name: str, life: Life, injected: Injected, figure: FaultFigures) -> Promise:
     end, told = injected.end, injected.told
-    if injected.fault.hits_disk and end is not None:
+    if injected.fault.hits_saves and end is not None:
         told += f" for {end.at - injected.at:.0f} s, in which {end.step - injected.step} steps were done"
     if figure.next_step_s is not None:
         return Promise(name, True, f"{told}; a new step was done {max(0.0, figure.next_step_s):.1f} s later")

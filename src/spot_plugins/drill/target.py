@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -54,6 +55,11 @@ class Target(Protocol):
     @property
     def disk_file(self) -> Path:
         """The file that names a fault of the disk, see :mod:`spot_plugins.store.drilled_disk`."""
+        ...
+
+    @property
+    def clock_file(self) -> Path:
+        """The file that says by how much the wall clock is off, see :mod:`spot_plugins.clock`."""
         ...
 
     @property
@@ -114,8 +120,13 @@ class Fault(Protocol):
         ...
 
     @property
-    def hits_disk(self) -> bool:
-        """True if steps can be stored only after its end, or more slowly until then."""
+    def hits_saves(self) -> bool:
+        """True if steps may be stored more slowly or not at all, so that one has to be stored after its end."""
+        ...
+
+    @property
+    def jump_s(self) -> float:
+        """Seconds by which it sets the wall clock. 0: it does not."""
         ...
 
     def limit_s(self, target: Target) -> float:
@@ -138,3 +149,30 @@ class Fault(Protocol):
     def end(self, target: Target) -> None:
         """Take it back after :attr:`lasts_s`, or after all processes have ended."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class PlainFault:
+    """Base of faults that need no end."""
+
+    name: str
+    ends_training: bool = True
+    is_notice: bool = False
+    takes_machine: bool = True
+    kills_launcher: bool = False
+    damages_newest: bool = False
+    lasts_s: float = 0.0
+    refusal: str = ""
+    hits_saves: bool = False
+    jump_s: float = 0.0
+
+    def limit_s(self, target: Target) -> float:
+        """Return the grace period."""
+        return target.grace_s
+
+    def has_hit(self, target: Target) -> bool:
+        """Return True, because it hits at once."""
+        return True
+
+    def end(self, target: Target) -> None:
+        """Do nothing."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+from ..clock import DRILL_VARIABLE
 from ..fingerprints import ring
 from ..fingerprints.record import StepRecord
 from ..fingerprints.ring import RingReader
@@ -41,6 +42,7 @@ class Place:
         self.store_link.symlink_to(store_directory(self.store_link).name)
         self.local_directory = path / "local"
         self.disk_file = path / "disk"
+        self.clock_file = path / "clock"
         self.processes = Processes(path)
 
     def names(self) -> list[str]:
@@ -86,7 +88,13 @@ class Training:
         self._readers: dict[ring.RingId, RingReader] = {}
         place.folder.notice.unlink(missing_ok=True)
         place.disk_file.unlink(missing_ok=True)
-        environ = {**os.environ, FOLDER_VARIABLE: str(place.folder.path), drilled_disk.VARIABLE: str(place.disk_file)}
+        place.clock_file.unlink(missing_ok=True)
+        environ = {
+            **os.environ,
+            FOLDER_VARIABLE: str(place.folder.path),
+            drilled_disk.VARIABLE: str(place.disk_file),
+            DRILL_VARIABLE: str(place.clock_file),
+        }
         environ |= {} if max_steps is None else {STEPS_VARIABLE: str(max_steps)}
         parent = os.getpid()
         with output.open("wb") as file:
@@ -136,6 +144,11 @@ class Training:
     def disk_file(self) -> Path:
         """See :class:`~.target.Target`."""
         return self._place.disk_file
+
+    @property
+    def clock_file(self) -> Path:
+        """See :class:`~.target.Target`."""
+        return self._place.clock_file
 
     @property
     def store(self) -> ObjectStore:

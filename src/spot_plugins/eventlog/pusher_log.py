@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any, Final
 
 from .. import __version__
+from ..clock import wall_time
 from ..events import Committed, Event, Leaving, NoticeReceived, Superseded
 from ..store import ObjectStore
 from .records import Ended, Entry, Heartbeat, Record, TrainerGone, TrainingBegan, body_of, encode_body
@@ -91,7 +92,7 @@ class PusherLog:
             writer.close(max(0.0, deadline - time.monotonic()))
 
     def _record(self, entry: Entry) -> None:
-        self.add([body_of(Record(time.time(), time.monotonic(), entry))])
+        self.add([body_of(Record(wall_time(), time.monotonic(), entry))])
 
 
 def _facts() -> dict[str, Any]:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar, Final, Protocol
 
+from ..clock import wall_time
 from ..events import Event
 from ..machine.threads import start_thread
 from .records import Dropped, Ended, Entry, Heartbeat, Record, Started, TrainingBegan, body_of
@@ -104,7 +105,7 @@ class Recorder:
 
     def _add(self, entry: Entry) -> None:
         if self._queue.qsize() < MAX_WAITING:
-            self._queue.put(Record(time.time(), time.monotonic(), entry))
+            self._queue.put(Record(wall_time(), time.monotonic(), entry))
         else:
             self._drop()
 
@@ -124,7 +125,7 @@ class Recorder:
             except queue.Empty:
                 now = time.monotonic()
                 beat_due = now + BEAT_S
-                record = Record(time.time(), now, Heartbeat(step=self._reached()))
+                record = Record(wall_time(), now, Heartbeat(step=self._reached()))
                 if now < log_due:
                     self._way.send([{**body_of(record), "is_brief": True}])  # the next one is as good
                     continue
@@ -141,7 +142,7 @@ class Recorder:
             self._drop()
         bodies = list(self._waiting)
         if num_dropped := self._num_dropped:
-            bodies.append(body_of(Record(time.time(), time.monotonic(), Dropped(num_records=num_dropped))))
+            bodies.append(body_of(Record(wall_time(), time.monotonic(), Dropped(num_records=num_dropped))))
         if bodies and self._way.send(bodies):
             self._waiting.clear()
             with self._lock:

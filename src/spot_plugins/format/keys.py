@@ -17,6 +17,7 @@ FROZEN_PREFIX: Final = "frozen/"
 KEEP_PREFIX: Final = "keep/"
 PROBE_PREFIX: Final = "probe/"
 EVENTS_PREFIX: Final = "events/"
+COMPILED_PREFIX: Final = "compile-cache/"
 
 _STEP_DIR = re.compile(r"steps/(\d{10,})-(\d{6,})/")
 _RANK_MANIFEST = re.compile(r"steps/(\d{10,})-(\d{6,})/rank-(\d{5,})-of-(\d{5,})\.json")
@@ -25,6 +26,7 @@ _BLOB = re.compile(r"steps/(\d{10,})-(\d{6,})/r(\d{5,})-b\d{4,}\.safetensors")
 _HASH = re.compile(r"[0-9a-f]{32}")
 _KEEP = re.compile(r"keep/(\d{10,})-(\d{6,})/([a-z]+)\.json")
 _SEGMENT = re.compile(r"events/([0-9]{6,12})-([0-9]{5,8})-([0-9]{6,12})\.jsonl")
+_COMPILED = re.compile(r"compile-cache/([0-9]{5,8})/([0-9]{6,12})-([0-9a-f]{16})-([0-9a-f]{32})\.zip")
 
 
 class StepId(NamedTuple):
@@ -76,6 +78,27 @@ class SegmentKey(NamedTuple):
     def key(self) -> str:
         """The key."""
         return f"{self.prefix}{self.number:06d}.jsonl"
+
+
+class CompiledKey(NamedTuple):
+    """The fields of a key of compiled code. Those of a rank are sorted by attempt."""
+
+    rank: int
+    attempt: int
+    surroundings: str
+    """Hash of the software and the hardware that it is made for."""
+    xxh3_128: str
+    """Hash of the object."""
+
+    @property
+    def prefix(self) -> str:
+        """The prefix of the keys of this rank."""
+        return f"{COMPILED_PREFIX}{self.rank:05d}/"
+
+    @property
+    def key(self) -> str:
+        """The key."""
+        return f"{self.prefix}{self.attempt:06d}-{self.surroundings}-{self.xxh3_128}.zip"
 
 
 def attempt_key(attempt: int) -> str:
@@ -145,3 +168,9 @@ def parse_segment_key(key: str) -> SegmentKey | None:
     """Return the fields of *key*, or None if *key* does not name a segment of the event log."""
     match = _SEGMENT.fullmatch(key)
     return SegmentKey(*map(int, match.groups())) if match else None
+
+
+def parse_compiled_key(key: str) -> CompiledKey | None:
+    """Return the fields of *key*, or None if *key* does not name compiled code."""
+    match = _COMPILED.fullmatch(key)
+    return CompiledKey(int(match[1]), int(match[2]), match[3], match[4]) if match else None

@@ -94,9 +94,12 @@ class Departure:
             return self._outcomes[step]
 
     def leave_by(self) -> float:
-        """Return when to leave (monotonic). It gets earlier when a notice with an earlier end arrives."""
-        notice = self._notice()
-        return notice.deadline - notice.margin_s
+        """
+        Return when to leave at the latest (monotonic). It gets earlier when a notice with an earlier end arrives.
+
+        It is later than what the plan goes by, because a step that is stored is worth more than an orderly exit.
+        """
+        return self._notice().wait_until
 
     def _make_durable(self, step: int, is_paused: bool) -> Outcome:
         self._pusher.hurry()

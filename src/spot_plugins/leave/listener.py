@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import signal
 import time
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 from typing import Final
 
 from ..agreement import Agreement, notice_of
+from ..clock import SystemClock
 from ..config import SpotConfig
 from ..events import EventBus, NoticeReceived, NoticeSourcesFound
 from ..launch import roster
@@ -150,7 +151,7 @@ class Listener:
             grace_s = deadline - time.monotonic()
             known = self._agreement.notice
             if known is None or deadline < known.deadline - 1.0:
-                at = datetime.now(timezone.utc) + timedelta(seconds=grace_s)
+                at = SystemClock().utc() + timedelta(seconds=grace_s)
                 taken = f"{source}: this machine will be taken at {at:%H:%M:%S} UTC, {_left(deadline)} left"
                 self._lines.answer(f"{taken}: {self._use_of_time()}")
             self._agreement.notify(notice_of(source, deadline, grace_s, at_once=False))

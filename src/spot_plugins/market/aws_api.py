@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlencode
 from xml.etree import ElementTree
 
+from ..clock import SystemClock
 from . import fields, web
 from .base import ProviderError
 
@@ -75,7 +75,7 @@ def spot_prices(account: Account, region: str, types: list[str], until: float) -
     """Return the present prices of *types* in the zones of *region*. Raises :exc:`ProviderError`."""
     wanted = {
         "Action": "DescribeSpotPriceHistory",
-        "StartTime": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "StartTime": f"{SystemClock().utc():%Y-%m-%dT%H:%M:%SZ}",
         "ProductDescription.1": "Linux/UNIX",
         **_listed("InstanceType", types),
     }

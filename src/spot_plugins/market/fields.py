@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import Any, Final
 
+from ..clock import SystemClock
 from .base import Answer, Offer, ProviderError
 
 MAX_TEXT: Final = 120
@@ -136,7 +137,7 @@ def answer_of(rows: Iterable[Any], read: Callable[[Any], Iterable[Offer]]) -> An
 
 def now() -> datetime:
     """Return the current time in UTC."""
-    return datetime.now(timezone.utc)
+    return SystemClock().utc()
 
 
 def _short(value: Any) -> str:

@@ -140,9 +140,16 @@ def _published_per_day(groups: Sequence[list[RankLog]], attempts: Sequence[Attem
 
 
 def groups_of(log: EventLog) -> list[list[RankLog]]:
-    """Return the logs of the ranks of each attempt that has any records."""
+    """Return the logs of the ranks of each attempt that has any records. A clock that was set has no effect on them."""
     groups = [list(ranks) for _, ranks in groupby(log.ranks, key=lambda rank: rank.attempt)]
-    return [known for ranks in groups if (known := [rank for rank in ranks if rank.records])]
+    return [known for ranks in groups if (known := [_steady(rank) for rank in ranks if rank.records])]
+
+
+def _steady(rank: RankLog) -> RankLog:
+    """Return *rank* with the times of a clock that is never set, and agrees with its own one at the end."""
+    newest = rank.records[-1]
+    ahead_s = newest.at - newest.monotonic
+    return replace(rank, records=[replace(each, at=each.monotonic + ahead_s) for each in rank.records])
 
 
 def with_losses(attempts: Sequence[Attempt], next_start: int | None = None) -> list[Attempt]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import chain
@@ -13,7 +14,7 @@ from ..eventlog.records import Record
 from ..store import open_store
 from .advice import shown_s
 from .attempts import step_of
-from .figures import Money, Prices, Report, report_of
+from .figures import Money, Prices, Report, groups_of, report_of
 from .reading import check_log
 from .text import JSON_VERSION, end_of, shown_at
 
@@ -88,6 +89,8 @@ class Follower:
         self._prices = prices
         self._store = open_store(url)
         self._log = EventLog()
+        self._newest: list[Record] | None = None
+        self._changed_at = 0.0
 
     def look(self, now: float) -> Status:
         """
@@ -103,15 +106,24 @@ class Follower:
         found.ranks[:0] = [rank for rank in self._log.ranks if rank.attempt < since]
         check_log(self._url, found)
         self._log = found
+        now = self._by_its_clock(found, now)
         return _status_of(report_of(printable_url(self._url), found, self._prices, now), found)
+
+    def _by_its_clock(self, found: EventLog, now: float) -> float:
+        """Return the time by the clock of the newest attempt, which is at the newest record when that is first seen."""
+        ranks = [rank for rank in found.ranks if rank.records]
+        newest = [rank.records[-1] for rank in ranks if rank.attempt == ranks[-1].attempt]
+        at = max(record.at for record in newest)
+        if newest != self._newest:
+            # At the first look nothing else tells how long the attempt has been silent.
+            silent_s = 0.0 if self._newest is not None else max(0.0, now - at)
+            self._newest, self._changed_at = newest, time.monotonic() - silent_s
+        return at + time.monotonic() - self._changed_at
 
 
 def _status_of(report: Report, log: EventLog) -> Status:
     last = report.attempts[-1]
-    records = sorted(
-        chain.from_iterable(rank.records for rank in log.ranks if rank.attempt == last.number),
-        key=lambda record: record.at,
-    )
+    records = sorted(chain.from_iterable(rank.records for rank in groups_of(log)[-1]), key=lambda record: record.at)
     told = next((each for each in records if (step_of(each.entry) or 0) >= last.reached_step), records[-1])
     commits = [at for at, _ in last.saves]
     return Status(

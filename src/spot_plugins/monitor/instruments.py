@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
@@ -11,6 +10,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.registry import Collector
 
 from .. import __version__, events
+from ..clock import wall_time
 from ..config import printable_url
 from ..eventlog.watchers import Watched
 from ..events import Event
@@ -134,7 +134,7 @@ class Instruments(Collector):
             case events.NoticeReceived(source=source, kind=kind):
                 self._counters["spot_notices_total"].labels(source, kind).inc()
                 if event.grace_s is not None:
-                    self._gauges["spot_notice_deadline_timestamp_seconds"].set(time.time() + event.grace_s)
+                    self._gauges["spot_notice_deadline_timestamp_seconds"].set(wall_time() + event.grace_s)
             case events.NoticeSourcesFound(providers=providers):
                 self._describe(provider=",".join(providers))
             case events.Leaving(left_s=left_s):

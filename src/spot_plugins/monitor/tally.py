@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
+from ..clock import wall_time
 from ..eventlog.reading import read_event_log
 from ..eventlog.watchers import Watched
 from ..events import Event, Leaving, Resumed, Salvaged, Staged
@@ -69,7 +70,7 @@ class Tally:
         if self._earlier is not None:
             return
         log = read_event_log(self._watched.store, MAX_SEGMENTS, below=self._watched.attempt)
-        self._earlier = [attempt_of(ranks, time.time(), is_last=False) for ranks in groups_of(log)]
+        self._earlier = [attempt_of(ranks, wall_time(), is_last=False) for ranks in groups_of(log)]
 
     def begin(self, step: int | None) -> None:
         """Take note that training begins after *step*."""
@@ -101,7 +102,7 @@ class Tally:
         done = with_losses(earlier, self._start_step)
         own = self._seconds(began, time.monotonic())
         seconds = {name: own[name] + sum(each.seconds[name] for each in done) for name in CATEGORIES}
-        start = time.time() - sum(own.values())
+        start = wall_time() - sum(own.values())
         return RunFigures(
             seconds=seconds,
             lost_steps=sum(each.lost_steps for each in done),

@@ -10,6 +10,8 @@ from email.utils import parsedate_to_datetime
 from socket import socket
 from typing import Any, Final, Literal, Protocol, runtime_checkable
 
+from ..clock import wall_time
+
 Kind = Literal["hard", "soft"]
 
 MIN_LEFT_S: Final = 10.0
@@ -81,7 +83,7 @@ def deadline_at(end: Any, server_date: str | None, longest_s: float) -> float:
         longest_s: The longest notice in seconds that the provider gives. A longer one means a wrong clock.
     """
     try:
-        left_s = parse_utc(end).timestamp() - time.time() - _skew_s(server_date)
+        left_s = parse_utc(end).timestamp() - wall_time() - _skew_s(server_date)
     except (TypeError, ValueError, OverflowError):
         left_s = 0.0
     return deadline_in(min(left_s, longest_s))
@@ -127,7 +129,7 @@ def _skew_s(server_date: str | None) -> float:
     if server_date is None:
         return 0.0
     try:
-        skew_s = parse_utc(server_date).timestamp() - time.time()
+        skew_s = parse_utc(server_date).timestamp() - wall_time()
     except ValueError:
         return 0.0
     return skew_s if abs(skew_s) > TRUSTED_SKEW_S else 0.0

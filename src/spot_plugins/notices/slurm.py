@@ -6,6 +6,7 @@ import os
 import time
 from typing import Final
 
+from ..clock import wall_time
 from .base import Announcement, deadline_in
 
 END_VARIABLE: Final = "SLURM_JOB_END_TIME"
@@ -28,15 +29,16 @@ class SlurmSource:
 
     def __init__(self, grace_s: float, end: float | None = None) -> None:
         self._grace_s = grace_s
-        self._end = end if end is not None else _end_of_job()
-        if self._end is not None and self._end <= time.time():
-            self._end = None
+        self._end_at: float | None = None  # monotonic, because the clock may be set during the job
+        end = end if end is not None else _end_of_job()
+        if end is not None and (left_s := end - wall_time()) > 0:
+            self._end_at = time.monotonic() + left_s
 
     def poll(self) -> Announcement | None:
         """See :class:`~.base.NoticeSource`."""
-        if self._end is None:
+        if self._end_at is None:
             return None
-        left_s = self._end - time.time()
+        left_s = self._end_at - time.monotonic()
         return Announcement(self.name, deadline_in(left_s)) if left_s <= self._grace_s else None
 
     def close(self) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ..agreement import Agreement, Group, Solo
 from ..clock import Clock
+from ..compiled import CompileCache
 from ..config import SpotConfig
 from ..errors import ConfigError, Preempted
 from ..eventlog.recorder import Recorder as EventRecorder
@@ -61,6 +62,8 @@ class Opened:
     watchers: Watchers
     unsuitable: list[Installed]
     """The installed packages of a version that this release does not work with. Only known on rank 0."""
+    load_compiled: Callable[[], None]
+    """Loads what an earlier attempt has compiled. Does nothing without the setting."""
 
 
 def join_and_build(
@@ -93,8 +96,7 @@ def join_and_build(
     early = EarlyNotices(config, bus, lines, phase)
     job = Job(ranks, ranks.open_board(), early.wait)
     stack.callback(job.board.close)
-    run, pusher, unsuitable = _join(config, job, bus, lines, early)
-    stack.callback(pusher.close)  # once more below, in the right order
+    run, pusher, unsuitable, load_compiled = _join(config, job, bus, lines, early, stack)
     saver = Saver(registry, job.ranks, pusher, bus, config.buffer_bytes, grows_blobs=run.takes_large_puts)
     fingerprints = recorder_of(run.scratch, run.disk, run.attempt, job, bus, pusher.file_way.share, live_folder(config))
     stack.callback(fingerprints.close)
@@ -138,20 +140,32 @@ def join_and_build(
     for close in (way_out.release_signals, pusher.close, watchers.close, saver.close, agreement.close, listener.close):
         stack.callback(close)
     opened = (job, lines, run, pusher, saver, saved_steps, measurements, agreement, listener, way_out, fingerprints)
-    return Opened(*opened, keeper, watchers, unsuitable)
+    return Opened(*opened, keeper, watchers, unsuitable, load_compiled)
 
 
 def _join(
-    config: SpotConfig, job: Job, bus: EventBus, lines: Lines, early: EarlyNotices
-) -> tuple[Membership, Pusher, list[Installed]]:
-    """Join the run. Rank 0 compares the installed packages while its pusher process starts."""
+    config: SpotConfig, job: Job, bus: EventBus, lines: Lines, early: EarlyNotices, stack: ExitStack
+) -> tuple[Membership, Pusher, list[Installed], Callable[[], None]]:
+    """
+    Join the run. Rank 0 compares the installed packages while its pusher process starts.
+
+    Returns:
+        The run, the pusher, the packages that do not suit, and a function that loads compiled code before training.
+    """
+    compile_cache = CompileCache() if config.compile_cache else None
     unsuitable: list[Installed] = []
     patience = Patience(lambda text: lines.say(text, logging.WARNING), early.wait)
     with leaving_early(job), early:
         run, pusher = join_run(
             config, job, bus, patience, lambda: unsuitable.extend(unwanted() if job.rank == 0 else ())
         )
-    return run, pusher, unsuitable
+    stack.callback(pusher.close)  # once more in the right order, when all is built
+    if compile_cache is None:
+        return run, pusher, unsuitable, lambda: None
+    bus.subscribe(compile_cache.on_event)
+    stack.callback(compile_cache.close)
+    compile_cache.open(run.store, job.rank, run.attempt)
+    return run, pusher, unsuitable, lambda: compile_cache.load(early.wait)
 
 
 @contextmanager

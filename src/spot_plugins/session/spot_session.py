@@ -251,6 +251,7 @@ class SpotSession(KeepsSteps):
                 check=lambda state: self._program.check(state.get(PART)),
             )
             it.fingerprints.begin(step, [part for _, part in self._registry.items()])
+            it.load_compiled()
             if step is not None:
                 it.keeper.resumed(is_mirror=is_mirror)
         it.saved_steps.resumed(step)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta
 from typing import Any, Final
+
+from ..clock import SystemClock
 
 _DEFAULT_REGION: Final = "us-east-1"
 
@@ -112,7 +114,7 @@ def _credentials(options: S3Options, session: Any) -> Callable[[], dict[str, Any
 
     def provide() -> dict[str, Any]:
         frozen = found.get_frozen_credentials()
-        now = datetime.now(timezone.utc)
+        now = SystemClock().utc()
         return {**_named(frozen.access_key, frozen.secret_key, frozen.token), "expires_at": now + _CREDENTIALS_LAST}
 
     return provide

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Mapping
-from datetime import datetime, timedelta, timezone
+from datetime import timedelta, timezone
 from functools import cache, partial
 from io import BytesIO
 from typing import Any, ClassVar, Final
 
+from ..clock import SystemClock
 from .base import ObjectInfo
 from .fsspec_client import FsspecClient, listed
 from .http_limits import CONNECT_TIMEOUT_S, LARGEST_OBJECT_BYTES, READ_TIMEOUT_S, prepare_session
@@ -96,7 +97,7 @@ def _is_valid(credentials: Any) -> bool:
     expiry = credentials.expiry
     if not credentials.valid or expiry is None:
         return bool(credentials.valid)
-    return bool(expiry.replace(tzinfo=timezone.utc) - datetime.now(timezone.utc) > _RENEWED_BEFORE)
+    return bool(expiry.replace(tzinfo=timezone.utc) - SystemClock().utc() > _RENEWED_BEFORE)
 
 
 @cache

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import stat
-import time
 from contextlib import suppress
 from typing import Final
 
+from ..clock import wall_time
 from .private import own_directory
 
 KEPT_S: Final = 14 * 86400.0
@@ -29,7 +29,7 @@ def sweep(used: str | None) -> None:
         if _is_own_directory(own):
             for name in os.listdir(own):
                 path = os.path.join(own, name)
-                if path != used and _is_own_directory(path) and _newest_write(path) < time.time() - KEPT_S:
+                if path != used and _is_own_directory(path) and _newest_write(path) < wall_time() - KEPT_S:
                     shutil.rmtree(path, ignore_errors=True)
 
 

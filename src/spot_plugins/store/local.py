@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import os
-import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import FileIO
 from typing import Final
 
+from ..clock import wall_time
 from ..errors import StoreError
 from .base import ObjectInfo
 from .direct_io import write_whole
@@ -260,7 +260,7 @@ def _sync_directory(directory: str) -> None:
 
 def _remove_stale(directory: str) -> None:
     """Remove old unfinished files. If one is still being written, its put fails and can be repeated."""
-    newest = time.time() - _STALE_S
+    newest = wall_time() - _STALE_S
     with suppress(OSError):
         for entry in list(os.scandir(directory)):
             with suppress(FileNotFoundError):  # another process removes them too

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator, Sequence
 
+from ..clock import wall_time
 from .base import ObjectInfo, scatter
 from .object_names import check_object_key
 
@@ -31,7 +31,7 @@ class MemoryStore:
         copy = bytes(data)
         with self._lock:
             self._objects[key] = copy
-            self._modified_at[key] = time.time()
+            self._modified_at[key] = wall_time()
 
     def put_if_absent(self, key: str, data: bytes) -> bool:
         """Write *data* under *key* unless the object exists. Return whether it was written."""
@@ -42,7 +42,7 @@ class MemoryStore:
             if key in self._objects:
                 return False
             self._objects[key] = copy
-            self._modified_at[key] = time.time()
+            self._modified_at[key] = wall_time()
             return True
 
     def get(self, key: str) -> bytes:

@@ -15,19 +15,17 @@ from ..drill.faults import (
     Corruption,
     EmptyNotice,
     Freeze,
-    FullDisk,
     HostLoss,
     KillLauncher,
     KillPusher,
     KillRank,
     Notice,
-    ReadOnlyDisk,
     Reboot,
     Signal,
-    SlowDisk,
     StoreOutage,
     TwoSignals,
 )
+from ..drill.inner_faults import ClockJump, FullDisk, ReadOnlyDisk, SlowDisk
 from ..drill.target import Fault
 from ..drill.verdict import Verdict
 from .drills import drill
@@ -35,6 +33,7 @@ from .fault_proxy import FaultProxy
 from .thread_ranks import ThreadRanks, run_thread_ranks
 
 __all__ = [
+    "ClockJump",
     "Corruption",
     "EmptyNotice",
     "Fault",

@@ -82,7 +82,8 @@ class Overrides(Trainer):  # type: ignore[misc]
             self._catch_up(kwargs)
             stops = control.should_epoch_stop or control.should_training_stop
             done = kwargs["num_update_steps_per_epoch"] if stops else place.updates
-            if place.at_epoch_end and (stops or done == kwargs["num_update_steps_per_epoch"]):
+            is_whole = stops or done == kwargs["num_update_steps_per_epoch"]
+            if place.at_epoch_end and (is_whole or not fit.part.is_longer):
                 return
             place.at_epoch_end = False
             steps = done * self.args.gradient_accumulation_steps

@@ -80,6 +80,8 @@ class TrainerPart:
     def __init__(self, trainer: Trainer, samples_per_step: int) -> None:
         self.place = Place()
         self.is_loaded = False
+        self.is_longer = False
+        """True if the training had ended, and the program has more steps now."""
         self.trackers = Trackers(trainer)
         self._trainer = trainer
         self._samples_per_step = samples_per_step
@@ -128,7 +130,7 @@ class TrainerPart:
         self.place = Place(**state["place"])
         # A training that its last step has ended goes on if the program has more steps now.
         if state["max_steps"] <= trainer.state.global_step < trainer.state.max_steps:
-            self.place.stops_training = False
+            self.place.stops_training, self.is_longer = False, True
         elif trainer.state.global_step >= trainer.state.max_steps:
             self.place.stops_training = True  # the program has fewer steps now, and the loop would make one more
         self.is_loaded = True

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Final
 
-from torch.utils.data import IterableDataset
 from transformers import Trainer
 
 from ..errors import ConfigError
@@ -77,11 +76,6 @@ def _reasons(trainer: Trainer, trial: Any) -> Iterator[str]:
         yield (
             f"train_sampling_strategy={str(args.train_sampling_strategy)!r} is not supported yet, because its order "
             f"depends on the batches of one process. Use 'random', 'sequential' or 'group_by_length'"
-        )
-    if isinstance(trainer.train_dataset, IterableDataset):
-        yield (
-            f"train_dataset={type(trainer.train_dataset).__name__} is a stream, which is not supported yet. Use a "
-            f"map-style data set, with a length and an index"
         )
     yield from _loops(trainer, own)
 

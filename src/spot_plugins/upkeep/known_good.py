@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any, Final
 
 import xxhash
 
+from ..clock import wall_time
 from ..locations import absolute_url, cache_folder
 from ..store import ObjectInfo
 from .blobs import NamedBlob
@@ -62,7 +62,7 @@ class KnownGood:
         """Remember that the blob was found good. *there* was listed before it was read."""
         if self._path is None or there is None:
             return
-        line = json.dumps([_digest(named), there.modified_at, time.time()])
+        line = json.dumps([_digest(named), there.modified_at, wall_time()])
         # The first of the two line ends ends a line that was cut. If the disk is full, the blob is read again.
         with suppress(OSError), open(self._path, "a", opener=_open_private) as file:
             file.write(f"\n{line}\n")
@@ -93,7 +93,7 @@ def _read_line(line: bytes) -> tuple[str, float] | None:
     """Return the digest of a blob and the time of its put. None if the line is cut, or old."""
     try:
         digest, put_at, read_at = json.loads(line)
-        return (str(digest), put_at) if 0 <= time.time() - read_at < MAX_AGE_S else None
+        return (str(digest), put_at) if 0 <= wall_time() - read_at < MAX_AGE_S else None
     except (ValueError, TypeError):
         return None
 
@@ -106,5 +106,5 @@ def _remove_old(folder: Path) -> None:
     """Remove the files of verifications that nobody has continued."""
     for each in folder.iterdir():
         with suppress(OSError):
-            if time.time() - each.stat().st_mtime > MAX_AGE_S:
+            if wall_time() - each.stat().st_mtime > MAX_AGE_S:
                 each.unlink()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
+from ..clock import wall_time
 from ..errors import SpotError
 from ..format.commit import StoredManifests, read_manifest
 from ..format.kept import kept_ids
@@ -190,7 +190,7 @@ def _reason_to_wait(objects: Objects) -> str | None:
     newest = objects.newest_put()
     if newest is None:
         return "the store does not tell when objects were put"
-    if time.time() - newest < QUIET_S:
+    if wall_time() - newest < QUIET_S:
         return (
             f"the run was written to in the last {QUIET_S / 3600:.0f} hours, and a training may be about to name them"
         )

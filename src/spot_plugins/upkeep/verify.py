@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from functools import partial
 from itertools import chain
 from typing import Any, Final, TypeAlias
 
+from ..clock import SystemClock, wall_time
 from ..errors import ConfigError, StoreError
 from ..format.commit import NUM_GETS, CommittedStep, committed_steps
 from ..format.keys import FROZEN_PREFIX, VERIFIED_KEY, StepId, merged_manifest_key
@@ -98,7 +97,7 @@ def verify(
     known.forget()
     result = Verification(
         steps=tuple(found),
-        verified_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        verified_at=SystemClock().utc().isoformat(timespec="seconds"),
         note_problem=None,
     )
     if result.is_good:
@@ -170,7 +169,7 @@ class _Verifier:
 
     def _settled(self, step_id: StepId, blobs: list[NamedBlob]) -> Mapping[str, ObjectInfo]:
         """Return the objects of *blobs* by key, without those that were put just now."""
-        listed_at = time.time()
+        listed_at = wall_time()
         prefixes = {FROZEN_PREFIX if each in self._frozen else step_id.prefix for each in blobs}
         listings = [patiently(partial(_objects, self._store, each)) for each in prefixes]
         return settled(chain.from_iterable(listings), listed_at)

@@ -62,7 +62,7 @@ class Training:
             self.accelerator,
             self.settings.run,
             every_steps=self.settings.every_steps,
-            grace_seconds=20,
+            grace_seconds=60,
             on_event=[self.drill.on_event],
         )
         with self.spot:

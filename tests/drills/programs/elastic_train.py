@@ -78,7 +78,7 @@ def spot_settings(settings):
         with (settings.path / f"events-{os.environ.get('RANK', 0)}.jsonl").open("a") as file:
             file.write(json.dumps({"event": type(event).__name__, **asdict(event)}) + "\n")
 
-    defaults = {"every_steps": 1000, "grace_seconds": 20, "elastic_batch": settings.elastic_batch}
+    defaults = {"every_steps": 1000, "grace_seconds": 60, "elastic_batch": settings.elastic_batch}
     return {**defaults, **settings.config, "on_event": write}
 
 

@@ -223,7 +223,7 @@ def main(settings):
     torch.manual_seed(1)
     random.seed(1)
     np.random.seed(1)
-    spot = SpotCheckpoint(settings.run, every_steps=settings.every_steps, on_event=[on_event], grace_seconds=20)
+    spot = SpotCheckpoint(settings.run, every_steps=settings.every_steps, on_event=[on_event], grace_seconds=60)
     drill = Drill(settings, int(os.environ.get("LOCAL_RANK", 0)), lambda: spot._fit.session)
     early = EarlyStopping("val_loss", patience=100)
     best = ModelCheckpoint(settings.folder, monitor="val_loss", save_top_k=1, every_n_train_steps=None)

@@ -51,6 +51,34 @@ class Sized(Named):
         return super().__getitem__(index) | {"input_ids": [index] * (1 + index * 5 % 7)}
 
 
+class Streamed(torch.utils.data.IterableDataset):
+    """The points one after another, in an order that the epoch decides. Each worker has its share of them."""
+
+    def __init__(self, points):
+        self.samples = Named(points)
+        self.epoch = 0
+
+    def set_epoch(self, epoch):
+        self.epoch = epoch
+
+    def __iter__(self):
+        order = torch.randperm(len(self.samples), generator=torch.Generator().manual_seed(self.epoch)).tolist()
+        worker = torch.utils.data.get_worker_info()
+        yield from map(self.samples.__getitem__, order if worker is None else order[worker.id :: worker.num_workers])
+
+
+def hugging_face(points):
+    """Return the points as a stream of Hugging Face with a shuffle buffer."""
+    from datasets import Dataset
+
+    rows = [{"number": number, "x": x.tolist(), "labels": int(y)} for number, x, y in points]
+    return Dataset.from_list(rows).to_iterable_dataset(num_shards=4).shuffle(seed=5, buffer_size=7)
+
+
+LOADERS = {"elastic": Sized, "stream": Streamed, "hugging face": hugging_face}
+"""The training data set, by the setting *loader*."""
+
+
 def without_tokens(samples):
     return default_data_collator(
         [{name: value for name, value in each.items() if name != "input_ids"} for each in samples]
@@ -121,12 +149,12 @@ class Training:
         arguments = TrainingArguments(**(usual | wrapped | settings.trainer))
         self.drill = Drill(settings, arguments.process_index, lambda: self.spot._attached.fit.hook._session)
         self.spot = SpotTrainerCallback(
-            settings.run, every_steps=settings.every_steps, grace_seconds=20, on_event=[self.drill.on_event]
+            settings.run, every_steps=settings.every_steps, grace_seconds=60, on_event=[self.drill.on_event]
         )
         self.trainer = Trainer(
             model=with_lora(Net(self)) if settings.lora else Net(self),
             args=arguments,
-            train_dataset=Sized(Points(settings.samples, is_noisy=True)),
+            train_dataset=LOADERS[settings.loader](Points(settings.samples, is_noisy=True)),
             eval_dataset=Sized(Points(17, seed=20)),
             data_collator=without_tokens,
             callbacks=[self.spot],

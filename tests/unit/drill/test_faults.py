@@ -7,33 +7,35 @@ import random
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from event_logs import write_log
 from hearing import DEADLINE_S, until
 from steps import load, save
 
+from spot_plugins.clock import DRILL_VARIABLE, wall_time
 from spot_plugins.drill import faults
 from spot_plugins.drill.faults import (
     Corruption,
     EmptyNotice,
     Freeze,
-    FullDisk,
     HostLoss,
     KillLauncher,
     KillPusher,
     Notice,
-    ReadOnlyDisk,
     Reboot,
     Signal,
-    SlowDisk,
     StoreOutage,
     TwoSignals,
-    faults_of,
 )
+from spot_plugins.drill.inner_faults import JUMP_S, ClockJump, FullDisk, ReadOnlyDisk, SlowDisk
 from spot_plugins.drill.processes import clear
 from spot_plugins.drill.training import Place, Training
-from spot_plugins.errors import ConfigError, StoreError
-from spot_plugins.format.keys import StepId
+from spot_plugins.errors import StoreError
+from spot_plugins.eventlog.records import Heartbeat
+from spot_plugins.events import Committed
+from spot_plugins.format.keys import StepId, attempt_key
 from spot_plugins.notices.file import FileSource
 from spot_plugins.store import MemoryStore, drilled_disk, open_local
 
@@ -136,10 +138,39 @@ def test_a_fault_of_the_disk_has_hit_once_a_step_was_to_be_written(training, dri
     assert not SlowDisk().has_hit(training)
 
 
-def test_a_jump_of_the_clock_is_refused_by_name():
-    reason = "clock-jump cannot be made, because no process but one of root can set the clock"
-    with pytest.raises(ConfigError, match=f"faults=sigterm,clock-jump: {reason}"):
-        faults_of("sigterm,clock-jump")
+def test_the_clock_of_the_training_alone_jumps_forward_and_back(training, monkeypatch):
+    """By hours. At the next start it is right again."""
+    fault, right = ClockJump(), wall_time()
+    assert fault.begin(training) == "the wall clock is 6 h ahead"
+    assert wall_time() == pytest.approx(right, abs=DEADLINE_S)
+    environ = Path(f"/proc/{training.command}/environ").read_bytes().split(b"\0")
+    assert f"{DRILL_VARIABLE}={training.clock_file}".encode() in environ
+    monkeypatch.setenv(DRILL_VARIABLE, str(training.clock_file))
+    assert wall_time() == pytest.approx(right + JUMP_S, abs=DEADLINE_S)
+    fault.end(training)
+    assert wall_time() == pytest.approx(right - JUMP_S, abs=DEADLINE_S)
+    place = training._place
+    Training(place, ["true"], place.folder.path / "output", None, random.Random(0)).wait(DEADLINE_S)
+    assert wall_time() == pytest.approx(right, abs=DEADLINE_S)
+
+
+def test_a_jump_has_hit_once_the_log_has_a_step_that_was_stored_at_a_time_ahead(tmp_path):
+    """Neither a step of the jump before counts, nor one at the right time, nor another record."""
+    fault, target = ClockJump(), SimpleNamespace(store=MemoryStore(), clock_file=tmp_path / "clock")
+    target.store.put(attempt_key(1), b"{}")
+    before = time.monotonic()
+    fault.begin(target)
+    began = time.monotonic()
+    ahead = wall_time() - began + JUMP_S
+    stored = Committed(step=5, num_bytes=1, push_s=1.0)
+    for at, offset, entry, has_hit in (
+        (before - 1.0, ahead, stored, False),
+        (began, ahead - JUMP_S, stored, False),
+        (began, ahead, Heartbeat(step=5), False),
+        (began, ahead, stored, True),
+    ):
+        write_log(target.store, 1, [(at, entry)], offset=offset)
+        assert fault.has_hit(target) == has_hit
 
 
 def test_processes_stand_still_and_continue(training):

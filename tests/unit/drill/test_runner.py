@@ -10,7 +10,8 @@ import pytest
 from hearing import until
 
 from spot_plugins.drill import processes, runner
-from spot_plugins.drill.faults import EmptyNotice, HostLoss, KillLauncher, KillRank, Notice, Signal
+from spot_plugins.drill.faults import EmptyNotice, HostLoss, KillLauncher, KillRank, Notice, Signal, StoreOutage
+from spot_plugins.drill.plan import Planned
 from spot_plugins.drill.processes import Processes, clear
 from spot_plugins.drill.runner import Options, Runner
 from spot_plugins.drill.verdict import judge
@@ -100,6 +101,24 @@ def test_a_pusher_has_more_time_but_not_for_ever(folder, monkeypatch):
     pusher = "import time; time.sleep(97)  # spot_plugins.push.worker"
     facts = run(["sh", "-c", f"{sys.executable} -c '{pusher}' & sleep 0.2"], folder)
     assert "a pusher process still ran 0 s after the command" in broken(facts)["the control comes to its end"]
+
+
+class LongOutage(StoreOutage):
+    """An outage that lasts beyond the step at which the next fault is planned."""
+
+    def has_hit(self, target):
+        return target.last_step() >= 5
+
+
+def test_a_training_may_show_that_it_continues_before_the_next_fault(folder, monkeypatch):
+    """Else a training that is killed right after an outage would not have survived the outage."""
+    plan = [Planned(LongOutage(lasts_s=0.0), 3), Planned(KillRank(), 4)]
+    monkeypatch.setattr(runner, "plan_of", lambda *_: plan)
+    program = "ring = begin()\ntrain(ring, 60, 0.02 if is_control or drilled().folder.ranks()[1:] else 0.3)"
+    facts = run(stand_in(program), folder)
+    outage, kill = facts.rehearsal.lives[0].injected
+    assert kill.step > outage.end.step
+    assert "training continues" not in broken(facts)
 
 
 def launcher_of(program, folder):

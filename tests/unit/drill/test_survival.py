@@ -1,10 +1,11 @@
-"""The verdict on faults of the disk, on facts that no training has to be run for."""
+"""The verdict on faults that a training survives, on facts that no training has to be run for."""
 
 from __future__ import annotations
 
 import pytest
 
-from spot_plugins.drill.faults import FullDisk, SlowDisk, StoreOutage
+from spot_plugins.drill.faults import StoreOutage
+from spot_plugins.drill.inner_faults import ClockJump, FullDisk, SlowDisk
 from spot_plugins.drill.lives import FaultEnd, Injected, Life, LifeLog
 from spot_plugins.drill.plan import Pace
 from spot_plugins.drill.survival import of_survived
@@ -20,7 +21,7 @@ def judged(tmp_path):
     """Judge a fault that came at 10 s after step 20, when step 18 was stored, and went at 15 s after step 60."""
     (tmp_path / "output").touch()
 
-    def judge(*, fault=FULL, refusals=(REFUSAL,), at_end=18, stored=99, exit_code=0, ended_at=20.0):
+    def judge(*, fault=FULL, refusals=(REFUSAL,), jumped_s=0.0, at_end=18, stored=99, exit_code=0, ended_at=20.0):
         end = FaultEnd(at=15.0, step=60, committed=at_end)
         injected = Injected(fault=fault, told="it is sick", at=10.0, step=20, committed=18, limit_s=9.0, end=end)
         life = Life(
@@ -30,7 +31,7 @@ def judged(tmp_path):
             began_at=0.0,
             ended_at=ended_at,
             exit_code=exit_code,
-            log=LifeLog(start_step=0, committed=stored, refusals=refusals),
+            log=LifeLog(start_step=0, committed=stored, refusals=refusals, jumped_s=jumped_s),
         )
         none = dict.fromkeys(("resumed_from", "exit_code", "left_s", "save_s", "durable_s", "load_s", "next_step_s"))
         figure = FaultFigures(fault=fault.name, told="", life=1, step=20, committed=18, **none)
@@ -43,6 +44,7 @@ def judged(tmp_path):
 
 
 CONTINUES, SAYS, STORES = "training continues", "the training says so", "steps are stored again"
+SEES = "the training sees it"
 
 
 def test_each_fault_has_its_promises(judged):
@@ -50,6 +52,12 @@ def test_each_fault_has_its_promises(judged):
     assert judged() == ([CONTINUES, SAYS, STORES], {})
     assert judged(fault=SlowDisk(), refusals=()) == ([CONTINUES, STORES], {})
     assert judged(fault=StoreOutage(), refusals=()) == ([CONTINUES], {})
+
+
+def test_a_clock_that_no_process_has_read_is_told(judged):
+    """Because then nothing was drilled."""
+    assert judged(fault=ClockJump(), jumped_s=43200.0) == ([CONTINUES, SEES, STORES], {})
+    assert judged(fault=ClockJump())[1] == {SEES: "the wall clock of its records has jumped by 0 h"}
 
 
 @pytest.mark.parametrize("refusals", [(), ("the store does not answer (ELOOP)",)])

@@ -15,6 +15,7 @@ from hearing import DEADLINE_S, Heard, until, until_idle
 from metadata import AwsServer
 from steps import Holder, numbers, state_of
 
+from spot_plugins.agreement import Notice
 from spot_plugins.config import SpotConfig
 from spot_plugins.errors import CommitError, Preempted
 from spot_plugins.events import LastSecondsPlanned, Leaving, NoticeReceived, NoticeSourcesFound, Staged
@@ -190,6 +191,26 @@ def test_an_earlier_end_that_comes_in_the_last_wait_cuts_it_short(tmp_path):
             os.kill(session._opened.pusher.pid, signal.SIGCONT)
             assert time.monotonic() < first.leave_by
             assert not heard.of(Leaving)[0].durable
+
+    assert train(str(tmp_path / "run"), body) == [("left with", 1)]
+
+
+def test_a_last_save_that_takes_longer_than_planned_is_waited_for(tmp_path):
+    """
+    By the plan everything must be stored by now. A third of the time that is kept for leaving is enough to exit.
+    """
+
+    def body(session, rank, heard):
+        pusher = session._opened.pusher.pid
+        os.kill(pusher, signal.SIGSTOP)
+        now = time.monotonic()
+        session._opened.agreement.notify(Notice("file", now + 2 * DEADLINE_S, margin_s=2 * DEADLINE_S))
+        threading.Timer(0.2, os.kill, (pusher, signal.SIGCONT)).start()
+        try:
+            session.after_step(1)
+        finally:
+            assert now + DEADLINE_S < session.notice.wait_until < session.notice.deadline
+            assert heard.of(Leaving)[0].durable
 
     assert train(str(tmp_path / "run"), body) == [("left with", 1)]
 

@@ -192,6 +192,15 @@ def test_money_needs_prices(three):
     assert (alone.spent, alone.lost, alone.saved) == (None, None, None)
 
 
+@pytest.mark.parametrize("jump_s", [21600.0, -21600.0])
+def test_a_clock_that_is_set_changes_no_figure(three, jump_s):
+    """All times of an attempt are by its clock as it was in the end, which is likelier right than before."""
+    write_log(three, 2, LEFT, offset=BEGAN_AT + jump_s)
+    expected = report(three)
+    write_log(three, 2, LEFT, jump=(1036.0, jump_s))
+    assert report(three) == expected
+
+
 def test_an_attempt_without_a_successor_loses_what_is_not_stored(store):
     """A next attempt would begin at the step that is stored, or where this one began."""
     write_log(store, 1, KILLED)

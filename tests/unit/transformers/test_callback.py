@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 
-import datasets
 import pytest
 import torch
 from torch import nn
@@ -84,16 +83,6 @@ def test_one_callback_for_one_trainer(tmp_path):
         callback.attach(make(tmp_path))
 
 
-class Stream(torch.utils.data.IterableDataset):
-    def __iter__(self):
-        yield {"x": torch.ones(1)}
-
-
-def streaming():
-    """Return what ``datasets.load_dataset(..., streaming=True)`` returns."""
-    return datasets.Dataset.from_list([{"x": [1.0]}]).to_iterable_dataset()
-
-
 class OwnEpoch(Trainer):
     def _run_epoch(self, **kwargs): ...
 
@@ -130,8 +119,6 @@ REFUSED = {
         {"train_sampling_strategy": "batch_rebalance"},
         "train_sampling_strategy='batch_rebalance' is not supported yet, because its order depends on the batches",
     ),
-    "stream": ({"data": Stream()}, "train_dataset=Stream is a stream"),
-    "streaming": ({"data": streaming()}, "train_dataset=IterableDataset is a stream"),
     "own loop": ({"kind": OwnEpoch}, r"OwnEpoch\._run_epoch\(\) replaces the training loop of Trainer"),
     "experimental": ({"kind": GeneratingOfTRL}, "GeneratingOfTRL trains on what it generates, and is one of the exp"),
     "own loader": ({"kind": OwnLoader}, "this DataLoader is not prepared, so its position cannot be saved"),
