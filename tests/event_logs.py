@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections import defaultdict
@@ -141,9 +142,11 @@ def end_of(ranks):
     return "failed" if any(end["error"] for end in ends) else "stopped"
 
 
-def agrees(folder, counted):
-    """Compare what ``spot report`` prints with figures that were *counted* from the raw lines."""
-    output = subprocess.run([*SPOT, "report", str(folder), "--json"], capture_output=True, text=True, check=True)
+def agrees(url, counted, environment=None):
+    """Compare what ``spot report`` prints of the run at *url* with figures that were *counted* from the raw lines."""
+    words = [*SPOT, "report", str(url), "--json"]
+    variables = {**os.environ, **(environment or {})}
+    output = subprocess.run(words, capture_output=True, text=True, check=True, env=variables)
     document = json.loads(output.stdout)
     for name in ("goodput", "paid_s", "seconds"):
         wanted = counted[name] if name != "seconds" else {**counted[name], "waiting": document["seconds"]["waiting"]}

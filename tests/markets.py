@@ -1,5 +1,5 @@
 """
-The services of six providers, on a real socket: what they answer has the form that they document.
+The services of six providers and a catalogue, on a real socket: what they answer has the form that they document.
 
 :class:`MarketServer` is a proxy. A client that is sent through it (``HTTPS_PROXY``) and trusts its certificate
 (``SSL_CERT_FILE``) speaks TLS with the names of the real services, and no request leaves the machine. Prices are made
@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import io
 import json
 import ssl
 import threading
+import zipfile
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from email.message import Message
@@ -30,6 +32,7 @@ AZURE, GOOGLE = "prices.azure.com", "cloudbilling.googleapis.com"
 ADVISOR = "spot-bid-advisor.s3.amazonaws.com"
 REGIONS = ("us-east-1", "eu-north-1", "ap-east-1")
 EC2 = tuple(f"ec2.{region}.amazonaws.com" for region in REGIONS)
+CATALOGUE = "dstack-gpu-pricing.s3.eu-west-1.amazonaws.com"
 ELSEWHERE = "elsewhere.example"
 
 HOSTS = {
@@ -39,6 +42,7 @@ HOSTS = {
     "aws": (ADVISOR, *EC2),
     "azure": (AZURE,),
     "gcp": (GOOGLE,),
+    "catalogue": (CATALOGUE,),
 }
 """The hosts of each provider."""
 
@@ -377,6 +381,40 @@ def is_signed(request, region):
     return parts["Credential"] == f"{AWS_KEY}/{scope}" and parts["Signature"] == key.hex()
 
 
+CATALOGUE_HEAD = "instance_name,location,price,cpu,memory,gpu_count,gpu_name,gpu_memory,spot,disk_size,gpu_vendor,flags"
+CATALOGUE_ROWS = {
+    "aws": ["p5.48xlarge,us-east-1,98.32,192,2048,8,H100,80,False,,nvidia,"],
+    "gcp": [
+        "a3-highgpu-8g,us-east4,9.0,208,1872,8,H100,80,False,,nvidia,gcp-dws-calendar-mode",
+        "a3-edgegpu-8g,us-east4,9.0,208,1872,8,H100,80,False,,nvidia,",
+    ],
+    "oci": [
+        "BM.GPU.H100.8,us-ashburn-1,80.0,224,2048.0,8,H100,80.0,False,,nvidia,",
+        "BM.GPU.H100.8,us-ashburn-1,40.0,224,2048.0,8,H100,80.0,True,,nvidia,oci-spot",
+        "VM.Standard.E4,us-ashburn-1,0.1,2,32.0,0,,,False,,,",
+        "VM.GPU.A10.1,us-ashburn-1,2.0,30,240.0,1,A10,24.0,False,,nvidia,",
+    ],
+}
+"""By cloud, lines of its list in the catalogue of gpuhunt 0.1.34. Other clouds have a list without machines."""
+
+
+def catalogue_zip(name, lines, head=CATALOGUE_HEAD):
+    """Return the archive of a list of a cloud."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(f"{name}.csv", "\n".join([head, *lines]) + "\n")
+    return packed.getvalue()
+
+
+def answer_catalogue(request):
+    _, version, name, *rest = request.path.split("/")
+    assert version == "v3"
+    if rest == ["version"]:
+        return 200, b"20261128-42\n"
+    assert rest == ["20261128-42", "catalog.zip"]
+    return 200, catalogue_zip(name, CATALOGUE_ROWS.get(name, []))
+
+
 def answer_hook(request):
     """Answer as a webhook does: nothing, and thanks."""
     return 204, b""
@@ -388,6 +426,7 @@ ANSWERS = {
     LAMBDA: answer_lambda,
     AZURE: answer_azure,
     GOOGLE: answer_google,
+    CATALOGUE: answer_catalogue,
     ADVISOR: lambda request: (200, ADVICE),
     **dict.fromkeys(EC2, answer_ec2),
 }

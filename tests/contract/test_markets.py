@@ -13,7 +13,7 @@ import markets
 import pytest
 from markets import HOSTS, SECRET, MarketServer
 
-from spot_plugins.market import cache, threads
+from spot_plugins.market import cache, catalogue, threads
 from spot_plugins.market.ask import PROVIDERS, ask
 from spot_plugins.market.base import Interruption, Query
 
@@ -25,7 +25,7 @@ REASONS = {
     "429": "status 429, and asks to wait 30 s",
     **dict.fromkeys(UNTIMELY, "the answer does not come in time"),
     "cut off": "the answer is cut off",
-    "half of a document": ("bytes is not JSON", "bytes is not XML"),
+    "half of a document": ("bytes is not JSON", "bytes is not XML", "the version of the list is no date"),
     "other types": ("the answer is not as documented: ", "is not XML"),
     "huge": "the answer is larger than 16 MiB",
     "redirect": "status 302, which leads to another address. It is not followed",
@@ -50,6 +50,10 @@ ROWS = {
     },
     "azure": {("eastus", 19.66, 98.32, False, None, None)},
     "gcp": {("us-central1", GOOGLE_SPOT, GOOGLE_ON_DEMAND, False, None, None)},
+    "catalogue": {
+        ("us-east-1", None, 98.32, False, None, None),
+        ("us-ashburn-1", 40.0, 80.0, False, None, None),
+    },
 }
 """By provider: region, price as spot and on demand, whether it is live, stock and interruptions."""
 
@@ -62,6 +66,7 @@ def server(tmp_path, monkeypatch):
             monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    catalogue._newest.clear()
     with MarketServer(tmp_path) as server:
         for name, value in server.environ().items():
             monkeypatch.setenv(name, value)
@@ -99,6 +104,10 @@ def test_every_provider_gives_its_rows(server):
     results = ask(QUERY)
 
     assert {name: rows_of(results[name]) for name in NAMES} == {name: wanted(name) for name in NAMES}
+    listed = results.pop("catalogue").offers
+    assert {offer.provider for offer in listed} == {"aws", "oci"}
+    assert {offer.answered_at for offer in listed} == {datetime(2026, 11, 28, tzinfo=timezone.utc)}, "that of the list"
+    assert all(offer.source.endswith(f"/v3/{offer.provider}/20261128-42/catalog.zip") for offer in listed)
     offers = [offer for answer in results.values() for offer in answer.offers]
     assert {(offer.gpu, offer.count) for offer in offers} == {("H100", 8)}
     assert all(before <= offer.answered_at <= datetime.now(timezone.utc) for offer in offers)
@@ -248,6 +257,72 @@ def test_one_host_of_aws_that_hangs_leaves_time_for_the_others(server, host):
     places = {(offer.region, offer.stock) for offer in answer.offers}
     assert places == {("us-east-1a", "score 3 of 10"), ("us-east-1b", None)}
     assert any("the answer does not come in time" in note for note in answer.notes)
+
+
+def test_one_list_of_the_catalogue_that_is_down_costs_its_own_rows(server):
+    """Also one whose archive is damaged, lacks the list, or is no list; the rows of the others remain."""
+    archives = {
+        "aws": b"no archive",
+        "azure": markets.catalogue_zip("other", []),
+        "gcp": markets.catalogue_zip("gcp", ['"a"b,c']),
+        "nebius": markets.catalogue_zip("nebius", ["x,y,9,1,1,8,H100,80,perhaps,,,"]),
+        "verda": markets.catalogue_zip("verda", ["x,y,0,1,1,8,H100,80,True,,,"]),
+        "lambdalabs": markets.catalogue_zip("lambdalabs", ["x,y,9,1,1,8,H100,80,False,,,"] * 2),
+    }
+
+    def answer(request):
+        _, _, name, *rest = request.path.split("/")
+        if name == "runpod":
+            return 503, b""
+        return (200, archives[name]) if name in archives and rest != ["version"] else markets.answer_catalogue(request)
+
+    server.answers[markets.CATALOGUE] = answer
+
+    found = ask(QUERY, [each for each in PROVIDERS if each.name == "catalogue"])["catalogue"]
+
+    assert {(offer.provider, offer.per_hour) for offer in found.offers} == {("oci", 40.0), ("lambda", 9.0)}
+    assert found.notes == [
+        "aws is left out: the answer of 10 bytes is no archive with aws.csv",
+        f"azure is left out: the answer of {len(archives['azure'])} bytes is no archive with azure.csv",
+        "gcp is left out: gcp.csv is no list of comma-separated values",
+        "nebius is left out: no row of the answer can be read: spot='perhaps' must be true or false",
+        "runpod is left out: the provider answers with status 503",
+        "verda is left out: no row of the answer can be read: price=0 must be above 0",
+    ]
+
+
+def test_a_list_is_fetched_once(server):
+    """The rounds of a watch ask for its version alone, until that is another one."""
+    only = [each for each in PROVIDERS if each.name == "catalogue"]
+    for _ in range(3):
+        assert rows_of(ask(QUERY, only, fresh=True)["catalogue"]) == wanted("catalogue")
+    fetched = [request.path for request in server.asked(markets.CATALOGUE) if request.path.endswith(".zip")]
+    assert len(fetched) == len(set(fetched)) == 9
+
+    def newer(request):
+        _, _, name, *rest = request.path.split("/")
+        if rest == ["version"]:
+            return 200, b"20261129-1"
+        return 200, markets.catalogue_zip(name, ["x,y,7,1,1,8,H100,80,True,,,"])
+
+    server.answers[markets.CATALOGUE] = newer
+    found = ask(QUERY, only, fresh=True)["catalogue"]
+    assert {offer.per_hour for offer in found.offers} == {7.0}
+    assert {offer.answered_at.day for offer in found.offers} == {29}
+
+
+def test_a_list_that_would_fill_the_memory_is_refused(server, monkeypatch):
+    """A small archive may hold a large list."""
+    monkeypatch.setattr(catalogue, "_MAX_CSV_BYTES", 2 * 1024**2)
+    bomb = markets.catalogue_zip("oci", ["x" * 3 * 1024**2])
+    assert len(bomb) < 10_000
+    server.answers[markets.CATALOGUE] = lambda request: (
+        (200, bomb) if request.path.endswith("oci/20261128-42/catalog.zip") else markets.answer_catalogue(request)
+    )
+
+    found = ask(QUERY, [each for each in PROVIDERS if each.name == "catalogue"])["catalogue"]
+
+    assert found.notes == ["oci is left out: the list is larger than 2 MiB"]
 
 
 def test_without_placement_scores_the_prices_remain(server):

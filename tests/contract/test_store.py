@@ -40,9 +40,9 @@ class Place(NamedTuple):
 S3_CLIENTS = [name for name in CLIENTS if name.startswith("s3")]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def buckets():
-    """URLs of the buckets of this module, by protocol."""
+    """URLs of the buckets of this module, which may be left and entered again, by protocol."""
     return {}
 
 

@@ -50,13 +50,20 @@ def operation(request):
     return OPERATIONS[request.param]
 
 
+@pytest.fixture(scope="session")
+def buckets():
+    """URLs of the buckets of this module, which may be left and entered again, by protocol."""
+    return {}
+
+
 @pytest.fixture(scope="module", params=CLIENTS)
-def way(request):
+def way(request, buckets):
     protocol, through = CLIENTS[request.param]
     server = request.getfixturevalue(f"{protocol}_server")
-    bucket = server.create_bucket(f"clients-{uuid.uuid4().hex[:8]}")
+    if protocol not in buckets:
+        buckets[protocol] = server.create_bucket("clients")
     with FaultProxy(server.endpoint_url, protocol) as proxy:
-        yield Way(protocol, through, server, f"{bucket}/run", proxy)
+        yield Way(protocol, through, server, f"{buckets[protocol]}/{uuid.uuid4().hex}/run", proxy)
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from spot_plugins.store import LocalStore
 from spot_plugins.testing import FaultProxy, run_thread_ranks
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def bucket(s3_server):
     return s3_server.create_bucket("prefetch")
 

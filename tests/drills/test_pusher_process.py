@@ -46,7 +46,7 @@ from spot_plugins.store import LocalStore, open_store
 from spot_plugins.testing import FaultProxy
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def bucket(s3_server):
     return s3_server.create_bucket("pusher-process")
 

@@ -16,10 +16,12 @@ import torch
 from drawn_lives import FAULTS, drawn_life
 from drill_settings import Settings
 from elastic_train import net, schedule_of
+from event_logs import agrees, recount
 from exactness import events_of, samples_by_step
 from hearing import said, until
 from launching import exit_codes, launch_ranks, printed
 from remains import Remains
+from servers import S3Server
 from steps import assert_whole, numbers
 from torch import nn
 from training_pieces import Points
@@ -162,6 +164,7 @@ def test_interruptions_one_after_the_other_lose_nothing(host, seed, s3_server, t
     """
     Notices to one rank or to all, ranks that are killed, machines that vanish. No committed step is lost, and a notice
     loses no step at all. In the end each sample was trained once per epoch, with the losses of a training left alone.
+    The report says what the raw lines of the event log say.
     """
     draw = random.Random(f"{host} {seed}")
     lives = [*(drawn_life(draw) for _ in range(NUM_INTERRUPTIONS)), drawn_life(draw, [None])]
@@ -176,6 +179,14 @@ def test_interruptions_one_after_the_other_lose_nothing(host, seed, s3_server, t
         for number, life in enumerate(lives):
             print(f"life {number} of seed {seed}: {life}")
             soak.live(tmp_path / f"life-{number}", life)
+
+    events = {key: soak.store.get(key) for key in soak.store.keys("events/")}
+    environment = {
+        "AWS_ACCESS_KEY_ID": S3Server.KEY,
+        "AWS_SECRET_ACCESS_KEY": S3Server.SECRET,
+        "AWS_ENDPOINT_URL": s3_server.endpoint_url,
+    }
+    agrees(url, recount(events), environment)
 
     steps = samples_by_step(soak.histories[max(soak.histories)])
     for epoch in range(epochs):

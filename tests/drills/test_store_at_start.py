@@ -29,7 +29,7 @@ both_clients = pytest.mark.parametrize("client_options", [{}, S3FS], ids=["obsto
 WAITS = "waiting for the store, at most"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def bucket(s3_server):
     return s3_server.create_bucket("store-at-start")
 

@@ -42,7 +42,7 @@ S3FS = {"default_fill_cache": False}  # an option that only s3fs knows, so that 
 both_clients = pytest.mark.parametrize("client_options", [{}, S3FS], ids=["obstore", "s3fs"])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def bucket(s3_server):
     return s3_server.create_bucket("store-faults")
 

@@ -18,7 +18,7 @@ from hearing import DEADLINE_S, Heard, until, until_idle
 from servers import S3Server, free_ports
 from steps import Holder, assert_whole, numbers, save
 
-from spot_plugins.cli import cp, ls, prune, show
+from spot_plugins.cli import cp, ls, plan, prices, prune, report, show, watch
 from spot_plugins.cli import verify as verify_verb
 from spot_plugins.config import SpotConfig
 from spot_plugins.events import Committed, Kept
@@ -288,3 +288,10 @@ def test_the_shell_completes_verbs():
 def test_the_help_has_an_example(verb):
     """It can be copied and changed."""
     assert f"Example: spot {verb.__name__} s3://bucket/run-7" in verb.__doc__
+
+
+@pytest.mark.parametrize("verb", [plan.plan, prices.prices, report.report, watch.watch])
+def test_the_help_of_figures_and_prices_has_an_example_and_exit_codes(verb):
+    """A script decides by the code."""
+    assert re.search(rf"Example: spot {verb.__name__} \S", verb.__doc__)
+    assert "The exit code is " in verb.__doc__

@@ -1,4 +1,4 @@
-"""``spot prices`` as a real process, which speaks TLS with the services of six providers."""
+"""``spot prices`` as a real process, which speaks TLS with the services of six providers and a catalogue."""
 
 from __future__ import annotations
 
@@ -55,10 +55,25 @@ def test_the_table_has_the_rows_of_all_providers_the_cheapest_first(environ):
     assert head.split()[0] == "$/GPU-H"
     assert [float(line.split()[0]) for line in lines] == sorted(float(line.split()[0]) for line in lines)
     assert lines[0].split()[:5] == ["1.501", "12.01", "25%", "8x", "H100"]
-    assert {line.split()[5] for line in lines} <= {*markets.HOSTS}
-    assert len(lines) == 8
+    assert {line.split()[5] for line in lines} == {*markets.HOSTS} - {"catalogue"} | {"oci"}
+    assert [line.split()[5] for line in lines].count("aws") == 3, "without those of the catalogue, which are older"
+    assert len(lines) == 9
     assert done.stderr == "spot prices: aws: 1 of 3 regions give no prices: ap-east-1 (AuthFailure)\n"
     assert markets.SECRET not in done.stdout + done.stderr
+
+
+def test_a_user_without_keys_gets_the_prices_of_the_catalogue(environ):
+    """The rows of AWS are those of the list, with its age and source, and the lines still say what a key would give."""
+    keyless = {name: value for name, value in environ.items() if name not in markets.KEYS}
+
+    done = prices("--gpu", "h100", "--count", "8", environ=keyless | {"AWS_EC2_METADATA_DISABLED": "true"})
+
+    assert done.returncode == 0, done.stderr
+    (aws,) = [line for line in done.stdout.splitlines() if " aws " in line]
+    assert " us-east-1 " in aws
+    assert " listed " in aws
+    assert aws.endswith(markets.CATALOGUE)
+    assert "spot prices: aws: no credentials, so its offers are left out" in done.stderr
 
 
 def test_json_has_a_version_and_the_figures_of_useful_hours(environ, server):
@@ -77,6 +92,7 @@ def test_json_has_a_version_and_the_figures_of_useful_hours(environ, server):
     assert {offer["provider"] for offer in document["offers"] if offer["dollars_per_useful_gpu_hour"] is None} == {
         "vast",
         "gcp",
+        "oci",
     }
     (cached, *_) = json.loads(
         prices(
@@ -107,7 +123,7 @@ def test_no_offer_and_no_answer_are_told_apart(environ, server, tmp_path):
 
     assert (none.returncode, none.stderr) == (1, "spot prices: no offer of 8 H100\n")
     assert unknown.returncode == 3
-    assert unknown.stderr.count("the provider answers with status 503") == 6
+    assert unknown.stderr.count("the provider answers with status 503") == 7
     assert "Traceback" not in unknown.stderr
 
 

@@ -49,6 +49,7 @@ NOT_MET: Final = {
     "drill/survival.py": "the same",
     "the disk of the store and the local copies ": "an act of spot drill",
     "economics/page.py": "the same",
+    "economics/picture.py": "the same",
     "assumed": "the basis of a figure of spot plan",
     "estimated: ": "the same",
     "given: ": "the same",

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import ConfigError, SpotError
+
+if TYPE_CHECKING:
+    from ..economics.planning import Plan
 
 Text = str | None
 Number = float | None
@@ -40,6 +45,7 @@ EffortCost = Annotated[Number, typer.Option(help="Money for making the training 
 Next = Annotated[
     bool, typer.Option("--next", help="Print only spot, on-demand or wait, for the next attempt of --run.")
 ]
+Png = Annotated[Text, typer.Option(help="File for a picture of the simulated runs. It needs matplotlib.")]
 Json = Annotated[bool, typer.Option("--json", help="Print a JSON document.")]
 
 
@@ -70,6 +76,7 @@ def plan(
     deadline_hours: DeadlineHours = None,
     effort_cost: EffortCost = None,
     next_: Next = False,
+    png: Png = None,
     json: Json = False,
 ) -> None:
     """
@@ -81,17 +88,17 @@ def plan(
     Example: spot plan --params 7B --gpus 8 --rate-per-month 20% --grace 120 --train-hours 200
     """
     given = dict(locals())
-    for name in ("measure", "next_", "json"):
+    for name in ("measure", "next_", "png", "json"):
         del given[name]
     try:
-        text = _answer(given, measure, only_next=next_, as_json=json)
+        text = _answer(given, measure, only_next=next_, png=png, as_json=json)
     except SpotError as error:
         typer.echo(f"spot plan: {error}", err=True)
         raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
     typer.echo(text)
 
 
-def _answer(given: dict[str, Any], measure: str | None, *, only_next: bool, as_json: bool) -> str:
+def _answer(given: dict[str, Any], measure: str | None, *, only_next: bool, png: str | None, as_json: bool) -> str:
     from ..economics.inputs import Options, inputs_of  # not for every verb, also the next ones
     from ..economics.page import next_to_json, to_json, to_text
     from ..economics.planning import make_plan, next_machines
@@ -119,4 +126,20 @@ def _answer(given: dict[str, Any], measure: str | None, *, only_next: bool, as_j
         typer.echo(f"spot plan: {decision.choice}, because {decision.reason}", err=True)
         return decision.choice
     made = make_plan(inputs)
+    if png is not None:
+        _draw(made, png)
     return to_json(made) if as_json else to_text(made)
+
+
+def _draw(made: Plan, png: str) -> None:
+    """Draw the simulated runs into the file *png*. Raise :exc:`.ConfigError` if that cannot be done."""
+    if made.wall is None or made.wall.num_runs == 0:
+        raise ConfigError(f"png={png!r} has no simulated runs to show: give train_hours, and a rate of preemptions")
+    if find_spec("matplotlib") is None:
+        raise ConfigError(f"png={png!r} needs matplotlib: pip install matplotlib")
+    from ..economics.picture import draw
+
+    try:
+        draw(made, made.wall, Path(png))
+    except OSError as error:
+        raise ConfigError(f"png={png!r} cannot be written: {error.strerror}") from error

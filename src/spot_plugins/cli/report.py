@@ -26,13 +26,23 @@ def report(
     on_demand_price: Annotated[
         float | None, typer.Option(help="Price of an on-demand GPU for an hour.", callback=price, show_default=False)
     ] = None,
+    rate_per_month: Annotated[
+        str | None,
+        typer.Option(
+            help="Share of the machines that the provider says it takes within 30 days, such as 10%, to compare.",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """
     Report how the run at URL went: goodput, losses, saves, interruptions per day, and what to change.
 
     Without --text and --json it writes a page that needs no network. It reads the event log alone, also while the run
-    goes on. For example: spot report s3://bucket/run-7 --text
+    goes on. The exit code is 1 if the store does not answer, and 2 if no run is there or an option cannot work.
+
+    Example: spot report s3://bucket/run-7 --text
     """
+    from ..economics.quantities import share
     from ..monitor.figures import Prices  # not for every verb: it imports the clients of stores
     from ..monitor.page import page_of
     from ..monitor.reading import read_report
@@ -41,7 +51,8 @@ def report(
     if text + as_json + (html is not None) > 1:
         raise typer.BadParameter("give one of --text, --json and --html FILE", param_hint="--text")
     try:
-        found = read_report(url, Prices(spot_price, on_demand_price), wall_time())
+        published = None if rate_per_month is None else share("rate_per_month", rate_per_month)
+        found = read_report(url, Prices(spot_price, on_demand_price), wall_time(), published)
     except SpotError as error:
         typer.echo(f"spot report: {error}", err=True)
         raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None

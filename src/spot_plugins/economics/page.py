@@ -25,9 +25,9 @@ def to_json(plan: Plan) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """Return *value* without leases, and with None in place of infinity, which JSON lacks."""
+    """Return *value* without leases and simulated runs, and with None in place of infinity, which JSON lacks."""
     if isinstance(value, dict):
-        return {name: _finite(each) for name, each in value.items() if name != "leases"}
+        return {name: _finite(each) for name, each in value.items() if name not in ("leases", "walls_h")}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 

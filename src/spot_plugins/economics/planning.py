@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ..errors import ConfigError
 from ..schedule.daly import daly_interval_s
@@ -15,6 +15,9 @@ from .intervals import TwoLevels, two_level_intervals, young_interval_s
 from .money import best_goodput, break_even_hours, break_even_mean_s, effective_saving
 from .rates import HOURS_PER_DAY, mean_s
 from .walltime import Costs, Waste, best_interval_s, expected_wall_s, goodput, waste
+
+if TYPE_CHECKING:
+    from .simulation import Array
 
 POLL_S: Final = 5.0
 """Seconds until a notice is seen, as the notice sources of this package poll."""
@@ -82,6 +85,8 @@ class Wall:
     """Wall time within which 95 % of the simulated runs end. None as above."""
     num_runs: int
     """Number of simulated runs. 0 if there are no preemptions to simulate."""
+    walls_h: tuple[float, ...]
+    """Wall time of each simulated run. Infinity for a run that was given up."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -210,6 +215,8 @@ def _wall(inputs: Inputs, costs: Costs, interval_s: float, kept: float, is_notic
     if inputs.train_hours is None:
         return None
 
+    import numpy as np  # not for every verb: it takes a tenth of a second
+
     def expected_h(per_hour: float) -> float:
         mean = mean_s(per_hour, inputs.nodes)
         if is_noticed:
@@ -219,21 +226,20 @@ def _wall(inputs: Inputs, costs: Costs, interval_s: float, kept: float, is_notic
 
     work_s = inputs.train_hours * 3600
     low, high = inputs.rate.low_per_hour, inputs.rate.high_per_hour
-    simulated = _simulated_h(inputs, costs, interval_s, kept, is_noticed)
+    walls_h = _simulated_h(inputs, costs, interval_s, kept, is_noticed)
     return Wall(
         expected_h=expected_h(inputs.planned_per_hour),
         expected_at_low_h=None if low is None else expected_h(low),
         expected_at_high_h=None if high is None else expected_h(high),
-        simulated_h=simulated[0] if simulated else None,
-        late_h=simulated[1] if simulated else None,
-        num_runs=simulated[2] if simulated else 0,
+        simulated_h=float(walls_h.mean()) if len(walls_h) else None,
+        late_h=float(np.quantile(walls_h, LATE, method="higher")) if len(walls_h) else None,
+        num_runs=0 if math.isinf(inputs.mean_s) else len(walls_h),
+        walls_h=tuple(walls_h.tolist()),
     )
 
 
-def _simulated_h(
-    inputs: Inputs, costs: Costs, interval_s: float, kept: float, is_noticed: bool
-) -> tuple[float, float, int] | None:
-    """Return mean and late wall time of simulated runs in hours, and their number. None if there would be too many."""
+def _simulated_h(inputs: Inputs, costs: Costs, interval_s: float, kept: float, is_noticed: bool) -> Array:
+    """Return the wall times of simulated runs in hours: none if there would be too many, one if all are the same."""
     import numpy as np  # not for every verb: it takes a tenth of a second
 
     from .simulation import SEED, Job, random_lives, simulate_wall_s, traced_lives
@@ -241,15 +247,14 @@ def _simulated_h(
     mean = inputs.mean_s
     work_s = (inputs.train_hours or 0.0) * 3600
     if math.isinf(mean):
-        wall_h = (work_s + costs.stall_s + costs.push_s) / 3600
-        return wall_h, wall_h, 0
+        return np.array([(work_s + costs.stall_s + costs.push_s) / 3600])
     if kept < _HOPELESS:
-        return None
+        return np.array([])
     # Poisson processes add up, so many machines at a rate are one machine at the sum. Those of a trace do not.
     nodes = inputs.nodes if inputs.leases else 1
     num_runs = int(min(NUM_RUNS, _MAX_PREEMPTIONS / (1 + work_s / kept / mean), _MAX_MACHINES / nodes))
     if num_runs < _FEWEST_RUNS:
-        return None
+        return np.array([])
     rng = np.random.default_rng(SEED)
     draw = traced_lives(inputs.leases, rng) if inputs.leases else random_lives(mean, rng)
     job = Job(
@@ -259,8 +264,7 @@ def _simulated_h(
         nodes=nodes,
         is_noticed=is_noticed,
     )
-    walls_s = simulate_wall_s(job, draw, num_runs, max_wall_s=20 * work_s / kept)
-    return float(walls_s.mean()) / 3600, float(np.quantile(walls_s, LATE, method="higher")) / 3600, num_runs
+    return simulate_wall_s(job, draw, num_runs, max_wall_s=20 * work_s / kept) / 3600
 
 
 def _money(inputs: Inputs, costs: Costs, kept: float, is_noticed: bool) -> Money | None:

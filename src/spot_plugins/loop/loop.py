@@ -61,7 +61,7 @@ class Loop:
             is_bare=False,
         )
         self._scalars = Scalars()
-        watchers = (self._scalars,) if framework.has_trackers else ()
+        watchers = (self._scalars,) if framework.has_trackers or self._scalars.are_shown else ()
         self._session = SpotSession(config, on_event=(*on_event, *watchers), host=host)
         self._steps = Steps(framework, self._session, self._told, self._scalars)
         self._saved: Saved | None = None  # None: not resumed yet

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from . import aws, azure, cache, gcp, lambda_cloud, runpod, vast
+from . import aws, azure, cache, catalogue, gcp, lambda_cloud, runpod, vast
 from .base import Answer, Provider, ProviderError, Query
 from .threads import in_parallel
 
@@ -16,6 +16,7 @@ PROVIDERS: Final = (
     aws.PROVIDER,
     azure.PROVIDER,
     gcp.PROVIDER,
+    catalogue.PROVIDER,
 )
 
 

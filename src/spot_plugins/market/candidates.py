@@ -13,10 +13,15 @@ from .base import Offer
 MOST: Final = 10
 """Candidates that are written at most. More would be tried for hours before a job begins."""
 
-_ZONE: Final = re.compile(r"(.*\d)[a-z]")  # a region of AWS, and the letter of its zone
+_ZONE: Final = re.compile(r"(.*\d)-?[a-z]")  # a region of AWS or Google Cloud, and the letter of its zone
 _SKYPILOT_GPUS: Final = {"A100-40GB": "A100", "V100-16GB": "V100"}
-_BACKENDS: Final = {**{name: name for name in ("aws", "azure", "gcp", "lambda", "runpod")}, "vast": "vastai"}
+_BACKENDS: Final = {
+    **{name: name for name in ("aws", "azure", "gcp", "lambda", "nebius", "oci", "runpod")},
+    "vast": "vastai",
+}
 """By provider, its name at dstack. SkyPilot knows the same ones, by our names."""
+
+_WITH_REGIONS: Final = ("aws", "azure", "gcp", "lambda", "nebius", "oci")
 
 
 class CandidatesError(ValueError):
@@ -32,7 +37,7 @@ def skypilot(offers: Iterable[Offer], now: datetime, tell: Callable[[str], objec
     Args:
         offers: Offers of one number of GPUs, the best first.
         now: Time of the answer, for the comment.
-        tell: Called with a line about providers that the tool does not know.
+        tell: Called with a line about providers that are not written.
 
     Raises:
         CandidatesError: There is no offer that the tool could rent.
@@ -89,7 +94,7 @@ def _chosen(
         else:
             unknown[each.provider] = None
     for name in unknown:
-        tell(f"{name}: its offers are left out, because it is no provider of {tool}")
+        tell(f"{name}: its offers are left out, because they are not written for {tool}")
     if not found:
         raise CandidatesError(f"no offer is of a provider that {tool} knows")
     return list(found.values())[:MOST]
@@ -101,9 +106,9 @@ def _head(chosen: list[Offer], now: datetime, order: str) -> Iterator[str]:
 
 def _region(offer: Offer) -> str | None:
     """Return the region of a cloud that has regions. None for a marketplace."""
-    if offer.provider == "aws" and (found := _ZONE.fullmatch(offer.region)):
+    if offer.provider in ("aws", "gcp") and (found := _ZONE.fullmatch(offer.region)):
         return found[1]
-    return offer.region if offer.provider in ("aws", "azure", "gcp", "lambda") else None
+    return offer.region if offer.provider in _WITH_REGIONS else None
 
 
 def _infra(offer: Offer) -> str:

@@ -100,6 +100,15 @@ def moment(item: Any, name: str) -> datetime:
     return found
 
 
+def truth(item: Any, name: str) -> bool:
+    """Return the truth value *name* of *item*, in small or capital letters. Raises :exc:`FieldError`."""
+    value = field(item, name)
+    named = {"true": True, "false": False}.get(str(value).lower())
+    if named is None:
+        raise FieldError(f"{name}={value!r:.40} must be true or false")
+    return named
+
+
 def optional(read: Callable[[Any, str], Any], item: Any, name: str) -> Any:
     """Return ``read(item, name)``, or None if the field is missing, null or empty."""
     return None if not isinstance(item, Mapping) or item.get(name) in (None, "") else read(item, name)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from . import candidates, rows, table
+from . import candidates, catalogue, rows, table
 from .ask import ask
 from .base import Offer, Query
 from .fields import now
@@ -82,4 +82,7 @@ class Question:
         results = sorted(ask(self.query, fresh=fresh).items())
         self.has_answer = any(not isinstance(result, str) for _, result in results)
         notes = {name: [result] if isinstance(result, str) else result.notes for name, result in results}
-        return [offer for _, result in results if not isinstance(result, str) for offer in result.offers], notes
+        found = {name: result.offers for name, result in results if not isinstance(result, str)}
+        listed = found.pop(catalogue.PROVIDER.name, [])
+        offers = [offer for each in found.values() for offer in each]
+        return offers + catalogue.without_known(listed, offers), notes

@@ -80,7 +80,7 @@ def offer_of(row: Any, default_source: str = "") -> Offer:
         spot_per_hour=spot,
         on_demand_per_hour=on_demand,
         listed_discount=fields.optional(_share, row, "listed_discount"),
-        is_live=fields.optional(_truth, row, "live") or False,
+        is_live=fields.optional(fields.truth, row, "live") or False,
         stock=fields.optional(fields.text, row, "stock"),
         interruption=_interruption_of(row),
         source=fields.optional(fields.text, row, "source") or default_source,
@@ -151,11 +151,3 @@ def _interruption_of(row: Mapping[str, Any]) -> Interruption | None:
 
 def _share(row: Any, name: str) -> float:
     return fields.number(row, name, 1)
-
-
-def _truth(row: Any, name: str) -> bool:
-    value = fields.field(row, name)
-    named = {"true": True, "false": False}.get(str(value).lower())
-    if named is None:
-        raise fields.FieldError(f"{name}={value!r:.40} must be true or false")
-    return named

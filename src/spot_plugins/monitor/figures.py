@@ -13,7 +13,7 @@ from itertools import groupby, pairwise
 from statistics import median
 from typing import Final
 
-from ..economics.rates import exact_interval
+from ..economics.rates import HOURS_PER_MONTH, exact_interval, rate_of_share
 from ..eventlog.reading import EventLog, RankLog
 from ..eventlog.records import Started
 from ..events import Committed, Resumed, Staged, WrittenLocally
@@ -70,6 +70,8 @@ class Report:
     num_interruptions: int
     per_day: tuple[float, float, float]
     """Interruptions per day of paid time, with the ends of the exact 95 % interval."""
+    published_per_day: float | None
+    """The same by the share of the provider, on as many machines as the run had. None if it is not given."""
     phases: tuple[Phase, ...]
     money: Money | None
     notes: tuple[str, ...]
@@ -96,8 +98,17 @@ class Report:
         return sum(each.lost_steps for each in self.attempts)
 
 
-def report_of(url: str, log: EventLog, prices: Prices, now: float) -> Report:
-    """Return the report of *log*, the log of the run at *url*, which is printed as it is."""
+def report_of(url: str, log: EventLog, prices: Prices, now: float, monthly_share: float | None = None) -> Report:
+    """
+    Return the report of *log*, the log of the run at *url*, which is printed as it is.
+
+    Args:
+        url: The URL.
+        log: The event log.
+        prices: The prices of a GPU, as far as they are known.
+        now: The present time.
+        monthly_share: Share of the machines that the provider says it takes within 30 days. None if it is not known.
+    """
     groups = groups_of(log)
     newest = max(log.newest_attempt, groups[-1][0].attempt if groups else 0)
     attempts = with_losses([attempt_of(ranks, now, is_last=ranks[0].attempt == newest) for ranks in groups])
@@ -113,10 +124,19 @@ def report_of(url: str, log: EventLog, prices: Prices, now: float) -> Report:
         waiting_s=sum(max(0.0, after.began_at - before.ended_at) for before, after in pairwise(attempts)),
         num_interruptions=num_interruptions,
         per_day=(num_interruptions / days, low, high),
+        published_per_day=None if monthly_share is None else _published_per_day(groups, attempts, monthly_share),
         phases=_phases([ranks[0] for ranks in groups], attempts),
         money=_money(attempts, prices),
         notes=tuple(_notes(log, {each.number for each in attempts})),
     )
+
+
+def _published_per_day(groups: Sequence[list[RankLog]], attempts: Sequence[Attempt], share: float) -> float:
+    """Return the interruptions per day of paid time that a provider's share within 30 days makes."""
+    paid_s = sum(each.paid_s for each in attempts)
+    machine_s = [each.paid_s * len({rank.host for rank in ranks}) for ranks, each in zip(groups, attempts, strict=True)]
+    num_machines = sum(machine_s) / paid_s if paid_s else 1.0
+    return rate_of_share(share, HOURS_PER_MONTH).per_hour * DAY_S / HOUR_S * num_machines
 
 
 def groups_of(log: EventLog) -> list[list[RankLog]]:

@@ -10,7 +10,7 @@ from ..store import open_store
 from .figures import Prices, Report, report_of
 
 
-def read_report(url: str, prices: Prices, now: float) -> Report:
+def read_report(url: str, prices: Prices, now: float, monthly_share: float | None = None) -> Report:
     """
     Read the event log of the run at *url*, and return its report.
 
@@ -18,6 +18,7 @@ def read_report(url: str, prices: Prices, now: float) -> Report:
         url: The URL of the run.
         prices: What a GPU costs, as far as it is known.
         now: The present time, in seconds since 1970.
+        monthly_share: As for :func:`.figures.report_of`.
 
     Raises:
         ConfigError: *url* cannot work, or nothing is there.
@@ -25,7 +26,7 @@ def read_report(url: str, prices: Prices, now: float) -> Report:
     """
     log = read_event_log(open_store(url))
     check_log(url, log)
-    return report_of(printable_url(url), log, prices, now)
+    return report_of(printable_url(url), log, prices, now, monthly_share)
 
 
 def check_log(url: str, log: EventLog) -> None:

@@ -1,4 +1,4 @@
-"""The figures of a run as scalars for the loggers of a host."""
+"""The figures of a run as scalars for the loggers of a host, and for the logging of Python."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..eventlog.watchers import Watched, Watcher
 from ..events import Committed, Event, SharesCounted
 
 if TYPE_CHECKING:
-    from .tally import Tally
+    from .tally import RunFigures, Tally
 
 logger = logging.getLogger(__name__)
 
@@ -41,9 +41,14 @@ class Scalars(Watcher):
         self._tally.on_event(event)
         match event:
             case Committed(step=step) if not self._counts_shares:
-                self._stored = step
+                self._is_stored(step)
             case SharesCounted(visible_step=int(step)):
-                self._stored = step
+                self._is_stored(step)
+
+    @property
+    def are_shown(self) -> bool:
+        """True if the logging of Python shows the figures, so that a loop without trackers wants them too."""
+        return logger.isEnabledFor(logging.INFO)
 
     def open(self, watched: Watched) -> None:
         """Begin with a session. The log of earlier attempts is read on a thread of its own."""
@@ -64,12 +69,7 @@ class Scalars(Watcher):
         if self._stored is None or self._tally is None or (figures := self._tally.figures()) is None:
             return {}
         self._stored = None
-        return {
-            "spot/goodput": figures.goodput,
-            "spot/stall_s": figures.stall_s,
-            "spot/lost_steps": float(figures.lost_steps),
-            "spot/interruptions": float(figures.num_interruptions),
-        }
+        return _values(figures)
 
     def write(self, write: Write) -> None:
         """Call *write* with the figures and their step, if a step was stored since the last call. It never raises."""
@@ -81,6 +81,22 @@ class Scalars(Watcher):
         except Exception:  # a logger must not end a training
             self._tally = None
             logger.exception("a logger does not take the figures of the run; it gets no more of them")
+
+    def _is_stored(self, step: int) -> None:
+        """Remember that *step* is stored, and log the figures."""
+        self._stored = step
+        if self.are_shown and self._tally is not None and (figures := self._tally.figures()) is not None:
+            values = ", ".join(f"{name}={value:.4g}" for name, value in _values(figures).items())
+            logger.info("step %s is stored: %s", step, values)
+
+
+def _values(figures: RunFigures) -> dict[str, float]:
+    return {
+        "spot/goodput": figures.goodput,
+        "spot/stall_s": figures.stall_s,
+        "spot/lost_steps": float(figures.lost_steps),
+        "spot/interruptions": float(figures.num_interruptions),
+    }
 
 
 def _read(tally: Tally) -> None:

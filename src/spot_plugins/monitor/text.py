@@ -41,7 +41,13 @@ def document_of(report: Report) -> dict[str, Any]:
         "taxonomy": GOOGLE,
         "kept_steps": report.kept_steps,
         "lost_steps": report.lost_steps,
-        "interruptions": {"count": report.num_interruptions, "per_day": rate, "low": low, "high": high},
+        "interruptions": {
+            "count": report.num_interruptions,
+            "per_day": rate,
+            "low": low,
+            "high": high,
+            "published_per_day": report.published_per_day,
+        },
         "attempts": [asdict(each) | {"paid_s": each.paid_s} for each in report.attempts],
         "phases": [asdict(each) for each in report.phases],
         "money": None if report.money is None else asdict(report.money),
@@ -71,6 +77,7 @@ def headlines(report: Report) -> list[str]:
         f"{report.kept_steps} steps that were kept.",
         f"{_count(report.num_interruptions, 'interruption')}, {rate:.2f} per day of training "
         f"(95 % interval {low:.2f} to {high:.2f}).",
+        *_published(report),
         f"{_count(report.lost_steps, 'step')} lost{_per_interruption(report)}.",
     ]
     if (money := report.money) is not None:
@@ -147,6 +154,15 @@ def _downtime(report: Report, index: int) -> str:
     """Return the time from the end of an attempt until training began again."""
     again = next((each.trained_from for each in report.attempts[index + 1 :] if each.trained_from is not None), None)
     return "-" if again is None else shown_s(max(0.0, again - report.attempts[index].ended_at))
+
+
+def _published(report: Report) -> list[str]:
+    """Return a sentence that compares the provider's figure with the counted one, if it is known."""
+    if (published := report.published_per_day) is None:
+        return []
+    _, low, high = report.per_day
+    place = "below" if published < low else "above" if published > high else "within"
+    return [f"By the provider's figure it would be {published:.2g} per day, which is {place} that interval."]
 
 
 def _per_interruption(report: Report) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import re
 import warnings
 
 import pytest
@@ -88,6 +90,25 @@ def test_the_last_batch_of_an_epoch_ends_a_step(url):
     life = Life(url, gradient_accumulation_steps=2)
     assert life.run(2) == [1, 2, 2, 1]
     assert life.spot.progress == Progress(step=6, epoch=2, batches=0, resumed=True)
+
+
+def test_the_logging_of_python_gets_the_figures_of_the_run(url, caplog):
+    """A line for each stored step, with those that a crash has cost. Without the level INFO nothing is counted."""
+    with caplog.at_level(logging.INFO, "spot_plugins"):
+        Life(url).run(stop_at=2)
+        Life(url).run()
+    lines = [each.getMessage() for each in caplog.records if each.name == "spot_plugins.monitor.scalars"]
+    found = [re.fullmatch(r"step (\d) is stored: spot/goodput=(\S+), spot/stall_s=\S+, (.*)", line) for line in lines]
+    steps = [int(each[1]) for each in found]
+    assert steps == sorted(set(steps))
+    assert steps[:2] == [1, 2]
+    assert steps[-1] == BATCHES
+    assert all(0 < float(each[2]) < 1 for each in found)
+    assert {each[3] for each in found} == {"spot/lost_steps=0, spot/interruptions=0"}
+
+    caplog.clear()
+    Life(f"{url}-quiet").run(stop_at=2)
+    assert not [each for each in caplog.records if each.name == "spot_plugins.monitor.scalars"]
 
 
 def test_a_limit_ends_a_step_too(url):

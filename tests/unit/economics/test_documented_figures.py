@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sys
 from pathlib import Path
 
 import pytest
+from matplotlib import image
 
 from spot_plugins.cli import main
 from spot_plugins.economics.grace import nodes_to_fit
@@ -20,6 +22,7 @@ from spot_plugins.economics.walltime import Costs, best_interval_s
 
 DOCS = Path(__file__).parents[3] / "docs"
 PLAN = DOCS / "plan.md"
+TRACE = Path(__file__).parents[2] / "traces" / "bamboo_aws_p3.csv"
 ECONOMICS = DOCS / "concepts" / "spot-economics.md"
 
 PUSH, COPY = 500e6, 5e9  # bytes per second
@@ -151,6 +154,64 @@ def test_the_example_is_real(capsys, monkeypatch):
         pytest.approx(numbers(line), rel=0.003) for line in shown if "simulated" in line
     ]
     assert [line for line in printed if "simulated" not in line] == [line for line in shown if "simulated" not in line]
+
+
+@pytest.fixture
+def spot_plan(monkeypatch, capsys):
+    """Run the verb in this process. Return its code and what it prints."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["spot", "plan", *words])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return ended.value.code, capsys.readouterr()
+
+    return run
+
+
+def test_a_picture_of_the_simulated_runs(spot_plan, tmp_path):
+    """
+    A PNG beside the text and beside the document, which has none of the runs. From a rate and from a trace.
+    """
+    for name, rate in (
+        ("rate", ["--rate-per-day", "8%"]),
+        ("trace", ["--trace", str(TRACE), "--nodes", "4", "--gpus", "4"]),
+    ):
+        file = tmp_path / f"{name}.png"
+        words = ["--bytes", "35GB", *rate, "--train-hours", "100", "--deadline-hours", "200", "--png", str(file)]
+        code, printed = spot_plan(*words, "--json")
+        assert code == 0, printed.err
+        assert json.loads(printed.out)["wall"]["num_runs"] > 100
+        assert "walls_h" not in printed.out
+        height, width, _ = image.imread(file).shape
+        assert (height, width) == (495, 880)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--png", "a.png"], "png='a.png' has no simulated runs to show: give train_hours, and a rate of preemptions"),
+        (["--train-hours", "9", "--png", "/no/such/a.png"], "png='/no/such/a.png' cannot be written: No such file"),
+    ],
+)
+def test_a_picture_that_cannot_be_drawn(spot_plan, words, says):
+    """
+    Exit code 2, and nothing on stdout.
+    """
+    code, printed = spot_plan("--bytes", "35GB", "--rate-per-day", "8%", *words)
+    assert (code, printed.out) == (2, "")
+    assert says in printed.err
+
+
+def test_a_picture_without_matplotlib(spot_plan, monkeypatch, tmp_path):
+    """
+    The package does not bring it.
+    """
+    monkeypatch.setattr("spot_plugins.cli.plan.find_spec", lambda name: None)
+    file = str(tmp_path / "a.png")
+    code, printed = spot_plan("--bytes", "3GB", "--rate-per-day", "8%", "--train-hours", "9", "--png", file)
+    assert code == 2
+    assert "needs matplotlib: pip install matplotlib" in printed.err
 
 
 def numbers(line):

@@ -85,6 +85,27 @@ def test_a_marketplace_has_no_regions() -> None:
     assert dstack["spot_policy"] == "spot"
 
 
+def test_places_of_the_catalogue_are_regions_and_zones() -> None:
+    """It names zones of Google Cloud, and regions of the clouds that are nowhere else."""
+    offers = [
+        offer("gcp", "us-central1-a", 10.0),
+        offer("oci", "us-ashburn-1", 11.0),
+        offer("nebius", "eu-north1", 12.0),
+    ]
+
+    sky, dstack = written("skypilot", offers)[0], written("dstack", offers)[0]
+
+    assert [each["infra"] for each in sky["resources"]["ordered"]] == [
+        "gcp/us-central1/us-central1-a",
+        "oci/us-ashburn-1",
+        "nebius/eu-north1",
+    ]
+    assert (dstack["backends"], dstack["regions"]) == (
+        ["gcp", "oci", "nebius"],
+        ["us-central1", "us-ashburn-1", "eu-north1"],
+    )
+
+
 @pytest.mark.parametrize(
     ("gpus", "sky", "dstack"),
     [
@@ -108,7 +129,7 @@ def test_what_cannot_be_rented_is_left_out(tool: str) -> None:
     value, text, told = written(tool, offers)
 
     name = {"skypilot": "SkyPilot"}.get(tool, tool)
-    assert told == [f"contract: its offers are left out, because it is no provider of {name}"]
+    assert told == [f"contract: its offers are left out, because they are not written for {name}"]
     assert "rack" not in text
     assert "lambda" not in text
     assert "us-central1" in str(value)

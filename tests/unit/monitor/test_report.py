@@ -9,8 +9,11 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
+import typer
 from event_logs import BEGAN_AT, recount, write_log
+from typer.testing import CliRunner
 
+from spot_plugins.cli.report import report as report_verb
 from spot_plugins.economics.rates import exact_interval
 from spot_plugins.eventlog.reading import read_event_log
 from spot_plugins.eventlog.records import Ended, Heartbeat, Started, TrainerGone, TrainingBegan
@@ -28,7 +31,7 @@ from spot_plugins.monitor.attempts import SILENT_S
 from spot_plugins.monitor.figures import Prices, report_of
 from spot_plugins.monitor.page import page_of
 from spot_plugins.monitor.text import document_of, text_of
-from spot_plugins.store import MemoryStore
+from spot_plugins.store import LocalStore, MemoryStore
 
 LATER = BEGAN_AT + 1e6
 
@@ -130,6 +133,37 @@ def test_steps_ends_and_losses(three):
     assert found.num_interruptions == 2
     days = 223 / 86400
     assert found.per_day == pytest.approx((2 / days, *exact_interval(2, days)))
+
+
+def test_the_providers_figure_is_beside_the_counted_one(three):
+    """By hand: the second attempt has two machines, and 2 interruptions in 223 s have a limit of 94 a day."""
+    write_log(three, 1, KILLED, rank=1, world_size=2)  # a second rank of the same machine
+    write_log(three, 2, LEFT, rank=1, world_size=2, host="another")
+    machines = (145 + 51 * 2 + 27) / 223
+    for share, place in ((0.2, "below"), (1 - 1e-16, "below"), (0.0, "below")):
+        found = report_of("run", read_event_log(three), Prices(), LATER, share)
+        assert found.published_per_day == pytest.approx(-math.log(1 - share) / 30 * machines)
+        assert document_of(found)["interruptions"]["published_per_day"] == found.published_per_day
+        sentence = f"By the provider's figure it would be {found.published_per_day:.2g} per day, which is {place} that"
+        assert sentence in text_of(found)
+        assert sentence in page_of(found).replace("&#x27;", "'")
+    for per_day, place in ((500.0, "within"), (5000.0, "above")):
+        assert f"which is {place} that interval" in text_of(replace(found, published_per_day=per_day))
+    assert "provider" not in text_of(report(three))
+    assert document_of(report(three))["interruptions"]["published_per_day"] is None
+
+
+def test_the_providers_figure_is_an_option_of_the_verb(tmp_path):
+    """A share is read as in ``spot plan``. What is no share is refused with code 2."""
+    write_log(LocalStore(str(tmp_path)), 1, KILLED)
+    app = typer.Typer(rich_markup_mode=None)
+    app.command()(report_verb)
+    done = CliRunner().invoke(app, [str(tmp_path), "--text", "--rate-per-month", "20%"])
+    assert done.exit_code == 0, done.output
+    assert "By the provider's figure it would be 0.0074 per day, which is" in done.stdout
+    refused = CliRunner().invoke(app, [str(tmp_path), "--rate-per-month", "often"])
+    assert refused.exit_code == 2
+    assert "rate_per_month='often' is no share of the machines" in refused.stderr
 
 
 def test_an_independent_count_agrees(three):
