@@ -40,7 +40,7 @@ def notice_to_agent(machine):
 
 def notice_of_cloud(machine):
     """Let the rank alone read of the end of its machine. Its agent hears nothing."""
-    machine.job.cloud.announce(15)
+    machine.job.cloud.announce(35)
     assert machine.process.wait(timeout=START_S) == 143, machine.job.printed()
 
 

@@ -37,7 +37,7 @@ def test_a_training_leaves_when_the_cloud_says_so(host, remains, tmp_path):
         processes = launch_ranks(f"{host}_train", tmp_path, SETTINGS, environment)
         remains.sessions |= {process.pid for process in processes}
         until(lambda: all(saved(tmp_path, rank) for rank in range(RANKS)), "the soft notice is saved for")
-        server.announce(20)
+        server.announce(35)
         codes = exit_codes(processes)
         remains.assert_nothing(within_s=10)
 
