@@ -391,6 +391,7 @@ CATALOGUE_ROWS = {
     "oci": [
         "BM.GPU.H100.8,us-ashburn-1,80.0,224,2048.0,8,H100,80.0,False,,nvidia,",
         "BM.GPU.H100.8,us-ashburn-1,40.0,224,2048.0,8,H100,80.0,True,,nvidia,oci-spot",
+        "BM.GPU.H100.8,us-ashburn-1,90.0,224,2048.0,8,H100,80.0,False,,nvidia,",  # the cheaper of two rows counts
         "VM.Standard.E4,us-ashburn-1,0.1,2,32.0,0,,,False,,,",
         "VM.GPU.A10.1,us-ashburn-1,2.0,30,240.0,1,A10,24.0,False,,nvidia,",
     ],

@@ -37,8 +37,8 @@ def report(
     """
     Report how the run at URL went: goodput, losses, saves, interruptions per day, and what to change.
 
-    Without --text and --json it writes a page that needs no network. It reads the event log alone, also while the run
-    goes on. The exit code is 1 if the store does not answer, and 2 if no run is there or an option cannot work.
+    Without --text and --json it writes a page that needs no network. It reads the event log alone, also during the
+    training. The exit code is 1 if the store does not answer, and 2 if no run is there or an option cannot work.
 
     Example: spot report s3://bucket/run-7 --text
     """

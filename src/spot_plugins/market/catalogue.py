@@ -39,7 +39,7 @@ _Prices: TypeAlias = dict[tuple[str, str, str, int], dict[bool, float]]
 
 def find(query: Query, until: float) -> Answer:
     """Return the offers of all clouds in the catalogue. A list that cannot be read costs its own rows and a note."""
-    # All have the same end, that of the caller.
+    # The time of the caller is the limit of each.
     results = in_parallel({name: (PROVIDER.limit_s, partial(_offers_until, name, query, until)) for name in _CLOUDS})
     answer = Answer()
     failures = {name: result for name, result in sorted(results.items()) if isinstance(result, ProviderError)}

@@ -1,4 +1,4 @@
-"""What is done with torch's own compiler: it gets what was kept, and gives what it has made."""
+"""Torch's own compiler gets the code that was kept, and gives the code that it has made."""
 
 from __future__ import annotations
 
