@@ -16,7 +16,7 @@ import torch
 from clouds import AzureServer, GoogleServer
 from servers import S3Server
 
-from spot_plugins.data import workers
+from spot_plugins.data import internals, workers
 
 # Programs that a test starts import from this folder, whichever test has come first.
 _PATHS = os.environ.get("PYTHONPATH", "").split(os.pathsep)
@@ -90,6 +90,10 @@ def no_accelerator():
             state._reset_state()
 
 
+_LOADERS = set()
+"""The loaders of this process that have workers. One of an earlier test may be there, and those who leave kill all."""
+
+
 def _remove_worker_pids(loader, remove=torch.utils.data._utils.signal_handling._remove_worker_pids):
     """Let torch forget the workers of *loader*, if it has not."""
     with suppress(ValueError):
@@ -101,26 +105,33 @@ def workers_as_before(monkeypatch):
     """
     Let a training that has left because of a notice leave nothing of its loaders to the next one in this process.
 
-    Such a training kills its workers, and lets torch wait for none any more, because its process ends. So torch has to
-    forget here whose workers they were, and to wait for those of the next training again.
+    Such a training kills its workers, and lets torch wait for none and look at none any more, because its process ends.
+    So torch has to forget here whose workers they were, and to look at those of the next training again.
     """
-    torch_utils = torch.utils.data._utils
-    handling = torch_utils.signal_handling
-    set_pids, before = handling._set_worker_pids, torch_utils.python_exit_status
-    loaders = set()
+    utils = torch.utils.data._utils
+    handling = utils.signal_handling
+    set_pids, exit_status, look = (
+        handling._set_worker_pids,
+        utils.python_exit_status,
+        handling._error_if_any_worker_fails,
+    )
     handling._remove_worker_pids = _remove_worker_pids  # for good: an iterator may be deleted after its test
 
+    def as_before():
+        utils.python_exit_status = exit_status
+        handling._error_if_any_worker_fails = look
+
     def set_worker_pids(loader, pids):
-        torch_utils.python_exit_status = before
-        loaders.add(loader)
+        as_before()
+        _LOADERS.add(loader)
         set_pids(loader, pids)
 
-    def never_wait_for_workers():
-        torch_utils._set_python_exit_flag()
-        while loaders:
-            _remove_worker_pids(loaders.pop())
+    def forget_workers():
+        internals.forget_workers()
+        while _LOADERS:
+            _remove_worker_pids(_LOADERS.pop())
 
     monkeypatch.setattr(handling, "_set_worker_pids", set_worker_pids)
-    monkeypatch.setattr(workers, "never_wait_for_workers", never_wait_for_workers)
+    monkeypatch.setattr(workers, "forget_workers", forget_workers)
     yield
-    torch_utils.python_exit_status = before
+    as_before()

@@ -4,26 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import psutil
 import pytest
 from launching import exit_codes, launch
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+RUN = Path(__file__).parent / "programs" / "example_run.py"
 SMALLEST = ["--batch-size", "4", "--max-tokens", "8", "--epochs", "2", "--every-steps", "20"]
 
 
-def start(recipe, num_steps, folder):
+def start(recipe, num_steps, folder, **environment):
     arguments = ["--url", f"file://{folder}/run", "--csv", f"{folder}/log.csv", "--events", f"{folder}/events.jsonl"]
     return launch(
         "example_run",
         (str(EXAMPLES / recipe), [*arguments, *SMALLEST, "--samples", str(2 * num_steps)]),
-        environment={"HF_HUB_OFFLINE": "1"},
+        environment={"HF_HUB_OFFLINE": "1", **environment},
         output=folder / "output.txt",
     )
 
@@ -33,20 +31,14 @@ def rows(folder):
     return [line.split(",") for line in log.read_text().splitlines()] if log.exists() else []
 
 
-# As many steps as leave time for the signal before the end.
 RECIPES = [("lightning_finetune.py", 24), ("accelerate_lora_finetune.py", 48), ("trainer_lora_finetune.py", 48)]
 
 
 @pytest.mark.parametrize(("recipe", "num_steps"), RECIPES)
 def test_a_preempted_recipe_goes_on_to_its_end(recipe, num_steps, tmp_path):
     """A SIGTERM in mid-epoch ends it with code 143; the same command again trains every other step once, to the end."""
-    process = start(recipe, num_steps, tmp_path)
-    deadline = time.monotonic() + 300
-    while len(rows(tmp_path)) < 3 and process.is_alive() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    if process.is_alive():
-        os.kill(process.pid, signal.SIGTERM)
-    assert exit_codes([process]) == [143], (tmp_path / "output.txt").read_text()[-3000:]
+    signalled = start(recipe, num_steps, tmp_path, SIGTERM_AT=str(tmp_path / "log.csv"), SIGTERM_RANK="0")
+    assert exit_codes([signalled]) == [143], (tmp_path / "output.txt").read_text()[-3000:]
     assert exit_codes([start(recipe, num_steps, tmp_path)]) == [0], (tmp_path / "output.txt").read_text()[-3000:]
 
     assert [int(step) for step, _, _ in rows(tmp_path)] == list(range(1, num_steps + 1))
@@ -61,9 +53,10 @@ def test_a_preempted_torchrun_recipe_goes_on_on_other_ranks(tmp_path):
     A SIGTERM to one rank of two ends both; three ranks go on behind the very step, and come to the end.
     """
 
-    def torchrun(num_ranks):
+    def torchrun(num_ranks, **environment):
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks)]
         recipe = [
+            str(RUN),
             str(EXAMPLES / "torchrun_fsdp2.py"),
             "--url",
             f"file://{tmp_path}/run",
@@ -71,17 +64,12 @@ def test_a_preempted_torchrun_recipe_goes_on_on_other_ranks(tmp_path):
             f"{tmp_path}/log.csv",
         ]
         smallest = ["--samples", "192", "--batch-size", "2", "--width", "16", "--block", "16", "--epochs", "1"]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+        environment |= {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
         with (tmp_path / "output.txt").open("ab") as output:
             return subprocess.Popen([*launcher, *recipe, *smallest], env=environment, stdout=output, stderr=output)
 
-    process = torchrun(2)
-    deadline = time.monotonic() + 300
-    while len(rows(tmp_path)) < 3 and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    ranks = psutil.Process(process.pid).children()
-    ranks[-1].terminate()
-    assert process.wait(300) == 1, "torchrun's own code, whatever the ranks' are"
+    signalled = torchrun(2, SIGTERM_AT=str(tmp_path / "log.csv"), SIGTERM_RANK="1")
+    assert signalled.wait(300) == 1, "torchrun's own code, whatever the ranks' are"
     done = len(rows(tmp_path))
     assert torchrun(3).wait(300) == 0, (tmp_path / "output.txt").read_text()[-3000:]
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from exactness import assert_equal, newest_step
-from hearing import DEADLINE_S, until
+from hearing import DEADLINE_S
 from launching import exit_codes, launch
 from ports import free_port
 
@@ -20,6 +18,7 @@ from spot_plugins import load_weights
 from spot_plugins.fingerprints import compare_runs
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+RUN = Path(__file__).parent / "programs" / "example_run.py"
 NUM_STEPS = 24
 RECIPES = [
     ("qlora_7b", ["--steps", str(NUM_STEPS)], 1),
@@ -32,7 +31,7 @@ RECIPES = [
 """Folder, arguments for so many steps, and number of ranks of each recipe that Accelerate does not launch."""
 
 
-def start(name, arguments, ranks, folder):
+def start(name, arguments, ranks, folder, **environment):
     """Start a recipe in *folder* on its ranks, as torchrun would."""
     folder.mkdir(exist_ok=True)
     arguments = [*arguments, "--url", f"file://{folder}/run", "--csv", f"{folder}/log.csv", "--every-steps", "20"]
@@ -41,7 +40,8 @@ def start(name, arguments, ranks, folder):
         launch(
             "example_run",
             (str(EXAMPLES / name / "train.py"), arguments),
-            environment={"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(folder / "cache")}
+            environment=environment
+            | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "HF_HOME": str(folder / "cache")}
             | (shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}),
             output=folder / f"output-{rank}.txt",
         )
@@ -67,10 +67,8 @@ def test_a_preempted_recipe_is_the_one_left_alone(name, arguments, ranks, tmp_pa
     """
     alone, taken = tmp_path / "alone", tmp_path / "taken"
     monkeypatch.chdir(tmp_path)
-    processes = start(name, arguments, ranks, taken)
-    until(lambda: len(rows(taken)) >= 3 or not processes[-1].is_alive(), "three steps are done")
-    os.kill(processes[-1].pid, signal.SIGTERM)
-    assert exit_codes(processes) == [143] * ranks, printed(taken)
+    signalled = {"SIGTERM_AT": str(taken / "log.csv"), "SIGTERM_RANK": str(ranks - 1)}
+    assert exit_codes(start(name, arguments, ranks, taken, **signalled)) == [143] * ranks, printed(taken)
     assert exit_codes(start(name, arguments, ranks, alone)) == [0] * ranks, printed(alone)
     left = newest_step(taken)
     assert exit_codes(start(name, arguments, ranks, taken)) == [0] * ranks, printed(taken)
@@ -84,12 +82,12 @@ def test_a_preempted_recipe_that_accelerate_launches_is_the_one_left_alone(tmp_p
     """The same for LoRA of a model in 4 bits under FSDP2, by the command of its README."""
     recipe = EXAMPLES / "lora_70b_fsdp2"
 
-    def launch_in(folder):
+    def launch_in(folder, **environment):
         folder.mkdir(exist_ok=True)
         launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(recipe / "two_cpus.yaml")]
-        program = [str(recipe / "train.py"), "--nf4", "--steps", str(NUM_STEPS), "--every-steps", "20"]
+        program = [str(RUN), str(recipe / "train.py"), "--nf4", "--steps", str(NUM_STEPS), "--every-steps", "20"]
         where = ["--url", f"file://{folder}/run", "--csv", f"{folder}/log.csv", "--out", f"{folder}/out"]
-        environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+        environment |= {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
         with (folder / "output-0.txt").open("ab") as output:
             return subprocess.Popen(
                 [*launcher, f"--main_process_port={free_port()}", *program, *where],
@@ -100,10 +98,8 @@ def test_a_preempted_recipe_that_accelerate_launches_is_the_one_left_alone(tmp_p
             )
 
     alone, taken = tmp_path / "alone", tmp_path / "taken"
-    process = launch_in(taken)
-    until(lambda: len(rows(taken)) >= 3 or process.poll() is not None, "three steps are done")
-    psutil.Process(process.pid).children()[-1].terminate()
-    assert process.wait(DEADLINE_S) == 1, "the launcher's own code, whatever the ranks' are"
+    signalled = launch_in(taken, SIGTERM_AT=str(taken / "log.csv"), SIGTERM_RANK="1")
+    assert signalled.wait(DEADLINE_S) == 1, "the launcher's own code, whatever the ranks' are"
     assert launch_in(alone).wait(DEADLINE_S) == 0, printed(alone)
     left = newest_step(taken)
     assert launch_in(taken).wait(DEADLINE_S) == 0, printed(taken)

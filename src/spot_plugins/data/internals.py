@@ -76,7 +76,8 @@ def check_torch() -> None:
     Raises:
         ConfigError: The installed version lacks one of them.
     """
-    TORCH.require("torch.utils.data", torch.utils.data, ("_utils._set_python_exit_flag",))
+    names = ("_utils._set_python_exit_flag", "_utils.signal_handling._error_if_any_worker_fails")
+    TORCH.require("torch.utils.data", torch.utils.data, names)
     loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.zeros(1)))
     TORCH.require("DataLoader", loader, ("_iterator",))
 
@@ -101,14 +102,19 @@ def replace_index_sampler(loader: torch.utils.data.DataLoader[Any], name: str, s
     loader.__dict__[name] = sampler
 
 
-def never_wait_for_workers() -> None:
+def forget_workers() -> None:
     """
-    Let no loader of this process wait for its workers any more.
+    Let no loader of this process wait for its workers any more, and let torch raise nothing for those that are killed.
 
-    torch itself does this when the interpreter ends. From then on no iterator touches the queues and locks that it
+    torch itself does the first when the interpreter ends. From then on no iterator touches the queues and locks that it
     shares with its workers. A killed worker may have died while it held a lock, and a wait for that never ends.
+
+    The second is for torch's handler of SIGCHLD, which would raise "DataLoader worker is killed by signal" in the main
+    thread, in the middle of a clean exit. To take the handler away is not enough: Lightning puts it back.
     """
-    torch.utils.data._utils._set_python_exit_flag()
+    utils = torch.utils.data._utils
+    utils._set_python_exit_flag()
+    vars(utils.signal_handling)["_error_if_any_worker_fails"] = lambda: None
 
 
 def has_shuffle_buffer(dataset: Any) -> bool:

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-from .internals import never_wait_for_workers
+from .internals import forget_workers
 from .unwrap import plain_loader
 
 
@@ -76,11 +76,7 @@ def end_shielded_workers() -> None:
     torch by itself waits five seconds for each busy worker, and five more after a SIGTERM. No loader of this process
     works after this call.
     """
-    if threading.current_thread() is threading.main_thread():
-        # torch's handler would raise "DataLoader worker is killed by signal" in the main thread, in the middle of
-        # a clean exit. Only the main thread may change handlers, and only the main thread can have installed it.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    never_wait_for_workers()
+    forget_workers()
     for child in multiprocessing.active_children():
         if child.pid is not None and child.daemon and _has_shield(child.pid):
             with suppress(ProcessLookupError):  # it ended meanwhile

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from accelerate.data_loader import DataLoaderShard
 from torch.utils.data import DataLoader
 
-from spot_plugins.data import elastic_loader, end_shielded_workers, shield_workers
+from spot_plugins.data import elastic_loader, end_shielded_workers, internals, shield_workers, workers
 from spot_plugins.data.workers import shield
 
 pytestmark = pytest.mark.long  # starts worker processes
@@ -277,6 +277,29 @@ def test_leaving_ends_workers_and_nothing_else():
     A child in a session of its own is there to outlive the trainer; one in the trainer's group is not shielded.
     """
     assert exit_code_of(lambda: those_alive_after_leaving() == [False, True, True]) == 0
+
+
+def test_a_handler_that_comes_back_finds_no_killed_worker(monkeypatch):
+    """
+    Lightning puts back torch's handler of SIGCHLD while the process leaves, and the workers are gone by then.
+
+    The exception of that handler would take the place of the exit code.
+    """
+
+    monkeypatch.setattr(workers, "forget_workers", internals.forget_workers)  # without the help of conftest.py
+
+    def leave():
+        order = iter(elastic_loader(Groups(), batch_size=1, num_workers=1))
+        next(order)  # the worker has its shield
+        handler = signal.getsignal(signal.SIGCHLD)
+        end_shielded_workers()
+        signal.signal(signal.SIGCHLD, handler)
+        [worker] = order._workers
+        os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)  # as the handler looks: nobody has taken its exit code
+        signal.raise_signal(signal.SIGCHLD)
+        return callable(handler)
+
+    assert exit_code_of(leave) == 0
 
 
 def test_leaving_works_from_any_thread():

@@ -26,6 +26,7 @@ from spot_plugins.fingerprints.ring import Ring, RingId
 from spot_plugins.launch.drilled import Rank, drilled
 
 is_control = drilled().folder.path.name == "control"
+launcher = os.getppid()
 
 def begin(name="run"):
     folder = drilled().folder
@@ -38,10 +39,25 @@ def begin(name="run"):
     folder.write_rank(Rank(pid=os.getpid(), rank=0, attempt=attempt, run=name))
     return Ring(str(folder.local(name) / "fingerprints"), RingId(attempt, 0, 1), str(folder.live(name)))
 
-def train(ring, num_steps, step_s=0.02):
-    for step in range(1, num_steps + 1):
-        ring.write(step, StepRecord(step, bytes(8), (step,) * len(KINDS)).encode())
+def train(ring, num_steps, step_s=0.02, first=1):
+    for step in range(first, num_steps + 1):
+        write(ring, step, step)
         time.sleep(step_s)
+
+def write(ring, step, data):
+    ring.write(step, StepRecord(step, bytes(8), (data,) + (step,) * (len(KINDS) - 1)).encode())
+
+def train_until_fault(num_steps):
+    ring = begin()
+    train(ring, num_steps - 1)
+    wait_for_fault()
+    write(ring, num_steps, num_steps)
+
+# The first start of the rehearsal waits here until it is killed, or until its launcher is. The drill may have been
+# paused for longer than all the steps take.
+def wait_for_fault():
+    while not is_control and len(drilled().folder.ranks()) == 1 and os.getppid() == launcher:
+        time.sleep(0.02)
 """
 
 
@@ -133,7 +149,7 @@ def test_ranks_without_a_launcher_have_the_grace_period_however_long(folder, mon
     monkeypatch.setattr(runner, "check_launcher", lambda command: None)
     monkeypatch.setattr(runner, "PUSHER_S", 0.0)
     monkeypatch.setattr(runner, "ORPHAN_S", 0.0)
-    program = "train(begin(), 150)"
+    program = "train_until_fault(150)"
     facts = run(launcher_of(program, folder), folder, KillLauncher(), grace_s=300.0, seed=1)
     (first, *_) = facts.rehearsal.lives
     assert first.ending is not None
@@ -144,7 +160,7 @@ def test_ranks_without_a_launcher_have_the_grace_period_however_long(folder, mon
 def test_ranks_that_train_to_their_end_without_a_launcher_are_told(folder, monkeypatch):
     """Though they are gone within the grace period. Nobody would have ended them."""
     monkeypatch.setattr(runner, "check_launcher", lambda command: None)
-    program = "train(begin(), 150)\ntime.sleep(0 if is_control else 2.5)"
+    program = "train_until_fault(150)\ntime.sleep(0 if is_control else 2.5)"
     facts = run(launcher_of(program, folder), folder, KillLauncher(), grace_s=300.0, seed=1)
     assert broken(facts)["all processes end in time"] == (
         "without their launcher the ranks trained on, to their end at step 150"
@@ -162,11 +178,11 @@ def test_a_pusher_that_is_just_ending_is_no_orphan(monkeypatch):
 def test_a_training_that_does_not_leave_is_killed(fault, folder, monkeypatch):
     """The time at which the machine would be taken."""
     monkeypatch.setattr(runner, "LEAST_NOTICE_S", 0.2)
-    program = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\ntrain(begin(), 120 if is_control else 600)"
+    program = "signal.signal(signal.SIGTERM, signal.SIG_IGN)\ntrain_until_fault(120)"
     facts = run(stand_in(program), folder, fault, grace_s=0.2)
     (first, *_) = facts.rehearsal.lives
     assert first.exit_code is None
-    assert first.reached_step < 600
+    assert first.reached_step < 120
     assert "the training had not ended " in broken(facts)["all processes end in time"]
     assert "no session has received it" in broken(facts)["the training learns of it"]
 
@@ -175,7 +191,7 @@ def test_a_launcher_that_does_not_see_the_end_of_its_rank_is_killed(folder, monk
     """A scheduler would wait for it, and the machine would be paid for."""
     monkeypatch.setattr(runner, "LEAVE_S", 0.4)
     launcher = ["sh", "-c", '"$@" && exit 0; sleep 94', "sh"]
-    facts = run([*launcher, *stand_in("train(begin(), 150)")], folder, KillRank())
+    facts = run([*launcher, *stand_in("train_until_fault(150)")], folder, KillRank())
     assert facts.rehearsal.lives[0].exit_code is None
     assert broken(facts)["all processes end in time"] == "the command hung for 0 s after SIGKILL to rank 0"
 
@@ -185,14 +201,14 @@ def test_a_training_that_waits_to_be_taken_is_told(folder, monkeypatch):
     """After a notice that nobody follows up, it would be paid for and do nothing."""
     monkeypatch.setattr(runner, "LEAST_NOTICE_S", 0.2)
     monkeypatch.setattr(runner, "LEAVE_S", 1.0)
-    facts = run(stand_in("train(begin(), 120 if is_control else 600)"), folder, EmptyNotice(), grace_s=0.2)
+    facts = run(stand_in("train_until_fault(120)"), folder, EmptyNotice(), grace_s=0.2)
     assert facts.rehearsal.lives[0].exit_code is None
     assert broken(facts)["all processes end in time"].startswith("the command hung for 3 s after a notice")
 
 
 def test_an_exit_code_of_0_is_no_way_to_leave(folder):
     """No scheduler would start the training again."""
-    program = "signal.signal(signal.SIGTERM, lambda *_: os._exit(0))\ntrain(begin(), 150)"
+    program = "signal.signal(signal.SIGTERM, lambda *_: os._exit(0))\ntrain_until_fault(150)"
     facts = run(stand_in(program), folder)
     assert broken(facts)["the exit code says so"] == (
         "it ended with code 0, and not 143. A scheduler would not start it again"
@@ -210,7 +226,7 @@ def test_a_fault_that_comes_too_late_is_told(folder):
 
 def test_the_local_copies_are_gone_after_the_loss_of_a_host(folder):
     """All processes are killed before, and the steps are known all the same."""
-    facts = run(stand_in("train(begin(), 150)"), folder, HostLoss())
+    facts = run(stand_in("train_until_fault(150)"), folder, HostLoss())
     (life, *_) = facts.rehearsal.lives
     assert life.exit_code == -9
     assert life.ending.step <= life.reached_step < 150
@@ -220,7 +236,7 @@ def test_the_local_copies_are_gone_after_the_loss_of_a_host(folder):
 
 def test_a_rank_that_is_killed_is_drawn_by_the_seed(folder):
     """Of the ranks that run."""
-    facts = run(stand_in("train(begin(), 150)"), folder, KillRank())
+    facts = run(stand_in("train_until_fault(150)"), folder, KillRank())
     assert facts.rehearsal.lives[0].ending.told == "SIGKILL to rank 0"
     assert facts.rehearsal.lives[0].exit_code == -9
 
@@ -246,10 +262,10 @@ def test_steps_that_differ_are_told_with_their_start(folder):
     """A training that begins anew has trained the same steps; one with another order has not."""
     program = """
 ring = begin()
-for step in range(1, 151):
-    data = 9 if step == 80 and not is_control else step
-    ring.write(step, StepRecord(step, bytes(8), (data,) + (step,) * (len(KINDS) - 1)).encode())
-    time.sleep(0.02)
+train(ring, 79)
+wait_for_fault()
+write(ring, 80, 80 if is_control else 9)
+train(ring, 150, first=81)
 """
     facts = run(stand_in(program), folder, KillRank(), seed=1)
     assert facts.rehearsal.lives[0].ending.step < 80, "choose another seed"
