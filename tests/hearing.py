@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import threading
 import time
 from pathlib import Path
+
+import pytest
 
 from spot_plugins.push import process
 
@@ -99,6 +103,21 @@ def until_end_known(session, pid):
 def next_pusher(session, pid):
     """Wait until the pusher process *pid* of *session* is replaced. Return the id of the new one."""
     return until(lambda: pusher_pid(session) not in (None, pid) and pusher_pid(session), "another pusher process runs")
+
+
+def kill_pusher_and_successor(session):
+    """
+    Kill the pusher process of *session*, and the one that takes its place before that one has done anything.
+
+    Return the id of the latter. It stands still from its first moment, so that the test cannot be too late.
+    """
+    first = pusher_pid(session)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent / "drills" / "standing"))
+        os.kill(first, signal.SIGKILL)
+        second = next_pusher(session, first)
+    os.kill(second, signal.SIGKILL)
+    return second
 
 
 def said(file):

@@ -24,6 +24,7 @@ from hearing import (
     DEADLINE_S,
     Heard,
     is_zombie,
+    kill_pusher_and_successor,
     next_pusher,
     pusher_pid,
     said,
@@ -222,9 +223,7 @@ def test_a_pusher_whose_successor_is_killed_too_is_replaced_at_the_next_save(tmp
         first = pusher_pid(session)
         os.kill(first, signal.SIGSTOP)
         session.after_step(1)
-        os.kill(first, signal.SIGKILL)
-        second = next_pusher(session, first)
-        os.kill(second, signal.SIGKILL)
+        second = kill_pusher_and_successor(session)
         lost = heard.wait(SaveAbandoned, step=1)
         until_idle(session)
         session.after_step(2)

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from hearing import DEADLINE_S, Heard, next_pusher, pusher_pid, until, until_idle
+from hearing import DEADLINE_S, Heard, kill_pusher_and_successor, pusher_pid, until, until_idle
 from steps import Holder, assert_same, assert_whole, load, numbers, save, state_of
 
 from spot_plugins.config import SpotConfig
@@ -636,11 +636,9 @@ def test_the_last_step_is_pushed_again_when_its_pusher_died(url, store):
     """
     with training(url, state=state_of(8)) as (session, _, heard):
         session.resume()
-        first = session._opened.pusher.pid
-        os.kill(first, signal.SIGSTOP)
+        os.kill(session._opened.pusher.pid, signal.SIGSTOP)
         session.save(8)
-        os.kill(first, signal.SIGKILL)
-        os.kill(next_pusher(session, first), signal.SIGKILL)
+        kill_pusher_and_successor(session)
         heard.wait(SaveAbandoned, step=8)
         session.finish(8)
 
