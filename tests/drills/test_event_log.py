@@ -61,9 +61,13 @@ def test_losses_of_a_kill_and_of_a_notice(ranks, kills_pusher, tmp_path):
         until(lambda: 12 in heartbeats(store, 1), "a heartbeat in the store tells step 12")
     else:
         assert heartbeats(store, 1) == set()
-    for trainer, pusher in pids:
-        for pid in (pusher, trainer) if kills_pusher else (trainer,):
-            os.kill(pid, signal.SIGKILL)
+    if kills_pusher:
+        for trainer, _ in pids:
+            os.kill(trainer, signal.SIGSTOP)  # or it might start another pusher, before it is killed itself
+        for _, pusher in pids:
+            os.kill(pusher, signal.SIGKILL)
+    for trainer, _ in pids:
+        os.kill(trainer, signal.SIGKILL)
     assert exit_codes(processes) == [-signal.SIGKILL] * ranks
     for _, pusher in pids:
         until_gone(pusher)
