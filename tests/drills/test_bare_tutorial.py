@@ -15,12 +15,13 @@ DDP = "    model = DistributedDataParallel(model)\n"
 LOADER = "elastic_loader(dataset, batch_size=32, seed=7)"
 
 PREEMPTED = """
-import builtins, os, signal
+import builtins, os, signal, time
 
 def print(text, **how):
     builtins.print(text, **how)
     if text.startswith("step {step},"):
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.5)  # all other steps take less than that, and a notice takes effect within milliseconds
 
 """
 """The beginning of a program whose machine is taken after a step."""
