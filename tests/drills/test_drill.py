@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -132,6 +133,21 @@ def test_a_generator_that_is_not_registered_is_found(tmp_path):
     [folder] = drills_left(tmp_path / "temporary")
     assert sorted(path.name for path in folder.iterdir()) == ["control-1.txt", "rehearsal-1.txt", "rehearsal-2.txt"]
     assert ElementTree.parse(tmp_path / "drill.xml").getroot().get("failures") == "1"
+
+
+def test_the_samples_of_the_first_step_that_differs_are_named():
+    """For a loop that leaves a batch out when it continues."""
+    verdict = drill(planted("left out", 60), [KillRank()])
+
+    [broken] = [each for each in verdict.promises if each.name.startswith("every step") and not each.is_kept]
+    found = re.match(
+        r"step (\d+), rank 0: the position in the training data is another one: "
+        r"it trained (\d+) of epoch (\d) instead of (\d+) of epoch (\d), in start 2\. ",
+        broken.text,
+    )
+    assert found is not None, texts(verdict)
+    step, *places = map(int, found.groups())
+    assert places == [step % 30, step // 30, (step - 1) % 30, (step - 1) // 30], "30 batches make an epoch"
 
 
 def test_a_swallowed_sigterm_is_found():

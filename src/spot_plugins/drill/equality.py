@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from ..errors import SpotError
 from ..eventlog.reading import read_event_log
 from ..events import Staged
+from ..fingerprints import places
 from ..fingerprints.earlier import ADVICE
 from ..store import open_store
 from ..upkeep.compare import Comparison, TensorDifference, compare_steps
@@ -39,11 +40,14 @@ class StepDifference:
     life: int
     what: tuple[str, ...]
     """Kinds that differ, see :data:`~spot_plugins.fingerprints.KINDS`."""
+    trained: str = ""
+    """The part of the data that it has trained, and the part in the control. Empty if they are not known."""
 
     @property
     def text(self) -> str:
         """The difference in words."""
-        return f"step {self.step}, rank {self.rank}: {in_words(self.what)}"
+        trained = f": {self.trained}" if self.trained else ""
+        return f"step {self.step}, rank {self.rank}: {in_words(self.what)}{trained}"
 
     @property
     def advice(self) -> str:
@@ -84,8 +88,21 @@ def first_difference(
             if (what := _counting(record.differs_from(other), but, len(sizes) == 1))
         ]
         if found:
-            return min(found, key=lambda each: (each.step, each.rank))
+            first = min(found, key=lambda each: (each.step, each.rank))
+            return replace(first, trained=_trained(control.lives[0], life, first)) if "data" in first.what else first
     return None
+
+
+def _trained(control: Life, life: Life, first: StepDifference) -> str:
+    """Return what the step of *first* has trained in both."""
+    expected, found = (
+        {ring_id.rank: of_rank for ring_id, of_rank in each.log.places.items()}.get(first.rank, {})
+        for each in (control, life)
+    )
+    if not (found.get(first.step) and expected.get(first.step)):
+        return ""
+    before = expected.get(first.step - 1, ())
+    return places.in_words(found[first.step], control=expected[first.step], before=before)
 
 
 def num_compared(control: Run, rehearsal: Run) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..fingerprints.places import StepPlaces
 from ..fingerprints.record import StepRecord
 from ..fingerprints.ring import RingId
 from .target import Fault
@@ -46,7 +47,7 @@ class Injected:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LifeLog:
-    """The facts of one life that are from the event log of the run, and from its store."""
+    """The facts of one life that are read after it, from the event log of the run, from its store and its folder."""
 
     start_step: int | None = None
     """The step after which it trained, 0 on a first run. None if it trained nothing."""
@@ -62,6 +63,8 @@ class LifeLog:
     """True if a session was about to end because of it, with its last step stored."""
     jumped_s: float = 0.0
     """Seconds by which the wall clock of its records has jumped."""
+    places: Mapping[RingId, StepPlaces] = field(default_factory=dict)
+    """The places in the data after its steps, by attempt and rank, as far as its loaders tell them."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -12,6 +12,7 @@ from typing import Final
 
 from ..clock import DRILL_VARIABLE
 from ..fingerprints import ring
+from ..fingerprints.places import StepPlaces, read_places
 from ..fingerprints.record import StepRecord
 from ..fingerprints.ring import RingReader
 from ..format.attempts import newest_attempt
@@ -187,6 +188,10 @@ class Training:
         while self._read(rank):
             rank += 1
         return {ring_id: reader.records for ring_id, reader in self._readers.items()}
+
+    def places(self) -> dict[ring.RingId, StepPlaces]:
+        """Return the places in the data after all steps of :meth:`records`, by attempt and rank."""
+        return {ring_id: read_places(reader.path) for ring_id, reader in self._readers.items()}
 
     def _read(self, rank: int) -> bool:
         """Read the files of *rank* of this life. Return whether there are any."""

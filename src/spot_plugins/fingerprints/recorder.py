@@ -134,7 +134,7 @@ class Recorder(ShardedPart):
             data = hash_32(marshal.dumps(position, 2)) if position else 0
             record = self._history.add(step, (data, self._rates.look(step), num_batches + 1, *streams))
             if self._ring is not None:
-                self._ring.write(step, record)
+                self._ring.write(step, record, position)
             if self._comparison is not None:
                 self._compare(self._comparison)
         except Exception:  # a fingerprint must not end a training

@@ -17,6 +17,7 @@ from struct import Struct
 from typing import Final
 
 from ..push import SharedFile
+from .places import Places
 from .record import NUM_BYTES, StepRecord, decode_all
 
 NUM_SLOTS: Final = 4096
@@ -75,11 +76,14 @@ class Ring:
         self.file = SharedFile(os.path.join(folder, ring_id.name), _MAX_BYTES, live)
         self._memory = self.file.memory
         self._memory[: _HEADER.size] = ring_id.header
+        self._places = None if live is None else Places(live)
 
-    def write(self, step: int, record: bytes) -> None:
-        """Write the encoded *record* of *step* to its slot."""
+    def write(self, step: int, record: bytes, position: tuple[int, ...] = ()) -> None:
+        """Write the encoded *record* of *step* to its slot. A drill also gets the *position* in the data."""
         start = _HEADER.size + step % NUM_SLOTS * NUM_BYTES
         self._memory[start : start + NUM_BYTES] = record
+        if self._places is not None:
+            self._places.write(step, position)
 
 
 class RingReader:
@@ -88,6 +92,8 @@ class RingReader:
     def __init__(self, folder: str, ring_id: RingId) -> None:
         self._folder = folder
         self._id = ring_id
+        self.path = os.path.join(folder, ring_id.name)
+        """The file."""
         self.records: dict[int, StepRecord] = {}
         """All records that were read so far, by their steps."""
 
@@ -98,7 +104,7 @@ class RingReader:
             return
         last = max(self.records)
         try:
-            file = os.open(os.path.join(self._folder, self._id.name), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            file = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:
             return
         try:

@@ -129,11 +129,14 @@ def accelerate(mistake, num_steps):
     with SpotHook(accelerator, URL, **EVERY) as spot:
         model, optimizer, loader = accelerator.prepare(model, optimizer, loader)
         scheduler = None if "scheduler" in mistake else accelerator.prepare(schedule())
-        spot.resume()
+        left_out = int(spot.resume().resumed and mistake == "left out")  # batches, in each start but the first
         if scheduler is None:  # also one that nobody prepares is saved, if it is made before
             scheduler = schedule() if mistake == "scheduler" else accelerator.prepare(schedule())
         for _ in spot.epochs(max_steps=num_steps):
             for batch in spot.batches(loader):
+                if left_out:
+                    left_out -= 1
+                    continue
                 accelerator.backward(model(batch).square().mean())
                 optimizer.step()
                 scheduler.step()
@@ -172,7 +175,7 @@ def lightning(mistake, num_steps):
     trainer.fit(Net(), elastic_loader(SAMPLES, batch_size=2, seed=3))
 
 
-HOSTS = dict.fromkeys(("accelerate", "stream", "sampler", "scheduler", "late scheduler"), accelerate)
+HOSTS = dict.fromkeys(("accelerate", "stream", "sampler", "scheduler", "late scheduler", "left out"), accelerate)
 HOSTS |= {"epoch start": lightning, "lightning": lightning}
 
 if __name__ == "__main__":
