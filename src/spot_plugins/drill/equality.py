@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
 from ..errors import SpotError
 from ..eventlog.reading import read_event_log
 from ..events import Staged
-from ..fingerprints import places
-from ..fingerprints.earlier import ADVICE
+from ..fingerprints import earlier
+from ..fingerprints.ring import RingId
+from ..fingerprints.seen import Seen, trained_in_words
 from ..store import open_store
 from ..upkeep.compare import Comparison, TensorDifference, compare_steps
 from ..upkeep.tensors import open_step
@@ -18,7 +19,9 @@ from .lives import Life, Run
 
 _FINGERPRINTS: Final = "fingerprints"
 _MOST: Final = 3
+_NOTHING: Final = Seen((), None)
 _TRAINED: Final = ("model", "optimizer")
+_WEIGHTS: Final = "weights"
 
 _WORDS: Final = {
     "data": "the position in the training data is another one",
@@ -28,6 +31,13 @@ _WORDS: Final = {
     "python": "the random stream of Python is another one",
     "numpy": "the random stream of numpy is another one",
     "cuda": "the random stream of a CUDA device is another one",
+    _WEIGHTS: "its weights are other ones when it is done",
+}
+
+_ADVICE: Final = {
+    **earlier.ADVICE,
+    _WEIGHTS: "The weights differ. If nothing else does, look for what decides a step and is not saved: generators, "
+    "samplers and counters of the program.",
 }
 
 
@@ -39,7 +49,7 @@ class StepDifference:
     rank: int
     life: int
     what: tuple[str, ...]
-    """Kinds that differ, see :data:`~spot_plugins.fingerprints.KINDS`."""
+    """Kinds that differ, see :data:`~spot_plugins.fingerprints.KINDS`, and ``weights``."""
     trained: str = ""
     """The part of the data that it has trained, and the part in the control. Empty if they are not known."""
 
@@ -52,7 +62,7 @@ class StepDifference:
     @property
     def advice(self) -> str:
         """The places to look at."""
-        return " ".join(ADVICE[kind] for kind in self.what).rstrip(".")
+        return " ".join(_ADVICE[kind] for kind in self.what).rstrip(".")
 
 
 def in_words(kinds: Collection[str]) -> str:
@@ -72,7 +82,8 @@ def first_difference(
         until: The last step to look at, in the first life alone. None: all of them.
         but: Kinds that do not count.
     """
-    expected = {ring_id.rank: records for ring_id, records in control.lives[0].records.items()}
+    alone = control.lives[0]
+    ranks = {ring_id.rank: ring_id for ring_id in alone.records}
     sizes = _sizes(control.lives)
     for life in rehearsal.lives if until is None else rehearsal.lives[:1]:
         # Ranks of another number get other samples and draw other numbers, also when the old number is back. They have
@@ -81,28 +92,43 @@ def first_difference(
         found = [
             StepDifference(step=step, rank=ring_id.rank, life=life.number, what=what)
             for ring_id, records in life.records.items()
-            if ring_id.rank in expected
-            for step, record in records.items()
+            if (other := ranks.get(ring_id.rank)) is not None
+            for step in records.keys() & alone.records[other].keys()
             if until is None or step <= until
-            if (other := expected[ring_id.rank].get(step)) is not None
-            if (what := _counting(record.differs_from(other), but, len(sizes) == 1))
+            if (what := _differing(step, (life, ring_id), (alone, other), but, same_ranks=len(sizes) == 1))
         ]
         if found:
             first = min(found, key=lambda each: (each.step, each.rank))
-            return replace(first, trained=_trained(control.lives[0], life, first)) if "data" in first.what else first
+            return replace(first, trained=_trained(alone, life, first)) if "data" in first.what else first
     return None
 
 
-def _trained(control: Life, life: Life, first: StepDifference) -> str:
-    """Return what the step of *first* has trained in both."""
-    expected, found = (
-        {ring_id.rank: of_rank for ring_id, of_rank in each.log.places.items()}.get(first.rank, {})
-        for each in (control, life)
+def _differing(
+    step: int, mine: tuple[Life, RingId], other: tuple[Life, RingId], but: Collection[str], *, same_ranks: bool
+) -> tuple[str, ...]:
+    """Return the kinds in which *step* of two ranks differs. The weights differ in consequence, so they come last."""
+    one, two = (life.records[ring_id][step] for life, ring_id in (mine, other))
+    if what := tuple(kind for kind in one.differs_from(two) if kind not in but and (same_ranks or kind == "rates")):
+        return what
+    weights = {_seen(*each).get(step, _NOTHING).weights for each in (mine, other)} - {None}
+    return (_WEIGHTS,) if len(weights) > 1 and same_ranks and _WEIGHTS not in but else ()
+
+
+def _seen(life: Life, ring_id: RingId) -> Mapping[int, Seen]:
+    return life.log.seen.get(ring_id, {})
+
+
+def _trained(alone: Life, life: Life, first: StepDifference) -> str:
+    """Return what the step of *first* has trained, and what the same step of the control has trained."""
+    found, expected = (
+        next((_seen(each, ring_id) for ring_id in each.log.seen if ring_id.rank == first.rank), {})
+        for each in (life, alone)
     )
-    if not (found.get(first.step) and expected.get(first.step)):
+    step = first.step
+    if step not in found or step not in expected:
         return ""
-    before = expected.get(first.step - 1, ())
-    return places.in_words(found[first.step], control=expected[first.step], before=before)
+    before = expected.get(step - 1, _NOTHING).place
+    return trained_in_words(found[step].place, control=expected[step].place, before=before)
 
 
 def num_compared(control: Run, rehearsal: Run) -> int:
@@ -128,10 +154,6 @@ def unseeded_kinds(control: Run, rehearsal: Run) -> tuple[str, ...]:
 def _sizes(lives: Iterable[Life]) -> set[int]:
     """Return the numbers of ranks that have trained in *lives*."""
     return {ring_id.world_size for life in lives for ring_id in life.records}
-
-
-def _counting(what: tuple[str, ...], but: Collection[str], same_ranks: bool) -> tuple[str, ...]:
-    return tuple(kind for kind in what if kind not in but and (same_ranks or kind == "rates"))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

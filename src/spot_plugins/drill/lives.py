@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..fingerprints.places import StepPlaces
 from ..fingerprints.record import StepRecord
 from ..fingerprints.ring import RingId
+from ..fingerprints.seen import Seen
 from .target import Fault
 
 
@@ -63,8 +63,8 @@ class LifeLog:
     """True if a session was about to end because of it, with its last step stored."""
     jumped_s: float = 0.0
     """Seconds by which the wall clock of its records has jumped."""
-    places: Mapping[RingId, StepPlaces] = field(default_factory=dict)
-    """The places in the data after its steps, by attempt and rank, as far as its loaders tell them."""
+    seen: Mapping[RingId, Mapping[int, Seen]] = field(default_factory=dict)
+    """Its steps as they were seen beside their fingerprints, by attempt and rank."""
 
 
 @dataclass(kw_only=True, slots=True)

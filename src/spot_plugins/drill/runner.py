@@ -178,7 +178,7 @@ class Runner:
         life.records = training.records()
         if life.ending is not None:
             life.ending.fault.end(training)
-        life.log = replace(_log_of(place, since), places=training.places())
+        life.log = replace(_log_of(place, since), seen=training.seen())
         self._tell(f"{told_exit(life)} after step {life.reached_step}, {life.ended_at - life.began_at:.1f} s")
         return life
 

@@ -12,9 +12,9 @@ from typing import Final
 
 from ..clock import DRILL_VARIABLE
 from ..fingerprints import ring
-from ..fingerprints.places import StepPlaces, read_places
 from ..fingerprints.record import StepRecord
 from ..fingerprints.ring import RingReader
+from ..fingerprints.seen import Seen, read_seen
 from ..format.attempts import newest_attempt
 from ..format.commit import committed_steps
 from ..launch.drilled import FOLDER_VARIABLE, STEPS_VARIABLE, DrillFolder, Rank
@@ -189,9 +189,9 @@ class Training:
             rank += 1
         return {ring_id: reader.records for ring_id, reader in self._readers.items()}
 
-    def places(self) -> dict[ring.RingId, StepPlaces]:
-        """Return the places in the data after all steps of :meth:`records`, by attempt and rank."""
-        return {ring_id: read_places(reader.path) for ring_id, reader in self._readers.items()}
+    def seen(self) -> dict[ring.RingId, dict[int, Seen]]:
+        """Return what was seen of all steps of :meth:`records`, by attempt and rank."""
+        return {ring_id: read_seen(reader.path) for ring_id, reader in self._readers.items()}
 
     def _read(self, rank: int) -> bool:
         """Read the files of *rank* of this life. Return whether there are any."""

@@ -28,6 +28,11 @@ class Rates:
     def __init__(self, optimizers: Iterable[Optimizer]) -> None:
         self._optimizers = [(each, _getter_of(each.param_groups[0])) for each in optimizers if each.param_groups]
 
+    @property
+    def optimizers(self) -> list[Optimizer]:
+        """The optimizers, without those that have no parameters."""
+        return [optimizer for optimizer, _ in self._optimizers]
+
     def look(self, step: int) -> int:
         """Return a hash of the settings after *step*. 0 if there is no optimizer."""
         values: list[Any] = []

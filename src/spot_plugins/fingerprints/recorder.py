@@ -21,8 +21,10 @@ from .history import History
 from .rates import Rates
 from .record import StepRecord, hash_32
 from .ring import Ring, RingId
+from .seen import Seen
 from .stored import Stored
 from .streams import Streams
+from .weights import sum_of_weights
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +136,7 @@ class Recorder(ShardedPart):
             data = hash_32(marshal.dumps(position, 2)) if position else 0
             record = self._history.add(step, (data, self._rates.look(step), num_batches + 1, *streams))
             if self._ring is not None:
-                self._ring.write(step, record, position)
+                self._ring.write(step, record, self._see(position))
             if self._comparison is not None:
                 self._compare(self._comparison)
         except Exception:  # a fingerprint must not end a training
@@ -146,6 +148,10 @@ class Recorder(ShardedPart):
         self._recording.discard(self)
         self._is_on = False
         self._ring = None
+
+    def _see(self, position: tuple[int, ...]) -> Seen | None:
+        """Return what a drill sees of the step. None if this is no drill, which has no time for it."""
+        return None if self._live_folder is None else Seen(position, sum_of_weights(self._rates.optimizers))
 
     def _new_ring(self, folder: str, last: StepRecord | None) -> Ring | None:
         """Return a file that begins with the step of the checkpoint, by which the next attempt knows all others."""

@@ -17,8 +17,8 @@ from struct import Struct
 from typing import Final
 
 from ..push import SharedFile
-from .places import Places
 from .record import NUM_BYTES, StepRecord, decode_all
+from .seen import Seen, SeenFile
 
 NUM_SLOTS: Final = 4096
 """Steps in a file. A newer step takes the slot of the oldest one."""
@@ -76,14 +76,14 @@ class Ring:
         self.file = SharedFile(os.path.join(folder, ring_id.name), _MAX_BYTES, live)
         self._memory = self.file.memory
         self._memory[: _HEADER.size] = ring_id.header
-        self._places = None if live is None else Places(live)
+        self._seen = None if live is None else SeenFile(live)
 
-    def write(self, step: int, record: bytes, position: tuple[int, ...] = ()) -> None:
-        """Write the encoded *record* of *step* to its slot. A drill also gets the *position* in the data."""
+    def write(self, step: int, record: bytes, seen: Seen | None = None) -> None:
+        """Write the encoded *record* of *step* to its slot. A drill also gets what is *seen* of the step."""
         start = _HEADER.size + step % NUM_SLOTS * NUM_BYTES
         self._memory[start : start + NUM_BYTES] = record
-        if self._places is not None:
-            self._places.write(step, position)
+        if self._seen is not None and seen is not None:
+            self._seen.write(step, seen)
 
 
 class RingReader:

@@ -12,10 +12,11 @@ from steps import Holder
 from spot_plugins.config import SpotConfig
 from spot_plugins.drill.equality import final_difference, first_difference, num_compared, unseeded_kinds
 from spot_plugins.drill.faults import Signal
-from spot_plugins.drill.lives import Injected, Life, Run
+from spot_plugins.drill.lives import Injected, Life, LifeLog, Run
 from spot_plugins.events import Committed
 from spot_plugins.fingerprints.record import KINDS, NO_DIGEST, StepRecord
 from spot_plugins.fingerprints.ring import RingId
+from spot_plugins.fingerprints.seen import Seen
 from spot_plugins.session import SpotSession
 
 
@@ -63,6 +64,38 @@ def test_the_first_step_that_differs_is_named(kind, rank):
     assert (found.step, found.rank, found.life, found.what) == (12, rank, 2, (kind,))
     assert found.text.startswith(f"step 12, rank {rank}: ")
     assert found.advice
+
+
+def seen(life, places, weights):
+    """Let a drill have seen *places* and *weights* of *life*, by step, on each rank."""
+    steps = {step: Seen(places.get(step, ()), weights.get(step)) for step in {**places, **weights}}
+    life.log = LifeLog(seen=dict.fromkeys(life.records, steps))
+    return life
+
+
+def test_the_first_step_with_other_weights_is_named():
+    """Though all fingerprints are the same. Where one of the two is not known, nothing is compared."""
+    control = run(seen(life(1, range(1, 21)), {}, {step: 100 + step for step in range(1, 21)}))
+    weights = {step: 100 + step + (step >= 15) for step in range(11, 21) if step != 15}
+    rehearsal = run(life(1, range(1, 11), fault_at=10), seen(life(2, range(10, 21)), {}, weights))
+    found = first_difference(control, rehearsal)
+    assert (found.step, found.rank, found.life, found.what) == (16, 0, 2, ("weights",))
+    assert found.text == "step 16, rank 0: its weights are other ones when it is done"
+    assert "generators" in found.advice
+    assert first_difference(control, rehearsal, but=("weights",)) is None
+
+
+def test_the_data_of_the_first_step_that_differs_are_named():
+    """As far as both trainings know them."""
+    places = {step: (0, 1, 4 * step) for step in range(1, 21)}
+    changed = {(0, 12): {"data": 7}}
+    control = run(seen(life(1, range(1, 21)), places, {}))
+    late = seen(life(2, range(10, 21), changed=changed), {12: (0, 1, 52)}, {})
+    found = first_difference(control, run(life(1, range(1, 11), fault_at=10), late))
+    assert found.text.endswith("another one: it trained 48..51 of epoch 1 instead of 44..47 of epoch 1")
+    blind = life(2, range(10, 21), changed=changed)
+    found = first_difference(control, run(life(1, range(1, 11), fault_at=10), blind))
+    assert found.text == "step 12, rank 0: the position in the training data is another one"
 
 
 def test_on_other_ranks_only_learning_rates_are_compared():

@@ -1,40 +1,45 @@
-"""The places in the training data after each step, which a drill puts in words. A fingerprint has their hash alone."""
+"""Each step as a drill sees it beside its fingerprint: the place in the training data, and a sum of the weights."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple
 
-_SUFFIX: Final = ".places"
-
-StepPlaces: TypeAlias = "Mapping[int, tuple[int, ...]]"
-"""The numbers that say how far training is in its data, by the step after which they hold."""
+_SUFFIX: Final = ".seen"
 
 
-class Places:
-    """Writes the places of one attempt and rank to a file beside *live*, the file of its fingerprints."""
+class Seen(NamedTuple):
+    """The facts that were seen after one step."""
+
+    place: tuple[int, ...]
+    """Numbers that say how far training is in its data. Empty if that is unknown."""
+    weights: int | None
+    """Sum of the bits of all weights of this rank. None if no optimizer is known."""
+
+
+class SeenFile:
+    """Writes what is seen of one attempt and rank to a file beside *live*, the file of its fingerprints."""
 
     def __init__(self, live: str) -> None:
         self._path = live + _SUFFIX
 
-    def write(self, step: int, position: tuple[int, ...]) -> None:
-        """Write the place after *step*."""
+    def write(self, step: int, seen: Seen) -> None:
+        """Write what is *seen* after *step*."""
         with open(self._path, "a") as file:
-            file.write(json.dumps([step, *position]) + "\n")
+            file.write(json.dumps([step, *seen]) + "\n")
 
 
-def read_places(live: str) -> StepPlaces:
-    """Return the places beside *live*. None if there is no file. A line that is cut off is left out."""
+def read_seen(live: str) -> dict[int, Seen]:
+    """Return what was seen, by step. Nothing if there is no file. A line that is cut off is left out."""
     try:
         with open(live + _SUFFIX) as file:
             lines = [json.loads(line) for line in file if line.endswith("\n")]
     except FileNotFoundError:
         return {}
-    return {step: tuple(position) for step, *position in lines}
+    return {step: Seen(tuple(place), weights) for step, place, weights in lines}
 
 
-def in_words(place: tuple[int, ...], *, control: tuple[int, ...], before: tuple[int, ...]) -> str:
+def trained_in_words(place: tuple[int, ...], *, control: tuple[int, ...], before: tuple[int, ...]) -> str:
     """
     Return what a step has trained, and what the same step of the control has trained.
 
