@@ -125,6 +125,17 @@ class Measurements:
         with self._lock:
             return self._speeds.is_estimated
 
+    @property
+    def save_s(self) -> float:
+        """
+        Seconds that a save takes until the next attempt can read it, by the latest figures of this rank.
+
+        It is in the store by then, or on a local disk that survives, if that is sooner.
+        """
+        now = self._situation(0, 0.0)
+        is_read_there = now.disk_survives and now.disk_bytes_per_s is not None
+        return now.stage_s + (min(now.push_s, now.disk_s) if is_read_there else now.push_s)
+
     def figures(self) -> Json:
         """See :class:`~.agreement.decision.Participant`."""
         return asdict(self._situation(0, 0.0))

@@ -28,6 +28,7 @@ from ..leave.lost_rank import LostRank
 from ..leave.measurements import Measurements
 from ..leave.participant import TrainingParticipant
 from ..leave.phase import Phase, PhaseTracker
+from ..leave.short_grace import ShortGrace
 from ..leave.way_out import WayOut
 from ..machine.threads import NoThreadError
 from ..machine.versions import Installed, unwanted
@@ -134,7 +135,8 @@ def join_and_build(
     keeper = Keeper(job, run, pusher, saved_steps, way_out, phase, bus, config.grace_s)
     watchers = _watch(config, job, run, pusher, saved_steps, bus)
     age = CommitAge(clock, counts_shares=job.rank == 0 < job.world_size - 1)
-    for subscriber in (keeper, measurements, FirstSave(agreement, measurements), pacer, age):
+    grace = ShortGrace(measurements)
+    for subscriber in (keeper, measurements, FirstSave(agreement, measurements), pacer, age, grace):
         bus.subscribe(subscriber.on_event)
     # Closed from the last to the first: the saver before the pusher, which gets what is being copied.
     for close in (way_out.release_signals, pusher.close, watchers.close, saver.close, agreement.close, listener.close):
