@@ -46,13 +46,11 @@ class Stateful(Replayed):
         self._initial = initial_state(self._dataset) if self._is_stream else None
         self._given: Any = None  # the state that was restored to the data set
         self._earlier: tuple[int, Any] | None = None  # batches, and the state of the data set after them
-        # With Accelerate's dispatching loader rank 0 alone reads.
-        deals_out = world_size > 1 and hasattr(loader, "slice_fn")
         has_workers = self._num_workers > 0
-        self._sampler = None if deals_out else recorded_own_sampler(loader)
+        self._sampler = recorded_own_sampler(loader)
         self._order = Order()
         self._drew = False  # True if the last fetch drew from the streams of this process
-        self._is_checked = not self._is_stream or has_workers or deals_out or is_hugging_face(self._dataset)
+        self._is_checked = not self._is_stream or has_workers or is_hugging_face(self._dataset)
         drop_early_iterator(self._plain)
 
     def begin(self, epoch: int, number: int) -> None:
