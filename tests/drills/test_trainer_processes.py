@@ -65,6 +65,17 @@ STREAMS = {
     "by each rank, workers": (BY_EACH_RANK | {"workers": 2}, "SIGTERM", ["batch", 15], 15),
     "by each rank, shards": (BY_EACH_RANK | {"loader": "hugging face", "samples": 40}, "SIGTERM", ["batch", 8], 8),
 }
+STATEFUL = STREAM | {"loader": "stateful", "samples": 40}
+STREAMS |= {
+    "a loader that restores itself": (STATEFUL, "SIGTERM", ["batch", 15], 15),
+    "a loader that restores itself, workers": (STATEFUL | {"workers": 2}, "SIGTERM", ["batch", 8], 8),
+    "a loader that restores itself, by each rank": (
+        BY_EACH_RANK | {"loader": "stateful", "samples": 40},
+        "SIGTERM",
+        ["batch", 15],
+        15,
+    ),
+}
 FIRST_STREAM, *MORE_STREAMS = STREAMS.items()
 DRILLS = DRILLS | {f"two ranks, a stream, {FIRST_STREAM[0]}": FIRST_STREAM[1]}
 

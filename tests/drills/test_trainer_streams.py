@@ -5,8 +5,10 @@ from __future__ import annotations
 import datasets
 import pytest
 import torch
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, default_collate, get_worker_info
+from torchdata.stateful_dataloader import StatefulDataLoader
 from trainer_lives import Interrupt, Life, Numbers, assert_exact
+from transformers import Trainer
 
 from spot_plugins.errors import ConfigError
 
@@ -150,3 +152,103 @@ def test_other_workers_are_refused(tmp_path):
 
     with pytest.raises(ConfigError, match="num_workers=1 differs from num_workers=0 in the checkpoint, and a stream"):
         life(dataloader_num_workers=1).run()
+
+
+class Fixed(Numbers):
+    """Samples that draw nothing."""
+
+    def __getitem__(self, index):
+        return {"x": torch.sin(torch.arange(1.0, 5.0) * (index + 1)), "number": index, "labels": index % 3}
+
+
+class FixedStream(Stream):
+    """The stream of them."""
+
+    def __init__(self):
+        super().__init__()
+        self.samples = Fixed(21)
+
+
+def shards():
+    """Return a stream of Hugging Face without a buffer, whose state holds the position."""
+    rows = datasets.Dataset.from_list(
+        [each | {"x": each["x"].tolist()} for each in map(Fixed(21).__getitem__, range(21))]
+    )
+    return rows.to_iterable_dataset(num_shards=3).with_format("torch")
+
+
+class StatefulTrainer(Trainer):
+    """Makes a loader of torchdata, in the only way that there is: the arguments of a Trainer have no setting for it."""
+
+    is_prepared = True
+
+    def get_train_dataloader(self):
+        args, self.accelerator.dataloader_config.use_stateful_dataloader = self.args, True
+        loader = StatefulDataLoader(
+            self.train_dataset,
+            batch_size=2,
+            shuffle=None if isinstance(self.train_dataset, IterableDataset) else True,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            persistent_workers=args.dataloader_persistent_workers,
+        )
+        return self.accelerator.prepare(loader) if self.is_prepared else loader
+
+
+def over_fixed(make):
+    """Let a trainer have data that *make* returns, and draw nothing when it collates."""
+    return lambda given: given | {"train_dataset": make(), "data_collator": default_collate}
+
+
+WORKERS = {"dataloader_num_workers": 2}
+STATEFUL = {
+    "shards": (shards, STEPS, ("train", 15)),
+    "accumulation": (shards, WINDOWS, ("train", 15)),
+}
+MORE_STATEFUL = {
+    "a stream of the program": (FixedStream, STEPS, ("train", 15)),
+    "a stream of the program, accumulation": (FixedStream, WINDOWS, ("train", 11)),
+    "map-style": (lambda: Fixed(21), {}, ("train", 15)),
+    "map-style, accumulation": (lambda: Fixed(21), {"gradient_accumulation_steps": 3}, ("train", 15)),
+    "the end of a pass": (shards, STEPS, ("train", 11)),
+    "an evaluation": (shards, STEPS | BY_EPOCHS, ("evaluate", 2)),
+    "workers": (shards, STEPS | WORKERS, ("train", 15)),
+    "persistent workers": (shards, STEPS | KEPT, ("train", 15)),
+}
+SOAK_STATEFUL = [pytest.param(*case, id=name, marks=pytest.mark.soak) for name, case in MORE_STATEFUL.items()]
+
+
+@pytest.mark.filterwarnings("ignore:the workers of the training loader begin anew")
+@pytest.mark.parametrize(
+    ("make", "settings", "at"), [*(pytest.param(*STATEFUL[name], id=name) for name in STATEFUL), *SOAK_STATEFUL]
+)
+def test_a_loader_that_restores_itself(make, settings, at, tmp_path):
+    """The loader of torchdata continues from its state."""
+    assert_exact(tmp_path, ("notice", *at), change=over_fixed(make), make=StatefulTrainer, **settings)
+
+
+def test_samples_that_draw_in_a_loader_that_restores_itself_are_told(tmp_path):
+    """Accelerate has drawn the next batch ahead. The state of the loader lacks the numbers that it drew."""
+
+    def life(interrupt=None):
+        change = over(lambda: Fixed(21))  # the collate function draws
+        return Life(f"{tmp_path}/run", tmp_path / "output", interrupt, change=change, make=StatefulTrainer)
+
+    assert life(Interrupt("notice", "train", 4)).run() == "Preempted"
+
+    with pytest.warns(UserWarning, match="the collate function draw random numbers in the training process"):
+        assert life().run() == "finished"
+
+
+def test_a_loader_that_restores_itself_has_to_be_prepared(tmp_path):
+    """Else nobody would give it its state."""
+
+    class Unprepared(StatefulTrainer):
+        is_prepared = False
+
+    life = Life(f"{tmp_path}/run", tmp_path / "output", change=over_fixed(shards), make=Unprepared, **STEPS)
+
+    with pytest.raises(ConfigError, match="this StatefulDataLoader is not prepared"):
+        life.run()
+
+    assert life.trace == {}

@@ -32,18 +32,21 @@ class Recorded(SFTTrainer):
         return result
 
 
-def make(packing=None, **given):
+def make(packing=None, is_stream=False, **given):
     """Return a trainer. The model and the data are those of language, the rest is that of the other drills."""
     numbers = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     model = LlamaForCausalLM(LlamaConfig(vocab_size=64, pad_token_id=0, eos_token_id=1, bos_token_id=None, **numbers))
     common = {name: value for name, value in given["args"].to_dict().items() if name in USED}
     if packing:
         common |= {"packing": True, "packing_strategy": packing}
+    if is_stream:
+        common["max_steps"] = 12
     arguments = SFTConfig(max_length=12, bf16=False, use_cpu=True, report_to=[], disable_tqdm=True, **common)
+    data = texts(42 if packing else 21)
     trainer = Recorded(
         model=model,
         args=arguments,
-        train_dataset=texts(42 if packing else 21),
+        train_dataset=data.to_iterable_dataset(num_shards=2) if is_stream else data,
         eval_dataset=texts(5),
         processing_class=tokenizer(64),
         callbacks=given["callbacks"],
@@ -72,14 +75,16 @@ USED = {
 @pytest.mark.parametrize(
     "packing", [None, *(pytest.param(strategy, marks=pytest.mark.soak) for strategy in ("wrapped", "bfd"))]
 )
-def test_fine_tuning_with_lora(packing, tmp_path):
+@pytest.mark.parametrize("is_stream", [False, pytest.param(True, marks=pytest.mark.soak)], ids=["map", "stream"])
+@pytest.mark.filterwarnings("ignore:fetching .* batches again to find the position")
+def test_fine_tuning_with_lora(packing, is_stream, tmp_path):
     """A notice in a step and in an evaluation, and a kill. The tokens that were counted go on too."""
     lives = assert_exact(
         tmp_path,
         ("notice", "train", 7),
         ("notice", "evaluate", 2),
         ("kill", "train", 6),
-        make=partial(make, packing=packing),
+        make=partial(make, packing=packing, is_stream=is_stream),
         every_steps=2,
         gradient_accumulation_steps=2,
         eval_strategy="steps",

@@ -74,6 +74,17 @@ TRAININGS = {
         "distill", ONE, trainer={"max_completion_length": 5}, samples=16, accumulate=3, every_steps=1
     ),
 }
+STREAM = {"loader": "stream", "trainer": {"max_steps": 18}}
+GENERATED_FROM_STREAM = GENERATES | {"loader": "stream", "trainer": GENERATES["trainer"] | {"max_steps": 12}}
+STREAMS = {
+    "reward": trainer("reward", ONE, STREAM),
+    "DPO": trainer("dpo", ONE, STREAM),
+    "KTO": trainer("kto", ONE, STREAM),
+    "GRPO": trainer("grpo", ONE, GENERATED_FROM_STREAM),
+    "RLOO": trainer("rloo", ONE, GENERATED_FROM_STREAM),
+    "reward, two ranks": trainer("reward", PAIR, STREAM),
+    "GRPO, two ranks": trainer("grpo", PAIR, GENERATED_FROM_STREAM, samples=16),
+}
 
 ENDS = {
     "notice": ("SIGTERM", ["batch", 7]),
@@ -109,3 +120,11 @@ def test_resumed_equals_uninterrupted(name, end, references, tmp_path):
     assert step == stored or signal_name == "SIGKILL", "a pusher may still push after its trainer was killed"
     assert_same_training(tmp_path, reference, ranks)
     assert_same_fingerprints(tmp_path, reference, ranks)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("name", STREAMS)
+def test_over_a_stream(name, references, tmp_path):
+    """A stream of Hugging Face, whose samples a resumed training continues with."""
+    TRAININGS[f"{name}, a stream"] = STREAMS[name]
+    test_resumed_equals_uninterrupted(f"{name}, a stream", "notice", references, tmp_path)

@@ -33,10 +33,10 @@ class LoaderPosition:
       of ranks.
     - ``stateful``: the loader has ``state_dict`` and ``load_state_dict``, as torchdata's ``StatefulDataLoader`` has,
       also inside Accelerate's. Its state is restored, on the same number of ranks and workers.
-    - ``counted``: any other loader, and one over a Hugging Face stream with a shuffle buffer, whose state lacks the
-      content of the buffer. The batches that were trained on are passed over at the sampler if that is known to yield
-      the same batches, or if *fast_forward* demands it. Otherwise they are fetched again and thrown away, after a
-      warning that names their number.
+    - ``counted``: any other loader, one over a Hugging Face stream with a shuffle buffer, whose state lacks the
+      content of the buffer, and one that rank 0 reads for all ranks. The batches that were trained on are passed over
+      at the sampler if that is known to yield the same batches, or if *fast_forward* demands it. Otherwise they are
+      fetched again and thrown away, after a warning that names their number.
 
     A host makes the position once, after it has wrapped the loader. For every epoch it then calls::
 
@@ -306,7 +306,9 @@ def _kind_of(loader: Any, world_size: int, fast_forward: FastForward) -> Positio
     if streams(loader):
         _check_order(plain)
     can_restore = hasattr(plain, "state_dict") and hasattr(plain, "load_state_dict")
-    if can_restore and not has_shuffle_buffer(getattr(plain, "dataset", None)):
+    # What Accelerate saves of a loader that rank 0 reads for all ranks is some batches too late.
+    deals_out = world_size > 1 and hasattr(loader, "slice_fn")
+    if can_restore and not deals_out and not has_shuffle_buffer(getattr(plain, "dataset", None)):
         return Stateful(loader, world_size)
     return Counted(loader, world_size, fast_forward)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from .internals import (
@@ -19,7 +19,7 @@ from .internals import (
 from .order import Order, recorded_own_sampler
 from .passing import has_known_data, tell_of_new_workers
 from .replayed import MISSING, Replayed, require_same
-from .rng import borrowed_streams
+from .rng import are_at, borrowed_streams, raw_streams
 from .stream_state import initial_state, keeps_state, loses_samples, repeats_start
 from .unwrap import streams
 from .where import Where
@@ -46,12 +46,11 @@ class Stateful(Replayed):
         self._initial = initial_state(self._dataset) if self._is_stream else None
         self._given: Any = None  # the state that was restored to the data set
         self._earlier: tuple[int, Any] | None = None  # batches, and the state of the data set after them
-        # With Accelerate's dispatching loader rank 0 alone reads.
-        deals_out = world_size > 1 and hasattr(loader, "slice_fn")
         has_workers = self._num_workers > 0
-        self._sampler = None if deals_out else recorded_own_sampler(loader)
+        self._sampler = recorded_own_sampler(loader)
         self._order = Order()
-        self._is_checked = not self._is_stream or has_workers or deals_out or is_hugging_face(self._dataset)
+        self._drew = False  # True if the last fetch drew from the streams of this process
+        self._is_checked = not self._is_stream or has_workers or is_hugging_face(self._dataset)
         drop_early_iterator(self._plain)
 
     def begin(self, epoch: int, number: int) -> None:
@@ -64,6 +63,8 @@ class Stateful(Replayed):
         self._has_begun = True
         if loaded is not None and self._lacks_workers(epoch, number):
             tell_of_new_workers()
+        if loaded is not None and self._before > 0 and loaded.get("drew"):
+            _tell_of_drawn_samples()
         if self._sampler is not None:
             self._order = Order()
             self._sampler.record(self._order)
@@ -79,6 +80,8 @@ class Stateful(Replayed):
         self._check_stream(batches)
         now = {"loader": self._loader.state_dict(), "of_epoch_before": False} if batches > 0 else self._start
         position = {**super().after(batches), **now, "num_workers": self._num_workers}
+        if self._drew and batches > 0:
+            position["drew"] = True
         order = self._order.state_dict()
         return position if order is None else {**position, "order": order}
 
@@ -86,6 +89,13 @@ class Stateful(Replayed):
         """Keep the streams for the first fetch, and look after two more whether the state holds the position."""
         super().note_fetch(batches)
         self._check_stream(batches)
+
+    def fetch_ahead(self, iterator: Iterator[Any], batches: int) -> Any:
+        """Fetch, and take note whether the batch ahead has drawn from the streams. The loader does not keep them."""
+        before = raw_streams()
+        batch = super().fetch_ahead(iterator, batches)
+        self._drew = not are_at(before)
+        return batch
 
     def load(self, at: Mapping[str, Any], *, where: Where) -> None:
         """Keep the position. Refuse one that the loader would refuse later, or follow to another place."""
@@ -199,5 +209,15 @@ def _tell_other_order() -> None:
         "the sampler yields another order of this epoch than the one that was trained on, so some samples come twice "
         "or never. It draws from a state of its own. Give it state_dict() and load_state_dict(), or let its order "
         "depend on the seed and the epoch alone",
+        stacklevel=2,
+    )
+
+
+def _tell_of_drawn_samples() -> None:
+    warnings.warn(
+        "the samples or the collate function draw random numbers in the training process, and the state of a "
+        "StatefulDataLoader lacks those of the batch that Accelerate has fetched ahead. So the next batch is drawn "
+        "with other numbers, and the rest differs from an uninterrupted training. Use a plain DataLoader or "
+        "elastic_loader, which are exact",
         stacklevel=2,
     )

@@ -75,7 +75,23 @@ def hugging_face(points):
     return Dataset.from_list(rows).to_iterable_dataset(num_shards=4).shuffle(seed=5, buffer_size=7)
 
 
-LOADERS = {"elastic": Sized, "stream": Streamed, "hugging face": hugging_face}
+def shards(points):
+    """Return the points as a stream of Hugging Face whose state holds the position."""
+    from datasets import Dataset
+
+    rows = [{"number": number, "x": x.tolist(), "labels": int(y)} for number, x, y in points]
+    return Dataset.from_list(rows).to_iterable_dataset(num_shards=4)
+
+
+class StatefulTrainer(Trainer):
+    """Takes a loader of torchdata."""
+
+    def get_train_dataloader(self):
+        self.accelerator.dataloader_config.use_stateful_dataloader = True
+        return super().get_train_dataloader()
+
+
+LOADERS = {"elastic": Sized, "stream": Streamed, "hugging face": hugging_face, "stateful": shards}
 """The training data set, by the setting *loader*."""
 
 
@@ -151,7 +167,7 @@ class Training:
         self.spot = SpotTrainerCallback(
             settings.run, every_steps=settings.every_steps, grace_seconds=60, on_event=[self.drill.on_event]
         )
-        self.trainer = Trainer(
+        self.trainer = (StatefulTrainer if settings.loader == "stateful" else Trainer)(
             model=with_lora(Net(self)) if settings.lora else Net(self),
             args=arguments,
             train_dataset=LOADERS[settings.loader](Points(settings.samples, is_noisy=True)),

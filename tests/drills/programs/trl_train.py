@@ -146,7 +146,9 @@ class Training:
     def data(self, name, number, seed):
         """Return data of a file, so that all ranks find what one of them adds to it."""
         made = Dataset.from_dict(rows(self.settings.host, number, seed))
-        return load_from_disk(stored(self.settings.path / f"data-{name}", made.save_to_disk))
+        found = load_from_disk(stored(self.settings.path / f"data-{name}", made.save_to_disk))
+        is_stream = self.settings.loader == "stream" and name == "train"
+        return found.to_iterable_dataset(num_shards=2) if is_stream else found
 
     def more(self):
         settings, host = self.settings, self.settings.host

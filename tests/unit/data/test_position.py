@@ -740,6 +740,15 @@ def test_accelerates_dispatching_loader_is_refused_on_more_than_one_rank():
         LoaderPosition(loader, 2)
 
 
+def test_the_state_of_a_loader_that_one_rank_reads_for_all_is_not_used():
+    """Accelerate saves it some batches too late, so samples would never come."""
+    prepared(Plain())
+    loader = DataLoaderDispatcher(Counting(), batch_size=2, use_stateful_dataloader=True)
+
+    assert LoaderPosition(loader, 1).kind == "stateful"
+    assert LoaderPosition(loader, 2).kind == "counted"
+
+
 @pytest.mark.parametrize("split_batches", [False, True])
 @pytest.mark.parametrize("world", [2, 3])
 def test_accelerates_processes_resume_together(world, split_batches):
