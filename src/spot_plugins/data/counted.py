@@ -202,6 +202,11 @@ class Counted(Replayed):
                 "The state of a data set with a shuffle buffer lacks the content of the buffer. A torchdata "
                 "StatefulDataLoader goes there at once if the data set shuffles its shards alone"
             )
+        if hasattr(self._plain, "state_dict"):  # else it would not be counted
+            return (
+                "Rank 0 reads this StatefulDataLoader for all ranks. It goes there at once if each rank reads its own "
+                "share, with Accelerate's dispatch_batches=False"
+            )
         if streams(self._loader):
             return (
                 "A torchdata StatefulDataLoader over a data set with state_dict() and load_state_dict() goes there at "

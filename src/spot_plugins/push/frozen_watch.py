@@ -72,11 +72,12 @@ class FrozenWatch:
             )
             damages = [(each, reason) for each, reason in zip(blobs, found, strict=True) if reason is not None]
         for each, reason in damages:
-            is_repaired = self._repair(each)
-            if each.blob.key not in self.damaged:
-                self._bus.emit(events.StoreDamaged(key=each.blob.key, reason=reason, is_repaired=is_repaired))
-            if not is_repaired:
-                self.damaged.add(each.blob.key)
+            key, is_repaired = each.blob.key, self._repair(each)
+            is_new = is_repaired or key not in self.damaged
+            # Noted before it is told, because the trainer answers with a save, which puts what is noted alone.
+            (self.damaged.discard if is_repaired else self.damaged.add)(key)
+            if is_new:
+                self._bus.emit(events.StoreDamaged(key=key, reason=reason, is_repaired=is_repaired))
 
     def find(self) -> None:
         """Look at the blobs that the newest committed step names, until this attempt has stored others."""

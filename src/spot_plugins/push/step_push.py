@@ -163,6 +163,7 @@ class StepPush:
         num_bytes = sum(map(len, unstored.values()))
         with ThreadPoolExecutor(NUM_PUTS, "spot-put", self._ways.lower_priority) as pool:
             self._retry(lambda: self._put_blobs(pool, unstored))
+        self._ways.damaged.difference_update(damages)
         for key, reason in damages.items():
             self._bus.emit(events.StoreDamaged(key=key, reason=reason, is_repaired=True))
         manifest = self._seals.manifest()
@@ -187,7 +188,6 @@ class StepPush:
                     damages[key] = damage
                 else:
                     del unstored[index]
-            self._ways.damaged.difference_update(each.blob.key for each in self.frozen)
         return damages
 
     def _is_stored(self) -> bool:

@@ -746,7 +746,15 @@ def test_the_state_of_a_loader_that_one_rank_reads_for_all_is_not_used():
     loader = DataLoaderDispatcher(Counting(), batch_size=2, use_stateful_dataloader=True)
 
     assert LoaderPosition(loader, 1).kind == "stateful"
-    assert LoaderPosition(loader, 2).kind == "counted"
+    position = LoaderPosition(loader, 2)
+    assert position.kind == "counted"
+    position.begin_epoch(0)
+    position.load_state_dict(position.state_dict(2))
+    position.begin_epoch(0)
+    with pytest.warns(
+        UserWarning, match="at once if each rank reads its own share, with Accelerate's dispatch_batches=F"
+    ):
+        position.fast_forward(iter(loader))
 
 
 @pytest.mark.parametrize("split_batches", [False, True])

@@ -106,6 +106,40 @@ def test_without_an_intact_copy_the_next_save_is_asked_for_it(copy):
     assert watched.watch.damaged == {key}
 
 
+def test_whoever_hears_of_a_damage_finds_it_noted():
+    """
+    The trainer answers the event with a save that brings the blob, which a push puts only if the damage is noted.
+    """
+    watched = Watched()
+    key = SEALED[0].blob.key
+    noted = []
+    bus = EventBus(lambda event: noted.append(set(watched.watch.damaged)))
+    watched.watch = FrozenWatch(watched.store, None, SETTINGS, bus)
+    watched.watch.frozen = StoredFrozen(7, SEALED)
+    watched.store.delete(key)
+    watched.watch.look()
+
+    assert noted == [{key}]
+
+
+def test_a_copy_that_comes_later_repairs_and_says_so():
+    """
+    A save has written the blob to the disk again. Nothing is damaged any more.
+    """
+    watched = Watched()
+    key = SEALED[0].blob.key
+    watched.local.delete(key)
+    watched.store.delete(key)
+    watched.watch.look()
+    watched.local.put(key, DATA[key])
+    watched.watch.look()
+    watched.watch.look()
+
+    assert [(event.key, event.is_repaired) for event in watched.told] == [(key, False), (key, True)]
+    assert watched.store.get(key) == DATA[key]
+    assert watched.watch.damaged == set()
+
+
 def test_a_superseded_attempt_puts_nothing():
     """
     The newer one looks after the blobs.
