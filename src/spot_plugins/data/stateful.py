@@ -49,9 +49,10 @@ class Stateful(Replayed):
         has_workers = self._num_workers > 0
         self._sampler = recorded_own_sampler(loader)
         self._order = Order()
-        # Workers have streams of their own. What restarts in them is told by itself.
-        self._may_draw = not has_workers and (self._sampler is not None or not has_known_data(loader))
-        self._drew = False  # True if the last fetch drew from the streams of this process
+        # True if the last fetch drew from the streams of this process, None if none can. Workers have their own streams,
+        # and another warning.
+        may_draw = not has_workers and (self._sampler is not None or not has_known_data(loader))
+        self._drew = False if may_draw else None
         self._is_checked = not self._is_stream or has_workers or is_hugging_face(self._dataset)
         drop_early_iterator(self._plain)
 
@@ -94,9 +95,11 @@ class Stateful(Replayed):
 
     def fetch_ahead(self, iterator: Iterator[Any], batches: int) -> Any:
         """Fetch, and take note whether the batch ahead has drawn from the streams. The loader does not keep them."""
-        before = raw_streams() if self._may_draw else None
+        if self._drew is None:
+            return super().fetch_ahead(iterator, batches)
+        before = raw_streams()
         batch = super().fetch_ahead(iterator, batches)
-        self._drew = before is not None and not are_at(before)
+        self._drew = not are_at(before)
         return batch
 
     def load(self, at: Mapping[str, Any], *, where: Where) -> None:
