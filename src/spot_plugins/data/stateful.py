@@ -49,8 +49,8 @@ class Stateful(Replayed):
         has_workers = self._num_workers > 0
         self._sampler = recorded_own_sampler(loader)
         self._order = Order()
-        # True if the last fetch drew from the streams of this process, None if none can. Workers have their own streams,
-        # and another warning.
+        # True if the last fetch drew from the streams of this process, None if none can. Workers have streams of their
+        # own, and another warning.
         may_draw = not has_workers and (self._sampler is not None or not has_known_data(loader))
         self._drew = False if may_draw else None
         self._is_checked = not self._is_stream or has_workers or is_hugging_face(self._dataset)
