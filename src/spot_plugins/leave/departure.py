@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 from ..agreement import Agreement, Notice
 from ..config import SpotConfig
@@ -16,7 +16,7 @@ from ..errors import Preempted
 from ..events import EventBus, Leaving
 from ..program import Lines
 from ..push import Pusher
-from ..ranks import Job
+from ..ranks import Job, Meeting, texts_of_ranks
 from ..save import SavedSteps
 from .listener import Listener
 from .measurements import Measurements
@@ -107,10 +107,14 @@ class Departure:
         is_durable = self._saved_steps.push_last(step, self.leave_by, is_paused=is_paused)
         saved, notice = self._saved_steps.last, self._notice()  # an earlier end may have become known
         left_s = notice.deadline - time.monotonic()
-        self._say(saved, is_durable, left_s)
+        if not is_durable:
+            self._say_unstored(saved, left_s)
         self._bus.emit(Leaving(step=saved, durable=is_durable, left_s=left_s))
+        meeting = self._job.meet(self.leave_by(), None if is_durable else "the rank left before its share was stored")
         # wait: the deadline of the notice and half a second; this rank leaves without the others
-        self._job.meet(self.leave_by(), None if is_durable else "the rank left before its share was stored").wait()
+        meeting.wait()
+        if is_durable and self._job.rank == 0:
+            self._say_stored(saved, meeting)
         if is_durable and self._config.acknowledge_notice:
             self._listener.acknowledge()
         stays = self._config.on_notice == "continue" and self._agreement.stay()
@@ -122,16 +126,32 @@ class Departure:
             self._lines.say(_LEAVES)
         return Outcome(saved, is_durable, stays)
 
-    def _say(self, step: int | None, is_durable: bool, left_s: float) -> None:
-        """Show whether *step* is stored. All ranks leave with one step, so only rank 0 says that all is well."""
-        ending = "" if self._config.on_notice == "continue" else f"; {_LEAVES}"
-        if is_durable:
-            self._lines.say_first(f"step {step} is stored{ending}")
-        elif step is None:
-            self._lines.say(f"nothing is saved yet{ending}", logging.WARNING)
+    @property
+    def _ending(self) -> str:
+        return "" if self._config.on_notice == "continue" else f"; {_LEAVES}"
+
+    def _say_stored(self, step: int | None, meeting: Meeting) -> None:
+        """Show on rank 0 that *step* is stored, or which ranks may not have stored their share of it."""
+        silent = "the rank does not answer" if meeting.lost is None else str(meeting.lost)
+        missing = [cast("str | None", meeting.notes.get(rank, silent)) for rank in range(self._job.world_size)]
+        if not any(missing):
+            self._lines.say(f"step {step} is stored{self._ending}")
+            return
+        text = (
+            f"step {step} may NOT be stored by all ranks: {texts_of_ranks(missing)}{self._ending}. The next attempt "
+            "resumes from it if all shares are there, and else from the step before"
+        )
+        self._lines.say(text, logging.WARNING)
+
+    def _say_unstored(self, step: int | None, left_s: float) -> None:
+        """Show that the share of this rank is not stored."""
+        if step is None:
+            text = f"nothing is saved yet{self._ending}"
         else:
-            text = f"step {step} is NOT stored yet, {left_s:.1f} s left{ending}. The pusher process continues to try"
-            self._lines.say(text, logging.WARNING)
+            text = (
+                f"step {step} is NOT stored yet, {left_s:.1f} s left{self._ending}. The pusher process continues to try"
+            )
+        self._lines.say(text, logging.WARNING)
 
     def _notice(self) -> Notice:
         notice = self._agreement.notice

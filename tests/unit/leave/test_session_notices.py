@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import re
 import signal
@@ -252,6 +253,39 @@ def test_a_rank_at_its_end_is_told_of_one_that_left_without_its_share(is_on_its_
     with pytest.raises(CommitError, match=r"step 1 .*: rank 1: the rank left before its share was stored"):
         run_thread_ranks(2, run)
     assert not heard.of(LastSecondsPlanned, choice="train_on")
+
+
+@pytest.mark.parametrize("is_lost", [False, True], ids=["all meet", "one is lost"])
+def test_a_step_is_called_stored_once_all_ranks_have_met(is_lost, tmp_path, caplog):
+    """A rank that is lost after the ranks agreed may not have stored its share. Nobody says that the step is there."""
+    caplog.set_level(logging.INFO, "spot_plugins")
+    config = SpotConfig(url=str(tmp_path), every_steps=1_000_000)
+
+    def run(ranks):
+        def on_event(event):
+            if is_lost and ranks.rank == 1 and isinstance(event, Leaving):  # before the ranks meet
+                session._opened.job.board.close()
+
+        session = SpotSession(config, ranks=ranks, on_event=[on_event])
+        with session, suppress(Preempted):
+            session.register("part", Holder(state_of(1)), replicated=("both",))
+            session.resume()
+            if ranks.rank == 0:
+                session._opened.listener._on_signal("SIGTERM", time.monotonic())
+            for step in itertools.count(1):
+                session.after_step(step)
+
+    run_thread_ranks(2, run)
+    said = [record.getMessage() for record in caplog.records if "leaving with code 143" in record.getMessage()]
+    if not is_lost:
+        assert said == [f"step {numbers(LocalStore(str(tmp_path)))[0]} is stored; leaving with code 143"]
+        return
+    assert len(said) == 1
+    assert re.fullmatch(
+        r"step \d+ may NOT be stored by all ranks: rank 1: rank 1 .*; leaving with code 143\. The next attempt resumes "
+        r"from it if all shares are there, and else from the step before",
+        said[0],
+    )
 
 
 @pytest.mark.parametrize(("has_notice", "ends_with"), [(True, "Preempted"), (False, "RankLostError")])
