@@ -24,7 +24,7 @@ from spot_plugins.leave import way_out
 from spot_plugins.leave.phase import Phase
 from spot_plugins.notices import Announcement
 from spot_plugins.notices.aws import AwsSource
-from spot_plugins.ranks import BoardClosedError
+from spot_plugins.ranks import BoardClosedError, Job
 from spot_plugins.session import SpotSession
 from spot_plugins.store import LocalStore
 from spot_plugins.testing import run_thread_ranks
@@ -256,18 +256,22 @@ def test_a_rank_at_its_end_is_told_of_one_that_left_without_its_share(is_on_its_
 
 
 @pytest.mark.parametrize("is_lost", [False, True], ids=["all meet", "one is lost"])
-def test_a_step_is_called_stored_once_all_ranks_have_met(is_lost, tmp_path, caplog):
+def test_a_step_is_called_stored_once_all_ranks_have_met(is_lost, tmp_path, caplog, monkeypatch):
     """A rank that is lost after the ranks agreed may not have stored its share. Nobody says that the step is there."""
     caplog.set_level(logging.INFO, "spot_plugins")
     config = SpotConfig(url=str(tmp_path), every_steps=1_000_000)
+    meet = Job.meet
+
+    def meet_or_end(job, *args):
+        if is_lost and job.rank == 1:
+            job.board.close()
+            raise EOFError
+        return meet(job, *args)
+
+    monkeypatch.setattr(Job, "meet", meet_or_end)
 
     def run(ranks):
-        def on_event(event):
-            if is_lost and ranks.rank == 1 and isinstance(event, Leaving):  # before the ranks meet
-                session._opened.job.board.close()
-
-        session = SpotSession(config, ranks=ranks, on_event=[on_event])
-        with session, suppress(Preempted):
+        with SpotSession(config, ranks=ranks) as session, suppress(Preempted, EOFError):
             session.register("part", Holder(state_of(1)), replicated=("both",))
             session.resume()
             if ranks.rank == 0:
