@@ -127,7 +127,7 @@ def test_a_generator_that_is_not_registered_is_found(tmp_path):
     done = spot("drill", "--faults", "sigkill", "--junit", str(tmp_path / "drill.xml"), "--", *planted("generator"))
 
     assert done.returncode == 1, done.stderr + done.stdout
-    assert "rank 0: its weights are other ones when it is done, in start 2. The weights differ." in done.stdout
+    assert "rank 0: the weights at its end are other ones, in start 2. The weights differ." in done.stdout
     assert "BROKEN  the state at the end is that of the control: model/parameters/0.bias differs" in done.stdout
     assert "random generator Generator `noise`" in done.stdout
     assert "what each start printed is in " in done.stderr

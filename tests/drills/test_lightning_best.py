@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hearing import remove
+from hearing import remove, until
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
@@ -70,6 +70,9 @@ class Notice(Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.global_step == self.at:
             os.kill(os.getpid(), signal.SIGTERM)
+            # These batches take less time than a notice takes to be known.
+            (spot,) = (each for each in trainer.callbacks if isinstance(each, SpotCheckpoint))
+            until(lambda: spot._fit.session.notice is not None, "the notice is known")
 
 
 class MachineLostError(Exception):

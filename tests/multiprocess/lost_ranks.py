@@ -14,11 +14,12 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from hearing import until
+from hearing import Heard, until
 from hosts import Host
 from steps import Holder, state_of
 
 from spot_plugins.config import SpotConfig
+from spot_plugins.events import Committed, SharesCounted
 from spot_plugins.leave import last_resort, lost_rank
 from spot_plugins.ranks import TorchRanks, frames, torch_ranks
 from spot_plugins.ranks.frames import Limits
@@ -49,7 +50,8 @@ class Training:
         self.rank = rank
         self.is_last = rank == ranks - 1
         config = SpotConfig(url=f"{folder.as_uri()}/run", every_steps=1000, grace_seconds=2.0)
-        self.session = SpotSession(config)
+        self.heard = Heard()
+        self.session = SpotSession(config, on_event=[self.heard])
 
     def run(self, what):
         getattr(self, what)()
@@ -108,12 +110,19 @@ class Training:
         self.session.after_step(3)
 
     def dies_in_a_collective(self):
-        """The error of the collective ends the others. The one that ends first breaks the collective of the next."""
+        """
+        The error of the collective ends the others. The one that ends first breaks the collective of the next.
+
+        All ranks store their shares of step 1. Step 2 lacks that of the rank that dies.
+        """
         self.open()
         with self.session:
             self.session.resume()
             self.session.save(1)
-            until(lambda: self.session.last_committed_step == 1, "step 1 is stored")
+            self.heard.wait(SharesCounted if self.rank == 0 else Committed, step=1)
+            if not self.is_last:
+                self.session.save(2)
+                self.heard.wait(Committed, step=2)
             self.reach()
             if self.is_last:
                 until(lambda: all((self.folder / f"at-{rank}").exists() for rank in range(2)), "all are there")

@@ -148,14 +148,18 @@ def test_a_rank_that_is_stuck_in_a_collective_ends_after_another_rank_is_lost(st
 
 
 def test_a_rank_whose_collective_breaks_names_the_rank_that_is_lost(start):
-    """Last of all, after the error of gloo, which names none. It says what is stored and what to do, too."""
+    """
+    Last of all, after the error of gloo, which names none. It says what is stored and what to do, too.
+
+    The rank that is lost has not stored its share of step 2. Rank 0 alone has looked for the shares of all.
+    """
     ranks = start(3, "dies_in_a_collective")
 
     assert ranks.end(0, 1) == [1, 1]
-    for rank in (0, 1):
+    for rank, stored in enumerate(("step 1 is the newest one stored", "this rank has stored its share of step 2")):
         *_, error, last = said(ranks.output(rank)).strip().splitlines()
         assert last == (
-            f"spot_plugins: rank 2 {CLOSED}, which may be why this rank fails: step 1 is the newest one stored. "
+            f"spot_plugins: rank 2 {CLOSED}, which may be why this rank fails: {stored}. "
             f"Let the launcher start the ranks again"
         )
         assert error.startswith("RuntimeError: ")

@@ -21,7 +21,7 @@ _FINGERPRINTS: Final = "fingerprints"
 _MOST: Final = 3
 _NOTHING: Final = Seen((), None)
 _TRAINED: Final = ("model", "optimizer")
-_WEIGHTS: Final = "weights"
+WEIGHTS: Final = "weights"
 
 _WORDS: Final = {
     "data": "the position in the training data is another one",
@@ -31,12 +31,12 @@ _WORDS: Final = {
     "python": "the random stream of Python is another one",
     "numpy": "the random stream of numpy is another one",
     "cuda": "the random stream of a CUDA device is another one",
-    _WEIGHTS: "its weights are other ones when it is done",
+    WEIGHTS: "the weights at its end are other ones",
 }
 
 _ADVICE: Final = {
     **earlier.ADVICE,
-    _WEIGHTS: "The weights differ. If nothing else does, look for what decides a step and is not saved: generators, "
+    WEIGHTS: "The weights differ. If nothing else does, look for what decides a step and is not saved: generators, "
     "samplers and counters of the program.",
 }
 
@@ -111,7 +111,7 @@ def _differing(
     if what := tuple(kind for kind in one.differs_from(two) if kind not in but and (same_ranks or kind == "rates")):
         return what
     weights = {_seen(*each).get(step, _NOTHING).weights for each in (mine, other)} - {None}
-    return (_WEIGHTS,) if len(weights) > 1 and same_ranks and _WEIGHTS not in but else ()
+    return (WEIGHTS,) if len(weights) > 1 and same_ranks and WEIGHTS not in but else ()
 
 
 def _seen(life: Life, ring_id: RingId) -> Mapping[int, Seen]:

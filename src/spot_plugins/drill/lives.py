@@ -60,7 +60,7 @@ class LifeLog:
     refusals: tuple[str, ...] = ()
     """The reasons for which a write of a step has failed."""
     has_left: bool = False
-    """True if a session was about to end because of it, with its last step stored."""
+    """True if sessions were about to end because of it, and all of them had stored their shares of the last step."""
     jumped_s: float = 0.0
     """Seconds by which the wall clock of its records has jumped."""
     seen: Mapping[RingId, Mapping[int, Seen]] = field(default_factory=dict)

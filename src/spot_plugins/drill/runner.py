@@ -329,7 +329,7 @@ def _is_over(life: Life, pace: Pace) -> bool:
 
 def _log_of(place: Place, since: int) -> LifeLog:
     """Return the facts that the event log has on the attempts after *since*."""
-    start_step, has_notice, has_left = None, False, False
+    start_step, has_notice, left = None, False, set[bool]()
     rejected, refusals, offsets = dict[int, str](), list[str](), list[float]()
     for name in place.names()[-1:]:
         for log in read_event_log(open_store(place.url(name))).ranks:
@@ -346,13 +346,13 @@ def _log_of(place: Place, since: int) -> LifeLog:
                 elif isinstance(entry, PushFailing | LocalWriteFailed | SaveAbandoned):
                     refusals.append(entry.reason)
                 elif isinstance(entry, Leaving):
-                    has_left |= entry.durable
+                    left.add(entry.durable)
     return LifeLog(
         start_step=start_step,
         has_notice=has_notice,
         rejected=rejected,
         committed=next(iter(place.committed()), 0),
         refusals=tuple(dict.fromkeys(refusals)),
-        has_left=has_left,
+        has_left=left == {True},
         jumped_s=max(offsets, default=0.0) - min(offsets, default=0.0),
     )

@@ -8,7 +8,7 @@ from typing import Final
 
 from ..fingerprints.record import KINDS
 from .command import gives_143
-from .equality import final_difference, first_difference, in_words, num_compared, shortened, unseeded_kinds
+from .equality import WEIGHTS, final_difference, first_difference, in_words, num_compared, shortened, unseeded_kinds
 from .faults import READ_S
 from .lives import Injected, Life, Run
 from .plan import Pace
@@ -54,7 +54,7 @@ def judge(facts: Facts) -> Verdict:
         figures = figures_of(facts.rehearsal) if facts.rehearsal.url else []
         promises += _of_faults(facts.rehearsal, figures, facts.pace)
         promises += _of_end(facts.rehearsal, facts.pace)
-        promises += _of_equality(facts.control, facts.rehearsal, facts.pace)
+        promises += of_equality(facts.control, facts.rehearsal, facts.pace)
     is_kept = all(each.is_kept for each in promises)
     words = () if is_kept else tuple(_words_of([run for run in (facts.control, facts.rehearsal) if run is not None]))
     return Verdict(facts=facts, promises=tuple(promises), figures=tuple(figures), words=words)
@@ -162,7 +162,8 @@ def _of_end(rehearsal: Run, pace: Pace) -> Iterator[Promise]:
         yield Promise("all faults are injected", False, text)
 
 
-def _of_equality(control: Run, rehearsal: Run, pace: Pace) -> Iterator[Promise]:
+def of_equality(control: Run, rehearsal: Run, pace: Pace) -> Iterator[Promise]:
+    """Yield the promises that every step, and the state after the last one, are those of the control."""
     name = "every step is made of the same as in the control"
     unseeded = unseeded_kinds(control, rehearsal)
     streams = " and ".join(kind for kind in KINDS if kind in unseeded)
@@ -170,9 +171,12 @@ def _of_equality(control: Run, rehearsal: Run, pace: Pace) -> Iterator[Promise]:
         f". Random streams of {streams} were not compared, because the training does not seed them" if unseeded else ""
     )
     if not _UNUSED.issuperset(unseeded):
+        remedy = "Seed everything when it starts, for example with torch.manual_seed"
+        if WEIGHTS in unseeded:  # they are compared if all else is the same
+            remedy += ", and call torch.use_deterministic_algorithms(True)"
         text = (
-            f"before any fault {in_words(unseeded)}: two starts of this training are never the same. Seed everything "
-            f"when it starts, for example with torch.manual_seed, so that it can be judged"
+            f"in a step before any fault {in_words(unseeded)}: two starts of this training are never the same. "
+            f"{remedy}, so that it can be judged"
         )
         yield Promise(name, False, text)
         return

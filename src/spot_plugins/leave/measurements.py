@@ -126,13 +126,16 @@ class Measurements:
             return self._speeds.is_estimated
 
     @property
-    def save_s(self) -> float:
+    def save_s(self) -> float | None:
         """
         Seconds that a save takes until the next attempt can read it, by the latest figures of this rank.
 
-        It is in the store by then, or on a local disk that survives, if that is sooner.
+        It is in the store by then, or on a local disk that survives, if that is sooner. None as long as nothing was
+        measured.
         """
         now = self._situation(0, 0.0)
+        if now.is_estimated:
+            return None
         is_read_there = now.disk_survives and now.disk_bytes_per_s is not None
         return now.stage_s + (min(now.push_s, now.disk_s) if is_read_there else now.push_s)
 

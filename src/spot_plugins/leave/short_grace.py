@@ -19,7 +19,8 @@ class ShortGrace:
     """
     Warns once if saves of this rank take longer than the grace period. It is a subscriber, after *measurements*.
 
-    The step before the notice is then lost whenever the machine is taken, so the user can prepare for that.
+    The step before the notice is then lost whenever the machine is taken, so the user can prepare for that. A grace
+    period of 0 s is no reason, because no notice can come then, and another warning says so.
     """
 
     def __init__(self, measurements: Measurements) -> None:
@@ -32,11 +33,14 @@ class ShortGrace:
         """Compare the save that *event* is about."""
         with self._lock:
             match event:
-                case NoticeSourcesFound():
+                case NoticeSourcesFound() if event.grace_s > 0:
                     self._grace = event
                 case Committed() if (grace := self._grace) is not None:
                     needs_s = self._measurements.save_s
-                    self._num_late = self._num_late + 1 if needs_s > grace.grace_s else 0
+                    if needs_s is None or needs_s <= grace.grace_s:
+                        self._num_late = 0
+                        return
+                    self._num_late += 1
                     if self._num_late == NUM_SAVES:
                         self._grace = None
                         self._warn(needs_s, grace)

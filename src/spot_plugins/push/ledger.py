@@ -71,7 +71,9 @@ class Ledger:
         self.changed = threading.Condition()
         """The lock of all methods. It is notified of every change."""
         self.newest_committed: int | None = None
-        """The newest step that is committed, None if none is."""
+        """The newest step of which the share of this rank is stored. None if there is none."""
+        self.newest_whole: int | None = None
+        """The newest step that the shares of all ranks are stored of, as far as rank 0 has seen it. None on others."""
         self._steps: dict[int, _Entry] = {}
         self._handed_over: set[int] = set()
         self._held: dict[int, int] = {}  # buffers, and the steps in them
@@ -173,6 +175,8 @@ class Ledger:
                 case events.Committed(step=step):
                     self._end(step, StepState.COMMITTED)
                     self.newest_committed = max(step, self.newest_committed or step)
+                case events.SharesCounted(visible_step=int(step)):
+                    self.newest_whole = step
                 case events.SaveAbandoned(step=step):
                     self._end(step, StepState.ABANDONED)
                 case events.PushFailing():

@@ -10,6 +10,7 @@ from typing import Final
 from ..errors import SpotError, StoreError
 from ..push import Pusher
 from ..push.lifecycle import StepState
+from ..ranks import Job
 from ..schedule import Trigger
 from .saver import NO_MEMORY, Saver
 from .staged import StagedStep
@@ -32,11 +33,13 @@ class SavedSteps:
     Args:
         saver: Stages steps.
         pusher: Pushes them.
+        job: The ranks of the job.
         grace_s: Longest wait of a save for room.
     """
 
-    def __init__(self, saver: Saver, pusher: Pusher, grace_s: float) -> None:
+    def __init__(self, saver: Saver, pusher: Pusher, job: Job, grace_s: float) -> None:
         self._saver = saver
+        self._job = job
         self._pusher = pusher
         self._grace_s = grace_s
         self._held: StagedStep | None = None
@@ -52,8 +55,15 @@ class SavedSteps:
         self.present = step
 
     def describe_stored(self) -> str:
-        """Return the words for the newest step that this attempt has stored, or has resumed from. On any thread."""
-        step = self._pusher.ledger.newest_committed or self._resumed
+        """
+        Return the words for the newest step that this attempt has stored, or has resumed from. On any thread.
+
+        With several ranks only rank 0 knows whether all have stored their shares. The others speak of their own.
+        """
+        ledger, is_alone = self._pusher.ledger, self._job.world_size == 1
+        if self._job.rank != 0 and (share := ledger.newest_committed) is not None:
+            return f"this rank has stored its share of step {share}"
+        step = (ledger.newest_committed if is_alone else ledger.newest_whole) or self._resumed
         return "nothing is stored yet" if step is None else f"step {step} is the newest one stored"
 
     def reached(self, step: int) -> None:

@@ -102,7 +102,7 @@ def join_and_build(
     fingerprints = recorder_of(run.scratch, run.disk, run.attempt, job, bus, pusher.file_way.share, live_folder(config))
     stack.callback(fingerprints.close)
     registry.add(PART, fingerprints)
-    saved_steps = SavedSteps(saver, pusher, config.grace_s)
+    saved_steps = SavedSteps(saver, pusher, job, config.grace_s)
     measurements = Measurements(config.local_dir_survives, bus, run.put_bytes_per_s)
     pacer = _pacer(config, run, job, clock, bus)
     participant = TrainingParticipant(saver, pusher, measurements, bus)

@@ -273,8 +273,8 @@ class SpotSession(KeepsSteps):
 
         Args:
             step: Optimizer steps done, over all attempts.
-            position: Numbers that say how far training is in its data, such as (epoch, batches). They are part of the
-                step's fingerprint, by which an attempt that resumes is compared with the one before.
+            position: Numbers that say how far training is in its data, three for each loader: any, epoch, batches.
+                They are part of the step's fingerprint, and ``spot drill`` names the data of a step by them.
             num_batches: Batches of this rank that the step is made of. Part of the fingerprint as well.
 
         Raises:

@@ -13,6 +13,8 @@ from spot_plugins.config import SpotConfig
 from spot_plugins.drill.equality import final_difference, first_difference, num_compared, unseeded_kinds
 from spot_plugins.drill.faults import Signal
 from spot_plugins.drill.lives import Injected, Life, LifeLog, Run
+from spot_plugins.drill.plan import Pace
+from spot_plugins.drill.verdict import of_equality
 from spot_plugins.events import Committed
 from spot_plugins.fingerprints.record import KINDS, NO_DIGEST, StepRecord
 from spot_plugins.fingerprints.ring import RingId
@@ -80,7 +82,7 @@ def test_the_first_step_with_other_weights_is_named():
     rehearsal = run(life(1, range(1, 11), fault_at=10), seen(life(2, range(10, 21)), {}, weights))
     found = first_difference(control, rehearsal)
     assert (found.step, found.rank, found.life, found.what) == (16, 0, 2, ("weights",))
-    assert found.text == "step 16, rank 0: its weights are other ones when it is done"
+    assert found.text == "step 16, rank 0: the weights at its end are other ones"
     assert "generators" in found.advice
     assert first_difference(control, rehearsal, but=("weights",)) is None
 
@@ -131,6 +133,21 @@ def test_a_difference_after_the_fault_is_none_of_the_seed():
     """A training that goes on after the signal may differ by then."""
     rehearsal = run(life(1, range(1, 13), world_size=2, changed={(0, 11): {"data": 5}}, fault_at=10))
     assert unseeded_kinds(CONTROL, rehearsal) == ()
+
+
+def test_weights_that_differ_before_the_first_fault_have_a_remedy_of_their_own():
+    """Nothing else does, so all streams are seeded. An operation gives another result each time."""
+    control = run(seen(life(1, range(1, 21)), {}, dict.fromkeys(range(1, 21), 1)))
+    rehearsal = run(seen(life(1, range(1, 11), fault_at=9), {}, dict.fromkeys(range(1, 11), 2)))
+    pace = Pace(last_step=20, step_s=0.1, longest_gap_s=1.0, grace_s=30.0)
+    (promise,) = of_equality(control, rehearsal, pace)
+    assert not promise.is_kept
+    assert promise.text.startswith("in a step before any fault the weights at its end are other ones: two starts of ")
+    assert "and call torch.use_deterministic_algorithms(True), so that it can be judged" in promise.text
+    changed = {(0, 5): {"torch": 7}}
+    (promise,) = of_equality(CONTROL, run(life(1, range(1, 11), world_size=2, changed=changed, fault_at=9)), pace)
+    assert "the random stream of torch on the CPU is another one" in promise.text
+    assert "deterministic" not in promise.text
 
 
 def trained(url, *, every_steps, weight=1.0):

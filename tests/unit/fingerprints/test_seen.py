@@ -36,8 +36,8 @@ def test_what_was_seen_is_read_as_it_was_written(tmp_path):
     ],
     ids=["samples", "another epoch", "batches of a loop", "first step", "second loader", "the same", "unknown"],
 )
-def test_what_a_step_has_trained_is_put_trained_in_words(place, control, before, text):
-    """By the loader that differs. The size of the step is that of the control."""
+def test_words_for_the_data_that_a_step_has_trained(place, control, before, text):
+    """They name the first loader that differs. The control gives the size of the step."""
     assert trained_in_words(place, control=control, before=before) == text
 
 

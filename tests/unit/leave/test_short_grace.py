@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hearing import Heard
@@ -63,6 +65,22 @@ def test_a_local_disk_that_survives_needs_no_store(hear):
     assert hear(events, disk_survives=True) == []
     slow = [FOUND, *(event for step in range(1, 9) for event in saved(step, 50, disk_s=39.9))]
     assert hear(slow, disk_survives=True) == [WARNING]
+
+
+def test_no_notice_can_come(hear):
+    """Another warning says so. This one would speak of a notice of 0 s."""
+    none = NoticeSourcesFound(providers=(), sources=(), grace_s=0.0, limited_by="slurm")
+    assert hear([none, *(event for step in range(1, 9) for event in saved(step, 40))]) == []
+
+
+def test_speeds_that_nobody_measured_are_no_reason(hear):
+    """A push that put no bytes measures no speed."""
+    events = [
+        replace(event, put_bytes_per_s=None) if isinstance(event, Committed) else event
+        for step in range(1, 9)
+        for event in saved(step, 40)
+    ]
+    assert hear([FOUND, *events]) == []
 
 
 def test_a_session_says_it(tmp_path, caplog):

@@ -8,6 +8,7 @@ from itertools import accumulate
 
 import pytest
 import torch
+from hearing import until
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
@@ -92,6 +93,8 @@ class Linear(Sums):
         self.rates[self.global_step + 1] = self.optimizers().param_groups[0]["lr"]
         if self.global_step + 1 == self.left_in:
             signal.raise_signal(signal.SIGTERM)
+            (spot,) = (each for each in self.trainer.callbacks if isinstance(each, SpotCheckpoint))
+            until(lambda: spot._fit.session.notice is not None, "the notice is known")
 
     def configure_optimizers(self):
         optimizer = torch.optim.SGD(self.parameters(), lr=1.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 
 import pytest
@@ -111,7 +112,7 @@ def test_a_signal_between_the_start_and_the_resume_is_answered(url, caplog):
         os.kill(os.getpid(), signal.SIGTERM)
         until(lambda: session.notice, "the notice arrives")
 
-    assert "SIGTERM: leaving after the first step, 30 s left" in said(caplog)
+    assert re.search(r"^SIGTERM: leaving after the first step, \d+ s left$", "\n".join(said(caplog)), re.MULTILINE)
 
 
 @pytest.mark.parametrize(

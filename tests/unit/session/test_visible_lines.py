@@ -16,9 +16,9 @@ from spot_plugins.program.lines import StderrHandler
 
 
 def ours(text):
-    """Return the lines about this package, with one figure for all seconds of loading."""
+    """Return the lines about this package, with one figure for all seconds of loading, and one for all left."""
     lines = [line for line in text.splitlines() if line.startswith(("spot_plugins", "still"))]
-    return [re.sub(r"\d+\.\d s", "0.2 s", line) for line in lines]
+    return [re.sub(r"\d+ s left", "30 s left", re.sub(r"\d+\.\d s", "0.2 s", line)) for line in lines]
 
 
 @pytest.fixture
