@@ -163,7 +163,8 @@ class Runner:
             raise ConfigError(f"{command[0]} cannot be started: {error.strerror}") from error
         watch, least_step = _Watch(training, life, stall_s), 0
         while watch.runs():
-            if pending and pace is not None and watch.step >= max(pending[0].step, least_step):
+            has_begun = not since or watch.step > watch.first_step
+            if pending and pace is not None and has_begun and watch.step >= max(pending[0].step, least_step):
                 injected = self._inject(place, training, life, pending[0].fault, pace)
                 if injected is None:
                     continue  # the training is over, as the next look will find
@@ -299,6 +300,8 @@ class _Watch:
         self._stall_s = stall_s
         self._changed_at = life.began_at
         self.step = 0
+        self.first_step = 0
+        """The first step that was seen. After a resume it is that of the checkpoint, which was done before."""
 
     def runs(self) -> bool:
         """Look again after :data:`POLL_S`. Return whether the command still runs."""
@@ -306,6 +309,7 @@ class _Watch:
         has_ended = self._training.wait(POLL_S)
         now = time.monotonic()
         if (step := self._training.last_step()) != self.step:
+            self.first_step = self.first_step or step
             self.step, self._changed_at = step, now
             self._life.reached_at[step] = now
         if has_ended:

@@ -137,6 +137,27 @@ def test_a_training_may_show_that_it_continues_before_the_next_fault(folder, mon
     assert "training continues" not in broken(facts)
 
 
+def test_a_start_that_resumes_does_a_step_before_the_next_fault(folder, monkeypatch):
+    """
+    Its file begins with the step of the checkpoint, which may be later than the one at which the fault is planned.
+
+    Without a step of its own it would be killed while it loads, and be told that it has trained nothing.
+    """
+    monkeypatch.setattr(runner, "plan_of", lambda *_: [Planned(KillRank(), 3), Planned(KillRank(), 4)])
+    program = """
+ring, start = begin(), len(drilled().folder.ranks())
+if start == 2:
+    write(ring, 30, 30)  # of the checkpoint
+    time.sleep(1.0)
+    train(ring, 1_000_000, first=31)  # until it is killed
+train(ring, 60)
+wait_for_fault()
+"""
+    facts = run(stand_in(program), folder)
+    [injected] = facts.rehearsal.lives[1].injected
+    assert injected.step > 30
+
+
 def launcher_of(program, folder):
     """Return the command of a launcher whose rank is *program*, and whose end its rank does not notice."""
     script = folder.parent / "launcher.sh"
