@@ -6,13 +6,28 @@ import torch
 from steps import Holder, save
 
 from spot_plugins.format.boxes import Box, ShardBoxes
-from spot_plugins.state import ModelPart, OptimizerPart
+from spot_plugins.state import ModelPart, OptimizerPart, RngPart
 from spot_plugins.state.registry import Registry
 from spot_plugins.state.shard import Shard
 from spot_plugins.store import LocalStore
 
 WAYS = [(1, False), (2, False), (2, True), (3, True)]
 """Numbers of ranks, and whether each has some rows of the state, as under FSDP, or all of it, as under DDP."""
+
+_NONE = {"total": {"completed": 0}}
+LOOPS = {
+    "fit_loop": {
+        "epoch_progress": {"current": {"processed": 0}},
+        "epoch_loop.automatic_optimization.optim_progress": {"optimizer": {"step": _NONE}},
+        "epoch_loop.manual_optimization.optim_step_progress": _NONE,
+    }
+}
+"""Loops of a Lightning trainer that has done nothing."""
+
+
+def of_each_host():
+    """Return parts, by name, of which each format of an export finds those that it needs beside a model."""
+    return {"accelerator": {"step": 1}, "loops": LOOPS, "rng": RngPart().state_dict()}
 
 
 def save_model(url, models, optimizers=(), *, step=1, world_size=1, is_spread=False, others=None):

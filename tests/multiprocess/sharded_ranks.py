@@ -12,6 +12,7 @@ from functools import partial
 
 import torch
 import torch.distributed as dist
+from documented import block_of
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 from torch.distributed.device_mesh import init_device_mesh
@@ -106,9 +107,9 @@ WRAPPERS = {
 
 
 class Training:
-    """A model, two optimizers and a session at *url*."""
+    """A model, two optimizers and a session at *url*. *load* is called before it resumes."""
 
-    def __init__(self, wrapper, url, seed, world):
+    def __init__(self, wrapper, url, seed, world, load=lambda training: None):
         torch.manual_seed(seed)
         self.heard = []
         self.model = WRAPPERS[wrapper](Net(), world)
@@ -125,6 +126,7 @@ class Training:
             part = OptimizerPart(optimizer, self.model)
             self.session.register(f"optimizer-{number}", part, replicated=OptimizerPart.replicated)
         self.session.register("rng", RngPart())
+        load(self)
         self.step = self.session.resume() or 0
 
     def train(self):
@@ -135,6 +137,10 @@ class Training:
             optimizer.step()
             optimizer.zero_grad()
         self.step += 1
+
+    def named(self):
+        """Return what it has, by the names of the documents."""
+        return {"model": self.model, "optimizer": self.optimizers}
 
     def gathered(self):
         """Everything, whole, on every rank: by torch's own means."""
@@ -192,6 +198,23 @@ def go_on(rank, world, port, wrapper, url, gathered, whole):
         unbroken.train()
     assert_equal(state, unbroken.gathered(), wrapper)
     unbroken.session.close()
+    leave()
+
+
+def move_in(rank, world, port, wrapper, url, exported):
+    """Begin a run with each of the directories in *exported*. It has all of their state, and so has its next life."""
+    join(rank, world, port)
+    block = block_of("docs/commands/import.md", "dcp.load").text
+    for number, (folder, gathered) in enumerate(exported):
+        os.chdir(folder)
+        training = Training(wrapper, f"{url}-{number}", 2, world, lambda made: exec(block, made.named()))
+        assert training.step == 0
+        assert_equal(training.gathered(), torch.load(gathered), folder)
+        training.session.finish(1)
+        again = Training(wrapper, f"{url}-{number}", 3, world)
+        assert again.step == 1
+        assert_equal(again.gathered(), torch.load(gathered), folder)
+        again.session.close()
     leave()
 
 

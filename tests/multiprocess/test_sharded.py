@@ -95,3 +95,16 @@ def test_what_is_exported_is_what_torch_gathers(wrapper, world, saved, tmp_path)
     read = torch.load(tmp_path / "directory.pt")
     optimizers = {name: value for name, value in flattened(read["optim"]) if "param_groups" not in name}
     assert_equal({"model": read["model"], "optimizers": optimizers}, torch.load(gathered), wrapper)
+
+
+@pytest.mark.parametrize(("wrapper", "world"), [(w, n) for w, n in SAVERS if n < 3], ids=str)
+def test_what_is_exported_moves_in_on_any_ranks(wrapper, world, saved, tmp_path):
+    """A run begins with an export of one rank or of two, under DDP or FSDP2: weights and optimizers, bit for bit."""
+    exported = []
+    for saver in [("ddp", 1), ("fsdp2", 1), ("ddp", 2), ("fsdp2", 2)]:
+        url, gathered, _ = saved(*saver)
+        (folder := tmp_path / "-".join(map(str, saver))).mkdir()
+        export_distributed(url, folder / "old-directory")
+        exported.append((str(folder), gathered))
+
+    run_ranks(tmp_path, world, "move_in", wrapper, str(tmp_path / "run"), exported)

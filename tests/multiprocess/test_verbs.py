@@ -19,6 +19,7 @@ from hearing import DEADLINE_S, until
 from sandbox import in_user_namespace
 from servers import S3Server
 from steps import Holder, assert_whole, numbers, save
+from stored_models import of_each_host
 
 from spot_plugins.cli import main
 from spot_plugins.format.attempts import claim_attempt
@@ -31,6 +32,10 @@ from spot_plugins.upkeep.tensors import TensorId, open_step
 from spot_plugins.upkeep.verify import verify
 
 NEWEST = StepId(3, 1)
+WEIGHT = "model-0/parameters/w"
+
+EXPORTS = {"safetensors": 0, "pt": 0, "hf": 0, "dcp": 0, "lightning": 0, "accelerate": 3}
+"""The formats of an export, and the number of lines on what each leaves out of this run."""
 
 
 @dataclass
@@ -66,14 +71,27 @@ def place(request, tmp_path, monkeypatch):
         for rank in (0, 1):
             parts = Registry()
             weight = torch.full((64,), float(step))
-            parts.add("model", Holder({"parameters": {"w": weight}, "buffers": {}, "extra": {}}), ("parameters",))
+            parts.add("model-0", Holder({"parameters": {"w": weight}, "buffers": {}, "extra": {}}), ("parameters",))
             parts.add("own", Holder({"rng": torch.full((3,), 10 * step + rank)}))
+            for name, state in of_each_host().items():
+                parts.add(name, Holder(state))
             save(step, found.store, rank=rank, world_size=2, keep_last=9, parts=parts)
         merge_manifests(found.store, StepId(step, 1), 2)
     return found
 
 
-def words_of(place, out):
+def exports_of(url, folder):
+    """Return the words of an export in each format, by a name for it. It writes to the format's name in *folder*."""
+    (folder / "config").mkdir(exist_ok=True)
+    (folder / "config/config.json").write_text("{}")
+    config = {"hf": ["--config", str(folder / "config")]}
+    return {
+        f"export {kind}": ["export", url, str(folder / kind), "--format", kind, *config.get(kind, [])]
+        for kind in EXPORTS
+    }
+
+
+def words_of(place, folder):
     """Return the words of each command, by a name for it. Those that may change something come last."""
     url = place.url
     return {
@@ -82,7 +100,7 @@ def words_of(place, out):
         "show --step": ["show", url, "--step", "3"],
         "show --diff": ["show", url, "--diff", "2", "3"],
         "verify": ["verify", url, "--all"],
-        "export": ["export", url, str(out)],
+        **exports_of(url, folder),
         "cp": ["cp", url, place.copy],
         "prune": ["prune", url, "--keep-last", "2"],
         "prune --delete": ["prune", url, "--keep-last", "2", "--delete"],
@@ -91,33 +109,46 @@ def words_of(place, out):
 
 def weight_key(store):
     """Return the key of the blob that has the weight in the newest step."""
-    ((manifest, piece), *_) = open_step(store, 3).tensors[TensorId("model/parameters/w", None)].pieces
+    ((manifest, piece), *_) = open_step(store, 3).tensors[TensorId(WEIGHT, None)].pieces
     return manifest.blobs[piece.blob].key
 
 
-def change_last_byte(store, key):
-    data = store.get(key)
-    store.put(key, data[:-1] + bytes([data[-1] ^ 1]))
+def change_byte(store, key, place=-1):
+    data = bytearray(store.get(key))
+    data[place] ^= 1
+    store.put(key, bytes(data))
+
+
+def change_weight(store):
+    key = weight_key(store)
+    change_byte(store, key, store.get(key).index(torch.full((9,), 3.0).numpy().tobytes()))  # a rank has some rows
 
 
 CONDITIONS = {
     "sound": lambda store: None,
-    "damaged byte": lambda store: change_last_byte(store, weight_key(store)),
-    "damaged manifest": lambda store: change_last_byte(store, rank_manifest_key(NEWEST, 1, 2)),
+    "damaged byte": change_weight,
+    "damaged manifest": lambda store: change_byte(store, rank_manifest_key(NEWEST, 1, 2)),
     "missing blob": lambda store: store.delete(weight_key(store)),
     "missing manifest": lambda store: store.delete(rank_manifest_key(NEWEST, 1, 2)),
 }
 
 HASH = "has changed since it was written: its hash differs"
+
+
+def exports(expected):
+    """Return what an export prints, for each format."""
+    return {f"export {kind}": expected for kind in EXPORTS}
+
+
 # What each command prints, after its code if that is not 0.
 EXPECTED = {
     "sound": {
         "ls": "complete",
         "show": "3  ",
-        "show --step": "model/parameters/w",
+        "show --step": WEIGHT,
         "show --diff": "64 elements differ, by 1 at most",
         "verify": "step 3 of attempt 1: good, 4 objects",
-        "export": "wrote 1 tensors of step 3 to",
+        **exports("wrote 1 tensors of step 3 to"),
         "cp": "step 3 of attempt 1: put",
         "prune": "can be removed: run it again with --delete",
         "prune --delete": "removed step 1 of attempt 1",
@@ -129,7 +160,7 @@ EXPECTED["damaged byte"] = {
     "prune --delete": (1, KEEPS_OLDER),
     "show --diff": (1, HASH),
     "verify": (1, HASH),
-    "export": (1, HASH),
+    **exports((1, HASH)),
     "cp": (1, f"spot cp: step 3 of attempt 1 is damaged, so it was not copied: {NEWEST.prefix}"),
 }
 EXPECTED["missing blob"] = {
@@ -137,7 +168,7 @@ EXPECTED["missing blob"] = {
     "ls": "damaged: steps/",
     "show --diff": (1, "is gone"),
     "verify": (1, "is gone"),
-    "export": (1, "is gone"),
+    **exports((1, "is gone")),
     "cp": (1, "is gone"),
     "prune": (1, "spot prune: step 3 is not intact: steps/"),
     "prune --delete": (1, KEEPS_OLDER),
@@ -157,7 +188,7 @@ EXPECTED["missing manifest"] = {
     "show --step": (2, "step=3 is not among the committed steps, which are: 2, 1"),
     "show --diff": (2, "step=3 is not among the committed steps, which are: 2, 1"),
     "verify": "step 2 of attempt 1: good",
-    "export": "wrote 1 tensors of step 2 to",
+    **exports("wrote 1 tensors of step 2 to"),
     "cp": "step 2 of attempt 1: put",
     "prune": "there is nothing to remove",
     "prune --delete": "there is nothing to remove",
@@ -180,7 +211,7 @@ def assert_told(name, done, expected):
     assert text in done.stdout + done.stderr, told
     assert "Traceback" not in done.stderr, told
     assert S3Server.SECRET not in done.stdout + done.stderr, told
-    assert len(done.stderr.splitlines()) == (1 if code else 0), told
+    assert len(done.stderr.splitlines()) == (1 if code else EXPORTS.get(name.removeprefix("export "), 0)), told
 
 
 @pytest.fixture
@@ -209,11 +240,10 @@ def here(monkeypatch, capsys):
 )
 def test_each_verb_says_what_is_wrong_and_loses_nothing(condition, place, here, tmp_path):
     """With its code and one sentence. Only a pruning of a sound run removes something, and nothing is half written."""
-    out = tmp_path / "out.safetensors"
     CONDITIONS[condition](place.store)
     before = place.objects()
 
-    for name, words in words_of(place, out).items():
+    for name, words in words_of(place, tmp_path).items():
         assert_told(name, here(*words), EXPECTED[condition][name])
         if name != "prune --delete":
             assert place.objects() == before, name
@@ -221,8 +251,9 @@ def test_each_verb_says_what_is_wrong_and_loses_nothing(condition, place, here, 
     is_copied = not isinstance(EXPECTED[condition]["cp"], tuple)
     assert bool(numbers(open_store(place.copy))) == is_copied
     assert not is_copied or verify(place.copy).is_good
-    assert out.exists() == (not isinstance(EXPECTED[condition]["export"], tuple))
-    assert not list(tmp_path.glob("out*.tmp"))
+    for kind in EXPORTS:
+        assert (tmp_path / kind).exists() == (not isinstance(EXPECTED[condition][f"export {kind}"], tuple)), kind
+    assert not list(tmp_path.glob("*.tmp"))
     good = [each.step_id.step for each in verify(place.url, every=True).steps if not each.damages]
     assert good == GOOD_STEPS[condition]
 
@@ -273,14 +304,13 @@ def test_no_other_verb_needs_permission_to_delete(place, tmp_path):
     """As real processes. A verification stores its note, and a copy has all that it has."""
     environ = forbid_to_delete(place)
     before = place.objects()
-    out = tmp_path / "out.safetensors"
-    for name, words in words_of(place, out).items():
+    for name, words in words_of(place, tmp_path).items():
         if name != "prune --delete":
             assert_told(name, confined(place, *words, **environ), EXPECTED["sound"][name])
 
     assert place.objects() == before
     assert place.store.get(VERIFIED_KEY)
-    assert out.exists()
+    assert all((tmp_path / kind).exists() for kind in EXPORTS)
     assert verify(place.copy).is_good
 
 
@@ -340,6 +370,7 @@ WRITES = """
 import sys, threading
 import torch
 from steps import Holder
+from stored_models import of_each_host
 from spot_plugins.config import SpotConfig
 from spot_plugins.session import SpotSession
 
@@ -347,7 +378,9 @@ ended = threading.Event()
 threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
 state = {"parameters": {"w": torch.zeros(200_000)}, "buffers": {}, "extra": {}}
 with SpotSession(SpotConfig(url=sys.argv[1], every_steps=1, keep_last=2)) as session:
-    session.register("model", Holder(state), replicated=("parameters",))
+    session.register("model-0", Holder(state), replicated=("parameters",))
+    for name, part in of_each_host().items():
+        session.register(name, Holder(part))
     step = session.resume() or 0
     while not ended.wait(0.02):
         step += 1
@@ -377,8 +410,8 @@ def test_each_verb_while_a_training_writes(place, tmp_path):
             newest, older = numbers(open_store(url))[:2]
             words["show --step"] = ["show", url, "--step", str(newest)]
             words["show --diff"] = ["show", url, "--diff", str(older), str(newest)]
-            words["export"] = ["export", url, str(out := tmp_path / f"{number}.safetensors")]
-            for name, each in words.items():
+            (folder := tmp_path / str(number)).mkdir()
+            for name, each in {**words, **exports_of(url, folder)}.items():
                 done = spot(*each)
                 told = f"{name}: {done}"
                 assert "damaged" not in done.stdout + done.stderr, told
@@ -388,7 +421,7 @@ def test_each_verb_while_a_training_writes(place, tmp_path):
                 assert all(line.startswith((f"spot {each[0]}: ", "Nothing was verified")) for line in lines), told
                 gone = "pruned" in done.stderr or "is not among the committed steps" in done.stderr
                 assert done.returncode == 0 or gone, told
-                assert name != "export" or out.exists() == (done.returncode == 0), told
+                assert not name.startswith("export") or Path(each[2]).exists() == (done.returncode == 0), told
                 assert training.poll() is None
         training.communicate(timeout=DEADLINE_S)
     finally:
@@ -397,7 +430,7 @@ def test_each_verb_while_a_training_writes(place, tmp_path):
         training.stdin.close()
 
     assert training.returncode == 0
-    assert not list(tmp_path.glob("*.tmp"))
+    assert not list(tmp_path.glob("*/*.tmp"))
     for each in (url, place.copy):
         assert_whole(open_store(each))
         assert not any(step.damages for step in verify(each, every=True).steps)

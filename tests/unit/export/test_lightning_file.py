@@ -11,7 +11,7 @@ from golden.make import DATA
 from golden.training import EPOCHS, STEPS_PER_EPOCH, STORED
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping
-from stored_models import WAYS, damage, save_model
+from stored_models import LOOPS, WAYS, damage, save_model
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -198,15 +198,9 @@ def test_nothing_is_left_if_it_fails(tmp_path):
     save_model(str(tmp_path / "bare"), {"model": model})
     loops = {"loops": {"fit_loop": {"epoch_progress": 1}}}
     save_model(str(tmp_path / "run"), {"model": model}, others=loops)
-    none = {"total": {"completed": 0}}
-    fit_loop = {
-        "epoch_progress": {"current": {"processed": 0}},
-        "epoch_loop.automatic_optimization.optim_progress": {"optimizer": {"step": none}},
-        "epoch_loop.manual_optimization.optim_step_progress": none,
-    }
-    hparams = {"loops": {"fit_loop": fit_loop}, "checkpoint-hooks": model.hparams}
+    hparams = {"loops": LOOPS, "checkpoint-hooks": model.hparams}
     save_model(str(tmp_path / "hparams"), {"model": model}, others=hparams)
-    save_model(str(tmp_path / "damaged"), {"model": model}, others={"loops": {"fit_loop": fit_loop}})
+    save_model(str(tmp_path / "damaged"), {"model": model}, others={"loops": LOOPS})
     damage(tmp_path / "damaged")
     (tmp_path / "mine").touch()
 

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
+from documented import block_of
 from lightning.pytorch import LightningModule, Trainer
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
-from stored_models import save_model
+from stored_models import LOOPS, WAYS, save_model
 from torch import nn
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.state_dict import get_state_dict
@@ -26,24 +26,24 @@ from spot_plugins.data import elastic_loader
 from spot_plugins.export.accelerate_folder import export_accelerate
 from spot_plugins.export.distributed import export_distributed
 from spot_plugins.export.hugging_face import export_hugging_face
+from spot_plugins.export.lightning_file import export_lightning
 from spot_plugins.export.torch_file import export_torch_weights
 from spot_plugins.state import RngPart
 
-PAGES = Path(__file__).parents[3] / "docs/commands"
 BATCHES = 4
+
+from_each_source = pytest.mark.parametrize(
+    "way",
+    [None, *({"world_size": number, "is_spread": is_spread} for number, is_spread in WAYS)],
+    ids=["of a library", *(f"of spot export from {n}{', spread' if spread else ''}" for n, spread in WAYS)],
+)
+"""The file is of a library, or of an export from some ranks, each of which had all of the state or its own rows."""
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled:UserWarning")
 
 
-def block(words, page="import.md"):
-    """Return the only block of code with *words* in it."""
-    blocks = re.findall(r"^```python\n(.*?)^```", (PAGES / page).read_text(), re.MULTILINE | re.DOTALL)
-    (found,) = [each for each in blocks if words in each]
-    return found
-
-
 def run(words, page="import.md", **values):
-    exec(block(words, page), values)
+    exec(block_of(f"docs/commands/{page}", words).text, values)
     return values
 
 
@@ -84,18 +84,19 @@ def in_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.parametrize("exported", [False, True], ids=["of a library", "of spot export"])
-def test_weights_move_in(exported):
+@from_each_source
+def test_weights_move_in(way):
     """From safetensors, a file of torch and a .ckpt of Lightning."""
     old = Training(1, num_steps=3).model
-    if exported:
-        save_model("run", {"model": old})
+    if way:
+        save_model("run", {"model": old}, **way, others={"loops": LOOPS})
         export_weights("run", "old.safetensors")
         export_torch_weights("run", "old.pt")
+        export_lightning("run", "old.ckpt")
     else:
         save_file(old.state_dict(), "old.safetensors")
         torch.save(old.state_dict(), "old.pt")
-    torch.save({"state_dict": old.state_dict()}, "old.ckpt")
+        torch.save({"state_dict": old.state_dict()}, "old.ckpt")
 
     for words in ("import load_file", 'torch.load("old.pt", weights_only=True))', '["state_dict"]'):
         found = Training(2).model
@@ -103,22 +104,22 @@ def test_weights_move_in(exported):
         assert_equal(found.state_dict(), old.state_dict())
 
 
-@pytest.mark.parametrize("exported", [False, True], ids=["of a library", "of spot export"])
-def test_a_folder_and_an_adapter_move_in(exported):
+@from_each_source
+def test_a_folder_and_an_adapter_move_in(way):
     """The adapter is trained on."""
     config = LlamaConfig(vocab_size=13, hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2)
     base = LlamaForCausalLM(config)
     base.save_pretrained("base-folder")
-    if exported:
-        save_model("run", {"model": base})
+    if way:
+        save_model("run", {"model": base}, **way)
         export_hugging_face("run", "old-folder", "base-folder")
     else:
         base.save_pretrained("old-folder")
     state = dict(base.state_dict())
     adapted = get_peft_model(base, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
-    adapted.save_pretrained("config" if exported else "old-adapter")
-    if exported:
-        save_model("adapted", {"model": adapted})
+    adapted.save_pretrained("config" if way else "old-adapter")
+    if way:
+        save_model("adapted", {"model": adapted}, **way)
         export_hugging_face("adapted", "old-adapter", "config")
 
     assert_equal(dict(run('from_pretrained("old-folder")')["model"].state_dict()), {**state})
@@ -129,12 +130,12 @@ def test_a_folder_and_an_adapter_move_in(exported):
     }
 
 
-@pytest.mark.parametrize("exported", [False, True], ids=["of a library", "of spot export"])
-def test_a_directory_moves_in(exported):
+@from_each_source
+def test_a_directory_moves_in(way):
     """Weights and the state of the optimizer."""
     old = Training(1, num_steps=3)
-    if exported:
-        save_model("run", {"model": old.model}, [old.optimizer])
+    if way:
+        save_model("run", {"model": old.model}, [old.optimizer], **way)
         export_distributed("run", "old-directory")
     else:
         weights, moments = get_state_dict(old.model, old.optimizer)
@@ -182,8 +183,8 @@ def test_a_loop_of_your_own_moves_in():
     assert_equal(loaded.state(), old.state())
 
 
-@pytest.mark.parametrize("exported", [False, True], ids=["of a library", "of spot export"])
-def test_a_state_of_accelerate_moves_in(exported):
+@from_each_source
+def test_a_state_of_accelerate_moves_in(way):
     """Weights, optimizer and scheduler."""
     states = []
     for seed, words in ((1, None), (2, 'accelerator.load_state("old-state")')):
@@ -195,10 +196,10 @@ def test_a_state_of_accelerate_moves_in(exported):
         if words is None:
             for _ in range(3):
                 found.step(torch.ones(2, 4))
-            if exported:
+            if way:
                 others = {"scheduler-0": found.scheduler.state_dict(), "accelerator": {"step": 0}}
                 others["rng"] = RngPart().state_dict()
-                save_model("run", {"model-0": found.model}, [found.optimizer], others=others)
+                save_model("run", {"model-0": found.model}, [found.optimizer], **way, others=others)
                 export_accelerate("run", "old-state")
             else:
                 accelerator.save_state("old-state")
