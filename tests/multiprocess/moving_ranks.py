@@ -36,15 +36,16 @@ def load_old(words, **values):
 
 
 class Net(nn.Module):
-    """Draws from a random stream, so that the stream is part of what moves."""
+    """Draws from the random streams, if they are part of what moves."""
 
-    def __init__(self):
+    def __init__(self, draws=True):
         super().__init__()
         self.layer = small_model()
         self.register_buffer("drawn", torch.zeros((), dtype=torch.int64))
+        self.draws = draws
 
     def forward(self, x):
-        self.drawn += draw()
+        self.drawn += draw() if self.draws else 1
         return {"loss": self.layer(x).square().mean() / 1024}
 
 
@@ -114,6 +115,7 @@ def lightning(url, is_new, world_size):
 
 
 def transformers(url, is_new, world_size):
+    """In a run the loader draws its own seed from the stream of torch, so no other draws are compared."""
     arguments = TrainingArguments(
         "old-output" if is_new else "output",
         num_train_epochs=2,
@@ -121,12 +123,13 @@ def transformers(url, is_new, world_size):
         per_device_train_batch_size=2 // world_size,
         save_strategy="epoch" if is_new else "no",
         lr_scheduler_type="constant",
+        train_sampling_strategy="sequential",  # a run shuffles in an order of its own
         report_to=[],
         disable_tqdm=True,
         use_cpu=True,
     )
     trainer = HuggingFaceTrainer(
-        Net(),
+        Net(draws=False),
         arguments,
         train_dataset=[{"x": row} for row in samples()],
         callbacks=[] if url is None else [SpotTrainerCallback(url, **SPOT)],
@@ -148,4 +151,5 @@ def main(host: str, folder: str, url: str | None, is_new: bool, rank: int, world
         url, is_new, world_size
     )
     states = [plain(dict(sorted(each.state_dict().items()))) for each in found]
-    Path(f"state-{rank}").write_bytes(pickle.dumps((states, plain(RngPart().state_dict()))))
+    streams = None if host == "transformers" else plain(RngPart().state_dict())
+    Path(f"state-{rank}").write_bytes(pickle.dumps((states, streams)))
