@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from spot_plugins.push import process
+from spot_plugins.session import SpotSession
 
 DEADLINE_S = 300.0
 
@@ -57,6 +59,12 @@ def until(condition, what, process=None):
         assert process is None or process.poll() is None, f"ended with {process.returncode} before this: {what}"
         time.sleep(0.005)
     return result
+
+
+def until_notice():
+    """Wait until the session of this process knows of a notice, whichever host it belongs to."""
+    (session,) = (each for each in gc.get_objects() if type(each) is SpotSession)
+    until(lambda: session.notice is not None, "the notice is known")
 
 
 def remove(folder):

@@ -15,16 +15,14 @@ DDP = "    model = DistributedDataParallel(model)\n"
 LOADER = "elastic_loader(dataset, batch_size=32, seed=7)"
 
 PREEMPTED = """
-import builtins, gc, os, signal, time
-from spot_plugins.session import SpotSession
+import builtins, os, signal
+from hearing import until_notice
 
 def print(text, **how):
     builtins.print(text, **how)
     if text.startswith("step {step},"):
         os.kill(os.getpid(), signal.SIGTERM)
-        [session] = [each for each in gc.get_objects() if type(each) is SpotSession]
-        while session.notice is None:  # the other steps take less time than that
-            time.sleep(0.001)
+        until_notice()  # all other steps take less time than that
 
 """
 """The beginning of a program whose machine is taken after a step."""

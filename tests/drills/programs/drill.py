@@ -2,8 +2,9 @@
 One rank of a training that is interrupted at an exact place, and what it writes down. For the trainings of all hosts.
 
 The settings say what happens. ``at``, a place such as ``["backward", 11]``, and ``to``, a list of ``[rank, after_s]``:
-each of these ranks sends itself ``signal`` (SIGTERM if not given) at that place, or so many seconds after it. Nobody
-waits for it to be heard. ``slow``, a rank and a place: that rank stands there until it knows of a notice, and for a
+each of these ranks sends itself ``signal`` (SIGTERM if not given) at that place, or so many seconds after it. It waits
+for a notice only some places later, because the whole training may take less time than a notice takes to be known.
+``slow``, a rank and a place: that rank stands there until it knows of a notice, and for a
 while more. ``freeze``, a place: every rank stops its pusher and itself there, until somebody lets both continue.
 
 ``["saving", 1]`` is the first periodic save, between staging and push. If it is ``at``, the pusher does nothing until
@@ -26,6 +27,8 @@ from hearing import pusher_pid, until
 from spot_plugins.events import Staged
 
 MORE_S = 0.2
+NUM_PLACES = 10
+"""Places after a signal until it has to be known. They are about two steps."""
 
 
 class Drill:
@@ -35,6 +38,7 @@ class Drill:
         self.rank = rank
         self._session = session
         self._num_saves = 0
+        self._num_places_left: int | None = None  # until this rank waits for the notice that it has sent itself
 
     def write(self, name, value):
         """Append a line to the file *name* of this rank."""
@@ -51,6 +55,10 @@ class Drill:
     def reach(self, *place):
         """Say that this rank is at *place*."""
         settings = self.settings
+        if self._num_places_left is not None:
+            self._num_places_left -= 1
+            if self._num_places_left == 0:
+                self.await_notice()
         if list(place) == settings.freeze:
             self._freeze()
         if list(place) == settings.at and settings.to is not None:
@@ -77,6 +85,8 @@ class Drill:
     def _send(self, after_s):
         name = self.settings.signal or "SIGTERM"
         self.write("events", {"event": "Sent", "signal": name, "at": time.monotonic()})
+        if name == "SIGTERM":
+            self._num_places_left = NUM_PLACES
         if after_s == 0:
             os.kill(os.getpid(), signal.Signals[name])
             return

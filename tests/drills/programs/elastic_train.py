@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import warnings
 from dataclasses import asdict, replace
 from functools import partial
@@ -22,6 +23,7 @@ import torch.distributed as dist
 from accelerate import Accelerator, FullyShardedDataParallelPlugin, PartialState
 from accelerate.utils import DistributedType
 from drill_settings import Settings
+from hearing import DEADLINE_S
 from lightning.fabric import Fabric
 from lightning.fabric.strategies import FSDPStrategy as FabricFSDPStrategy
 from lightning.fabric.strategies import ModelParallelStrategy as FabricModelParallelStrategy
@@ -40,6 +42,7 @@ from training_pieces import Points
 from spot_plugins.accelerate import SpotHook
 from spot_plugins.bare import SpotLoop
 from spot_plugins.data import elastic_loader
+from spot_plugins.events import NoticeReceived
 from spot_plugins.lightning import SpotCheckpoint
 
 
@@ -75,6 +78,8 @@ def record(settings, rank, epoch, step, samples, loss, optimizer):
 
 def spot_settings(settings):
     def write(event):
+        if isinstance(event, NoticeReceived):
+            noticed.set()
         with (settings.path / f"events-{os.environ.get('RANK', 0)}.jsonl").open("a") as file:
             file.write(json.dumps({"event": type(event).__name__, **asdict(event)}) + "\n")
 
@@ -89,10 +94,19 @@ def write_final(settings, rank, model, optimizer):
         torch.save([model_state, optimizer_state], f"{settings.folder}/final.pt")
 
 
+noticed = threading.Event()
+"""Set when a session of this process has received a notice."""
+
+
 def preempt(settings, rank, step):
-    """Take one machine, in the middle of a step; later in the next ones too, for all may leave some steps later."""
+    """
+    Take one machine, in the middle of a step; later in the next ones too, for all may leave some steps later.
+
+    The next step waits for the notice, because all steps of the training may take less time than it takes to be known.
+    """
     if settings.stop_in is not None and step >= settings.stop_in and rank == settings.ranks - 1:
         os.kill(os.getpid(), signal.SIGTERM)
+        assert step == settings.stop_in or noticed.wait(DEADLINE_S)
 
 
 # Lightning

@@ -1,8 +1,8 @@
 """
 Runs one of the recipes in examples/ as ``python recipe.py ARGUMENTS`` would: in a process of its own, or as a script.
 
-If ``SIGTERM_AT`` names a file, the rank ``SIGTERM_RANK`` sends itself a SIGTERM when three steps are logged there. A
-test that sent it from outside might be too late: the recipes are small, and a busy machine lets it wait for seconds.
+If ``SIGTERM_AT`` names a file, the rank ``SIGTERM_RANK`` sends itself a SIGTERM in the first step that begins after three
+are logged there, and waits until it is heard. The recipes are small, so a signal from outside might come too late.
 """
 
 from __future__ import annotations
@@ -11,25 +11,31 @@ import os
 import runpy
 import signal
 import sys
-import threading
-import time
 import warnings
 from pathlib import Path
 
 import torch
+from hearing import until_notice
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 
 def end_after_three(log):
-    while not (log.exists() and len(log.read_text().splitlines()) >= 3):
-        time.sleep(0.002)
-    os.kill(os.getpid(), signal.SIGTERM)
+    """Let the first step of an optimizer after three logged ones send the signal."""
+
+    def look(*_):
+        if log.exists() and len(log.read_text().splitlines()) >= 3:
+            hook.remove()
+            os.kill(os.getpid(), signal.SIGTERM)
+            until_notice()
+
+    hook = register_optimizer_step_pre_hook(look)
 
 
 def main(recipe, arguments):
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     if "SIGTERM_AT" in os.environ and os.environ.get("RANK", "0") == os.environ["SIGTERM_RANK"]:
-        threading.Thread(target=end_after_three, args=(Path(os.environ["SIGTERM_AT"]),), daemon=True).start()
+        end_after_three(Path(os.environ["SIGTERM_AT"]))
     sys.argv = [recipe, *arguments]
     runpy.run_path(recipe, run_name="__main__")
 
