@@ -1,7 +1,7 @@
 """
 Runs one of the recipes in examples/ as ``python recipe.py ARGUMENTS`` would: in a process of its own, or as a script.
 
-If ``SIGTERM_AT`` names a file, the rank ``SIGTERM_RANK`` sends itself a SIGTERM in the first step that begins after three
+If ``SIGTERM_AT`` names a file, the rank ``SIGTERM_RANK`` sends itself a SIGTERM in the first step after three
 are logged there, and waits until it is heard. The recipes are small, so a signal from outside might come too late.
 """
 
