@@ -4,6 +4,7 @@
 #   lowest      the lowest versions that pyproject.toml declares, which are in tests/lowest.txt, on the Python that runs this
 #   3.10, 3.13  the oldest and the newest Python, with the versions of constraints.txt; left out if not installed
 #   torch-X     version X of torch, such as torch-2.6.0; not among the default legs, because it takes gigabytes
+#   trackers    the tests of TensorBoard, W&B and MLflow; not among the default legs, because they take minutes
 #   load        the tests in which several processes or threads meet, while programs that only count keep all cores busy
 #   resolve     writes tests/lowest.txt anew, after a bound has changed
 #
@@ -87,6 +88,12 @@ for name in "${legs[@]}"; do
         continue
     elif [[ $name == load ]]; then
         (run_under_load)
+        continue
+    elif [[ $name == trackers ]]; then
+        # In a folder of their own, because tensorboard changes the default logger of Lightning.
+        "$python" -m pip install --quiet --disable-pip-version-check --upgrade --target .venv-legs/trackers \
+            -c constraints.txt tensorboard wandb mlflow-skinny
+        PYTHONPATH=$PWD/.venv-legs/trackers "$python" -m pytest -m soak tests/drills/test_trackers.py
         continue
     elif [[ $name == lowest ]]; then
         make_venv "$name" "$python" -r tests/lowest.txt

@@ -2,7 +2,7 @@
 The trackers of a Trainer continue one run after a kill and after a notice, and have each step once.
 
 Real trackers in real processes. They are in no extra of this package, because tensorboard changes the default logger of
-Lightning: `pip install tensorboard wandb mlflow-skinny`.
+Lightning. `make legs LEGS=trackers` installs them beside it.
 """
 
 from __future__ import annotations

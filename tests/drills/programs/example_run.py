@@ -22,13 +22,16 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 def end_after_three(log):
     """Let the first step of an optimizer after three logged ones send the signal."""
 
+    is_sent = False
+
     def look(*_):
-        if log.exists() and len(log.read_text().splitlines()) >= 3:
-            hook.remove()
+        nonlocal is_sent
+        if not is_sent and log.exists() and len(log.read_text().splitlines()) >= 3:
+            is_sent = True
             os.kill(os.getpid(), signal.SIGTERM)
             until_notice()
 
-    hook = register_optimizer_step_pre_hook(look)
+    register_optimizer_step_pre_hook(look)
 
 
 def main(recipe, arguments):
