@@ -65,8 +65,8 @@ def planted(mistake, *words):
 
 
 def texts(verdict):
-    """Return what every promise says, for the message of a failed test."""
-    return [f"{'kept' if each.is_kept else 'BROKEN'} {each.name}: {each.text}" for each in verdict.promises]
+    """Return what every promise says, as one text, because pytest shortens a list in the message of a failed test."""
+    return "\n".join(f"{'kept' if each.is_kept else 'BROKEN'} {each.name}: {each.text}" for each in verdict.promises)
 
 
 def drills_left(folder):

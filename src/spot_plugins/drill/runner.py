@@ -15,9 +15,7 @@ from typing import Final
 from ..config import DEFAULT_GRACE_S
 from ..errors import ConfigError
 from ..eventlog.reading import read_event_log
-from ..eventlog.records import TrainingBegan
 from ..events import (
-    CheckpointRejected,
     Committed,
     Leaving,
     LocalWriteFailed,
@@ -332,29 +330,27 @@ def _is_over(life: Life, pace: Pace) -> bool:
 
 
 def _log_of(place: Place, since: int) -> LifeLog:
-    """Return the facts that the event log has on the attempts after *since*."""
-    start_step, has_notice, left = None, False, set[bool]()
-    rejected, refusals, offsets = dict[int, str](), list[str](), list[float]()
+    """Return the facts of the attempts after *since*, by the event log and by what the ranks told the drill."""
+    has_notice, left = False, set[bool]()
+    refusals, offsets = list[str](), list[float]()
+    # The event log may lack how a life began, because the pusher process, which writes the log, may be killed first.
+    resumed = sorted(place.resumed(since), key=lambda each: each.attempt)
     for name in place.names()[-1:]:
         for log in read_event_log(open_store(place.url(name))).ranks:
             if log.attempt <= since:
                 continue
             offsets += [record.at - record.monotonic for record in log.records]
             for entry in [record.entry for record in log.records]:
-                if isinstance(entry, TrainingBegan) and log.rank == 0:
-                    start_step = entry.step or 0
-                elif isinstance(entry, NoticeReceived) and entry.kind != "soft":
+                if isinstance(entry, NoticeReceived) and entry.kind != "soft":
                     has_notice = True
-                elif isinstance(entry, CheckpointRejected):
-                    rejected[entry.step] = entry.reason
                 elif isinstance(entry, PushFailing | LocalWriteFailed | SaveAbandoned):
                     refusals.append(entry.reason)
                 elif isinstance(entry, Leaving):
                     left.add(entry.durable)
     return LifeLog(
-        start_step=start_step,
+        start_step=next((each.start for each in reversed(resumed) if each.rank == 0), None),
         has_notice=has_notice,
-        rejected=rejected,
+        rejected={step: reason for each in resumed for step, reason in each.rejected.items()},
         committed=next(iter(place.committed()), 0),
         refusals=tuple(dict.fromkeys(refusals)),
         has_left=left == {True},

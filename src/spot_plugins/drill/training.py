@@ -62,6 +62,11 @@ class Place:
         """Return the committed steps of the newest run, the newest first."""
         return [each.step_id.step for each in committed_steps(self.store())] if self.names() else []
 
+    def resumed(self, since: int) -> list[Rank]:
+        """Return the ranks of the newest run that have resumed in an attempt after *since*."""
+        known = [each for each in self.folder.ranks() if each.attempt > since and each.start is not None]
+        return [each for each in known if each.run in self.names()[-1:]]
+
     def newest_attempt(self) -> int:
         """Return the number of the newest attempt, 0 if there is none."""
         return newest_attempt(self.store()) if self.names() else 0

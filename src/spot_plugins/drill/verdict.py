@@ -95,7 +95,7 @@ def _of_ending(
     problems, text = list(life.problems), f"{injected.told}; all were gone after {life.gone_at - injected.at:.1f} s"
     if injected.fault.is_notice and injected.fault.takes_machine and life.exit_code is None:
         text = f"{injected.told}; all was killed {injected.limit_s:.0f} s later, and the last step was stored before"
-        if not life.log.has_left:
+        if not life.log.has_left and life.log.committed < pace.last_step:
             problems.append(f"the training had not ended {injected.limit_s:.0f} s after {injected.told}")
     is_deaf = not life.log.has_notice and life.gone_at - injected.at >= READ_S
     if injected.fault.kills_launcher and is_deaf and injected.step < pace.last_step <= life.reached_step:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from ..config import SpotConfig, printable_url
 
@@ -33,6 +33,10 @@ class Rank:
     attempt: int
     run: str
     """Name of the run, made from the URL of the program."""
+    start: int | None = None
+    """The step after which it trains, 0 on a first run. None until it has resumed."""
+    rejected: Mapping[int, str] = field(default_factory=dict)
+    """The committed steps that it could not use when it resumed, with the reasons."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +79,7 @@ class DrillFolder:
 
     def ranks(self) -> list[Rank]:
         """Return all ranks that have become known, those of earlier attempts included."""
-        return [Rank(**json.loads(path.read_text())) for path in sorted(self._ranks.glob("*.json"))]
+        return [_rank_of(json.loads(path.read_text())) for path in sorted(self._ranks.glob("*.json"))]
 
     def write_words(self, text: str) -> None:
         """Keep a warning or an error of a session."""
@@ -131,3 +135,8 @@ def live_folder(config: SpotConfig) -> str | None:
 def run_name(url: str) -> str:
     """Return the name of the run at *url* in a drill. It holds no secret of the URL."""
     return sha256(url.encode()).hexdigest()[:12]
+
+
+def _rank_of(fields: dict[str, Any]) -> Rank:
+    rejected = {int(step): reason for step, reason in fields.pop("rejected").items()}  # JSON has no numbers as keys
+    return Rank(**fields, rejected=rejected)

@@ -6,8 +6,10 @@ import logging
 import os
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 
 from ..config import SpotConfig
+from ..events import CheckpointRejected, Event
 from ..launch.drilled import DrillFolder, Rank, drilled, run_name
 from ..program.lines import LOGGER, OwnHandler, others_handle
 from .opened import Opened
@@ -26,6 +28,12 @@ class Drilling:
         self._url = config.url
         self.config = config if self._drill is None else self._drill.config(config)
         """The settings that count."""
+        self._rejected = dict[int, str]()
+
+    def on_event(self, event: Event) -> None:
+        """Remember the steps that a resume cannot use."""
+        if isinstance(event, CheckpointRejected):
+            self._rejected[event.step] = event.reason
 
     def begin(self, it: Opened, stack: ExitStack) -> None:
         """Say that this is a drill, and make this rank known to it. *stack* ends what is begun here."""
@@ -37,7 +45,15 @@ class Drilling:
         logger = logging.getLogger("spot_plugins")
         logger.addHandler(words)
         stack.callback(logger.removeHandler, words)
-        folder.write_rank(Rank(pid=os.getpid(), rank=it.job.rank, attempt=it.run.attempt, run=run_name(self._url)))
+        self._write_rank(it, None)
+
+    def resumed(self, it: Opened, step: int | None) -> None:
+        """
+        Let the drill know that training continues after *step*, None on a first run, and which steps were rejected.
+
+        Call this before the drill sees a step. It may kill everything then, before the event log is stored.
+        """
+        self._write_rank(it, step or 0)
 
     def end(self, step: int, finish: Callable[[int], None]) -> None:
         """
@@ -49,6 +65,12 @@ class Drilling:
         if self._drill is not None and self._drill.max_steps is not None and step >= self._drill.max_steps:
             finish(step)
             raise SystemExit(0)
+
+    def _write_rank(self, it: Opened, start: int | None) -> None:
+        if self._drill is not None:
+            name = run_name(self._url)
+            known = Rank(pid=os.getpid(), rank=it.job.rank, attempt=it.run.attempt, run=name)
+            self._drill.folder.write_rank(replace(known, start=start, rejected=self._rejected))
 
 
 class _WordsHandler(OwnHandler):

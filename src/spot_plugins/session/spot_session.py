@@ -81,7 +81,7 @@ class SpotSession(KeepsSteps):
     ) -> None:
         self._drilling = Drilling(config)
         self._milestones = Milestones()
-        self._bus = EventBus(self._milestones.on_event, *subscribers_of(on_event, hooks))
+        self._bus = EventBus(self._milestones.on_event, self._drilling.on_event, *subscribers_of(on_event, hooks))
         self._ranks = ranks
         self._clock = clock or SystemClock()
         self._registry = Registry()
@@ -231,8 +231,7 @@ class SpotSession(KeepsSteps):
             The step after which training continues, or None on a first run.
 
         Raises:
-            NothingToResumeError, IncompatibleCheckpointError, StoreError: See
-                :func:`spot_plugins.resume.restore.restore`.
+            NothingToResumeError, IncompatibleCheckpointError, StoreError: See :func:`~.resume.restore.restore`.
             UnsafeStateError: A registered part has state that could not be saved later.
         """
         self._phase.check("resume")
@@ -250,6 +249,7 @@ class SpotSession(KeepsSteps):
                 is_mirror=is_mirror,
                 check=lambda state: self._program.check(state.get(PART)),
             )
+            self._drilling.resumed(it, step)
             it.fingerprints.begin(step, [part for _, part in self._registry.items()])
             it.load_compiled()
             if step is not None:

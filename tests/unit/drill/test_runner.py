@@ -28,7 +28,7 @@ from spot_plugins.launch.drilled import Rank, drilled
 is_control = drilled().folder.path.name == "control"
 launcher = os.getppid()
 
-def begin(name="run"):
+def begin(name="run", start=None):
     folder = drilled().folder
     claims = folder.run(name) / "attempts"
     claims.mkdir(parents=True, exist_ok=True)
@@ -36,7 +36,7 @@ def begin(name="run"):
     (claims / f"{attempt:06d}.json").touch()
     folder.local(name).mkdir(parents=True, exist_ok=True)
     (folder.local(name) / f"copy-{attempt}").touch()
-    folder.write_rank(Rank(pid=os.getpid(), rank=0, attempt=attempt, run=name))
+    folder.write_rank(Rank(pid=os.getpid(), rank=0, attempt=attempt, run=name, start=start))
     return Ring(str(folder.local(name) / "fingerprints"), RingId(attempt, 0, 1), str(folder.live(name)))
 
 def train(ring, num_steps, step_s=0.02, first=1):
@@ -253,6 +253,18 @@ def test_the_local_copies_are_gone_after_the_loss_of_a_host(folder):
     assert life.ending.step <= life.reached_step < 150
     [left] = (folder / "rehearsal" / "local" / "run").iterdir()
     assert left.name == "copy-2", "that of the second start alone"
+
+
+def test_a_start_that_is_killed_at_its_first_step_has_resumed(folder):
+    """Its pusher process dies with it, before the event log of the run says where it has continued."""
+    program = """
+starts = [(0, 150 if is_control else 148), (148, 149), (149, 150)]
+start, last = starts[len(drilled().folder.ranks())]
+train(begin(start=start), last, first=start + 1)
+time.sleep(0 if last == 150 else 100)
+"""
+    facts = run(stand_in(program), folder, HostLoss(), num_faults=2)
+    assert [each.log.start_step for each in facts.rehearsal.lives] == [0, 148, 149], broken(facts)
 
 
 def test_a_rank_that_is_killed_is_drawn_by_the_seed(folder):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 
 import pytest
 import torch
@@ -62,7 +63,7 @@ def test_nothing_of_the_program_is_touched(folder, tmp_path):
     assert [each.step_id.step for each in committed_steps(open_local(str(run)))] == [3, 2]
     assert any(folder.local(name).iterdir())
     assert not (tmp_path / "local").exists()
-    assert folder.ranks() == [Rank(pid=os.getpid(), rank=0, attempt=1, run=name)]
+    assert folder.ranks() == [Rank(pid=os.getpid(), rank=0, attempt=1, run=name, start=0)]
     assert "secret" not in name
 
 
@@ -77,6 +78,29 @@ def test_a_drill_sees_each_step_at_once(folder, tmp_path):
             session.after_step(step)
             seen.append(set(ring.read(live, RingId(1, 0, 1))))
     assert seen == [{1}, {1, 2}, {1, 2, 3}]
+
+
+def test_a_drill_knows_where_a_start_continues_before_it_sees_a_step(folder, tmp_path, monkeypatch):
+    """It kills everything as soon as it sees one, before the pusher process has stored an event."""
+    train(tmp_path, 2)
+    seen = []
+    monkeypatch.setattr(ring.Ring, "write", lambda _, step, *__: seen.append((step, folder.ranks()[0].start)))
+    train(tmp_path, 4)
+    assert seen == [(2, 2), (3, 2), (4, 2)], "the file begins with the step of the checkpoint"
+
+
+def test_a_drill_knows_which_steps_a_start_has_rejected(folder, tmp_path, monkeypatch):
+    """For the same reason. The run is a copy on a machine without local copies, from which it could be repaired."""
+    train(tmp_path, 4)
+    other = DrillFolder(tmp_path / "other")
+    for name in ("attempts", "steps"):
+        shutil.copytree(folder.run(run_name(URL)) / name, other.run(run_name(URL)) / name)
+    for path in (other.run(run_name(URL)) / "steps").glob("0000000004-*/*"):
+        path.write_bytes(b"other ones")
+    monkeypatch.setenv(FOLDER_VARIABLE, str(other.path))
+    train(tmp_path, 4)
+    [rank] = other.ranks()
+    assert (rank.start, list(rank.rejected)) == (2, [4])
 
 
 def test_two_runs_of_a_program_have_two_places(folder, tmp_path):
