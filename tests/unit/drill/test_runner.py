@@ -255,13 +255,16 @@ def test_the_local_copies_are_gone_after_the_loss_of_a_host(folder):
     assert left.name == "copy-2", "that of the second start alone"
 
 
-def test_a_start_that_is_killed_at_its_first_step_has_resumed(folder):
+def test_a_start_that_is_killed_before_the_store_knows_of_it_has_resumed(folder):
     """Its pusher process dies with it, before the event log of the run says where it has continued."""
     program = """
-starts = [(0, 150 if is_control else 148), (148, 149), (149, 150)]
-start, last = starts[len(drilled().folder.ranks())]
-train(begin(start=start), last, first=start + 1)
-time.sleep(0 if last == 150 else 100)
+start = [0, 148, 149][len(drilled().folder.ranks())]
+ring = begin(start=start)
+if start == 148:
+    train(ring, 1_000_000, first=start)  # until it is killed
+is_last = is_control or start == 149
+train(ring, 150 if is_last else 148, first=start + 1)
+time.sleep(0 if is_last else 100)
 """
     facts = run(stand_in(program), folder, HostLoss(), num_faults=2)
     assert [each.log.start_step for each in facts.rehearsal.lives] == [0, 148, 149], broken(facts)
