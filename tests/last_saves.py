@@ -35,7 +35,7 @@ def state_of_rank(rank):
 class Rank:
     """One rank that stands still after the step, with the store that it puts to."""
 
-    def __init__(self, rank, store, state=None, replicated=("both",), part=None, world_size=WORLD):
+    def __init__(self, rank, store, state=None, replicated=("both",), part=None, world_size=WORLD, max_bytes=None):
         self.rank = rank
         self.store = store
         parts = Registry()
@@ -51,7 +51,7 @@ class Rank:
             keep_every=None,
         )
         self.pusher = InlinePusher(settings, store)
-        self.saver = Saver(parts, ThreadRank(rank, world_size, MemoryBoard()), self.pusher, EventBus())
+        self.saver = Saver(parts, ThreadRank(rank, world_size, MemoryBoard()), self.pusher, EventBus(), max_bytes)
         self.staged = None
 
     def save_last(self):

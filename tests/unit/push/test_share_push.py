@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from dataclasses import replace
 from fnmatch import fnmatch
 from itertools import combinations
 
@@ -31,7 +32,10 @@ from spot_plugins.format.keys import (
     prepared_manifest_key,
     rank_manifest_key,
 )
+from spot_plugins.format.manifest import RankManifest
+from spot_plugins.push import step_push
 from spot_plugins.save import layout as layouts
+from spot_plugins.save.buffers import ROOM_BYTES
 from spot_plugins.state.live_tensor import Changes
 from spot_plugins.state.part import ShardedPart
 from spot_plugins.state.shard import Shard
@@ -227,6 +231,21 @@ def test_a_rank_that_has_fewer_shared_tensors_stores_nothing(ranks, lost, store)
     assert_refused(ranks(0, store, state).save_last(), "")
 
 
+def test_a_rank_that_has_none_of_the_shared_tensors_stores_nothing(survivor, lost, store):
+    """Even if all blobs are there. A rank that holds another state cannot say that they are right."""
+    for key in shared_keys(lost):
+        store.put(key, lost.get(key))
+    survivor.staged = replace(survivor.staged, shared={})
+    assert_refused(survivor, "has other content on this rank")
+
+
+def test_a_rank_that_has_more_blobs_than_are_named_stores_nothing(survivor, lost, store):
+    whole = RankManifest.decode(store.get(PREPARED))
+    first = tuple(piece for piece in whole.tensors if piece.blob == 0)
+    store.put(PREPARED, replace(whole, blobs=whole.blobs[:1], tensors=first).encode())
+    assert_refused(survivor, "has other content on this rank")
+
+
 def other(document, **fields):
     """Return *document* as JSON with other *fields*, and without its hash, which no longer fits."""
     return json.dumps({**{k: v for k, v in document.items() if k != "xxh3_128"}, **fields}).encode()
@@ -333,6 +352,39 @@ def test_own_blobs_come_before_the_prepared_manifest_and_no_shared_blob_waits_fo
     assert store.get(PREPARED) == store.get(MANIFEST)
 
 
+class Forgetful(Recording):
+    """Refuses each blob of the rank's own once."""
+
+    own = ()
+
+    def put(self, key, data):
+        if key in self.own:
+            self.own.remove(key)
+            raise StoreError("put", key, "it is refused once")
+        super().put(key, data)
+
+
+def test_no_prepared_manifest_is_put_before_the_own_blobs_are_stored(ranks, lost, monkeypatch):
+    """It says to the others that these are there."""
+    monkeypatch.setattr(step_push, "FIRST_PAUSE_S", 0.01)
+    store = Forgetful()
+    *own, prepared = own_keys(lost)
+    store.own = [*own]
+    told = ranks(LOST, store).save_last().pusher.told
+    assert isinstance(told[-1], Committed)
+    assert max(map(store.order.index, own)) < store.order.index(prepared)
+
+
+def test_the_last_save_is_never_refused_because_of_its_own_blobs_apart(ranks):
+    """They take some bytes more. If the user's limit has no room for these, nobody else can store the share."""
+    mixed = ranks(LOST, MemoryStore())
+    num_bytes = mixed.saver.stage(5, "pause", 0.0).blobs[0].layout.num_bytes
+    last = ranks(LOST, MemoryStore(), max_bytes=num_bytes + ROOM_BYTES).save_last()
+    assert isinstance(last.pusher.told[-1], Committed)
+    assert not last.staged.can_be_finished
+    assert PREPARED not in content(last.store)
+
+
 class Refusing(MemoryStore):
     def put(self, key, data):
         if key == PREPARED:
@@ -364,22 +416,24 @@ class SpreadPart(ShardedPart):
 
     replicated = ("w",)
 
-    def __init__(self, rank):
-        self.rank = rank
+    def __init__(self, rank, holders=None):
+        first, rows = (0, 30) if holders == (1, 2) else (10 * rank, 10)
+        self.boxes = ShardBoxes((30, 4), (Box((first, 0), (rows, 4)),), holders or (rank,))
 
     def state_dict(self):
-        boxes = ShardBoxes((30, 4), (Box((10 * self.rank, 0), (10, 4)),), (self.rank,))
-        return {"w": Shard(torch.full((10, 4), float(self.rank)), boxes)}
+        return {"w": Shard(torch.zeros(self.boxes.held[0].lengths), self.boxes)}
 
     def load_state_dict(self, state):
         raise AssertionError
 
 
-@pytest.mark.parametrize("kind", ["spread", "one rank", "nothing shared"])
+@pytest.mark.parametrize("kind", ["spread", "held by some", "held in part", "one rank", "nothing shared"])
 def test_nothing_changes_where_no_other_rank_holds_the_share(kind, ranks):
     """The objects are those of any other save."""
     kwargs = {
         "spread": {"part": SpreadPart(LOST)},
+        "held by some": {"part": SpreadPart(LOST, (1, 2))},
+        "held in part": {"part": SpreadPart(LOST, (0, 1, 2))},
         "one rank": {"world_size": 1},
         "nothing shared": {"replicated": ()},
     }[kind]
