@@ -197,6 +197,8 @@ def test_survivors_finish_the_share_of_a_rank_that_is_killed(num_ranks, lost, st
     told = said(ranks.output(survivors[0]))
     how = "rank 0 has ended" if lost == 0 else f"rank {lost} has ended (its connection was closed)"
     assert f"step {step} is stored, though {how}" in told
+    if lost != 0:
+        ranks.until_there(r"/merged\.json")  # by the pusher of rank 0, whoever has stored the share
     assert_resumes_exactly(start, ranks, references)
 
 
