@@ -269,14 +269,14 @@ def test_a_pusher_that_was_only_slow_may_store_the_same_share(first, start, refe
 @pytest.mark.soak
 def test_a_survivor_that_is_killed_too_is_replaced(start, references):
     """It is killed between the blobs and the manifest, and it was rank 0. The next one stores the share."""
-    ranks = start(3, {0: manifest(1), 1: shared_blob(1)}, notice=True)
-    ranks.until_held(1)
-    ranks.until_there(prepared(1), manifest(0), manifest(2))
-    ranks.kill(1)
+    ranks = start(3, {0: manifest(2), 2: shared_blob(2)}, notice=True)
+    ranks.until_held(2)
+    ranks.until_there(prepared(2), manifest(0), manifest(1))
+    ranks.kill(2)
     ranks.until_held(0)
     ranks.kill(0)
-    assert ranks.end(2) == [143]
-    assert "rank 1 has ended before its share" in said(ranks.output(2))
+    assert ranks.end(1) == [143]
+    assert "rank 2 has ended before its share" in said(ranks.output(1))
     assert_resumes_exactly(start, ranks, references)
 
 
