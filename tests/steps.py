@@ -16,6 +16,7 @@ from spot_plugins.format.manifest import RankManifest
 from spot_plugins.push import PushSettings
 from spot_plugins.push.ledger import Ledger
 from spot_plugins.push.local_write import Disk
+from spot_plugins.push.share_push import SharePush
 from spot_plugins.push.step_push import StepPush, Ways
 from spot_plugins.ranks import Board, Job, MemoryBoard, SingleRank
 from spot_plugins.resume.newest import load_newest
@@ -69,6 +70,13 @@ class InlinePusher:
         images = [memory[blob.buffer][blob.offset : blob.offset + blob.num_bytes] for blob in job.blobs]
         ways = Ways(store=self.store, disk=None if self.local is None else Disk(self.local))
         StepPush(job, self.settings, images, ways=ways, bus=EventBus(self.told.append)).run()
+
+    def finish_share(self, job, number, buffer):
+        """Push what another rank stores. Only what the store takes is of interest."""
+        memory = memoryview(mmap.mmap(buffer.fd, buffer.num_bytes))
+        images = [memory[blob.offset : blob.offset + blob.num_bytes] for blob in job.blobs]
+        settings = replace(self.settings, rank=job.of_rank)
+        SharePush(job, settings, images, ways=Ways(store=self.store), bus=EventBus(self.told.append)).run()
 
     def announce(self, step, buffers):
         pass

@@ -7,12 +7,9 @@ Durations end in ``_s`` (seconds), sizes in ``_bytes``. Users subscribe with ``o
 from __future__ import annotations
 
 import logging
-import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeAlias
-
-from .errors import ConfigError
+from typing import TypeAlias
 
 logger = logging.getLogger(__name__)
 
@@ -214,6 +211,29 @@ class SharesCounted:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ShareFinished:
+    """This rank has stored the share of another rank of the last *step*, because that rank has ended."""
+
+    step: int
+    rank: int
+    """The rank that has ended."""
+    num_bytes: int
+    """Bytes that this rank stored. 0 if that rank had stored its share meanwhile."""
+    push_s: float
+    """Seconds from the end of staging to the put of the manifest of that rank."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShareNotFinished:
+    """This rank could not store the share of another rank of the last *step*. Nothing of it was committed."""
+
+    step: int
+    rank: int
+    """The rank that has ended."""
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class SaveAbandoned:
     """*step* will never be committed, because a newer step took its place or the store failed."""
 
@@ -328,6 +348,8 @@ Event: TypeAlias = (
     | PushFailing
     | Committed
     | SharesCounted
+    | ShareFinished
+    | ShareNotFinished
     | SaveAbandoned
     | Superseded
     | Pruned
@@ -344,32 +366,6 @@ Subscriber: TypeAlias = Callable[[Event], None]
 
 Hook: TypeAlias = Subscriber
 """Old name of :data:`Subscriber`, kept until 1.0."""
-
-
-def subscribers_of(
-    on_event: Subscriber | Sequence[Subscriber], hooks: Sequence[Subscriber] | None
-) -> tuple[Subscriber, ...]:
-    """
-    Return the subscribers that a constructor was given, as *on_event* or under its old name *hooks*.
-
-    The constructor calls this function directly, so that a warning names the line of the constructor's caller.
-
-    Raises:
-        ConfigError: Both are given, or the value is neither a function nor a sequence of functions.
-    """
-    name: str = "on_event"
-    given: Any = on_event  # a user may pass any object
-    if hooks is not None:
-        if on_event != ():
-            raise ConfigError(
-                f"on_event={on_event!r} and hooks={hooks!r}: hooks is the old name of on_event. Pass only on_event"
-            )
-        warnings.warn("hooks is the old name of on_event. Write on_event=...", DeprecationWarning, stacklevel=3)
-        name, given = "hooks", hooks
-    subscribers = (given,) if callable(given) else tuple(given) if isinstance(given, Iterable) else None
-    if subscribers is None or not all(callable(each) for each in subscribers):
-        raise ConfigError(f"{name}={given!r} must be a function or a list of functions, each taking one event")
-    return subscribers
 
 
 class EventBus:

@@ -8,8 +8,9 @@ from typing import Any
 from accelerate import Accelerator
 
 from ..config import ElasticBatch, EverySeconds, FastForward, NoticeSources, OnNotice, Seconds, from_environment
-from ..events import Subscriber, subscribers_of
+from ..events import Subscriber
 from ..loop import Loop
+from ..program import subscribers_of
 from . import internals
 from .framework import AccelerateFramework
 from .guarded import REMEDIES

@@ -13,8 +13,9 @@ from torch.optim import Optimizer
 
 from ..config import ElasticBatch, EverySeconds, FastForward, NoticeSources, OnNotice, Seconds, from_environment
 from ..errors import ConfigError
-from ..events import Subscriber, subscribers_of
+from ..events import Subscriber
 from ..loop import Loop
+from ..program import subscribers_of
 from ..state import ModelPart, OptimizerPart
 from ..state.part import Part
 from . import fabric_internals

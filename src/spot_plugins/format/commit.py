@@ -11,7 +11,7 @@ import logging
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from ..errors import SupersededError
 from ..store import ObjectStore, get_at_most
@@ -20,7 +20,9 @@ from .keys import (
     STEPS_PREFIX,
     StepId,
     merged_manifest_key,
+    parse_prepared_manifest_key,
     parse_rank_manifest_key,
+    prepared_manifest_key,
     rank_manifest_key,
 )
 from .manifest import MAX_MANIFEST_BYTES, ManifestError, RankManifest
@@ -54,6 +56,15 @@ class StoredManifests:
         """True if the manifest of every rank is stored."""
         # Not set(range(world_size)), because a forged name can give any number of ranks.
         return len(self.ranks) == self.world_size > max(self.ranks)
+
+
+class Shares(NamedTuple):
+    """The ranks of a checkpoint, by what they have put."""
+
+    stored: set[int]
+    """The ranks whose manifests are stored."""
+    prepared: set[int]
+    """The ranks whose prepared manifests are stored."""
 
 
 def commit(manifest: RankManifest, store: ObjectStore) -> None:
@@ -123,6 +134,33 @@ def read_manifest(store: ObjectStore, step_id: StepId, rank: int, world_size: in
     """
     data = _get(store, rank_manifest_key(step_id, rank, world_size), MAX_MANIFEST_BYTES)
     return _decode(data, step_id, rank, world_size)
+
+
+def read_prepared(store: ObjectStore, step_id: StepId, rank: int, world_size: int) -> RankManifest:
+    """
+    Read the prepared manifest of one rank, which names its blobs before they are stored.
+
+    Raises:
+        KeyError: It does not exist.
+        ManifestError: It is damaged, too large, that of another step or rank, or not the bytes that the rank commits.
+        StoreError: The store does not answer.
+    """
+    data = _get(store, prepared_manifest_key(step_id, rank, world_size), MAX_MANIFEST_BYTES)
+    manifest = _decode(data, step_id, rank, world_size)
+    if manifest.encode() != data:
+        raise ManifestError("the prepared manifest is not in the form in which it would be stored")
+    return manifest
+
+
+def shares_of(store: ObjectStore, step_id: StepId, world_size: int) -> Shares:
+    """Return which ranks have stored their share of a checkpoint, or have prepared it. Raises :exc:`StoreError`."""
+    stored: set[int] = set()
+    prepared: set[int] = set()
+    for key in store.keys(step_id.prefix):
+        for parse, ranks in ((parse_rank_manifest_key, stored), (parse_prepared_manifest_key, prepared)):
+            if (found := parse(key)) is not None and found.world_size == world_size > found.rank:
+                ranks.add(found.rank)
+    return Shares(stored, prepared)
 
 
 def _get(store: ObjectStore, key: str, max_bytes: int) -> bytes:

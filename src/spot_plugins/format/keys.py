@@ -21,6 +21,7 @@ COMPILED_PREFIX: Final = "compile-cache/"
 
 _STEP_DIR = re.compile(r"steps/(\d{10,})-(\d{6,})/")
 _RANK_MANIFEST = re.compile(r"steps/(\d{10,})-(\d{6,})/rank-(\d{5,})-of-(\d{5,})\.json")
+_PREPARED = re.compile(r"steps/(\d{10,})-(\d{6,})/prepared-(\d{5,})-of-(\d{5,})\.json")
 _ATTEMPT = re.compile(r"attempts/(\d{6,})\.json")
 _BLOB = re.compile(r"steps/(\d{10,})-(\d{6,})/r(\d{5,})-b\d{4,}\.safetensors")
 _HASH = re.compile(r"[0-9a-f]{32}")
@@ -134,6 +135,11 @@ def rank_manifest_key(step_id: StepId, rank: int, world_size: int) -> str:
     return f"{step_id.prefix}rank-{rank:05d}-of-{world_size:05d}.json"
 
 
+def prepared_manifest_key(step_id: StepId, rank: int, world_size: int) -> str:
+    """Return the key under which *rank* names its blobs before they are stored. It is no key of a manifest."""
+    return f"{step_id.prefix}prepared-{rank:05d}-of-{world_size:05d}.json"
+
+
 def merged_manifest_key(step_id: StepId) -> str:
     """Return the key of the copy of all manifests of a checkpoint."""
     return f"{step_id.prefix}merged.json"
@@ -148,6 +154,14 @@ def parse_step_id(key: str) -> StepId | None:
 def parse_rank_manifest_key(key: str) -> RankManifestKey | None:
     """Return the fields of *key*, or None if *key* does not name a rank's manifest."""
     match = _RANK_MANIFEST.fullmatch(key)
+    if match is None:
+        return None
+    return RankManifestKey(StepId(int(match[1]), int(match[2])), int(match[3]), int(match[4]))
+
+
+def parse_prepared_manifest_key(key: str) -> RankManifestKey | None:
+    """Return the fields of *key*, or None if *key* does not name a prepared manifest."""
+    match = _PREPARED.fullmatch(key)
     if match is None:
         return None
     return RankManifestKey(StepId(int(match[1]), int(match[2])), int(match[3]), int(match[4]))

@@ -15,10 +15,10 @@ from ..config import SpotConfig
 from ..errors import Preempted
 from ..events import EventBus, Leaving
 from ..program import Lines
-from ..push import Pusher
 from ..ranks import Job, Meeting, texts_of_ranks
 from ..save import SavedSteps
 from .listener import Listener
+from .lost_shares import LostShares
 from .measurements import Measurements
 from .phase import PhaseTracker
 
@@ -50,7 +50,6 @@ class Departure:
         self,
         config: SpotConfig,
         job: Job,
-        pusher: Pusher,
         saved_steps: SavedSteps,
         measurements: Measurements,
         agreement: Agreement,
@@ -58,10 +57,10 @@ class Departure:
         phase: PhaseTracker,
         bus: EventBus,
         lines: Lines,
+        lost_shares: LostShares,
     ) -> None:
         self._config = config
         self._job = job
-        self._pusher = pusher
         self._saved_steps = saved_steps
         self._measurements = measurements
         self._agreement = agreement
@@ -69,6 +68,7 @@ class Departure:
         self._phase = phase
         self._bus = bus
         self._lines = lines
+        self._lost_shares = lost_shares
         self._lock = threading.Lock()
         self._outcomes: dict[int, Outcome] = {}
 
@@ -102,7 +102,6 @@ class Departure:
         return self._notice().wait_until
 
     def _make_durable(self, step: int, is_paused: bool) -> Outcome:
-        self._pusher.hurry()
         self._measurements.announce(step, self._notice())
         is_durable = self._saved_steps.push_last(step, self.leave_by, is_paused=is_paused)
         saved, notice = self._saved_steps.last, self._notice()  # an earlier end may have become known
@@ -113,7 +112,7 @@ class Departure:
         meeting = self._job.meet(self.leave_by(), None if is_durable else "the rank left before its share was stored")
         # wait: the deadline of the notice and half a second; this rank leaves without the others
         meeting.wait()
-        if is_durable and self._job.rank == 0:
+        if is_durable:
             self._say_stored(saved, meeting)
         if is_durable and self._config.acknowledge_notice:
             self._listener.acknowledge()
@@ -131,11 +130,29 @@ class Departure:
         return "" if self._config.on_notice == "continue" else f"; {_LEAVES}"
 
     def _say_stored(self, step: int | None, meeting: Meeting) -> None:
-        """Show on rank 0 that *step* is stored, or which ranks may not have stored their share of it."""
+        """
+        Show on one rank that *step* is stored, or which ranks may not have stored their share of it.
+
+        If a rank has ended, this rank stays until the others have stored that share, or time is up.
+        """
         silent = "the rank does not answer" if meeting.lost is None else str(meeting.lost)
         missing = [cast("str | None", meeting.notes.get(rank, silent)) for rank in range(self._job.world_size)]
+        though, why_not = "", self._saved_steps.why_no_shares
+        if any(missing) and (meeting.lost is not None or meeting.is_cut_off) and step is not None:
+            though = f", though {meeting.lost or 'rank 0 has ended'}"
+            reasons = dict.fromkeys((rank for rank, text in enumerate(missing) if text), why_not or "")
+            if why_not is None:
+                reasons = self._lost_shares.finish(step, self.leave_by)
+            missing = [
+                f"{text or silent}, and no other rank has stored its share: {reasons[rank]}"
+                if rank in reasons
+                else None
+                for rank, text in enumerate(missing)
+            ]
+        if not self._lost_shares.is_first and not (why_not is not None and meeting.is_cut_off):
+            return
         if not any(missing):
-            self._lines.say(f"step {step} is stored{self._ending}")
+            self._lines.say(f"step {step} is stored{though}{self._ending}")
             return
         text = (
             f"step {step} may NOT be stored by all ranks: {texts_of_ranks(missing)}{self._ending}. The next attempt "

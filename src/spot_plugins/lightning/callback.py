@@ -17,8 +17,9 @@ from lightning.pytorch.strategies import (
 from ..config import ElasticBatch, EverySeconds, FastForward, NoticeSources, OnNotice, Seconds, from_environment
 from ..data import end_shielded_workers
 from ..errors import ConfigError, Preempted
-from ..events import Subscriber, subscribers_of
+from ..events import Subscriber
 from ..monitor.scalars import Scalars
+from ..program import subscribers_of
 from ..session import SpotSession
 from . import internals
 from .fit import Fit

@@ -9,6 +9,7 @@ dies, and nothing here imports torch. Begin with :mod:`.pusher`, then read :mod:
 from __future__ import annotations
 
 from .messages import BlobImage, FrozenUse, PushJob, PushSettings
+from .other_shares import LostError
 from .pusher import Pusher
 from .shared_file import FileWriter, SharedFile
 from .shared_memory import open_memory
@@ -17,6 +18,7 @@ __all__ = [
     "BlobImage",
     "FileWriter",
     "FrozenUse",
+    "LostError",
     "PushJob",
     "PushSettings",
     "Pusher",

@@ -12,6 +12,7 @@ from .. import events
 from ..events import Event
 from .lifecycle import StepLifecycle, StepState
 from .messages import FrozenUse, PushJob, StoredFrozen
+from .other_shares import OtherShares
 
 MAX_TRIES: Final = 2
 """Pusher processes that one step is handed to. A step that has ended two of them may be the cause."""
@@ -74,6 +75,8 @@ class Ledger:
         """The newest step of which the share of this rank is stored. None if there is none."""
         self.newest_whole: int | None = None
         """The newest step that the shares of all ranks are stored of, as far as rank 0 has seen it. None on others."""
+        self.other_shares = OtherShares()
+        """The shares of other ranks, which are apart, so that the share of this rank stays what it is."""
         self._steps: dict[int, _Entry] = {}
         self._handed_over: set[int] = set()
         self._held: dict[int, int] = {}  # buffers, and the steps in them

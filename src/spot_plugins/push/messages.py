@@ -38,6 +38,8 @@ _PUSHER_EVENTS: Final = (
     events.StoreDamaged,
     events.Committed,
     events.SharesCounted,
+    events.ShareFinished,
+    events.ShareNotFinished,
     events.SaveAbandoned,
     events.Superseded,
     events.Pruned,
@@ -103,6 +105,10 @@ class PushJob:
     """True if the step was handed over before and the outcome was lost: it may be committed already."""
     buffers: tuple[int, ...] = ()
     """Numbers of all buffers that the trainer lends for the step, also of those without a blob. Set when it is sent."""
+    is_prepared: bool = False
+    """True if the manifest is put early under another name, so that another rank can store the shared blobs."""
+    of_rank: int | None = None
+    """The rank that has ended and whose shared blobs these are. None if they are of the rank of the process."""
 
 
 @dataclass(frozen=True, slots=True)

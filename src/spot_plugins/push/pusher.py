@@ -17,7 +17,7 @@ from ..errors import ConfigError, StoreError
 from ..events import Event, EventBus
 from . import messages
 from .file_way import FileWay
-from .ledger import MAX_TRIES, Ledger, Lent
+from .ledger import MAX_TRIES, Ledger, Lent, Submission
 from .lifecycle import StepState
 from .log_way import LogWay
 from .messages import KeepRequest, PruneRequest, PushJob, PushSettings
@@ -137,6 +137,23 @@ class Pusher:
             failure = self._hand_over(job.step)
         if failure is not None:
             self.abandon(job.step, failure)
+
+    def finish_share(self, job: PushJob, number: int, buffer: Lent) -> None:
+        """
+        Hand over the share of another rank, which lies in *buffer*. The ledger gets the outcome.
+
+        Raises:
+            StoreError: There is no pusher process.
+        """
+        assert job.of_rank is not None
+        with self._sending:
+            try:
+                process = self._reach_process()
+            except OSError as error:
+                raise StoreError("put", "", f"{_NO_START}: {error}") from error
+            self.ledger.other_shares.begin(job.step, job.of_rank, process)
+            with contextlib.suppress(OSError):  # the thread that receives its messages notices, too
+                process.push(Submission(replace(job, buffers=(number,)), {number: buffer}, None))
 
     def abandon(self, step: int, reason: str) -> None:
         """Give up *step*, which was announced, because of *reason*."""
@@ -260,6 +277,7 @@ class Pusher:
                 self.log_way.received = event = messages.decode_event(body)
                 self.ledger.on_event(event)
                 self.wishes.on_event(event)
+                self.ledger.other_shares.on_event(event)
                 self._emit(event)
 
     def _emit(self, event: Event) -> None:
@@ -279,6 +297,7 @@ class Pusher:
             if self._process is process:
                 self._process = None
             lost, unanswered = self.ledger.lose(process), self.wishes.lose(reason)
+            self.ledger.other_shares.lose(process)
             failure = None
             if lost.again is not None:
                 logger.warning("step %s goes to another pusher process", lost.again)

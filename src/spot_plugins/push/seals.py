@@ -35,10 +35,12 @@ class Seals:
         slices: list[list[TensorSlice]] = [[] for _ in self.images]
         for piece in self._job.tensors:
             slices[piece.blob].append(piece)
-        self._futures = [
-            pool.submit(seal, self._job, index, image, inside, self._settings)
-            for index, (image, inside) in enumerate(zip(self.images, slices, strict=True))
-        ]
+        first = sorted(range(len(self.images)), key=lambda index: index not in self.own)  # whose puts are first
+        futures = {
+            index: pool.submit(seal, self._job, index, self.images[index], slices[index], self._settings)
+            for index in first
+        }
+        self._futures = [futures[index] for index in range(len(self.images))]
 
     def __getitem__(self, index: int) -> SealedBlob:
         # wait: until the blob is hashed; that reads memory alone
@@ -53,6 +55,14 @@ class Seals:
     def frozen(self) -> dict[int, SealedBlob]:
         """The frozen blobs that the job brings, by index."""
         return {index: self[index] for index, image in enumerate(self._job.blobs) if image.is_frozen}
+
+    @property
+    def own(self) -> list[int]:
+        """The blobs that hold nothing but tensors of the rank's own, by index. Empty unless the job is prepared."""
+        if not self._job.is_prepared:
+            return []
+        shared = {piece.blob for piece in self._job.tensors if piece.shared}
+        return [i for i, image in enumerate(self._job.blobs) if not image.is_frozen and i not in shared]
 
     def manifest(self) -> RankManifest:
         """Return the manifest of the step."""

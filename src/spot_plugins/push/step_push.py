@@ -6,7 +6,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +17,8 @@ from ..errors import SpotError, StoreError, SupersededError
 from ..eventlog.pusher_log import PusherLog
 from ..events import EventBus
 from ..format.commit import commit, withdraw_if_pruned
-from ..format.keys import FROZEN_PREFIX, StepId, rank_manifest_key
+from ..format.keys import FROZEN_PREFIX, StepId, prepared_manifest_key, rank_manifest_key
+from ..format.manifest import ManifestError, RankManifest
 from ..store import ObjectStore
 from .frozen_watch import damage_of
 from .keeping import Marks, prune_old
@@ -101,6 +102,7 @@ class StepPush:
         self._reason = ""
         self._write: LocalWrite | None = None
         self._is_freed = False
+        self._is_prepared = False
 
     def give_up(self, reason: str) -> None:
         """Stop trying once the store fails, because of *reason*. Called from another thread."""
@@ -166,11 +168,13 @@ class StepPush:
         self._ways.damaged.difference_update(damages)
         for key, reason in damages.items():
             self._bus.emit(events.StoreDamaged(key=key, reason=reason, is_repaired=True))
-        manifest = self._seals.manifest()
+        self._commit(self._seals.manifest())
+        return num_bytes
+
+    def _commit(self, manifest: RankManifest) -> None:
         self._retry(lambda: commit(manifest, self._ways.store))
         with suppress(StoreError):  # the step is committed; the newer attempt, if there is one, removes what is left
             withdraw_if_pruned(manifest, self._ways.store)
-        return num_bytes
 
     def _skip_stored(self, unstored: dict[int, memoryview]) -> dict[str, str]:
         """Remove the frozen blobs that the store has from *unstored*. Return the damage of the others, by key."""
@@ -200,7 +204,12 @@ class StepPush:
         """Put the blobs that are still missing, by index. A blob that was put is not put again."""
         started = time.monotonic()
         num_bytes = sum(len(image) for image in unstored.values())
-        puts = {index: pool.submit(self._put, index, image) for index, image in unstored.items()}
+        own = {index: pool.submit(self._put, index, unstored[index]) for index in self._seals.own if index in unstored}
+        if self._job.is_prepared and not self._is_prepared:
+            pool.submit(self._prepare, [*own.values()])  # it waits for puts that have begun before it
+        puts = own | {
+            index: pool.submit(self._put, index, each) for index, each in unstored.items() if index not in own
+        }
         failure: StoreError | None = None
         for index, put in puts.items():
             try:
@@ -212,6 +221,17 @@ class StepPush:
         if failure is not None:
             raise failure
         self._ways.speed.record(num_bytes, time.monotonic() - started)
+
+    def _prepare(self, own: list[Future[None]]) -> None:
+        """Put the prepared manifest after the blobs of the rank's *own*. A failure takes nothing but a precaution."""
+        settings = self._settings
+        with suppress(StoreError, ManifestError):
+            for put in own:
+                # wait: until the client of the store gives up; there is no prepared manifest before the next try
+                put.result()
+            key = prepared_manifest_key(self._seals.step_id, settings.rank, settings.world_size)
+            self._ways.store.put(key, self._seals.manifest().encode())
+            self._is_prepared = True
 
     def _put(self, index: int, image: memoryview) -> None:
         self._ways.store.put(self._seals[index].blob.key, image)

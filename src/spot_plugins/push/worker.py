@@ -18,6 +18,7 @@ import threading
 import time
 import weakref
 from collections import deque
+from dataclasses import replace
 from typing import Any, Final
 
 from .. import events
@@ -35,6 +36,7 @@ from .local_write import Disk
 from .messages import Channel, FrozenUse, PushJob, PushSettings, SealedBlob, StoredFrozen
 from .priority import Priority
 from .proof import serve_proofs
+from .share_push import SharePush
 from .shared_file import FileWriter
 from .step_push import StepPush, Ways
 
@@ -165,20 +167,17 @@ class Worker:
                 self._gather(StepId(step, self._settings.attempt))
 
     def _push_next(self) -> tuple[int, bool] | None:
-        """Push the job that has waited longest. Return its step and whether it is committed, None if none will come."""
+        """
+        Push the job that has waited longest.
+
+        Return its step, and whether the share of this rank is committed. Return None if no job will come.
+        """
         self._fulfill_until_next()
         with self._changed:
             if not self._waiting:
                 return None
             job, images = self._waiting.popleft()
-            self._pushing = push = StepPush(
-                job,
-                self._settings,
-                images,
-                ways=self._ways,
-                bus=self._bus,
-                frozen=self._frozen_before(job),
-            )
+            self._pushing = push = self._push_of(job, images)
             self._hasten()
         try:
             push.run()
@@ -189,7 +188,14 @@ class Worker:
                 self._watch.frozen = frozen = StoredFrozen(job.frozen_set, tuple(push.frozen))
                 self._send(messages.encode_frozen(frozen))
             self._send({"released": job.buffers})
-        return job.step, push.is_committed
+        return job.step, push.is_committed or job.of_rank is not None
+
+    def _push_of(self, job: PushJob, images: list[memoryview]) -> StepPush:
+        if job.of_rank is None:
+            frozen = self._frozen_before(job)
+            return StepPush(job, self._settings, images, ways=self._ways, bus=self._bus, frozen=frozen)
+        settings = replace(self._settings, rank=job.of_rank, local_dir=None)
+        return SharePush(job, settings, images, ways=replace(self._ways, disk=None), bus=self._bus)
 
     def _fulfill_until_next(self) -> None:
         """Mark and release steps until a job waits or none will come. All marks are tried once before the job."""
@@ -220,6 +226,8 @@ class Worker:
         missing: tuple[int, ...] = ()
         visible: int | None = step_id.step
         if not self._merge(step_id):
+            if self._finishes_share:
+                return  # it is counted after that
             try:
                 stored = [
                     each for each in stored_manifests(self._ways.store) if each.step_id.attempt == step_id.attempt
@@ -230,6 +238,12 @@ class Worker:
             missing = tuple(sorted(set(range(self._settings.world_size)) - there))
             visible = max((each.step_id.step for each in stored if each.is_committed), default=None)
         self._bus.emit(events.SharesCounted(step=step_id.step, missing_ranks=missing, visible_step=visible))
+
+    @property
+    def _finishes_share(self) -> bool:
+        """True if the share of another rank is pushed next."""
+        with self._changed:
+            return bool(self._waiting) and self._waiting[0][0].of_rank is not None
 
     def _merge(self, step_id: StepId) -> bool:
         """

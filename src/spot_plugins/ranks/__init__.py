@@ -13,10 +13,12 @@ from __future__ import annotations
 from ..format.manifest import Json
 from .base import Board, BoardClosedError, BoardNonsenseError, Gathered, RankLostError, Ranks
 from .exchange import Job, Meeting, texts_of_ranks
+from .notes import ENDED
 from .single import MemoryBoard, SingleRank
 from .torch_ranks import TorchRanks, current_ranks
 
 __all__ = [
+    "ENDED",
     "Board",
     "BoardClosedError",
     "BoardNonsenseError",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable
@@ -25,6 +26,8 @@ LEFT_ON_NOTICE: Final = "has left because of a notice"
 EARLY_END: Final = "early end"
 """The note of a rank that leaves because of a notice, before training begins."""
 
+ENDED: Final = "ended"
+"""The name of the notes of the board itself about the ranks that have ended, one of each such rank."""
 
 Ended: TypeAlias = "tuple[int, str]"
 """A rank that has ended, and the end of a sentence that begins with the rank: how this is known."""
@@ -102,6 +105,7 @@ class Notes:
         """Take note that *rank* has ended, and answer who waits for it. It *is_lost* unless it said farewell."""
         how = LEFT_ON_NOTICE if how == LEFT and self.has_early_end else how
         self._ended.setdefault(rank, how)
+        self.post(f"{ENDED}/{rank}", json.dumps(how))
         if is_lost and self._lost is None:
             self._lost = rank, how
         waiting, self._waiting = self._waiting, {}

@@ -15,7 +15,8 @@ from ..config import SpotConfig
 from ..errors import ConfigError, Preempted, StoreError
 from ..events import EventBus
 from ..format.attempts import claim_attempt
-from ..format.keys import RUN_KEY
+from ..format.commit import shares_of
+from ..format.keys import RUN_KEY, StepId
 from ..format.manifest import FORMAT, Json, canonical_json
 from ..locations import is_local
 from ..push import Pusher, PushSettings
@@ -71,6 +72,10 @@ class Membership:
     """True if the store takes large objects in one request, straight from memory."""
     put_bytes_per_s: float | None = None
     """Speed of a put of this rank at the start. None if it is unknown."""
+
+    def shares_of(self, step: int, world_size: int) -> tuple[set[int], set[int]]:
+        """Return which ranks have stored their share of a *step* of this attempt, and which have prepared it."""
+        return shares_of(self.store, StepId(step, self.attempt), world_size)
 
 
 def join_run(

@@ -9,6 +9,6 @@ staged step holds the values of exactly one step, although the next one may be c
 from __future__ import annotations
 
 from .saved_steps import SavedSteps
-from .saver import Saver
+from .saver import NO_MEMORY, Saver
 
-__all__ = ["SavedSteps", "Saver"]
+__all__ = ["NO_MEMORY", "SavedSteps", "Saver"]

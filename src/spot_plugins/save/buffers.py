@@ -198,6 +198,16 @@ class Buffers:
                 raise ConfigError(str(error)) from None
             raise
 
+    def take_again(self, num_bytes: int, deadline: float) -> SharedBuffer:
+        """
+        Return a buffer of at least *num_bytes* in place of one that the pusher has done with. See :meth:`Pool.take`.
+
+        Raises:
+            ConfigError: *num_bytes* is more than all buffers may take.
+        """
+        self.check_size(num_bytes)
+        return self.active.take(num_bytes, lambda: not self.active.buffers, deadline=deadline, make_by=deadline)
+
     def take_frozen(self, num_bytes: int, *, make_by: float) -> SharedBuffer:
         """Return a free buffer of at least *num_bytes* for frozen tensors. It is kept until :meth:`retire`."""
         return self.frozen.take(num_bytes, lambda: True, deadline=make_by, make_by=make_by)
@@ -216,11 +226,15 @@ class Buffers:
 
     def check_size(self, num_bytes: int) -> None:
         """Raise :exc:`ConfigError` if one state of *num_bytes* is more than there may be."""
-        if self._max_bytes is not None and num_bytes + ROOM_BYTES > self._max_bytes:
+        if not self.fits(num_bytes):
             raise ConfigError(
                 f"buffer_bytes={self._max_bytes} is too small for the state of this rank: give at least "
                 f"{num_bytes + ROOM_BYTES}, or None"
             )
+
+    def fits(self, num_bytes: int) -> bool:
+        """Return whether one state of *num_bytes* is not more than there may be."""
+        return self._max_bytes is None or num_bytes + ROOM_BYTES <= self._max_bytes
 
     def close(self) -> None:
         """Close all on the copying thread. The pusher process keeps its own mappings of those that it needs."""

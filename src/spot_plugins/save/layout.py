@@ -88,7 +88,9 @@ def signature(tensors: Mapping[str, LiveTensor]) -> Hashable:
     return tuple((name, live.tensor.dtype, live.tensor.shape, live.boxes) for name, live in tensors.items())
 
 
-def plan_layout(tensors: Mapping[str, LiveTensor], rank: int, *, grows: bool = False) -> Layout:
+def plan_layout(
+    tensors: Mapping[str, LiveTensor], rank: int, *, grows: bool = False, own_apart: bool = False
+) -> Layout:
     """
     Decide which slices *rank* stores, and their positions.
 
@@ -96,22 +98,21 @@ def plan_layout(tensors: Mapping[str, LiveTensor], rank: int, *, grows: bool = F
         tensors: All that this rank holds, by name. All holders of a piece must have it under the same name.
         rank: This rank.
         grows: Whether blobs grow with the state, because a service takes money and time for each.
+        own_apart: Whether tensors of the rank's own are in blobs of their own, after the others. The blobs before them
+            are then those of a layout without these tensors, which every holder of the shared ones can plan.
 
     Returns:
         The layout. Over all ranks, the slices of a shared tensor cover it exactly once; but a tiny one is stored by
         all who hold it.
     """
-    pieces = [*_share(tensors, rank), *_own(tensors)]
-    # safetensors allows no gaps: the widest types first, so that each tensor is aligned to its own type
-    pieces = [cut for piece in pieces for cut in _split(piece)]
-    pieces.sort(key=lambda piece: -piece.live.tensor.element_size())
-    max_bytes = _max_blob_bytes(sum(piece.num_bytes for piece in pieces)) if grows else MAX_BLOB_BYTES
+    shared, own = [*_share(tensors, rank)], [*_own(tensors)]
+    groups = [each for pieces in ([shared, own] if own_apart else [shared + own]) for each in _groups(pieces, grows)]
     blobs: list[tuple[int, int]] = []
     headers: list[bytes] = []
     slices: list[TensorSlice] = []
     origins: list[Origin] = []
     end = 0
-    for group in _fill_blobs(pieces, max_bytes):
+    for group in groups:
         header = _header(group)
         offset = -(-end // BLOB_ALIGNMENT) * BLOB_ALIGNMENT
         position = len(header)
@@ -177,6 +178,15 @@ def _max_blob_bytes(num_bytes: int) -> int:
         return MAX_BLOB_BYTES
     # A blob may miss a slice to be full.
     return min(num_bytes // NUM_LARGE_BLOBS + 2 * MAX_SLICE_BYTES, LARGE_BLOB_BYTES)
+
+
+def _groups(pieces: list[_Piece], grows: bool) -> Iterator[list[_Piece]]:
+    """Return the slices of each blob."""
+    pieces = [cut for piece in pieces for cut in _split(piece)]
+    # safetensors allows no gaps: the widest types first, so that each tensor is aligned to its own type
+    pieces.sort(key=lambda piece: -piece.live.tensor.element_size())
+    max_bytes = _max_blob_bytes(sum(piece.num_bytes for piece in pieces)) if grows else MAX_BLOB_BYTES
+    return _fill_blobs(pieces, max_bytes)
 
 
 def _fill_blobs(pieces: list[_Piece], max_bytes: int) -> Iterator[list[_Piece]]:

@@ -43,6 +43,7 @@ class SavedSteps:
         self._pusher = pusher
         self._grace_s = grace_s
         self._held: StagedStep | None = None
+        self._last_staged: StagedStep | None = None
         self._resumed: int | None = None
         self.last: int | None = None
         """The step that was saved last, or resumed from."""
@@ -69,7 +70,7 @@ class SavedSteps:
     def reached(self, step: int) -> None:
         """Record that *step* is done. A state that was held belongs to an earlier step."""
         self.present = step
-        self._held = None
+        self._held = self._last_staged = None
 
     def has(self, step: int) -> bool:
         """Return whether *step* is stored or on its way. Then it must not be saved again, as it may be visible."""
@@ -153,6 +154,7 @@ class SavedSteps:
         Returns:
             Whether the last saved step is stored.
         """
+        self._pusher.hurry()
         _wait(self._saver.wait_copied, leave_by)  # a copy of this step may still fail
         try:
             if not self.has(step):
@@ -171,8 +173,29 @@ class SavedSteps:
                 raise StoreError("put", "", reason, False)
             return
         self._held = None  # its memory may be used for this save
-        self._saver.push(self._saver.stage(step, "notice", deadline))
+        self._last_staged = self._saver.stage(step, "notice", deadline, is_last=True)
+        self._saver.push(self._last_staged)
         self.last = step
+
+    @property
+    def why_no_shares(self) -> str | None:
+        """The reason why this rank cannot store what another rank has staged of the last step. None if it can."""
+        if (staged := self._last_staged) is None:
+            return "the step was saved before the ranks stood still"
+        return None if staged.can_be_finished else "no other rank holds all of it"
+
+    def push_share(self, rank: int, deadline: float) -> None:
+        """
+        Let the pusher store what *rank* has staged of the step of :meth:`push_last`, because that rank has ended.
+
+        Call it only if :attr:`why_no_shares` is None. It waits until *deadline* (monotonic) for memory.
+
+        Raises:
+            SpotError, OSError, MemoryError: There is no memory for it.
+        """
+        assert self._last_staged is not None
+        self._pusher.hurry()  # the share of this rank is stored, so its memory must not wait for the local disk
+        self._saver.stage_share(self._last_staged, rank, deadline)
 
 
 def _wait(wait: Callable[[float], bool], until: Callable[[], float]) -> None:

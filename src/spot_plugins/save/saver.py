@@ -8,6 +8,7 @@ from collections.abc import Hashable
 from typing import Final
 
 from ..events import EventBus, Staged
+from ..format.boxes import whole
 from ..format.manifest import Json
 from ..push import FrozenUse, Pusher
 from ..ranks import Ranks
@@ -20,7 +21,7 @@ from .copier import COPY_S, Copier, TornError, stuck_copy
 from .frozen import FrozenSets, StagedFrozen
 from .layout import Layout, plan_layout, signature
 from .snapshot import Snapshot
-from .staged import Blobs, StagedStep
+from .staged import Blobs, StagedStep, share_job
 
 logger = logging.getLogger(__name__)
 
@@ -108,21 +109,37 @@ class Saver:
         if not self._overlaps:
             self._copier.fence()
 
-    def stage(self, step: int, trigger: Trigger, deadline: float) -> StagedStep:
+    def stage(self, step: int, trigger: Trigger, deadline: float, *, is_last: bool = False) -> StagedStep:
         """
         Copy all of the state as it is now into a free buffer, and keep it there.
 
         Waits and raises as :meth:`save`.
+
+        Args:
+            step: The step.
+            trigger: The reason of the save.
+            deadline: The end of the wait (monotonic) for a buffer.
+            is_last: Whether all ranks stand still until they leave, so that one may store the share of another.
         """
         while True:
-            staged, snapshot = self._begin(step, trigger, deadline)
-            snapshot.issue()
-            snapshot.hold_back()
-            # wait: until the device has copied; a device that hangs stops the training itself
-            snapshot.wait()
+            staged, snapshot = self._begin(step, trigger, deadline, is_last=is_last)
+            _complete(snapshot)
             if (checked := self._check_frozen(staged)) is not None:
                 self._emit_staged(checked, 0.0)
                 return checked
+
+    def stage_share(self, staged: StagedStep, rank: int, deadline: float) -> None:
+        """
+        Copy what *rank* stores of the shared tensors, for the step that was *staged* last, and hand it to the pusher.
+
+        Nothing may have changed since. Waits until *deadline* (monotonic) for the buffer of the share of this rank, and
+        raises as :meth:`save`.
+        """
+        layout = plan_layout(staged.shared, rank, grows=self._grows_blobs)
+        buffer = self._buffers.take_again(layout.num_bytes, deadline)
+        _complete(Snapshot(buffer, layout, staged.shared))
+        job = share_job(staged.step, rank, Blobs(buffer, layout, is_frozen=False))
+        self._pusher.finish_share(job, buffer.number, buffer)
 
     def push(self, staged: StagedStep) -> None:
         """Hand *staged* to the pusher, which owns its buffers until the step is committed or abandoned."""
@@ -162,12 +179,18 @@ class Saver:
                 "a copy from the device does not end, so its memory is not released. Look at the device and its driver"
             )
 
-    def _begin(self, step: int, trigger: Trigger, deadline: float) -> tuple[StagedStep, Snapshot]:
+    def _begin(
+        self, step: int, trigger: Trigger, deadline: float, *, is_last: bool = False
+    ) -> tuple[StagedStep, Snapshot]:
         started = time.monotonic()
         self._copier.fence()  # at most one copy at a time: it is done, or the optimizer's step would not be
         make_by = deadline if trigger == "notice" else max(deadline, started + PREPARE_S)
         document, active, live_frozen = self._capture()
-        layout = self._layout_of(active, frozen=False)
+        layout, shared = self._layout_of(active, frozen=False), self._shared_whole(active) if is_last else {}
+        if shared:
+            apart = plan_layout(active, self._ranks.rank, grows=self._grows_blobs, own_apart=True)
+            # A few kB more for the blobs apart must never be the reason why the last step is lost.
+            layout, shared = (apart, shared) if self._buffers.fits(apart.num_bytes) else (layout, {})
         buffer = self._buffers.take(layout.num_bytes, deadline=deadline, make_by=make_by)
         blobs = [Blobs(buffer, layout, is_frozen=False)]
         snapshot = Snapshot(blobs[0].buffer, layout, active)
@@ -183,7 +206,7 @@ class Saver:
             snapshot.begin_on({each.tensor.device for each in live_frozen.values()}, buffer)
             self._buffers.retire()
         stall_s = time.monotonic() - started
-        return StagedStep(step, trigger, document, tuple(blobs), frozen, stall_s, started), snapshot
+        return StagedStep(step, trigger, document, tuple(blobs), frozen, stall_s, started, shared), snapshot
 
     def _capture(self) -> tuple[Json, dict[str, LiveTensor], dict[str, LiveTensor]]:
         """Return the state, the tensors that may change, and the frozen ones."""
@@ -191,6 +214,17 @@ class Saver:
         frozen = {name: each for name, each in live.items() if each.changes is Changes.NEVER}
         active = {name: each for name, each in live.items() if name not in frozen} if frozen else live
         return document, active, frozen
+
+    def _shared_whole(self, active: dict[str, LiveTensor]) -> dict[str, LiveTensor]:
+        """Return the tensors that the ranks share, if every rank holds each of them whole. Otherwise return none."""
+        shared = {name: each for name, each in active.items() if each.boxes is not None}
+        everybody = tuple(range(self._ranks.world_size))
+        is_whole = len(everybody) > 1 and all(
+            boxes.holders == everybody and boxes.held == (whole(boxes.shape),)
+            for boxes in (each.boxes for each in shared.values())
+            if boxes is not None
+        )
+        return shared if is_whole else {}
 
     def _finish(self, staged: StagedStep, waited_s: float, error: Exception | None) -> None:
         """Hand *staged* over after its copy, or abandon it because of *error*. On the copying thread, mostly."""
@@ -234,3 +268,11 @@ class Saver:
                 layout = plan_layout(live, self._ranks.rank, grows=self._grows_blobs and not frozen)
                 self._layouts[frozen] = new, layout
             return layout
+
+
+def _complete(snapshot: Snapshot) -> None:
+    """Copy the rest of *snapshot*, and wait for it."""
+    snapshot.issue()
+    snapshot.hold_back()
+    # wait: until the device has copied; a device that hangs stops the training itself
+    snapshot.wait()

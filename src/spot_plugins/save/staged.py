@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from ..format.manifest import Json, TensorSlice
 from ..push import BlobImage, FrozenUse, PushJob
 from ..schedule import Trigger
+from ..state.live_tensor import LiveTensor
 from .frozen import StagedFrozen
 from .layout import Layout
 from .shared_buffer import SharedBuffer
@@ -46,6 +47,8 @@ class StagedStep:
     """Seconds that training stood still to begin it."""
     begun_at: float
     """Monotonic time."""
+    shared: Mapping[str, LiveTensor] = field(default_factory=dict)
+    """The tensors that every rank holds whole, if blobs of this rank's own are apart. Empty in every other save."""
 
     @property
     def num_bytes(self) -> int:
@@ -58,6 +61,11 @@ class StagedStep:
         if self.frozen.set is None or self.frozen.use is not FrozenUse.REFERS:
             return 0
         return sum(size for _, size in self.frozen.set.layout.blobs)
+
+    @property
+    def can_be_finished(self) -> bool:
+        """True if another rank can store the shared blobs, because all ranks hold these tensors and stand still."""
+        return bool(self.shared) and (self.frozen.use is not FrozenUse.NONE or not self.frozen.live)
 
     @property
     def buffers(self) -> dict[int, SharedBuffer]:
@@ -101,4 +109,10 @@ class StagedStep:
             state=self.state,
             frozen_use=self.frozen.use,
             frozen_set=self.frozen.number,
+            is_prepared=self.can_be_finished,
         )
+
+
+def share_job(step: int, rank: int, blobs: Blobs) -> PushJob:
+    """Return the description of the shared *blobs* of another *rank* for the pusher."""
+    return PushJob(step=step, blobs=tuple(blobs.images()), tensors=blobs.layout.slices, state=None, of_rank=rank)

@@ -25,6 +25,7 @@ from ..leave.first_save import FirstSave
 from ..leave.last_resort import LastResort
 from ..leave.listener import Listener
 from ..leave.lost_rank import LostRank
+from ..leave.lost_shares import LostShares
 from ..leave.measurements import Measurements
 from ..leave.participant import TrainingParticipant
 from ..leave.phase import Phase, PhaseTracker
@@ -111,7 +112,6 @@ def join_and_build(
     departure = Departure(
         config=config,
         job=job,
-        pusher=pusher,
         saved_steps=saved_steps,
         measurements=measurements,
         agreement=agreement,
@@ -119,6 +119,7 @@ def join_and_build(
         phase=phase,
         bus=bus,
         lines=lines,
+        lost_shares=LostShares(job, run, pusher, saved_steps, lines),
     )
     participant.way_out = way_out = WayOut(
         phase=phase,

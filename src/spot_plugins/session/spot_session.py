@@ -16,12 +16,12 @@ from ..agreement import Notice
 from ..clock import Clock, SystemClock
 from ..config import SpotConfig
 from ..errors import Preempted
-from ..events import AttemptStarted, EventBus, Hook, Subscriber, subscribers_of
+from ..events import AttemptStarted, EventBus, Hook, Subscriber
 from ..guard import Guard, Host
 from ..leave.phase import Phase, PhaseTracker
 from ..leave.way_out import Pause
 from ..locations import is_local
-from ..program import Program
+from ..program import Program, subscribers_of
 from ..program.program import PART, ProgramPart
 from ..ranks import Ranks, current_ranks
 from ..resume.peek import Peeked, peek

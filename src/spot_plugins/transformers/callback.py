@@ -9,7 +9,8 @@ from transformers import Trainer, TrainerCallback
 
 from ..config import ElasticBatch, EverySeconds, FastForward, NoticeSources, OnNotice, Seconds, from_environment
 from ..errors import ConfigError
-from ..events import Subscriber, subscribers_of
+from ..events import Subscriber
+from ..program import subscribers_of
 from ..state.part import Part
 from . import internals
 from .attached import Attached

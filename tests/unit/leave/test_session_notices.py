@@ -255,9 +255,14 @@ def test_a_rank_at_its_end_is_told_of_one_that_left_without_its_share(is_on_its_
     assert not heard.of(LastSecondsPlanned, choice="train_on")
 
 
+@pytest.mark.parametrize("place", ["step", "pause"])
 @pytest.mark.parametrize("is_lost", [False, True], ids=["all meet", "one is lost"])
-def test_a_step_is_called_stored_once_all_ranks_have_met(is_lost, tmp_path, caplog, monkeypatch):
-    """A rank that is lost after the ranks agreed may not have stored its share. Nobody says that the step is there."""
+def test_a_step_is_called_stored_once_all_ranks_have_met(is_lost, place, tmp_path, caplog, monkeypatch):
+    """
+    A rank that is lost after the ranks agreed may not have stored its share. Rank 0 looks whether it is there.
+
+    In a pause it does not stay to look, because nobody could store it. So it does not say that the step is there.
+    """
     caplog.set_level(logging.INFO, "spot_plugins")
     config = SpotConfig(url=str(tmp_path), every_steps=1_000_000)
     meet = Job.meet
@@ -274,22 +279,34 @@ def test_a_step_is_called_stored_once_all_ranks_have_met(is_lost, tmp_path, capl
         with SpotSession(config, ranks=ranks) as session, suppress(Preempted, EOFError):
             session.register("part", Holder(state_of(1)), replicated=("both",))
             session.resume()
-            if ranks.rank == 0:
-                session._opened.listener._on_signal("SIGTERM", time.monotonic())
+            if place == "step":
+                notify(session)
             for step in itertools.count(1):
                 session.after_step(step)
+                if place == "pause":
+                    with session.pause(step) as pause:
+                        notify(session)
+                        until(lambda: session.notice, "the notice is known")
+                        pause.check()
+
+    def notify(session):
+        if session._opened.job.rank == 0:
+            session._opened.listener._on_signal("SIGTERM", time.monotonic())
 
     run_thread_ranks(2, run)
-    said = [record.getMessage() for record in caplog.records if "leaving with code 143" in record.getMessage()]
+    (said,) = [record.getMessage() for record in caplog.records if "leaving with code 143" in record.getMessage()]
+    step = numbers(LocalStore(str(tmp_path)))[0]
     if not is_lost:
-        assert said == [f"step {numbers(LocalStore(str(tmp_path)))[0]} is stored; leaving with code 143"]
-        return
-    assert len(said) == 1
-    assert re.fullmatch(
-        r"step \d+ may NOT be stored by all ranks: rank 1: rank 1 .*; leaving with code 143\. The next attempt resumes "
-        r"from it if all shares are there, and else from the step before",
-        said[0],
-    )
+        assert said == f"step {step} is stored; leaving with code 143"
+    elif place == "step":
+        assert re.fullmatch(rf"step {step} is stored, though rank 1 .*; leaving with code 143", said)
+    else:
+        assert re.fullmatch(
+            rf"step {step} may NOT be stored by all ranks: rank 1: rank 1 .*, and no other rank has stored its share: "
+            r"the step was saved before the ranks stood still; leaving with code 143\. The next attempt resumes from "
+            r"it if all shares are there, and else from the step before",
+            said,
+        )
 
 
 @pytest.mark.parametrize(("has_notice", "ends_with"), [(True, "Preempted"), (False, "RankLostError")])

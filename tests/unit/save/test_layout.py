@@ -161,6 +161,30 @@ def test_slices_are_aligned_and_blobs_are_small(kinds, world):
         assert layout.num_bytes == max(ends[-1], 1)
 
 
+@given(kinds=kinds, world=worlds, grows=st.booleans())
+def test_tensors_of_a_ranks_own_can_be_apart_so_that_others_know_the_blobs_before_them(kinds, world, grows):
+    """
+    The first blobs are then those of any rank that holds the shared tensors, byte for byte, and no blob has both kinds.
+    The slices are the same in every layout.
+    """
+    sources = sources_of(kinds, world)
+    shared = {name: source for name, source in sources.items() if source.boxes is not None}
+    for rank in range(world):
+        apart = plan_layout(sources, rank, grows=grows, own_apart=True)
+        others = plan_layout(shared, rank, grows=grows)
+        num_shared = len(others.blobs)
+        assert (apart.blobs[:num_shared], apart.headers[:num_shared]) == (others.blobs, others.headers)
+        assert apart.slices[: len(others.slices)] == others.slices
+        assert {(each.blob < num_shared, each.shared) for each in apart.slices} <= {(True, True), (False, False)}
+        assert staged(sources, apart)[:num_shared] == staged(shared, others)
+        mixed = plan_layout(sources, rank, grows=grows)
+        assert sorted(map(box_of, apart.slices)) == sorted(map(box_of, mixed.slices))
+
+
+def box_of(piece):
+    return piece.name, piece.offsets, piece.lengths
+
+
 small_shapes = st.lists(st.integers(1, 5), max_size=4).map(tuple)
 
 
