@@ -187,16 +187,17 @@ def assert_same(lives):
     assert all(steps == saved[0] for steps in saved), lives
 
 
+def until_answered(training, place, step):
+    """Let a step take longer than the answers to all proposals. The other ranks need the gradients of rank 0."""
+    if place == "before the step" and training.rank == 0:
+        wait_until(lambda: all(each.verdict for each in list(training.group._ballot.proposals.values())))
+
+
 @pytest.mark.parametrize("world_size", [2, 4])
 @pytest.mark.parametrize("every_steps", [1, 3, 5])
 def test_saves_on_steps_happen_at_the_same_boundaries(world_size, every_steps):
     """Every rank saves the same steps, about as often as was asked for, if a step takes longer than the answers."""
-
-    def at(training, place, step):
-        if place == "before the step" and training.rank == 0:  # the others need its gradients
-            wait_until(lambda: all(each.verdict for each in list(training.group._ballot.proposals.values())))
-
-    lives = train(world_size, at, every_steps=every_steps)
+    lives = train(world_size, until_answered, every_steps=every_steps)
 
     assert_same(lives)
     assert len(lives[0].saves) >= NUM_STEPS // (every_steps + 8)
@@ -207,6 +208,7 @@ def test_saves_on_seconds_happen_at_the_same_boundaries(world_size):
     """Rank 0's clock decides for all; the clocks of the others do not matter."""
 
     def at(training, place, step):
+        until_answered(training, place, step)
         if training.rank != 0 and place == "at the boundary":
             training.clock.seconds += 100
 
@@ -218,7 +220,7 @@ def test_saves_on_seconds_happen_at_the_same_boundaries(world_size):
 
 def test_steps_and_seconds_reset_each_other():
     """A save for one reason is one for the other: the distance is never below the smaller of the two."""
-    lives = train(2, every_steps=7, every_seconds=5, num_steps=80)
+    lives = train(2, until_answered, every_steps=7, every_seconds=5, num_steps=80)
 
     steps = [0, *(step for step, _ in lives[0].saves)]
     assert len(steps) > 2
@@ -232,6 +234,7 @@ def test_one_busy_rank_defers_the_save_of_all(busy_rank):
     is_busy.set()
 
     def at(training, place, step):
+        until_answered(training, place, step)
         if place == "before the step" and step == 12:
             is_busy.clear()
 

@@ -124,7 +124,7 @@ def test_a_soft_notice_is_saved_for_and_trained_on(world_size, told, tmp_path, m
                 notice = heard.wait(NoticeReceived)
                 assert notice == NoticeReceived(source="aws rebalance", grace_s=None, kind="soft")
             step = 1
-            while not heard.of(Staged) and step < 2000:
+            while not heard.of(Staged) and step < 1_000_000:
                 step += 1
                 meeting.wait(DEADLINE_S)
                 session.after_step(step)
