@@ -16,6 +16,7 @@ from .. import events
 from ..errors import SpotError, StoreError, SupersededError
 from ..eventlog.pusher_log import PusherLog
 from ..events import EventBus
+from ..format.attempts import check_newest
 from ..format.commit import commit, withdraw_if_pruned
 from ..format.keys import FROZEN_PREFIX, StepId, prepared_manifest_key, rank_manifest_key
 from ..format.manifest import ManifestError, RankManifest
@@ -225,7 +226,8 @@ class StepPush:
     def _prepare(self, own: list[Future[None]]) -> None:
         """Put the prepared manifest after the blobs of the rank's *own*. A failure takes nothing but a precaution."""
         settings = self._settings
-        with suppress(StoreError, ManifestError):
+        with suppress(SpotError, ManifestError):
+            check_newest(self._ways.store, settings.attempt)
             for put in own:
                 # wait: until the client of the store gives up; there is no prepared manifest before the next try
                 put.result()

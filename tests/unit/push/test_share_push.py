@@ -385,6 +385,15 @@ def test_the_last_save_is_never_refused_because_of_its_own_blobs_apart(ranks):
     assert PREPARED not in content(last.store)
 
 
+def test_an_attempt_that_is_superseded_prepares_nothing(ranks):
+    store = MemoryStore()
+    claim_attempt(store, b"")
+    claim_attempt(store, b"")
+    rank = ranks(LOST, store).save_last()
+    assert rank.staged.can_be_finished
+    assert not [key for key in content(store) if key.startswith(STEPS_PREFIX) and key.endswith(".json")]
+
+
 class Refusing(MemoryStore):
     def put(self, key, data):
         if key == PREPARED:
