@@ -113,7 +113,7 @@ class Training:
         """
         The error of the collective ends the others. The one that ends first breaks the collective of the next.
 
-        All ranks store their shares of step 1. Step 2 lacks that of the rank that dies.
+        All ranks store their shares of step 1. The rank that dies stores none of step 2.
         """
         self.open()
         with self.session:

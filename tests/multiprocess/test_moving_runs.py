@@ -71,7 +71,7 @@ CASES = [
 )
 def test_a_training_that_has_begun_continues_in_a_run(host, source, saved_by, world_size, tmp_path):
     """
-    Its end is in all bits that of a training that begins with the same file and knows nothing of this package.
+    It ends bit for bit like a training that begins with the same file and knows nothing of this package.
 
     The last step of the run has it, too, and a program that is started again has it from there.
     """

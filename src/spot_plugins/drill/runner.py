@@ -299,7 +299,7 @@ class _Watch:
         self._changed_at = life.began_at
         self.step = 0
         self.first_step = 0
-        """The first step that was seen. After a resume it is that of the checkpoint, which was done before."""
+        """The first step that was seen. After a resume an earlier start has done it, because it is the checkpoint's."""
 
     def runs(self) -> bool:
         """Look again after :data:`POLL_S`. Return whether the command still runs."""

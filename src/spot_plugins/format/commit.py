@@ -142,7 +142,7 @@ def read_prepared(store: ObjectStore, step_id: StepId, rank: int, world_size: in
 
     Raises:
         KeyError: It does not exist.
-        ManifestError: It is damaged, too large, that of another step or rank, or not the bytes that the rank commits.
+        ManifestError: It is damaged or too large, belongs to another step or rank, or has other bytes than a manifest.
         StoreError: The store does not answer.
     """
     data = _get(store, prepared_manifest_key(step_id, rank, world_size), MAX_MANIFEST_BYTES)

@@ -153,18 +153,12 @@ def parse_step_id(key: str) -> StepId | None:
 
 def parse_rank_manifest_key(key: str) -> RankManifestKey | None:
     """Return the fields of *key*, or None if *key* does not name a rank's manifest."""
-    match = _RANK_MANIFEST.fullmatch(key)
-    if match is None:
-        return None
-    return RankManifestKey(StepId(int(match[1]), int(match[2])), int(match[3]), int(match[4]))
+    return _of_rank(_RANK_MANIFEST.fullmatch(key))
 
 
 def parse_prepared_manifest_key(key: str) -> RankManifestKey | None:
     """Return the fields of *key*, or None if *key* does not name a prepared manifest."""
-    match = _PREPARED.fullmatch(key)
-    if match is None:
-        return None
-    return RankManifestKey(StepId(int(match[1]), int(match[2])), int(match[3]), int(match[4]))
+    return _of_rank(_PREPARED.fullmatch(key))
 
 
 def keep_key(step_id: StepId, owner: str) -> str:
@@ -188,3 +182,9 @@ def parse_compiled_key(key: str) -> CompiledKey | None:
     """Return the fields of *key*, or None if *key* does not name compiled code."""
     match = _COMPILED.fullmatch(key)
     return CompiledKey(int(match[1]), int(match[2]), match[3], match[4]) if match else None
+
+
+def _of_rank(match: re.Match[str] | None) -> RankManifestKey | None:
+    if match is None:
+        return None
+    return RankManifestKey(StepId(int(match[1]), int(match[2])), int(match[3]), int(match[4]))

@@ -208,6 +208,29 @@ def test_a_training_that_does_not_leave_is_killed(fault, folder, monkeypatch):
     assert "no session has received it" in broken(facts)["the training learns of it"]
 
 
+@pytest.mark.parametrize("durable", [True, False])
+def test_a_training_that_is_killed_on_its_way_out_has_left_if_all_ranks_have_stored_their_shares(
+    durable, folder, monkeypatch
+):
+    """The machine is taken at its time, and nothing is lost by that. The share of one rank is no step."""
+    monkeypatch.setattr(runner, "LEAST_NOTICE_S", 0.2)
+    program = f"""
+from event_logs import write_log
+from spot_plugins.events import Leaving
+from spot_plugins.store import LocalStore
+
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+attempt = 1 + len(drilled().folder.ranks())
+for rank, durable in enumerate((True, {durable})):
+    leaving = Leaving(step=1, durable=durable, left_s=1.0)
+    write_log(LocalStore(str(drilled().folder.run("run"))), attempt, [(1.0, leaving)], rank=rank, world_size=2)
+train_until_fault(120)
+"""
+    facts = run(stand_in(program), folder, Notice(), grace_s=0.2)
+    assert facts.rehearsal.lives[0].exit_code is None
+    assert ("all processes end in time" in broken(facts)) == (not durable)
+
+
 def test_a_launcher_that_does_not_see_the_end_of_its_rank_is_killed(folder, monkeypatch):
     """A scheduler would wait for it, and the machine would be paid for."""
     monkeypatch.setattr(runner, "LEAVE_S", 0.4)
